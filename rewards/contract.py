@@ -1,0 +1,30 @@
+"""What a reward is: a function that sees one question and all G completions, and returns G numbers.
+
+    def reward(*, question: str, completions: list[str], answer: str | None, **columns) -> list[float] | GroupScore
+
+`columns` are the other columns of the question's row. Primitives only, so that a plug-in is a plain function in anybody's
+file, testable without a GPU. Imports neither rl nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScore:
+    """A reward's values with what else it knows about the group.
+
+    scores: [G], finite. metrics: named numbers, averaged over the groups of a step. labels: [G], cluster of each completion
+    (equal label = equivalent answers). answers: [G], extracted final answers, None where nothing was found.
+    """
+
+    scores: Sequence[float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    labels: Sequence[int] | None = None
+    answers: Sequence[str | None] | None = None
+
+
+class RewardError(ValueError):
+    """A reward function could not be loaded, raised, or returned something else than G finite numbers."""

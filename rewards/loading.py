@@ -1,0 +1,89 @@
+"""A reward's name in a config -> the function: `package.module:name`, or `file.py:name`.
+
+Files are looked for beside the config that names them, then in the working directory, and imported once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rewards.contract import RewardError
+
+
+def load(use: str, search_from: Path | None = None) -> Callable[..., Any]:
+    """The function named by `use`; search_from: folder that relative files are looked for in first.
+
+    Raises RewardError for a name without a colon, a missing file, module or function (with the closest match), something that is
+    not callable, and a file that raises when it is imported (with its line).
+    """
+    place, colon, name = use.rpartition(":")
+    if not colon or not place or not name:
+        raise RewardError(f"reward {use!r} names no function; write package.module:name or file.py:name")
+    module = _import_file(use, place, search_from) if place.endswith(".py") else _import_module(use, place)
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        close = difflib.get_close_matches(name, public, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(sorted(public)) or 'no function'}"
+        raise RewardError(f"reward {use!r}: {place} has no {name!r}; {hint}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise RewardError(f"reward {use!r}: {name} is {type(function).__name__}, expected a function")
+    return function
+
+
+def user_line(error: BaseException, filename: str | None) -> str:
+    """`file:line` of the deepest frame in `filename`, or else of the deepest frame of all, from an exception's traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == filename]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    if not frames:
+        return filename or "unknown place"
+    frame = own[-1] if own else frames[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _import_module(use: str, place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
+            raise RewardError(f"reward {use!r}: there is no module {error.name!r}; is it installed, or is a file "
+                              f"meant ({place.rsplit('.', 1)[-1]}.py:...)?") from error
+        raise RewardError(f"reward {use!r}: importing {place} raised {_describe(error, None)}") from error
+    except Exception as error:  # any error of the user's own code becomes one message that names its line
+        raise RewardError(f"reward {use!r}: importing {place} raised {_describe(error, None)}") from error
+
+
+def _import_file(use: str, place: str, search_from: Path | None) -> ModuleType:
+    folders = ([search_from] if search_from is not None else []) + [Path.cwd()]
+    candidates = list(dict.fromkeys((folder / Path(place).expanduser()).resolve() for folder in folders))
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise RewardError(f"reward {use!r}: there is no file {' or '.join(str(candidate) for candidate in candidates)}")
+    module_name = f"reward_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up while it is executed
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # any error of the user's own code becomes one message that names its line
+        del sys.modules[module_name]
+        raise RewardError(f"reward {use!r}: importing {path} raised {_describe(error, str(path))}") from error
+    return module
+
+
+def _describe(error: Exception, filename: str | None) -> str:
+    return f"{type(error).__name__}: {error} at {user_line(error, filename)}"

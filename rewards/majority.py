@@ -1,0 +1,20 @@
+"""Completions alone -> 1 for those that agree with the group's majority: TTRL (arXiv:2504.16084), no gold answer read."""
+
+from __future__ import annotations
+
+from rewards.clustering import cluster
+from rewards.contract import GroupScore
+from rewards.extraction import extract_answers
+
+
+def majority_vote(*, completions: list[str], last_number: bool = False, **columns: object) -> GroupScore:
+    """r_i = 1 if c(o_i) is the one largest cluster of answers, else 0.
+
+    Ties share nothing: with two largest clusters all rewards are 0, where TTRL takes the first. Unanswered is 0 and no majority.
+    """
+    answers = extract_answers(completions, last_number)
+    clusters = cluster(answers)
+    is_tie = len(clusters.majority) > 1
+    winner = clusters.majority[0] if len(clusters.majority) == 1 else None
+    scores = [float(label == winner) for label in clusters.labels]
+    return GroupScore(scores, clusters.metrics() | {"tie": float(is_tie)}, clusters.labels, answers)

@@ -1,0 +1,151 @@
+"""Groups of completions -> weighted sums of rewards, with answers, clusters and semantic entropy for each group.
+
+    RewardSum([RewardSpec("rewards.accuracy:accuracy"), RewardSpec("my.py:brevity", weight=0.2)]).score(groups)
+
+How a function is called and checked is in calling.py, how it is found in loading.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rewards.calling import STYLES, CheckedScore, GroupInput, Reward, RolloutLike
+from rewards.clustering import cluster, entropy_of
+from rewards.contract import RewardError
+from rewards.extraction import extract_answers
+from rewards.loading import load
+
+__all__ = ["GroupInput", "GroupResult", "RewardSpec", "RewardSum", "RolloutLike"]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """One term of the sum. use: package.module:name or file.py:name. name: in metrics; None: the function's own."""
+
+    use: str
+    weight: float = 1.0
+    name: str | None = None
+    style: Literal["group", "trl"] = "group"
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """What the rewards say about one group.
+
+    rewards: [G], weighted sum. scores: each reward's own values [G] by name, unweighted, 0 where it had none. answers: [G],
+    None where nothing was found. labels: [G], cluster of each completion. entropy: over the labels, in nats, 0 <= H <= ln G.
+    metrics: `name/metric` of each reward, and of the group `group/num_clusters`, `group/unparsable_share`,
+    `group/unscored_share` (completions for which no reward had a score).
+    """
+
+    rewards: tuple[float, ...]
+    scores: Mapping[str, tuple[float, ...]]
+    answers: tuple[str | None, ...]
+    labels: tuple[int, ...]
+    entropy: float
+    metrics: Mapping[str, float]
+
+
+class RewardSum:
+    """r_i = sum over rewards of weight * score_i. Loads and checks all functions at once, before anything is sampled.
+
+    search_from: folder that files named by `use` are looked for in first. Raises RewardError, also for two rewards of one name.
+    """
+
+    def __init__(self, specs: Sequence[RewardSpec], search_from: Path | None = None) -> None:
+        if not specs:
+            raise RewardError("no reward is given; name at least one")
+        self._terms: list[tuple[RewardSpec, Reward]] = []
+        for spec in specs:
+            if spec.style not in STYLES:
+                raise RewardError(f"reward {spec.use!r}: style is {spec.style!r}, expected one of {', '.join(STYLES)}")
+            if not math.isfinite(spec.weight):
+                raise RewardError(f"reward {spec.use!r}: weight is {spec.weight}, expected a finite number")
+            function = load(spec.use, search_from)
+            name: str = spec.name or getattr(function, "__name__", type(function).__name__)
+            if name in self.names:
+                raise RewardError(f"two rewards are named {name!r} (the second is {spec.use}); give one of them another `name`")
+            reward = Reward(name, spec.use, function, dict(spec.arguments))
+            reward.check_arguments(spec.style)
+            self._terms.append((spec, reward))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(reward.name for _, reward in self._terms)
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether any of the rewards needs a gold answer."""
+        return any(reward.needs_answer for _, reward in self._terms)
+
+    def check_question(self, question_id: str, answer: str | None) -> None:
+        """Raises RewardError if the question has no gold answer and a reward needs one."""
+        if answer is not None and answer.strip():
+            return
+        for _, reward in self._terms:
+            if reward.needs_answer:
+                raise RewardError(f"{reward.label} needs a gold answer, and question {question_id!r} has none; fill the answer "
+                                  "column, or use a reward that needs none, such as rewards.semantic_entropy:semantic_entropy")
+
+    def score(self, groups: Sequence[GroupInput]) -> list[GroupResult]:
+        """One result per group, in order. Raises RewardError for whatever a function does wrong, and for an empty group."""
+        if not groups:
+            return []
+        for group in groups:
+            if not group.completions:
+                raise RewardError(f"question {group.question_id!r} has no completions to score")
+            if group.rollouts is not None and len(group.rollouts) != len(group.completions):
+                raise RewardError(f"question {group.question_id!r} has {len(group.rollouts)} rollouts for "
+                                  f"{len(group.completions)} completions")
+            self.check_question(group.question_id, group.answer)
+        columns = [STYLES[spec.style](reward, groups) for spec, reward in self._terms]
+        return [self._combine(group, [column[i] for column in columns]) for i, group in enumerate(groups)]
+
+    def _combine(self, group: GroupInput, checked: Sequence[CheckedScore]) -> GroupResult:
+        size = len(group.completions)
+        weights = [spec.weight for spec, _ in self._terms]
+        rewards, unscored = _weighted_sum(checked, weights, size)
+        if not all(map(math.isfinite, rewards)):
+            raise RewardError(f"question {group.question_id!r}: the weighted sum of {', '.join(self.names)} is {rewards}, expected "
+                              "finite numbers; the values or the weights are too large")
+        answers, labels = _answers_and_labels(group, checked)
+        metrics = {f"{name}/{metric}": value for name, score in zip(self.names, checked, strict=True)
+                   for metric, value in score.metrics.items()}
+        metrics |= {"group/num_clusters": float(len(set(labels))), "group/unparsable_share": answers.count(None) / size,
+                    "group/unscored_share": unscored / size}
+        scores = {name: tuple(0.0 if value is None else value for value in score.scores)
+                  for name, score in zip(self.names, checked, strict=True)}
+        return GroupResult(rewards, scores, answers, labels, entropy_of(labels), metrics)
+
+
+def _weighted_sum(checked: Sequence[CheckedScore], weights: Sequence[float], size: int) -> tuple[tuple[float, ...], int]:
+    """[G] sums, in which "no score" counts nothing, and the number of completions that no reward had a score for.
+
+    Those get the mean of the group's others, hence no advantage: 0 would be a verdict that nobody gave.
+    """
+    sums: list[float | None] = []
+    for i in range(size):
+        terms = [weight * value for score, weight in zip(checked, weights, strict=True) if (value := score.scores[i]) is not None]
+        sums.append(sum(terms) if terms else None)
+    scored = [value for value in sums if value is not None]
+    mean = _mean(scored) if scored else 0.0
+    return tuple(mean if value is None else value for value in sums), size - len(scored)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean, exact where all are equal: rounding must not make an equal-reward group look unequal."""
+    return values[0] if min(values) == max(values) else math.fsum(values) / len(values)
+
+
+def _answers_and_labels(group: GroupInput, checked: Sequence[CheckedScore]) -> tuple[tuple[str | None, ...], tuple[int, ...]]:
+    """Both from the first reward that gives both, otherwise both made here: taken from two places they could disagree."""
+    for score in checked:
+        if score.answers is not None and score.labels is not None:
+            return score.answers, score.labels
+    answers = extract_answers(list(group.completions))
+    return tuple(answers), cluster(answers).labels

@@ -1,0 +1,40 @@
+"""Completions alone -> the share of the group that agrees with each: EMPO (arXiv:2504.05812), no gold answer read.
+
+Maximising the expected share lowers the semantic entropy over the clusters of final answers. Forms: `share` is EMPO, `log` the
+exact gradient of the Shannon entropy (the first version of its code), `power` sharpens towards the majority vote of majority.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from rewards.clustering import cluster
+from rewards.contract import GroupScore
+from rewards.extraction import extract_answers
+
+
+def semantic_entropy(*, completions: list[str], form: Literal["share", "log", "power"] = "share", power: float = 1.0,
+                     unanswered: float | None = None, last_number: bool = False, **columns: object) -> GroupScore:
+    """r_i = p(c(o_i)) for form share, ln p(c(o_i)) for log, p(c(o_i))^power for power, with p(c) = |c| / G.
+
+    unanswered: the reward of a completion without an answer; None stands for 0 with share and power, and for ln(1/G) with
+    log, where 0 would be the best value of all. Raises ValueError for an unknown form, or a power that is not above 0.
+    """
+    if form not in ("share", "log", "power"):
+        raise ValueError(f"form is {form!r}, expected one of share, log, power")
+    if not power > 0:
+        raise ValueError(f"power is {power!r}, expected a number above 0")
+    answers = extract_answers(completions, last_number)
+    clusters = cluster(answers)
+    floor = math.log(1 / len(completions)) if form == "log" else 0.0
+    without_answer = floor if unanswered is None else unanswered
+    scores = [_value(share, form, power) if answer is not None else without_answer
+              for answer, share in zip(answers, clusters.shares, strict=True)]
+    return GroupScore(scores, clusters.metrics() | {"entropy": clusters.entropy}, clusters.labels, answers)
+
+
+def _value(share: float, form: str, power: float) -> float:
+    if form == "log":
+        return math.log(share)
+    return share**power if form == "power" else share

@@ -1,0 +1,218 @@
+"""Training groups -> micro-batches by token budget: here, and only here, groups are taken apart into rows of tokens.
+
+`plan_micro_batches` decides which sequences share a forward pass, `build_micro_batch` makes the tensors of one. Rows are
+right-padded (under a causal mask no real token sees the padding, so no attention mask is needed) or packed one after the
+other into one row, where `position_ids` start at 0 for each sequence: pass `use_cache=False`, no attention mask, and an
+attention that keeps them apart. To add a layout: its cost in `plan_micro_batches`, its tensors in `_lay_out`.
+
+Shape legend: B sequences, L columns, T completion tokens of all sequences one after the other, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from rl.losses import Aggregation, token_weights
+from rl.records import TrainingGroup
+
+Layout = Literal["padded", "packed"]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SequenceIndex:
+    """One completion of a list of groups. num_tokens: of its row, prompt included."""
+
+    group: int
+    rollout: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """The tensors of one forward and backward pass.
+
+    token_ids_BL, position_ids_BL: what the model reads; [1, L] when packed. predictor_T: where the position that predicts each
+    completion token is in the flattened [B * L]; `hidden_BLH.flatten(0, 1)[predictor_T]` is [T, H]. completion_ids_T: those
+    tokens. advantages_T, sampler_logprobs_T, weights_T: float32 (weights: see rl.losses.token_weights). sequence_ids_T:
+    index of each token's sequence in `sequences`. sequence_lengths: completion tokens of each sequence.
+    """
+
+    token_ids_BL: Tensor
+    position_ids_BL: Tensor
+    predictor_T: Tensor
+    completion_ids_T: Tensor
+    advantages_T: Tensor
+    sampler_logprobs_T: Tensor
+    weights_T: Tensor
+    sequence_ids_T: Tensor
+    sequence_lengths: tuple[int, ...]
+    sequences: tuple[SequenceIndex, ...]
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.sequences)
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """A copy with all tensors on the device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+def trains(group: TrainingGroup, needs_all: bool) -> bool:
+    """Whether a group needs a forward pass: some advantage is not zero, or the loss has a term that does not depend on
+    advantages (`needs_all`: a KL penalty or an entropy bonus). Groups left out still count in the denominators."""
+    return needs_all or any(advantage != 0.0 for advantage in group.advantages)
+
+
+def sequence_indices(groups: Sequence[TrainingGroup]) -> list[SequenceIndex]:
+    """Every completion of the groups. The row fed to the model is prompt + completion without its last token, which predicts
+    nothing.
+
+    Raises: ValueError for an empty prompt: nothing would predict the first token."""
+    indices = []
+    for group_index, training_group in enumerate(groups):
+        group = training_group.group
+        if not group.prompt.token_ids:
+            raise ValueError(f"the prompt of question {group.question.id!r} has no tokens; a completion's first token needs "
+                             "one before it: use a template with some text, or a tokenizer with a beginning-of-sequence token")
+        for rollout_index, rollout in enumerate(group.rollouts):
+            indices.append(SequenceIndex(group_index, rollout_index, len(group.prompt.token_ids) + len(rollout.token_ids) - 1))
+    return indices
+
+
+def plan_micro_batches(
+    groups: Sequence[TrainingGroup], *, max_tokens: int, layout: Layout = "padded"
+) -> list[list[SequenceIndex]]:
+    """Which sequences share a forward pass, each sequence exactly once; longest first, so that little is padded.
+
+    A micro-batch costs its rows times its longest row (padded) or its tokens (packed), and costs at most `max_tokens`. A
+    sequence longer than that gets a micro-batch of its own: refusing it would lose a completion after it was sampled; check
+    the longest possible row (prompt + completion limits) before training instead.
+    The same groups give the same plan.
+
+    Raises: ValueError for max_tokens < 1 or an empty prompt.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"optim.micro_batch_tokens is {max_tokens}; it must be at least 1")
+    longest_first = sorted(sequence_indices(groups), key=lambda index: (-index.num_tokens, index.group, index.rollout))
+    return _in_padded_rows(longest_first, max_tokens) if layout == "padded" else _first_fit(longest_first, max_tokens)
+
+
+def _in_padded_rows(longest_first: list[SequenceIndex], max_tokens: int) -> list[list[SequenceIndex]]:
+    plan: list[list[SequenceIndex]] = []
+    for sequence in longest_first:
+        if plan and (len(plan[-1]) + 1) * plan[-1][0].num_tokens <= max_tokens:
+            plan[-1].append(sequence)
+        else:
+            plan.append([sequence])
+    return plan
+
+
+def _first_fit(longest_first: list[SequenceIndex], max_tokens: int) -> list[list[SequenceIndex]]:
+    plan: list[list[SequenceIndex]] = []
+    room: list[int] = []
+    for sequence in longest_first:
+        place = next((index for index, free in enumerate(room) if free >= sequence.num_tokens), None)
+        if place is None:
+            plan.append([])
+            room.append(max_tokens)
+            place = len(plan) - 1
+        plan[place].append(sequence)
+        room[place] -= sequence.num_tokens
+    return plan
+
+
+def split_for_ranks(plan: Sequence[list[SequenceIndex]], num_ranks: int) -> list[list[list[SequenceIndex] | None]]:
+    """[ranks][steps]: the plan dealt out so that ranks have about equally many tokens and exactly equally many micro-batches.
+
+    None, always last, is a micro-batch that a rank has to run empty, because collective operations must match.
+    """
+    if num_ranks < 1:
+        raise ValueError(f"num_ranks is {num_ranks}; it must be at least 1")
+    num_steps = -(-len(plan) // num_ranks)
+    shares: list[list[list[SequenceIndex] | None]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    costs = [sum(sequence.num_tokens for sequence in sequences) for sequences in plan]
+    for index in sorted(range(len(plan)), key=lambda index: (-costs[index], index)):
+        rank = min((rank for rank in range(num_ranks) if len(shares[rank]) < num_steps), key=lambda rank: (loads[rank], rank))
+        shares[rank].append(plan[index])
+        loads[rank] += costs[index]
+    return [share + [None] * (num_steps - len(share)) for share in shares]
+
+
+def split_minibatches(groups: Sequence[Item], num_minibatches: int) -> list[list[Item]]:
+    """Consecutive parts whose sizes differ by at most one, one optimiser update each; fewer parts than asked for where there
+    are fewer groups, never an empty one."""
+    if num_minibatches < 1:
+        raise ValueError(f"optim.minibatches is {num_minibatches}; it must be at least 1")
+    num_parts = min(num_minibatches, len(groups))
+    bounds = [len(groups) * part // num_parts for part in range(num_parts + 1)] if num_parts else [0]
+    return [list(groups[start:end]) for start, end in pairwise(bounds)]
+
+
+def build_micro_batch(
+    groups: Sequence[TrainingGroup],
+    sequences: Sequence[SequenceIndex],
+    *,
+    layout: Layout = "padded",
+    pad_token_id: int,
+    aggregation: Aggregation,
+    num_loss_tokens: int,
+    num_sequences: int,
+    max_completion_tokens: int,
+) -> MicroBatch:
+    """The tensors, on the CPU, of the sequences that `plan_micro_batches` put together; `groups` are the ones it was given.
+
+    Args: pad_token_id: any id of the vocabulary; what it is changes nothing. The last four: see rl.losses.token_weights; the
+    numbers are those of the whole update, not of this micro-batch.
+    """
+    assert sequences, "an empty micro-batch has no tensors"
+    rows, starts, completions, advantages, sampler_logprobs = [], [], [], [], []
+    for sequence in sequences:
+        training_group = groups[sequence.group]
+        rollout = training_group.group.rollouts[sequence.rollout]
+        prompt_ids = training_group.group.prompt.token_ids
+        rows.append((*prompt_ids, *rollout.token_ids[:-1]))
+        starts.append(len(prompt_ids) - 1)
+        completions.append(rollout.token_ids)
+        advantages.append(training_group.advantages[sequence.rollout])
+        sampler_logprobs.append(rollout.logprobs)
+    lengths = [len(completion) for completion in completions]
+    lengths_B = torch.tensor(lengths)
+    token_ids_BL, position_ids_BL, offsets = _lay_out(rows, layout, pad_token_id)
+    return MicroBatch(
+        token_ids_BL=token_ids_BL,
+        position_ids_BL=position_ids_BL,
+        predictor_T=torch.cat([torch.arange(offset + start, offset + start + length)
+                               for offset, start, length in zip(offsets, starts, lengths, strict=True)]),
+        completion_ids_T=torch.tensor([token for completion in completions for token in completion]),
+        advantages_T=torch.tensor(advantages, dtype=torch.float32).repeat_interleave(lengths_B),
+        sampler_logprobs_T=torch.tensor([value for values in sampler_logprobs for value in values], dtype=torch.float32),
+        weights_T=token_weights(lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences,
+                                max_completion_tokens=max_completion_tokens),
+        sequence_ids_T=torch.arange(len(lengths)).repeat_interleave(lengths_B),
+        sequence_lengths=tuple(lengths),
+        sequences=tuple(sequences),
+    )
+
+
+def _lay_out(rows: list[tuple[int, ...]], layout: Layout, pad_token_id: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Token ids, position ids, and where each row begins in the flattened [B * L]."""
+    if layout == "padded":
+        width = max(len(row) for row in rows)
+        token_ids_BL = torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in rows])
+        return token_ids_BL, torch.arange(width).expand(len(rows), width), [width * index for index in range(len(rows))]
+    offsets = [0]
+    for row in rows[:-1]:
+        offsets.append(offsets[-1] + len(row))
+    token_ids_1L = torch.tensor([[token for row in rows for token in row]])
+    position_ids_1L = torch.tensor([[position for row in rows for position in range(len(row))]])
+    return token_ids_1L, position_ids_1L, offsets

@@ -1,0 +1,220 @@
+"""Checkpoints: everything that a run needs to go on bit for bit, written whole or not at all.
+
+    checkpoints/step-000020/
+        adapter/            PEFT's format (PeftModel.from_pretrained reads it); model/ where all parameters train
+        optimizer.pt        AdamW's state (the learning rate is a function of the step and needs no state)
+        rng.pt              torch's generator state of each rank
+        state.json          step, data order, watchdog, position in metrics.jsonl, groups not yet trained on
+        config.yaml         the run's configuration
+        manifest.json       size and SHA-256 of each file above; written last
+    checkpoints/best        link to the checkpoint with the best held-out accuracy
+
+A checkpoint is written under another name and renamed when complete, so that a full disk or a kill leaves the previous one as it
+was. Nothing is read with pickle: torch.load runs with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from rl.config import RunConfig
+from rl.config_loading import differences, to_yaml
+from rl.policy import Policy
+
+PREFIX, TEMPORARY, BEST = "step-", ".writing-", "best"
+
+# What may differ between a checkpoint and the run that goes on from it: nothing that changes what is computed before
+# the new end. Everything else has to be the same.
+FREE_KEYS = ("steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read; the message says which file and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """The part of a run's state that is not tensors; JSON values only.
+
+    step: training steps done. policy_version: optimiser updates done. positions: bytes of metrics.jsonl and rollouts.jsonl."""
+
+    step: int
+    policy_version: int
+    num_ranks: int
+    order: dict[str, Any]
+    watchdog: dict[str, Any]
+    memory: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    held_out_before: dict[str, Any] | None = None
+    positions: dict[str, int] = field(default_factory=dict)
+    surplus: list[dict[str, Any]] = field(default_factory=list)
+    totals: dict[str, float] = field(default_factory=dict)
+
+
+def checkpoint_name(step: int) -> str:
+    return f"{PREFIX}{step:06d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints (renamed into place), oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir()) if folder.is_dir() else []
+
+
+def save_checkpoint(
+    folder: Path, state: TrainerState, policy: Policy, optimizer: Optimizer, rng_states: Sequence[torch.Tensor], config: RunConfig
+) -> Path:
+    """Write a checkpoint and return its path. Raises CheckpointError (nothing half-written stays) when the disk refuses."""
+    final, temporary = folder / checkpoint_name(state.step), folder / f"{TEMPORARY}{state.step:06d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _save_weights(temporary, policy)
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        torch.save(list(rng_states), temporary / "rng.pt")
+        (temporary / "state.json").write_text(json.dumps(asdict(state)))
+        (temporary / "config.yaml").write_text(to_yaml(config))
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in [*files, temporary / "manifest.json"]:
+            _sync(path)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(folder)
+    # safetensors and torch raise their own errors for a full disk.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = [path.name for path in list_checkpoints(folder)]
+        raise CheckpointError(
+            f"could not write checkpoint {final}: {error}. Earlier checkpoints are untouched: {', '.join(kept) or 'none yet'}. "
+            "Remedy: free disk space (or set checkpoint.keep lower), then go on with --resume."
+        ) from error
+    return final
+
+
+def mark_best(folder: Path, checkpoint: Path) -> None:
+    """Let `best` point to this checkpoint, atomically."""
+    link = folder / f"{TEMPORARY}{BEST}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.name)
+    os.replace(link, folder / BEST)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints and the best."""
+    best = (folder / BEST).resolve() if (folder / BEST).is_symlink() else None
+    for path in list_checkpoints(folder)[:-keep]:
+        if path.resolve() != best:
+            shutil.rmtree(path)
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointError unless every file is there with its size and digest."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        files = {path / name: entry for name, entry in manifest.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"its manifest.json cannot be read ({error})") from error
+    for file, entry in files.items():
+        if not file.is_file():
+            raise _damaged(path, f"{file.name} is missing")
+        if (size := file.stat().st_size) != entry["bytes"]:
+            raise _damaged(path, f"{file.name} has {size} bytes where {entry['bytes']} were written")
+        if _digest(file) != entry["sha256"]:
+            raise _damaged(path, f"the contents of {file.name} have changed since it was written")
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    others = [other.name for other in list_checkpoints(path.parent) if other != path]
+    remedy = f"remove {path} to go on from {others[-1]}" if others else "start the run anew (this was its only checkpoint)"
+    return CheckpointError(f"checkpoint {path} is damaged: {what}. Remedy: {remedy}.")
+
+
+def read_state(path: Path) -> TrainerState:
+    """The state of a verified checkpoint."""
+    try:
+        return TrainerState(**json.loads((path / "state.json").read_text()))
+    except TypeError as error:
+        raise CheckpointError(f"{path / 'state.json'} was written by another version of otherhalf ({error}). Remedy: resume with "
+                              "the version that wrote it") from error
+
+
+def check_same_run(path: Path, stored: RunConfig, config: RunConfig, state: TrainerState, num_ranks: int) -> None:
+    """Refuse to go on under another configuration or number of ranks: the result would be neither run's."""
+    changed = [(key, old, new) for key, old, new in differences(stored, config) if not key.startswith(FREE_KEYS)]
+    if config.optim.schedule != "constant" and stored.steps != config.steps:
+        changed.append(("steps", stored.steps, config.steps))
+    if state.num_ranks != num_ranks:
+        changed.append(("number of processes", state.num_ranks, num_ranks))
+    if changed:
+        listed = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in changed)
+        raise CheckpointError(f"checkpoint {path} belongs to another configuration: {listed}. Remedy: resume with the same settings, or start a "
+                              "new run (model.adapter=.../adapter starts one from these weights)")
+    if state.step > config.steps:
+        raise CheckpointError(f"checkpoint {path} is at step {state.step}, beyond steps={config.steps}. Remedy: steps={state.step} or more")
+
+
+def load_weights(path: Path, policy: Policy, optimizer: Optimizer) -> list[torch.Tensor]:
+    """Read weights and optimiser state into the given objects; returns each rank's RNG state."""
+    if policy.is_adapter:
+        _copy_adapter(load_file(path / "adapter" / "adapter_model.safetensors"), policy)
+    else:
+        stored = type(policy.causal_lm).from_pretrained(path / "model", dtype=torch.float32)
+        policy.causal_lm.load_state_dict(stored.state_dict())
+    device = next(policy.model.parameters()).device
+    optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location=device, weights_only=True))
+    states: list[torch.Tensor] = torch.load(path / "rng.pt", weights_only=True)
+    return states
+
+
+@torch.no_grad()
+def _copy_adapter(stored: dict[str, torch.Tensor], policy: Policy) -> None:
+    # PEFT saves "….lora_A.weight" for the parameter "….lora_A.default.weight".
+    parameters = {name.replace(".default.", "."): p for name, p in policy.trainable_parameters().items()}
+    if parameters.keys() != stored.keys():
+        different = sorted(parameters.keys() ^ stored.keys())
+        raise CheckpointError(f"the adapter in the checkpoint has other modules than this policy, among them {different[0]}. Remedy: the "
+                              "same lora.targets and model.path as when it was saved")
+    for name, parameter in parameters.items():
+        parameter.copy_(stored[name])
+
+
+def _save_weights(folder: Path, policy: Policy) -> None:
+    if isinstance(policy.model, PeftModel):
+        policy.model.save_pretrained(folder / "adapter")
+    else:
+        assert isinstance(policy.model, PreTrainedModel)
+        policy.model.save_pretrained(folder / "model")
+        policy.tokenizer.save_pretrained(folder / "model")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

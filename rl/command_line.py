@@ -1,0 +1,79 @@
+"""The words after `rl/train.py` -> what to do. Imports no torch, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl.config import RunConfig
+from rl.config_loading import ConfigError, load, project_root
+from rl.run_folder import RunFolder, find_run
+
+QUICKSTART = Path("configs/quickstart.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the user asked for. config: validated. resume: the folder of the run to go on with, or None."""
+
+    config: RunConfig
+    resume: Path | None
+    wants_help: bool = False
+    dry_run: bool = False
+    print_config: bool = False
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Raises ConfigError for unusable words, RunFolderError where there is no such run to resume.
+
+    Without --config and without --resume the quick start's file is used. With --resume the run's own configuration is, with
+    the overrides given now (rl/checkpoint.py says which may differ)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--resume")
+    for flag in ("--dry-run", "--print-config", "--help", "-h"):
+        parser.add_argument(flag, action="store_true")
+    try:
+        known, others = parser.parse_known_args(_with_resume_value(arguments))
+    except argparse.ArgumentError as error:
+        raise ConfigError([f"{error}; see --help"]) from error
+    if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
+        hint = f" (did you mean --config {unknown[0]}?)" if unknown[0].endswith((".yaml", ".yml")) else ""
+        raise ConfigError([f"{unknown[0]!r}: expected an option or key=value{hint}; see --help"])
+    if known.help or known.h:
+        return Command(RunConfig(), None, wants_help=True)
+    path = known.config
+    resume = None
+    if known.resume is not None:
+        resume = _run_to_resume(known.resume, path, others)
+        path = path or RunFolder(resume).config_file
+        others = [*others, f"run_dir={resume}"]
+    config = load(path or project_root() / QUICKSTART, others)
+    return Command(config, resume, dry_run=known.dry_run, print_config=known.print_config)
+
+
+def _with_resume_value(arguments: Sequence[str]) -> list[str]:
+    """A bare --resume, also one followed by key=value or another option, means --resume latest."""
+    words: list[str] = []
+    for position, word in enumerate(arguments):
+        words.append(word)
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        if word == "--resume" and (following.startswith("-") or ("=" in following and not Path(following).exists())):
+            words.append("latest")
+    return words
+
+
+def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]) -> Path:
+    """`latest` is the run in the folder that is being configured, if there is one, else the newest beside it."""
+    given = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "run_dir"]
+    if given:
+        configured = Path(given[-1])
+    elif config_path is not None:
+        configured = load(config_path, overrides).run_dir
+    else:
+        configured = None
+    if name == "latest" and configured is not None and RunFolder(configured).holds_run:
+        return configured
+    return find_run(name, configured.parent if configured is not None else Path("runs"))

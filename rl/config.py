@@ -1,0 +1,248 @@
+"""A run's configuration: frozen pydantic models, one per section of the YAML file.
+
+Every field has a unit, a range, a meaning (which `--help` prints) and a reader; unknown keys are refused. Loading, overrides
+and error messages are in rl/config_loading.py, the printed help in rl/config_help.py. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+
+
+def setting(default: Any, meaning: str, *, unit: str = "", **bounds: Any) -> Any:
+    """A field with its meaning and unit; `bounds` are pydantic's (ge, gt, le, lt, min_length)."""
+    make = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(description=meaning, json_schema_extra={"unit": unit}, **make, **bounds)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """pydantic would read `steps: true` as 1; text that names the value makes it fail with the key's own message."""
+        assert info.field_name is not None
+        is_switch = cls.model_fields[info.field_name].annotation is bool
+        return str(value).lower() if isinstance(value, bool) and not is_switch else value
+
+
+def _shorthand(key: str) -> BeforeValidator:
+    """`generator: transformers` means `generator: {backend: transformers}`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class ModelSection(Section):
+    path: str = setting("models/tiny-arith", "folder of a Hugging Face checkpoint, or a hub id")
+    revision: str | None = setting(None, "hub revision (branch, tag or commit)")
+    adapter: str | None = setting(None, "folder of a PEFT adapter to start from; null starts from a fresh one")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "dtype of the frozen base; auto: bfloat16 on a GPU, float32 on the CPU. Trained weights are float32")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
+        "auto", "attention implementation of the trained model; auto lets transformers choose")
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, about a third slower")
+    trust_remote_code: bool = setting(False, "run Python code that comes with the checkpoint")
+
+
+class LoraSection(Section):
+    enabled: bool = setting(True, "train a LoRA adapter; false trains all parameters")
+    rank: int = setting(16, "rank of the update", ge=1, le=1024)
+    alpha: float = setting(32.0, "scale of the update is alpha / rank", gt=0)
+    dropout: float = setting(0.0, "dropout on the adapter's input while training", ge=0, lt=1)
+    targets: str | list[str] = setting("all-linear", "names of the adapted modules, or all-linear")
+
+
+class ColumnsSection(Section):
+    question: str = setting("question", "column with the question")
+    answer: str | None = setting(
+        "answer", "column with the gold answer; null reads none, and keeps columns that usually hold one from rewards")
+    id: str = setting("id", "column with the row's id; rows without one are named by their line")
+
+
+class DataSection(Section):
+    path: str = setting("models/tiny-arith/questions/train.jsonl", "JSONL or parquet file, or a Hugging Face dataset id")
+    split: str = setting("train", "split of a Hugging Face dataset")
+    subset: str | None = setting(None, "configuration name of a Hugging Face dataset")
+    revision: str | None = setting(None, "revision of a Hugging Face dataset")
+    columns: ColumnsSection = setting(ColumnsSection, "which column is what; all others are passed to rewards by name")
+    limit: int | None = setting(None, "use only the first so many", unit="questions", ge=1)
+    max_prompt_tokens: int = setting(512, "longer prompts are dropped and counted", unit="tokens", ge=1)
+    shuffle: bool = setting(True, "new random order in each epoch, from the run's seed")
+
+
+class PromptSection(Section):
+    template: str = setting("question_line", "name of a template in prompts/, or a path to one")
+    chat_template: Literal["auto", "always", "never"] = setting(
+        "auto", "render through the tokenizer's chat template; auto: where the tokenizer has one")
+
+
+class GeneratorSection(Section):
+    backend: str = setting("transformers", "which sampler: transformers")
+    sync: Literal["auto", "shared", "merge"] = setting(
+        "auto", "how the sampler gets new weights. shared: samples from the trained module itself (no second copy); "
+        "merge: base + BA computed in float32 into a copy (faster decoding); auto: merge where the copy is small")
+    max_sequences: int = setting(256, "sequences decoded at the same time", unit="sequences", ge=1)
+    max_mismatch: float | None = setting(
+        None, "stop when the mean |trainer's - sampler's log-probability| exceeds this; null: 1e-3 in float32, 0.1 in bfloat16",
+        unit="nats", gt=0)
+
+
+class SamplingSection(Section):
+    questions_per_step: int = setting(32, "questions sampled in each step, over all ranks", unit="questions", ge=1)
+    group_size: int = setting(8, "completions per question (G)", unit="completions", ge=2)
+    temperature: float = setting(1.0, "sampling temperature; enters the trainer's log-probabilities too", gt=0)
+    top_p: float = setting(1.0, "nucleus sampling; below 1 the gradient is biased and the run warns", gt=0, le=1)
+    top_k: int = setting(
+        0, "sample from the k likeliest tokens, 0 from all; above 0 the gradient is biased and the run warns", ge=0)
+    max_completion_tokens: int = setting(48, "completions are cut at this length", unit="tokens", ge=1)
+    stop_token_ids: list[int] = setting(list, "ids that end a completion, beside the model's own end-of-sequence ids")
+
+
+class RewardSection(Section):
+    use: str = setting("rewards.semantic_entropy:semantic_entropy", "package.module:name or file.py:name")
+    weight: float = setting(1.0, "factor in the sum of rewards")
+    name: str | None = setting(None, "name in metrics and rollouts; null: the function's name")
+    style: Literal["group", "trl"] = setting(
+        "group", "group: called once per group; trl: a TRL reward function, called on a flat batch")
+    arguments: dict[str, JsonValue] = setting(dict, "keyword arguments passed to the function on each call")
+
+
+class SelectionSection(Section):
+    low: float | None = setting(
+        None, "a group trains only if its normalised semantic entropy is above this; null: no bound", ge=0, le=1)
+    high: float | None = setting(None, "... and below this; null: no bound", ge=0, le=1)
+    mode: Literal["drop", "refill", "zero"] = setting(
+        "drop", "what becomes of refused groups, those with equal rewards among them. drop: the batch is smaller; refill: "
+        "further questions are sampled; zero: they count in the loss denominator with advantage 0")
+    max_refills: int = setting(3, "rounds of further sampling per step under refill", unit="rounds", ge=0)
+
+    @model_validator(mode="after")
+    def _thresholds_do_not_cross(self) -> SelectionSection:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"the thresholds cross: low {self.low} must be below high {self.high}")
+        return self
+
+
+class AdvantageSection(Section):
+    name: Literal["grpo", "dr_grpo", "rloo", "reinforce++"] = setting(
+        "grpo", "how rewards [G] become advantages [G]; see rl/advantages.py")
+    std: Literal["sample", "population"] = setting(
+        "sample", "which standard deviation grpo and reinforce++ divide by (sample: G - 1, as TRL)")
+    eps: float = setting(1e-4, "added to the standard deviation", ge=0)
+    cap: float | None = setting(None, "bound on |A_i|; null: none", gt=0)
+
+
+class CorrectionSection(Section):
+    mode: Literal["none", "truncate", "mask_token", "mask_sequence"] = setting(
+        "none", "correct for the sampler's numerics with s_t = pi_old / pi_sampler. truncate: min(s_t, cap); mask_token: drop "
+        "tokens with s_t outside [low, high]; mask_sequence: drop sequences whose geometric mean of s_t is outside")
+    cap: float = setting(2.0, "bound of truncate", gt=0)
+    low: float = setting(0.5, "lower bound of the masks", ge=0)
+    high: float = setting(2.0, "upper bound of the masks", gt=0)
+
+    @model_validator(mode="after")
+    def _bounds_do_not_cross(self) -> CorrectionSection:
+        if self.low >= self.high:
+            raise ValueError(f"the bounds cross: low {self.low} must be below high {self.high}")
+        return self
+
+
+class LossSection(Section):
+    name: Literal["clip", "cispo", "gspo"] = setting("clip", "per-token objective; see rl/losses.py")
+    aggregation: Literal["token", "sequence", "constant"] = setting(
+        "token", "token: sum / all loss tokens (DAPO); sequence: mean of per-sequence means (GRPO); constant: sum / "
+        "(sequences * max_completion_tokens) (Dr. GRPO)")
+    clip_low: float = setting(0.2, "the ratio is clipped below at 1 - clip_low", ge=0, le=1)
+    clip_high: float = setting(0.2, "the ratio is clipped above at 1 + clip_high", ge=0)
+    kl_weight: float = setting(
+        0.0, "weight of the k3 KL penalty against the model with its adapter off; 0 runs no reference forward", ge=0)
+    entropy_bonus: float = setting(0.0, "weight of the mean token entropy, which is maximised", ge=0)
+    top_entropy_share: float = setting(
+        1.0, "only this share of the batch's tokens, those of highest entropy, gets a gradient", gt=0, le=1)
+    correction: CorrectionSection = setting(CorrectionSection, "correction for the sampler's numerics")
+
+
+class OptimSection(Section):
+    lr: float = setting(5e-4, "peak learning rate of AdamW", gt=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates")
+    eps: float = setting(1e-8, "AdamW's epsilon", gt=0)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "learning rate after the warm-up, down to 0 at the last step for linear and cosine")
+    warmup_steps: int = setting(0, "steps of linear warm-up from 0", unit="steps", ge=0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this global norm", gt=0)
+    epochs: int = setting(1, "passes over each sampled batch", ge=1)
+    minibatches: int = setting(1, "optimiser updates per pass: the batch is split into so many", ge=1)
+    micro_batch_tokens: int = setting(
+        8192, "most tokens (padding included) in one forward pass; changes memory and speed, not the gradient",
+                                      unit="tokens", ge=1)
+
+
+class EvaluationSection(Section):
+    path: str | None = setting(None, "held-out questions with answers (JSONL, parquet or dataset id); null: no evaluation")
+    split: str = setting("test", "split of a Hugging Face dataset")
+    subset: str | None = setting(None, "configuration name of a Hugging Face dataset")
+    revision: str | None = setting(None, "revision of a Hugging Face dataset")
+    columns: ColumnsSection = setting(ColumnsSection, "which column is what")
+    num_questions: int | None = setting(256, "use only the first so many; null: all", unit="questions", ge=1)
+    samples: int = setting(8, "completions per question: avg@samples", unit="completions", ge=1)
+    every: int = setting(10, "steps between evaluations; 0: only before and after", unit="steps", ge=0)
+    samples_during: int = setting(
+        2, "completions per question in the evaluations between the first and the last", unit="completions", ge=1)
+    temperature: float | None = setting(None, "sampling temperature; null: the training's", gt=0)
+    reward: str = setting("rewards.accuracy:accuracy", "the grader, a reward with values in [0, 1]")
+
+
+class WatchdogSection(Section):
+    enabled: bool = setting(True, "stop a collapsing run and keep the best checkpoint")
+    patience: int = setting(
+        3, "stop when held-out accuracy fell in so many evaluations in a row while the reward rose", unit="evaluations", ge=1)
+    max_drop: float = setting(0.15, "stop when held-out accuracy is so far below the run's best", unit="accuracy", gt=0, le=1)
+    max_answer_share: float = setting(
+        0.5, "stop when one answer is the majority answer of more than this share of a batch's different questions", gt=0, le=1)
+    max_unparsable_share: float = setting(
+        0.9, "stop when more than this share of a batch's completions has no answer", gt=0, le=1)
+    window: int = setting(3, "steps in a row over which a share must exceed its bound", unit="steps", ge=1)
+
+
+class CheckpointSection(Section):
+    every: int = setting(10, "steps between checkpoints; the last step always saves", unit="steps", ge=1)
+    keep: int = setting(2, "how many of the newest are kept, beside the best", unit="checkpoints", ge=1)
+
+
+class TrackingSection(Section):
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = setting(
+        list, "services to report to, beside the files in the run folder")
+    project: str = setting("otherhalf", "project name for the services")
+    progress: Literal["auto", "live", "lines", "off"] = setting(
+        "auto", "display on the terminal; auto: live on a terminal, lines elsewhere")
+    rollouts_every: int = setting(1, "steps between records in rollouts.jsonl; 0: none", unit="steps", ge=0)
+
+
+class RunConfig(Section):
+    """Everything that decides a run. The file `config.resolved.yaml` in the run folder holds all of it."""
+
+    seed: int = setting(0, "decides data order, sampling and initial adapter", ge=0)
+    steps: int = setting(40, "training steps: one batch of questions each", unit="steps", ge=1)
+    run_dir: Path = setting(Path("runs/quickstart"), "folder of the run's results")
+    model: Annotated[ModelSection, _shorthand("path")] = setting(ModelSection, "the base model")
+    lora: LoraSection = setting(LoraSection, "the trained adapter")
+    data: Annotated[DataSection, _shorthand("path")] = setting(DataSection, "the training questions")
+    prompt: Annotated[PromptSection, _shorthand("template")] = setting(PromptSection, "how a question becomes a prompt")
+    generator: Annotated[GeneratorSection, _shorthand("backend")] = setting(GeneratorSection, "the sampler")
+    sampling: SamplingSection = setting(SamplingSection, "what is sampled")
+    rewards: list[RewardSection] = setting(
+        lambda: [RewardSection()], "reward functions, added up with their weights", min_length=1)
+    selection: SelectionSection = setting(SelectionSection, "which groups train (entropy thresholding)")
+    advantage: Annotated[AdvantageSection, _shorthand("name")] = setting(AdvantageSection, "rewards to advantages")
+    loss: Annotated[LossSection, _shorthand("name")] = setting(LossSection, "the objective")
+    optim: OptimSection = setting(OptimSection, "the optimiser")
+    evaluation: Annotated[EvaluationSection, _shorthand("path")] = setting(
+        EvaluationSection, "held-out accuracy before, during and after")
+    watchdog: WatchdogSection = setting(WatchdogSection, "collapse detection")
+    checkpoint: CheckpointSection = setting(CheckpointSection, "what is saved when")
+    tracking: TrackingSection = setting(TrackingSection, "where metrics go")

@@ -1,0 +1,283 @@
+"""Turns a file of questions (JSONL, parquet) or a Hugging Face dataset into Questions.
+
+A new file format is one more function from a path to an iterator of Rows, and one more line in `_rows`. The order in which
+questions are sampled is in rl/data_order.py, their prompts in rl/prompting.py.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.config import ColumnsSection
+from rl.config_loading import closest, resolve_path
+from rl.records import Json, Question
+
+FILE_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+
+# Names under which data sets keep gold answers. With columns.answer = null none of them leaves this file, so that no reward and
+# no template of a run without labels can see one.
+ANSWER_COLUMNS = frozenset(
+    {"answer", "answers", "final_answer", "gold", "gold_answer", "ground_truth", "reference_answer", "solution", "solutions"})
+
+# Arguments that rewards receive from elsewhere: a column of such a name would collide with them.
+RESERVED_COLUMNS = frozenset({"question", "answer", "prompts", "completions", "completion_ids", "rollouts"})
+
+
+class DataError(ValueError):
+    """The questions cannot be used; the message names file, line and field, and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionCounts:
+    """num_rows: rows read (no more than `limit` asks for). num_duplicates: rows dropped because an earlier one has the same
+    question text; num_contradicting: those among them whose answer differs from the kept one's. num_with_answer: kept questions
+    that have an answer."""
+
+    num_rows: int
+    num_duplicates: int
+    num_contradicting: int
+    num_with_answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedQuestions:
+    questions: tuple[Question, ...]
+    counts: QuestionCounts
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """where: "file:line" or "file: row N", for messages. number: the line, from 1."""
+
+    where: str
+    number: int
+    values: Mapping[str, Any]
+
+
+def load_questions(path: str, *, split: str = "train", subset: str | None = None, revision: str | None = None,
+                   columns: ColumnsSection | None = None, limit: int | None = None, section: str = "data") -> LoadedQuestions:
+    """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the rows.
+
+    path: see rl.config_loading.resolve_path. split, subset, revision: of data sets only. limit: stop after so many questions.
+    section: the configuration's section, for messages. Rows with the same question text are dropped but for the first. Answers
+    that are numbers become text (72 -> "72"); an empty one is none. Column names that rewards use for something else (question,
+    answer, completions, ...) are not passed on; with columns.answer = None neither are ANSWER_COLUMNS.
+    Raises: DataError."""
+    columns = columns or ColumnsSection()
+    kept: dict[str, Question] = {}
+    places: dict[str, str] = {}
+    num_rows = num_duplicates = num_contradicting = 0
+    for row in _rows(path, split, subset, revision, section):
+        num_rows += 1
+        question = _question(row, columns, section)
+        earlier = kept.get(question.text)
+        if earlier is not None:
+            num_duplicates += 1
+            num_contradicting += earlier.answer != question.answer
+            continue
+        if question.id in places:
+            raise DataError(f"{row.where}: field {columns.id!r}: the id {question.id!r} is also that of {places[question.id]}; "
+                            "ids must differ, since they enter the sampling seeds. Rename one, or name another column with "
+                            f"{section}.columns.id")
+        kept[question.text] = question
+        places[question.id] = row.where
+        if limit is not None and len(kept) == limit:
+            break
+    if not kept:
+        raise DataError(f"{path}: has no questions; expected at least one row with a {columns.question!r} field")
+    questions = tuple(kept.values())
+    num_with_answer = sum(question.answer is not None for question in questions)
+    return LoadedQuestions(questions, QuestionCounts(num_rows, num_duplicates, num_contradicting, num_with_answer))
+
+
+# --- where rows come from --------------------------------------------------------------------------------------------
+
+
+def _rows(path: str, split: str, subset: str | None, revision: str | None, section: str) -> Iterator[_Row]:
+    local = resolve_path(path)
+    suffix = local.suffix.lower()
+    if local.is_dir():
+        return _dataset_folder_rows(local, split, subset, section)
+    if local.is_file():
+        if suffix == ".parquet":
+            return _parquet_rows(local)
+        if suffix in FILE_SUFFIXES:
+            return _jsonl_rows(local)
+        raise DataError(f"{local}: saw the ending {suffix!r}; expected one of {', '.join(FILE_SUFFIXES)} ({section}.path)")
+    if suffix in (*FILE_SUFFIXES, ".json", ".csv", ".tsv", ".txt") or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise DataError(f"{path}: no such file{_similar_file(local)} ({section}.path; a relative path starts from the working "
+                        "directory or the project's folder)")
+    return _hub_rows(path, split, subset, revision, section)
+
+
+def _similar_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist either"
+    names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in FILE_SUFFIXES or entry.is_dir())
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
+    blank_line = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            where = f"{path}:{number}"
+            try:
+                text = raw.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); "
+                                "save the file as UTF-8") from None
+            if not text:
+                blank_line = blank_line or number
+                continue
+            if blank_line:
+                raise DataError(f"{path}:{blank_line}: an empty line between rows; expected one JSON object a line. Remove it")
+            yield _Row(where, number, _json_object(text, where))
+
+
+def _json_object(text: str, where: str) -> dict[str, Json]:
+    shown = text if len(text) <= 80 else text[:77] + "..."
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: malformed JSON at column {error.colno} ({error.msg}): saw {shown!r}; expected one JSON object "
+                        "a line, such as {\"question\": \"1+1=?\"}") from None
+    except (ValueError, RecursionError) as error:
+        # Numbers of thousands of digits and nesting of thousands of levels end here.
+        raise DataError(f"{where}: malformed JSON ({error}): saw {shown!r}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: saw {shown!r}; expected a JSON object, such as {{\"question\": \"1+1=?\"}}")
+    return values
+
+
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield _Row(f"{path}: row {number}", number, values)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {error}") from None
+
+
+def _dataset_folder_rows(folder: Path, split: str, subset: str | None, section: str) -> Iterator[_Row]:
+    import datasets
+
+    if not (folder / "dataset_info.json").exists() and not (folder / "dataset_dict.json").exists():
+        return _hub_rows(str(folder), split, subset, None, section)
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: not a readable data set: {error}") from None
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            near = closest(split, list(dataset)) or "NAME"
+            raise DataError(f"{folder}: no split {split!r}; it has: {', '.join(dataset)}. Set {section}.split={near}")
+        dataset = dataset[split]
+    return _dataset_rows(str(folder), dataset)
+
+
+def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, section: str) -> Iterator[_Row]:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(path, subset, split=split, revision=revision)
+    except (OSError, ValueError) as error:
+        # datasets raises one of these for a missing data set, a missing split or subset, and for a hub that cannot be reached.
+        reason = str(error).strip().splitlines()
+        raise DataError(
+            f"{path}: cannot be loaded as a Hugging Face data set (split {split!r}, subset {subset!r}): {type(error).__name__}: "
+            f"{reason[0] if reason else ''}. Check {section}.path, {section}.split and {section}.subset; without network, "
+            "download it beforehand or give a JSONL or parquet file") from None
+    return _dataset_rows(path, dataset)
+
+
+def _dataset_rows(name: str, dataset: Any) -> Iterator[_Row]:
+    for number, values in enumerate(dataset, start=1):
+        yield _Row(f"{name}: row {number}", number, values)
+
+
+# --- a row -----------------------------------------------------------------------------------------------------------
+
+
+def _question(row: _Row, columns: ColumnsSection, section: str) -> Question:
+    values = row.values
+    if columns.question not in values:
+        near = closest(columns.question, list(values))
+        raise DataError(f"{row.where}: no {columns.question!r} field; the row has: {', '.join(values) or 'none'}. "
+                        f"Name the question's column with {section}.columns.question={near or 'NAME'}")
+    text = values[columns.question]
+    if not isinstance(text, str):
+        raise DataError(f"{row.where}: field {columns.question!r}: saw {_shown(text)}; expected the question as text")
+    if not text.strip():
+        raise DataError(f"{row.where}: field {columns.question!r}: the question is empty; fill it in or remove the row")
+    _check_unicode(text, row, columns.question)
+    left_out = {columns.question, columns.id} | RESERVED_COLUMNS | ({columns.answer} if columns.answer else ANSWER_COLUMNS)
+    others = {name: _as_json(value, row, name) for name, value in values.items() if name not in left_out}
+    return Question(_id(row, columns.id), text, _answer(row, columns.answer), others)
+
+
+def _id(row: _Row, column: str) -> str:
+    value = row.values.get(column)
+    if value is None:
+        return f"line-{row.number}"
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(f"{row.where}: field {column!r}: saw {_shown(value)}; expected text or a whole number as the row's id")
+    return str(value)
+
+
+def _answer(row: _Row, column: str | None) -> str | None:
+    value = row.values.get(column) if column is not None else None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float | decimal.Decimal):
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError(f"{row.where}: field {column!r}: saw {_shown(value)}; expected one answer as text or a number")
+    assert column is not None
+    _check_unicode(value, row, column)
+    return value if value.strip() else None
+
+
+def _check_unicode(text: str, row: _Row, column: str) -> None:
+    """JSON can spell half of a surrogate pair, which no tokenizer and no file accepts."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{row.where}: field {column!r}: the character {text[error.start]!r} is half of a pair "
+                        "(a broken \\u escape); correct the text") from None
+
+
+def _as_json(value: Any, row: _Row, column: str) -> Json:
+    """Parquet and data sets know more kinds of values than JSON: dates, times and decimals become text, others are refused."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_as_json(item, row, column) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _as_json(item, row, column) for name, item in value.items()}
+    if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
+        return str(value)
+    raise DataError(f"{row.where}: field {column!r}: saw a value of type {type(value).__name__}; columns are passed to rewards, "
+                    "so they must be text, numbers, lists or mappings. Remove the column")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

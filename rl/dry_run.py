@@ -1,0 +1,52 @@
+"""`--dry-run`: everything a run checks before it loads weights, and what its steps will look like. Trains nothing."""
+
+from __future__ import annotations
+
+from rl.config import RunConfig
+from rl.config_loading import to_yaml
+from rl.inputs import Inputs, read_inputs
+from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
+
+
+def describe(config: RunConfig) -> str:
+    """The resolved configuration, one prompt, the step's sizes and the memory estimate. Raises what `read_inputs` raises."""
+    inputs = read_inputs(config)
+    longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
+    # Without torch's view of the devices: bfloat16 only where it was asked for.
+    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=2 if config.model.dtype == "bfloat16" else 4)
+    parts = [
+        _section("configuration", to_yaml(config).rstrip()),
+        _section("prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),
+        _section("sizes", _sizes(config, inputs, longest)),
+        _section("memory", _memory(estimate)),
+    ]
+    check_memory(config, estimate, available_memory(), "this machine")
+    return "\n\n".join([*parts, "Everything was read and checked; nothing was trained."])
+
+
+def _section(title: str, body: str) -> str:
+    return f"--- {title} ---\n{body}"
+
+
+def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
+    sampling, optim = config.sampling, config.optim
+    completions = sampling.questions_per_step * sampling.group_size
+    rows = completions * (longest + sampling.max_completion_tokens)
+    dropped = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none dropped"
+    lines = [
+        f"training questions      {len(inputs.prompts)} ({dropped}); longest prompt {longest} tokens",
+        f"held-out questions      {len(inputs.held_out)}",
+        f"each step               {sampling.questions_per_step} questions x {sampling.group_size} = {completions} completions of at most "
+        f"{sampling.max_completion_tokens} tokens",
+        f"at most                 {rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches of {optim.micro_batch_tokens} "
+        f"tokens, {optim.epochs * optim.minibatches} update(s)",
+        f"in all                  {config.steps} steps, {config.steps * sampling.questions_per_step / len(inputs.prompts):.2f} passes over the questions",
+    ]
+    return "\n".join(lines)
+
+
+def _memory(estimate: MemoryEstimate | None) -> str:
+    if estimate is None:
+        return "unknown: the checkpoint is not a local folder with safetensors files"
+    head = f"{estimate.num_parameters:,} parameters in the base, {estimate.num_trained:,} trained"
+    return "\n".join([head, *estimate.lines()])

@@ -1,0 +1,1 @@
+"""Back ends that sample completions; the protocol is in rl/generate/protocol.py."""

@@ -1,0 +1,62 @@
+"""What a sampler is: requests in, whole groups out, and a way to take over a new policy version.
+
+To add a back end: write a class that has these members in rl/generate/, and name it in rl/generate/build.py. The trainer
+knows nothing else about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from rl.records import Group, Prompt
+
+if TYPE_CHECKING:
+    from rl.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """temperature > 0 (near 0 is greedy); top_p in (0, 1]; top_k = 0 keeps all tokens; stop ids beside the model's own."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_completion_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and a seed for each completion that is wanted of it."""
+
+    prompt: Prompt
+    seeds: tuple[int, ...]
+
+
+class Generator(Protocol):
+    """A sampler. Log-probabilities in its rollouts are at the sampling temperature, before top_p and top_k."""
+
+    policy_version: int
+
+    def generate(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
+        """One group per request, in the order of the requests, with one rollout per seed, in the order of the seeds.
+
+        The same seeds, weights and requests give the same tokens."""
+        ...
+
+    def take_over(self, policy: Policy, version: int) -> None:
+        """From now on sample from this policy's present weights."""
+        ...
+
+    def close(self) -> None:
+        """Free what the sampler holds; safe to call twice."""
+        ...
+
+
+def request_seed(run_seed: int, purpose: str, step: int, question_id: str, sample_index: int) -> int:
+    """63 bits from a hash of what identifies the request: a resumed run needs no engine state to sample the same."""
+    text = f"{run_seed}\x1f{purpose}\x1f{step}\x1f{question_id}\x1f{sample_index}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

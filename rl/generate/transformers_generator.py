@@ -1,0 +1,136 @@
+"""The embedded sampler: a transformers model decodes the G completions of each question, no other process or engine.
+
+Each prompt is run once and its cache copied G times; rows that have ended leave the batch. Not an engine: for models of any size
+on a GPU use vLLM. New weights come either by sharing the trained module or by merging into a copy (see rl/policy.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rl.generate.growing_cache import growing_cache
+from rl.generate.protocol import Request, SamplingParameters
+from rl.generate.token_sampling import sample_tokens, uniform_streams
+from rl.policy import Policy, merged_weights
+from rl.records import FinishReason, Group, Rollout
+
+COMPACT_BELOW = 0.8  # rows that have ended are removed once fewer than this share of the batch is still decoding
+
+
+class TransformersGenerator:
+    """Generator (rl/generate/protocol.py) on a transformers causal language model.
+
+    max_sequences bounds how many completions decode at the same time."""
+
+    def __init__(self, policy: Policy, *, merge: bool, max_sequences: int) -> None:
+        self.policy_version = 0
+        self._tokenizer: PreTrainedTokenizerBase = policy.tokenizer
+        self._max_sequences = max_sequences
+        self._is_copy = merge
+        self._model = policy.pristine_copy().requires_grad_(False) if merge else policy.model
+        self._parameters = dict(self._model.named_parameters()) if merge else {}
+        self._eos_token_ids = policy.eos_token_ids
+
+    def take_over(self, policy: Policy, version: int) -> None:
+        if self._is_copy:
+            with torch.no_grad():
+                for name, weight in merged_weights(policy):
+                    self._parameters[name].copy_(weight)
+        self.policy_version = version
+
+    def close(self) -> None:
+        self._parameters = {}
+
+    def generate(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            return self._generate(requests, parameters)
+        finally:
+            self._model.train(was_training)
+
+    def _generate(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
+        # Neighbours in length share a batch, so that little padding is decoded.
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
+        groups: dict[int, Group] = {}
+        batch: list[int] = []
+        for index in order:
+            if batch and sum(len(requests[i].seeds) for i in (*batch, index)) > self._max_sequences:
+                groups |= zip(batch, self._decode([requests[i] for i in batch], parameters), strict=True)
+                batch = []
+            batch.append(index)
+        if batch:
+            groups |= zip(batch, self._decode([requests[i] for i in batch], parameters), strict=True)
+        return [groups[i] for i in range(len(requests))]
+
+    @torch.inference_mode()
+    def _decode(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
+        """Sample all completions of a batch of requests. Legend: B rows = completions, L longest prompt, T steps."""
+        device = self._model.device
+        prompts = [request.prompt.token_ids for request in requests]
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        input_ids = torch.tensor([[0] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)], device=device)
+        mask = torch.tensor([[0] * pad + [1] * len(p) for pad, p in zip(padding, prompts, strict=True)], device=device)
+        is_padded = any(padding)
+        cache = growing_cache(self._model.config)
+        logits = self._model(
+            input_ids=input_ids, attention_mask=mask if is_padded else None,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0) if is_padded else None,
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        ).logits[:, -1]
+
+        repeats = torch.tensor([len(request.seeds) for request in requests], device=device)
+        rows_B = torch.repeat_interleave(torch.arange(len(requests), device=device), repeats)
+        cache.batch_select_indices(rows_B)
+        logits, mask = logits[rows_B], mask[rows_B]
+        lengths_B1 = mask.sum(1, keepdim=True)
+        uniforms_BT = uniform_streams([s for r in requests for s in r.seeds], parameters.max_completion_tokens).to(device)
+        stop_ids = torch.tensor(sorted({*self._eos_token_ids, *parameters.stop_token_ids}), device=device)
+
+        num_rows, steps = len(rows_B), parameters.max_completion_tokens
+        tokens_BT = torch.zeros(num_rows, steps, dtype=torch.long, device=device)
+        logprobs_BT = torch.zeros(num_rows, steps, device=device)
+        ended_at_B = torch.full((num_rows,), steps, device=device)  # index of the stop token; `steps` where there is none
+        live = torch.arange(num_rows, device=device)  # which completion each row of the present batch is
+        for step in range(steps):
+            tokens, logprobs = sample_tokens(logits, uniforms_BT[live, step], parameters)
+            tokens_BT[live, step], logprobs_BT[live, step] = tokens, logprobs
+            stops = torch.isin(tokens, stop_ids)
+            ended_at_B[live] = torch.where(stops & (ended_at_B[live] == steps), step, ended_at_B[live])
+            going = (ended_at_B[live] == steps).nonzero().squeeze(1)
+            if step + 1 == steps or len(going) == 0:
+                break
+            if len(going) < COMPACT_BELOW * len(live):
+                cache.batch_select_indices(going)
+                live, tokens, mask, lengths_B1 = live[going], tokens[going], mask[going], lengths_B1[going]
+            if is_padded:
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            logits = self._model(
+                input_ids=tokens[:, None], attention_mask=mask if is_padded else None,
+                position_ids=lengths_B1 + step if is_padded else None, past_key_values=cache, use_cache=True,
+            ).logits[:, -1]
+        return self._collect(requests, tokens_BT.cpu(), logprobs_BT.cpu(), ended_at_B.tolist(), steps)
+
+    def _collect(
+        self, requests: Sequence[Request], tokens_BT: torch.Tensor, logprobs_BT: torch.Tensor, ended_at: list[int], steps: int
+    ) -> list[Group]:
+        tokens = [row[: min(end + 1, steps)] for row, end in zip(tokens_BT.tolist(), ended_at, strict=True)]
+        logprobs = logprobs_BT.tolist()
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        groups, row = [], 0
+        for request in requests:
+            rollouts = []
+            for seed in request.seeds:
+                reason: FinishReason = "stop" if ended_at[row] < steps else "length"
+                rollouts.append(Rollout(
+                    token_ids=tuple(tokens[row]), logprobs=tuple(logprobs[row][: len(tokens[row])]),
+                    text=request.prompt.assistant_prefix + texts[row], finish_reason=reason,
+                    policy_version=self.policy_version, seed=seed,
+                ))
+                row += 1
+            groups.append(Group(request.prompt, tuple(rollouts)))
+        return groups

@@ -1,0 +1,75 @@
+"""Held-out questions -> avg@k with its interval: the same prompts and grader as training, on questions that never train.
+
+The seeds depend on the question and the sample index alone, so that all evaluations of a run share their random numbers: what
+changes between two of them is the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewards.scoring import RewardSum
+from rl.generate.protocol import Generator, Request, SamplingParameters, request_seed
+from rl.intervals import Interval, mean_with_interval
+from rl.ranks import gather_shares, share_of_rank
+from rl.records import Prompt, ScoredGroup
+from rl.rewarding import score_groups
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """accuracy: mean over questions of the mean over k samples, with a 95% bootstrap interval over questions."""
+
+    samples: int
+    accuracy: Interval
+    semantic_entropy: float
+    unparsable_share: float
+    truncated_share: float
+    mean_completion_tokens: float
+
+    def as_json(self) -> dict[str, dict[str, float]]:
+        return {f"avg@{self.samples}": {"value": self.accuracy.value, "low": self.accuracy.low, "high": self.accuracy.high}}
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "accuracy": self.accuracy.value, "accuracy_low": self.accuracy.low, "accuracy_high": self.accuracy.high,
+            "samples": float(self.samples), "semantic_entropy_nats": self.semantic_entropy,
+            "unparsable_share": self.unparsable_share, "truncated_share": self.truncated_share,
+            "completion_length": self.mean_completion_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The held-out questions with what it takes to grade them. seed: the run's."""
+
+    prompts: Sequence[Prompt]
+    grader: RewardSum
+    parameters: SamplingParameters
+    seed: int
+    rank: int
+    num_ranks: int
+
+    def evaluate(self, generator: Generator, samples: int) -> Evaluation:
+        """Sample k = `samples` completions of each question and grade them; collective over ranks."""
+        requests = [
+            Request(prompt, tuple(request_seed(self.seed, "held_out", 0, prompt.question.id, i) for i in range(samples)))
+            for prompt in share_of_rank(self.prompts, self.rank, self.num_ranks)
+        ]
+        scored = gather_shares(score_groups(self.grader, generator.generate(requests, self.parameters)), self.num_ranks)
+        return summarise(scored, samples)
+
+
+def summarise(scored: Sequence[ScoredGroup], samples: int) -> Evaluation:
+    """avg@k over the groups of one evaluation."""
+    rollouts = [rollout for group in scored for rollout in group.group.rollouts]
+    answers = [answer for group in scored for answer in group.answers]
+    return Evaluation(
+        samples=samples,
+        accuracy=mean_with_interval([sum(group.rewards) / samples for group in scored]),
+        semantic_entropy=sum(group.entropy for group in scored) / len(scored),
+        unparsable_share=sum(answer is None for answer in answers) / len(answers),
+        truncated_share=sum(rollout.is_truncated for rollout in rollouts) / len(rollouts),
+        mean_completion_tokens=sum(len(rollout.token_ids) for rollout in rollouts) / len(rollouts),
+    )

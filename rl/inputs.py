@@ -1,0 +1,122 @@
+"""What a run reads before it loads a model: rewards, questions, prompts. Checked here, so that `--dry-run` and a run refuse the same.
+
+Loads the tokenizer but no weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from rewards.scoring import RewardSum
+from rl.config import DataSection, EvaluationSection, ModelSection, RewardSection, RunConfig
+from rl.config_loading import ConfigError, resolve_path
+from rl.data import LoadedQuestions, load_questions
+from rl.prompting import PromptRenderer, load_template, render_prompts
+from rl.records import Prompt
+from rl.rewarding import build_rewards, check_answers
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """prompts, held_out: rendered questions. dropped: how many training questions were left out, by reason."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model_config: PretrainedConfig
+    rewards: RewardSum
+    grader: RewardSum | None
+    prompts: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    dropped: Mapping[str, int]
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Everything but the model. Raises ConfigError, DataError, PromptError or RewardError with the remedy."""
+    rewards = build_rewards(config.rewards)
+    grader = None if config.evaluation.path is None else build_rewards([RewardSection(use=config.evaluation.reward)])
+    tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
+    renderer = PromptRenderer(load_template(config.prompt.template), tokenizer, config.prompt.chat_template)
+    training = _load(config.data, config.data.limit, "data")
+    check_answers(rewards, training.questions)
+    prompts, num_too_long = render_prompts(training.questions, renderer, config.data.max_prompt_tokens)
+    held_out: tuple[Prompt, ...] = ()
+    if grader is not None:
+        held_out_questions = _load(config.evaluation, config.evaluation.num_questions, "evaluation").questions
+        check_answers(grader, held_out_questions)
+        held_out = tuple(render_prompts(held_out_questions, renderer, config.data.max_prompt_tokens)[0])
+        _warn_of_overlap(prompts, held_out)
+    _check_lengths(config, model_config, (*prompts, *held_out))
+    if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
+        warnings.warn(
+            "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient is taken, so "
+            "the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0", stacklevel=2)
+    return Inputs(tokenizer, model_config, rewards, grader, tuple(prompts), held_out, {"duplicates": training.counts.num_duplicates, "too long": num_too_long})
+
+
+def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer. Raises ConfigError where the checkpoint cannot be read."""
+    _check_folder(model)
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(resolve_path(model.path)), revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, "tokenizer", error) from error
+
+
+def load_model_config(model: ModelSection) -> PretrainedConfig:
+    """The checkpoint's config.json. Raises ConfigError where the checkpoint cannot be read."""
+    _check_folder(model)
+    try:
+        return AutoConfig.from_pretrained(
+            str(resolve_path(model.path)), revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, "config.json", error) from error
+
+
+def _check_folder(model: ModelSection) -> None:
+    path = resolve_path(model.path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ConfigError([f"model.path: the folder {path} holds no config.json; expected a Hugging Face checkpoint"])
+    looks_local = model.path.startswith((".", "/", "~")) or model.path.count("/") > 1
+    if looks_local and not path.is_dir():
+        raise ConfigError([f"model.path: there is no folder {path}; expected a folder with a Hugging Face checkpoint, or a hub id"])
+
+
+def _unreadable(model: ModelSection, what: str, error: Exception) -> ConfigError:
+    first_line = str(error).strip().splitlines()[0]
+    return ConfigError([f"model.path: the {what} of {model.path!r} cannot be read ({first_line}); expected a folder with a Hugging Face "
+                        "checkpoint, or a hub id that this machine can reach"])
+
+
+def _load(section: DataSection | EvaluationSection, limit: int | None, name: str) -> LoadedQuestions:
+    assert section.path is not None
+    return load_questions(section.path, split=section.split, subset=section.subset, revision=section.revision, columns=section.columns,
+                          limit=limit, section=name)
+
+
+def _warn_of_overlap(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+    seen = {prompt.question.text for prompt in prompts}
+    shared = [prompt.question.id for prompt in held_out if prompt.question.text in seen]
+    if shared:
+        warnings.warn(
+            f"{len(shared)} of {len(held_out)} held-out questions are training questions too (the first: {shared[0]!r}): held-out accuracy "
+            "will flatter the policy. Remedy: remove them from one of the files", stacklevel=3)
+
+
+def _check_lengths(config: RunConfig, model_config: PretrainedConfig, prompts: Sequence[Prompt]) -> None:
+    context = getattr(model_config, "max_position_embeddings", None)
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+    needed = len(longest.token_ids) + config.sampling.max_completion_tokens
+    if context is not None and needed > context:
+        raise ConfigError([
+            f"sampling.max_completion_tokens: {config.sampling.max_completion_tokens} tokens after the longest prompt "
+            f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}. "
+            f"Remedy: sampling.max_completion_tokens={max(1, context - len(longest.token_ids))} or less, or a lower data.max_prompt_tokens"])
+
+
+def relative_to_here(path: Path) -> Path:
+    """The path as a person would type it."""
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path

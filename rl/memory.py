@@ -1,0 +1,121 @@
+"""What a run will need in memory, estimated before the model is loaded: better refused now than out of memory at step 40.
+
+An estimate from the checkpoint's header and the configuration: the worst-case micro-batch, the sampler's cache at full length, the
+optimiser. Real use differs by the allocator's waste and the libraries themselves (0.5 to 0.7 GB on the CPU, counted in).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from transformers import PretrainedConfig
+
+from rl.config import RunConfig
+from rl.config_loading import ConfigError, resolve_path
+from rl.generate.constants import MERGE_BELOW_BYTES
+
+LIBRARIES_BYTES = 600 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of each part; num_parameters of the base, num_trained of what trains."""
+
+    num_parameters: int
+    num_trained: int
+    base: int
+    sampler_copy: int
+    trained: int
+    activations: int
+    logits: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.base + self.sampler_copy + self.trained + self.activations + self.logits + self.cache + LIBRARIES_BYTES
+
+    def lines(self) -> list[str]:
+        """For people: one aligned line per part."""
+        parts = [
+            ("frozen base", self.base), ("sampler's merged copy", self.sampler_copy), ("trained weights, gradients, AdamW", self.trained),
+            ("activations of the largest micro-batch", self.activations), ("logits of one chunk", self.logits),
+            ("sampler's key/value cache", self.cache), ("libraries", LIBRARIES_BYTES), ("total, about", self.total)]
+        return [f"{name:<42}{size / 1e9:8.2f} GB" for name, size in parts]
+
+
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
+    """Name and shape of every weight, from the safetensors headers in a folder; None where there are none (a hub id)."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes or None
+
+
+def estimate_memory(config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int) -> MemoryEstimate | None:
+    """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2 bfloat16."""
+    shapes = weight_shapes(resolve_path(config.model.path))
+    if shapes is None:
+        return None
+    hidden, layers, vocabulary = model_config.hidden_size, model_config.num_hidden_layers, model_config.vocab_size
+    intermediate = getattr(model_config, "intermediate_size", None) or 4 * hidden
+    heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
+    head_width = getattr(model_config, "head_dim", None) or hidden // model_config.num_attention_heads
+    num_parameters = sum(_size(shape) for shape in shapes.values())
+    adapted = [shape for name, shape in shapes.items() if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
+    num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
+    base = num_parameters * (bytes_per_weight if config.lora.enabled else 0)
+    merges = config.generator.sync == "merge" or (config.generator.sync == "auto" and num_parameters * bytes_per_weight <= MERGE_BELOW_BYTES)
+    row = longest_prompt + config.sampling.max_completion_tokens
+    tokens = max(config.optim.micro_batch_tokens, row)
+    # Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama architecture.
+    per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + (4 * (2 * hidden + intermediate) if config.lora.enabled else 0)
+    kept_layers = 1 if config.model.gradient_checkpointing else layers
+    checkpoints = tokens * layers * hidden * bytes_per_weight if config.model.gradient_checkpointing else 0
+    return MemoryEstimate(
+        num_parameters=num_parameters, num_trained=num_trained, base=base,
+        sampler_copy=num_parameters * bytes_per_weight if merges else 0,
+        trained=num_trained * 4 * 4,
+        activations=tokens * kept_layers * per_token_and_layer + checkpoints,
+        logits=4 * min(tokens * vocabulary * 4, 256 * 2**20),
+        # Half as much again while the cache grows into a larger buffer.
+        cache=int(1.5 * config.generator.max_sequences * row * layers * 2 * heads * head_width * bytes_per_weight),
+    )
+
+
+def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: int, where: str) -> None:
+    """Refuse a run that cannot fit. Raises ConfigError with the largest part and what makes it smaller."""
+    if estimate is None or estimate.total <= available:
+        return
+    remedies = {
+        "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=true",
+        "cache": "a lower generator.max_sequences", "sampler_copy": "generator.sync=shared", "base": "model.dtype=bfloat16",
+        "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens"}
+    largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
+    raise ConfigError([
+        f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the largest part is "
+        f"{largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}"])
+
+
+def available_memory() -> int:
+    """Bytes that this machine can still give to processes."""
+    return int(psutil.virtual_memory().available)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size
+
+
+def _is_target(name: str, targets: str | list[str]) -> bool:
+    if targets == "all-linear":
+        return "norm" not in name
+    return any(f".{target}." in name for target in ([targets] if isinstance(targets, str) else targets))

@@ -1,0 +1,176 @@
+"""Turns a Question into a Prompt: a template of prompts/ through the tokenizer's chat template, or as plain text.
+
+A template is a YAML file with: description; user (Jinja, with `question`, the row's other columns and `uses_chat_template`);
+optionally system (Jinja too), few_shot (examples with question and answer) and assistant_prefix (the beginning of the answer).
+To add one, write a file into prompts/, or anywhere and give its path. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import jinja2
+import jinja2.sandbox
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rl.config_loading import ConfigError, closest, project_root, read_mapping, resolve_path
+from rl.records import Prompt, Question
+
+ChatTemplateMode = Literal["auto", "always", "never"]
+
+
+class PromptError(ValueError):
+    """A template does not exist, is malformed, or does not fit the tokenizer or a question."""
+
+
+class PromptTokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    chat_template: Any
+    eos_token_id: Any
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, Any]: ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+
+
+class Example(BaseModel):
+    """One worked example of a few-shot template."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+
+
+class PromptTemplate(BaseModel):
+    """A template as its file has it; `name` is the file's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str = Field(min_length=1)
+    user: str = Field(min_length=1)
+    system: str | None = None
+    assistant_prefix: str = ""
+    few_shot: tuple[Example, ...] = ()
+
+
+def template_names() -> list[str]:
+    """The templates that come with the project."""
+    return sorted(path.stem for path in (project_root() / "prompts").glob("*.yaml"))
+
+
+def load_template(name: str) -> PromptTemplate:
+    """The template of this name in prompts/, or of this path if it ends in .yaml or .yml. Raises: PromptError."""
+    if name.endswith((".yaml", ".yml")):
+        path = resolve_path(name)
+    else:
+        path = project_root() / "prompts" / f"{name}.yaml"
+        if name not in template_names():
+            near = closest(name, template_names())
+            raise PromptError(f"prompt.template: no template {name!r}{f'; did you mean {near}?' if near else ''} "
+                              f"There are: {', '.join(template_names())}, or give the path of a YAML file")
+    try:
+        return PromptTemplate.model_validate({**read_mapping(path), "name": Path(name).stem})
+    except ConfigError as error:
+        raise PromptError(f"prompt.template: {error}") from None
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
+        raise PromptError(f"{path}: {'; '.join(problems)}. A template has: description, user, and optionally system, "
+                          "assistant_prefix, few_shot (a list of question and answer)") from None
+
+
+class PromptRenderer:
+    """Renders questions with one template and one tokenizer.
+
+    With the chat template: system, the examples as turns, the user's turn, the generation prompt (add_generation_prompt=True),
+    then the assistant prefix as text, unless the chat template itself ends with it. (continue_final_message would need the prefix
+    to survive the chat template, and those of reasoning models strip it.) The text is encoded without special tokens: it has them
+    already. As plain text: system, examples and user text one after the other, blank lines between, then the assistant prefix on
+    a line of its own; the tokenizer adds its own special tokens, of which an end-of-sequence token at the end is taken off."""
+
+    def __init__(self, template: PromptTemplate, tokenizer: PromptTokenizer, chat_template: ChatTemplateMode = "auto") -> None:
+        has_chat_template = bool(getattr(tokenizer, "chat_template", None))
+        if chat_template == "always" and not has_chat_template:
+            raise PromptError("prompt.chat_template=always, but the tokenizer has no chat template; use auto or never")
+        self.template = template
+        self.tokenizer = tokenizer
+        self.uses_chat_template = has_chat_template and chat_template != "never"
+        # Sandboxed: a template may come from somebody else. StrictUndefined: a misspelt variable must not become an empty text.
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+        self._user = self._compile(environment, template.user, "user")
+        self._system = self._compile(environment, template.system, "system") if template.system else None
+
+    def render(self, question: Question) -> Prompt:
+        """Raises: PromptError if the question lacks a variable of the template, or the chat template refuses the conversation."""
+        text = self._chat_text(question) if self.uses_chat_template else self._plain_text(question)
+        token_ids = self._encode(text)
+        if not token_ids:
+            raise PromptError(f"question {question.id}: the prompt {text!r} has no tokens; check template {self.template.name}")
+        return Prompt(question, text, tuple(token_ids), self.template.assistant_prefix)
+
+    def _compile(self, environment: jinja2.Environment, source: str, key: str) -> jinja2.Template:
+        try:
+            return environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise PromptError(f"template {self.template.name}: {key}: line {error.lineno}: {error.message}") from None
+
+    def _fill(self, template: jinja2.Template, question: Question, text: str) -> str:
+        variables = {**question.columns, "question": text, "uses_chat_template": self.uses_chat_template}
+        try:
+            return template.render(variables)
+        except jinja2.UndefinedError as error:
+            raise PromptError(f"template {self.template.name}: {error.message} in question {question.id}; "
+                              f"the variables are: {', '.join(variables)}") from None
+        except (jinja2.TemplateError, TypeError) as error:
+            raise PromptError(f"template {self.template.name}: {error} in question {question.id}") from None
+
+    def _chat_text(self, question: Question) -> str:
+        messages = [{"role": "system", "content": self._fill(self._system, question, question.text)}] if self._system else []
+        for example in self.template.few_shot:
+            messages.append({"role": "user", "content": self._fill(self._user, question, example.question)})
+            messages.append({"role": "assistant", "content": example.answer})
+        messages.append({"role": "user", "content": self._fill(self._user, question, question.text)})
+        try:
+            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise PromptError(f"template {self.template.name}: the tokenizer's chat template refuses it ({error}); use a "
+                              "template without a system text, or prompt.chat_template=never") from None
+        prefix = self.template.assistant_prefix
+        return text if prefix and text.rstrip().endswith(prefix.strip()) else text + prefix
+
+    def _plain_text(self, question: Question) -> str:
+        parts = [self._fill(self._system, question, question.text)] if self._system else []
+        for example in self.template.few_shot:
+            asked = self._fill(self._user, question, example.question)
+            parts.append(asked + ("" if asked[-1:].isspace() else " ") + example.answer)
+        text = "\n\n".join([part.rstrip("\n") for part in parts] + [self._fill(self._user, question, question.text)])
+        prefix = self.template.assistant_prefix
+        return text + ("\n" if prefix and not text[-1:].isspace() else "") + prefix
+
+    def _encode(self, text: str) -> list[int]:
+        bare: list[int] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if self.uses_chat_template:
+            return bare
+        token_ids: list[int] = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+        # Some tokenizers close every text with an end-of-sequence token: nothing could be sampled after it.
+        closes = bool(token_ids) and token_ids[-1] == self.tokenizer.eos_token_id and bare[-1:] != token_ids[-1:]
+        return token_ids[:-1] if closes else token_ids
+
+
+def render_prompts(
+    questions: Sequence[Question], renderer: PromptRenderer, max_prompt_tokens: int,
+) -> tuple[tuple[Prompt, ...], int]:
+    """The prompts of at most max_prompt_tokens tokens, in order, and how many longer ones were dropped.
+
+    Raises: PromptError if all were dropped."""
+    rendered = [renderer.render(question) for question in questions]
+    prompts = tuple(prompt for prompt in rendered if len(prompt.token_ids) <= max_prompt_tokens)
+    if rendered and not prompts:
+        shortest = min(len(prompt.token_ids) for prompt in rendered)
+        raise PromptError(f"all {len(rendered)} prompts are longer than data.max_prompt_tokens={max_prompt_tokens} (the shortest "
+                          f"has {shortest} tokens); raise it, or use a shorter template than {renderer.template.name}")
+    return prompts, len(rendered) - len(prompts)

@@ -1,0 +1,122 @@
+"""The records that travel from stage to stage; see the picture in CONTRIBUTING.md.
+
+Each stage takes one kind and returns the next: Question -> Prompt -> Group of G Rollouts -> ScoredGroup ->
+TrainingGroup. A group stays whole until rl/batching.py: nothing is flattened early and regrouped by text. All are frozen; none
+imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row of the questions file.
+
+    id: unique within its file; enters each request's seed. answer: the gold answer, or None where there is none.
+    columns: every other column of the row, passed on to rewards by name.
+    """
+
+    id: str
+    text: str
+    answer: str | None
+    columns: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the sampler is given for one question.
+
+    text: the rendered prompt, for people to read. assistant_prefix: the beginning of the answer that the template puts into the
+    prompt (such as "<think>\\n"); it is part of what rewards see, and no part of what is trained.
+    """
+
+    question: Question
+    text: str
+    token_ids: tuple[int, ...]
+    assistant_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled completion.
+
+    token_ids: [T], without the prompt, with the stop token where there was one: ending is an action and gets a gradient.
+    logprobs: [T], natural log-probabilities under the sampler at the sampling temperature, before top_p and top_k.
+    text: assistant prefix + decoded completion, without special tokens: what rewards see.
+    policy_version: number of optimiser updates behind the weights that sampled this.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: FinishReason
+    policy_version: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        assert len(self.token_ids) == len(self.logprobs) > 0
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G rollouts of one question."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def question(self) -> Question:
+        return self.prompt.question
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group with its rewards.
+
+    rewards: [G], the weighted sum. scores: each reward's own values [G] by name, unweighted.
+    answers: [G], extracted final answers, None where nothing was found. labels: [G], cluster of each completion; one
+    without an answer is a cluster of its own. entropy: semantic entropy over the clusters in nats, 0 <= H <= ln G.
+    metrics: what the rewards reported beside their values.
+    """
+
+    group: Group
+    rewards: tuple[float, ...]
+    scores: Mapping[str, tuple[float, ...]]
+    answers: tuple[str | None, ...]
+    labels: tuple[int, ...]
+    entropy: float
+    metrics: Mapping[str, float]
+
+    @property
+    def normalised_entropy(self) -> float:
+        """H / ln G, in [0, 1]."""
+        return self.entropy / math.log(len(self.rewards))
+
+    @property
+    def has_equal_rewards(self) -> bool:
+        return max(self.rewards) == min(self.rewards)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """A scored group with the advantages that it trains with; advantages: [G]."""
+
+    scored: ScoredGroup
+    advantages: tuple[float, ...]
+
+    @property
+    def group(self) -> Group:
+        return self.scored.group

@@ -1,0 +1,36 @@
+"""Scored groups to JSON values and back, exactly: a checkpoint holds the groups that were sampled but not yet trained on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rl.records import Group, Prompt, Question, Rollout, ScoredGroup
+
+
+def scored_group_to_json(scored: ScoredGroup) -> dict[str, Any]:
+    """A JSON object; Python writes floats so that they read back as the same number."""
+    return asdict(scored)
+
+
+def scored_group_from_json(value: dict[str, Any]) -> ScoredGroup:
+    """The inverse of scored_group_to_json."""
+    prompt = value["group"]["prompt"]
+    return ScoredGroup(
+        group=Group(
+            prompt=Prompt(
+                question=Question(**prompt["question"]), text=prompt["text"], token_ids=tuple(prompt["token_ids"]),
+                assistant_prefix=prompt["assistant_prefix"],
+            ),
+            rollouts=tuple(
+                Rollout(**{**rollout, "token_ids": tuple(rollout["token_ids"]), "logprobs": tuple(rollout["logprobs"])})
+                for rollout in value["group"]["rollouts"]
+            ),
+        ),
+        rewards=tuple(value["rewards"]),
+        scores={name: tuple(scores) for name, scores in value["scores"].items()},
+        answers=tuple(value["answers"]),
+        labels=tuple(value["labels"]),
+        entropy=value["entropy"],
+        metrics=dict(value["metrics"]),
+    )

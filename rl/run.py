@@ -1,0 +1,130 @@
+"""A validated configuration -> a run: builds every part, trains, writes the summary and the picture."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+
+from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_state, verify
+from rl.collect import Collector
+from rl.config import RunConfig
+from rl.config_loading import load, to_yaml
+from rl.generate.build import build_generator
+from rl.generate.protocol import SamplingParameters
+from rl.held_out import HeldOut
+from rl.inputs import Inputs, read_inputs
+from rl.memory import available_memory, check_memory, estimate_memory
+from rl.picture import draw_curves
+from rl.policy import PolicyError, load_policy, resolve_dtype
+from rl.policy_forward import PolicyForward, check_head
+from rl.progress import open_progress
+from rl.run_folder import RunFolder, prepare, write_atomically
+from rl.stop_signals import StopSignals
+from rl.summary import render_summary, write_summary
+from rl.tracking import Forward, MetricsLog, RolloutsLog
+from rl.trainer import Parts, Trainer
+from rl.update import Updater
+from rl.watchdog import Watchdog
+
+
+def run(config: RunConfig, resume: Path | None) -> int:
+    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit code."""
+    inputs = read_inputs(config)
+    accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers), project_dir=str(config.run_dir))
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise PolicyError(f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or with "
+                          "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
+    with contextlib.ExitStack() as stack:
+        folder = RunFolder(config.run_dir)
+        if accelerator.is_main_process:
+            folder = stack.enter_context(prepare(config.run_dir, resume=resume is not None))
+        accelerator.wait_for_everyone()
+        checkpoint, state = _checkpoint_to_resume(folder, config, accelerator.num_processes) if resume is not None else (None, None)
+        if accelerator.is_main_process:
+            write_atomically(folder.config_file, to_yaml(config))
+        trainer, parts = _build(config, inputs, accelerator, folder, stack, state)
+        if checkpoint is not None and state is not None:
+            trainer.restore(checkpoint, state)
+            parts.progress.message(f"going on from {checkpoint.name}")
+        summary = trainer.run()
+        accelerator.end_training()
+    if accelerator.is_main_process:
+        write_summary(folder, summary)
+        draw_curves(folder.metrics_file, folder.curve_file, title=config.run_dir.name)
+        print("\n" + render_summary(summary, folder))
+    return 0
+
+
+def _checkpoint_to_resume(folder: RunFolder, config: RunConfig, num_ranks: int) -> tuple[Path | None, TrainerState | None]:
+    """The newest checkpoint, verified; None where the run was killed before its first one."""
+    checkpoints = list_checkpoints(folder.checkpoints)
+    if not checkpoints:
+        return None, None
+    newest = checkpoints[-1]
+    verify(newest)
+    state = read_state(newest)
+    check_same_run(newest, load(newest / "config.yaml", []), config, state, num_ranks)
+    return newest, state
+
+
+def _build(
+    config: RunConfig, inputs: Inputs, accelerator: Accelerator, folder: RunFolder, stack: contextlib.ExitStack,
+    state: TrainerState | None,
+) -> tuple[Trainer, Parts]:
+    set_seed(config.seed)
+    dtype = resolve_dtype(config.model.dtype)
+    longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
+    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize)
+    if accelerator.device.type == "cuda":
+        check_memory(config, estimate, torch.cuda.mem_get_info(accelerator.device)[0], str(accelerator.device))
+    else:
+        check_memory(config, estimate, available_memory() // accelerator.num_processes, "this machine (for each process)")
+    policy = load_policy(
+        config.model, config.lora, inputs.tokenizer, seed=config.seed, device=accelerator.device,
+        keep_reference=config.loss.kl_weight > 0)
+    forward = PolicyForward(policy, temperature=config.sampling.temperature)
+    check_head(forward, policy, inputs.prompts[0].token_ids, config.sampling.temperature)
+    optimizer = torch.optim.AdamW(
+        policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay)
+    prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
+    generator = build_generator(config.generator, policy)
+    stack.callback(generator.close)
+    rank, num_ranks, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    sampling = config.sampling
+    held_out = HeldOut(
+        inputs.held_out, inputs.grader, SamplingParameters(
+            config.evaluation.temperature or sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
+            tuple(sampling.stop_token_ids)), config.seed, rank, num_ranks) if inputs.grader is not None else None
+    if not state:
+        # A new log in a resumed folder is cut to its checkpoint by Trainer.restore; without one it starts empty.
+        for file in (folder.metrics_file, folder.rollouts_file):
+            if is_main:
+                file.unlink(missing_ok=True)
+    parts = Parts(
+        accelerator=accelerator, policy=policy, generator=generator, optimizer=prepared_optimizer,
+        updater=Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
+                        attention=policy.causal_lm.config._attn_implementation),
+        collector=Collector(config, inputs.prompts, generator, inputs.rewards, rank=rank, num_ranks=num_ranks),
+        held_out=held_out, watchdog=Watchdog(config.watchdog), folder=folder,
+        metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,
+        rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,
+        progress=stack.enter_context(open_progress(
+            config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0, is_main=is_main)),
+        stop_requested=StopSignals(),
+    )
+    return Trainer(config, parts), parts
+
+
+def _trackers(config: RunConfig, accelerator: Accelerator) -> list[Forward]:
+    """The services the user asked for, through accelerate's own trackers."""
+    if not config.tracking.trackers:
+        return []
+    accelerator.init_trackers(config.tracking.project, config={"seed": config.seed, "steps": config.steps, "run_dir": str(config.run_dir)})
+    log: Callable[[dict[str, float], int], None] = lambda values, step: accelerator.log(values, step=step)  # noqa: E731
+    return [log]

@@ -1,0 +1,54 @@
+"""Scored groups -> which of them train (entropy thresholding; EMPO, arXiv:2504.05812, section 3).
+
+A group trains only if low < H / ln G < high and its rewards differ. What becomes of the others is `selection.mode`:
+drop and refill leave them out, zero keeps them in the loss denominator with advantage 0. A refused group costs no
+forward and no backward pass (except under `zero` with a KL penalty or an entropy bonus, which act on it too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rl.records import ScoredGroup
+
+Refusal = Literal["too_low", "too_high", "equal_rewards"]
+REFUSALS: tuple[Refusal, ...] = ("too_low", "too_high", "equal_rewards")
+
+# H / ln G of a group whose answers all differ comes out as 1 - 1e-16 or 1 + 1e-16; thresholds mean the exact value.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """kept: the groups that train. refused: the others, each with its reason, in the order they were sampled."""
+
+    kept: tuple[ScoredGroup, ...]
+    refused: tuple[tuple[ScoredGroup, Refusal], ...]
+
+    def __add__(self, other: Selection) -> Selection:
+        return Selection(self.kept + other.kept, self.refused + other.refused)
+
+    def shares(self) -> dict[str, float]:
+        """Share of all sampled groups refused for each reason, in [0, 1]."""
+        total = max(1, len(self.kept) + len(self.refused))
+        return {f"refused/{reason}": sum(r == reason for _, r in self.refused) / total for reason in REFUSALS}
+
+
+def refusal(group: ScoredGroup, low: float | None, high: float | None) -> Refusal | None:
+    """Why this group does not train, or None; thresholds are on the normalised entropy and both are exclusive."""
+    if low is not None and group.normalised_entropy <= low + ROUNDING:
+        return "too_low"
+    if high is not None and group.normalised_entropy >= high - ROUNDING:
+        return "too_high"
+    return "equal_rewards" if group.has_equal_rewards else None
+
+
+def select(groups: Sequence[ScoredGroup], low: float | None, high: float | None) -> Selection:
+    """Split a batch into the groups that train and those that do not."""
+    reasons = [(group, refusal(group, low, high)) for group in groups]
+    return Selection(
+        kept=tuple(group for group, reason in reasons if reason is None),
+        refused=tuple((group, reason) for group, reason in reasons if reason is not None),
+    )

@@ -1,0 +1,53 @@
+"""The main command: `accelerate launch rl/train.py [--config FILE] [key=value ...]`, also `python -m rl.train`.
+
+The composition root: parses, builds the parts, runs. No class is defined here, because the script runs as `__main__`, a module other
+than `rl.train`. torch is imported only once there is something to train.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for what the user can mend (one message, no traceback; OTHERHALF_TRACEBACK=1 shows it)."""
+    from rl.errors import user_errors
+
+    try:
+        return _main(sys.argv[1:] if arguments is None else list(arguments))
+    except user_errors() as error:
+        if os.environ.get("OTHERHALF_TRACEBACK"):
+            raise
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(arguments: Sequence[str]) -> int:
+    from rl.command_line import parse
+
+    command = parse(arguments)
+    if command.wants_help:
+        from rl.config_help import render_help
+
+        print(render_help("accelerate launch rl/train.py"))
+        return 0
+    if command.print_config:
+        from rl.config_loading import to_yaml
+
+        print(to_yaml(command.config), end="")
+        return 0
+    if command.dry_run:
+        from rl.dry_run import describe
+
+        print(describe(command.config))
+        return 0
+    from rl.run import run
+
+    return run(command.config, command.resume)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""The loop: sample, score, select, advantages, update, hand the new version to the sampler; evaluate, watch, save.
+
+`Trainer.step` is the algorithm on one screen. Everything that decides a step is in `TrainerState`, so that a run resumed from
+a checkpoint ends where the uninterrupted one ends, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from rl.advantages import compute_advantages
+from rl.checkpoint import TrainerState, load_weights, mark_best, prune, save_checkpoint
+from rl.collect import Collected, Collector
+from rl.config import RunConfig
+from rl.generate.protocol import Generator
+from rl.held_out import Evaluation, HeldOut
+from rl.intervals import Interval
+from rl.policy import Policy
+from rl.progress import Progress
+from rl.records import ScoredGroup, TrainingGroup
+from rl.records_json import scored_group_from_json, scored_group_to_json
+from rl.run_folder import RunFolder
+from rl.summary import Best, Summary, installed_versions, peak_rss_gb
+from rl.tracking import MetricsLog, RolloutsLog
+from rl.update import Updater
+from rl.watchdog import Alarm, StepSignals, Watchdog
+
+MISMATCH_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # nats, mean over tokens
+
+
+class SamplerMismatchError(RuntimeError):
+    """The sampler does not sample from the policy that is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the trainer works with; built by rl/train.py. metrics, rollouts: None on ranks other than the main one.
+
+    stop_requested: returns the name of a signal that asked the run to stop, or None."""
+
+    accelerator: Accelerator
+    policy: Policy
+    generator: Generator
+    optimizer: torch.optim.Optimizer
+    updater: Updater
+    collector: Collector
+    held_out: HeldOut | None
+    watchdog: Watchdog
+    folder: RunFolder
+    metrics: MetricsLog | None
+    rollouts: RolloutsLog | None
+    progress: Progress
+    stop_requested: Callable[[], str | None]
+
+
+class Trainer:
+    """One run. `step_number` counts finished training steps, `policy_version` optimiser updates."""
+
+    def __init__(self, config: RunConfig, parts: Parts) -> None:
+        self._config = config
+        self._parts = parts
+        self.step_number = 0
+        self.policy_version = 0
+        self._best: Best | None = None
+        self._before: dict[str, dict[str, float]] | None = None
+        self._after: dict[str, dict[str, float]] | None = None
+        self._totals = {"wall_s": 0.0, "sampled_tokens": 0.0}
+        self._rewards_since_evaluation: list[float] = []
+        self._clock = time.perf_counter()
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def step(self) -> Alarm | None:
+        """One batch of questions -> a better policy, in the sampler's hands. Returns the watchdog's alarm, if any."""
+        started = time.perf_counter()
+        collected = self._parts.collector.collect(self.step_number)
+        batch = self._with_advantages(collected)
+        update_started = time.perf_counter()
+        report = self._parts.updater.update(batch, step=self.step_number, policy_version=self.policy_version)
+        self._check_mismatch(report.metrics)
+        sync_started = time.perf_counter()
+        self.policy_version += report.num_updates
+        if report.num_updates:
+            self._parts.generator.take_over(self._parts.policy, self.policy_version)
+        finished = time.perf_counter()
+        self.step_number += 1
+        times = {
+            "generate_s": collected.generate_s, "reward_s": collected.reward_s, "train_s": sync_started - update_started,
+            "sync_s": finished - sync_started, "step_s": finished - started,
+        }
+        return self._record(collected, batch, report.metrics | times)
+
+    def _with_advantages(self, collected: Collected) -> list[TrainingGroup]:
+        settings = self._config.advantage
+        advantages = compute_advantages(
+            [scored.rewards for scored in collected.batch], settings.name, settings.std, settings.eps, settings.cap)
+        batch = [TrainingGroup(scored, values) for scored, values in zip(collected.batch, advantages, strict=True)]
+        if self._config.selection.mode == "zero":
+            batch += [TrainingGroup(scored, (0.0,) * len(scored.rewards)) for scored, _ in collected.selection.refused]
+        return batch
+
+    def _check_mismatch(self, metrics: dict[str, float]) -> None:
+        """Pitfall of other frameworks: an adapter that never reaches the sampler trains on the base model's samples for weeks."""
+        bound = self._config.generator.max_mismatch or MISMATCH_BOUND[self._parts.policy.dtype]
+        mismatch = metrics.get("mismatch/mean")
+        if mismatch is not None and mismatch > bound:
+            raise SamplerMismatchError(
+                f"step {self.step_number}: the sampler's log-probabilities differ from the trainer's by {mismatch:.3g} nats on average, "
+                f"where at most {bound:g} is expected: the sampler does not have version {self.policy_version} of the policy, or computes "
+                "in another precision. Check generator.sync and model.dtype; raise generator.max_mismatch only if the difference is "
+                "understood (loss.correction then corrects for it)")
+
+    # ---------------------------------------------------------------- the run
+
+    def run(self) -> Summary:
+        """Evaluate, train until the last step, an alarm or a signal, evaluate; saves as it goes."""
+        if self.step_number == 0 and self._before is None:
+            self._evaluate_before()
+        reason, message = "completed", None
+        while self.step_number < self._config.steps:
+            if signal := self._agreed_signal():
+                reason, message = signal, f"stopped by {signal} after step {self.step_number}; go on with --resume {self._parts.folder.path}"
+                break
+            alarm = self.step()
+            last = self.step_number == self._config.steps
+            every = self._config.evaluation.every
+            if alarm is None and not last and every and self.step_number % every == 0:
+                alarm = self._evaluate_during()
+            if alarm is not None:
+                reason, message = "watchdog", alarm.message
+                break
+            if not last and self.step_number % self._config.checkpoint.every == 0:
+                self.save()
+        if message is not None:
+            self._parts.progress.message(message)
+        if reason in ("completed", "watchdog"):
+            self._evaluate_after()
+        self.save()
+        return self._summary(reason, message)
+
+    def _agreed_signal(self) -> str | None:
+        """The signal that any rank received; all ranks stop at the same step."""
+        mine = self._parts.stop_requested()
+        if self._parts.accelerator.num_processes == 1:
+            return mine
+        return next((name for name in gather_object([mine]) if name is not None), None)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def _evaluate(self, samples: int) -> tuple[Evaluation, Alarm | None] | None:
+        held_out, parts = self._parts.held_out, self._parts
+        if held_out is None:
+            return None
+        started = time.perf_counter()
+        evaluation = held_out.evaluate(parts.generator, samples)
+        interval = evaluation.accuracy
+        reward = _mean(self._rewards_since_evaluation) if self._rewards_since_evaluation else None
+        self._rewards_since_evaluation = []
+        alarm = parts.watchdog.observe_evaluation(
+            self.step_number, interval.value, reward, noise=(interval.high - interval.low) / 2)
+        metrics = evaluation.metrics() | ({} if reward is None else {"reward": reward}) | {"evaluate_s": time.perf_counter() - started}
+        if parts.metrics is not None:
+            parts.metrics.log(self.step_number, "eval", metrics)
+        parts.progress.held_out(self.step_number, interval.value, interval.low, interval.high)
+        return evaluation, alarm
+
+    def _evaluate_before(self) -> None:
+        if result := self._evaluate(self._config.evaluation.samples):
+            self._before = result[0].as_json()
+            self._keep_if_best(result[0])
+
+    def _evaluate_during(self) -> Alarm | None:
+        result = self._evaluate(self._config.evaluation.samples_during)
+        if result is None:
+            return None
+        self._keep_if_best(result[0])
+        return result[1]
+
+    def _evaluate_after(self) -> None:
+        if result := self._evaluate(self._config.evaluation.samples):
+            self._after = result[0].as_json()
+            self._keep_if_best(result[0])
+
+    def _keep_if_best(self, evaluation: Evaluation) -> None:
+        accuracy = evaluation.accuracy.value
+        if self._best is None or accuracy > self._best.value:
+            path = self._parts.folder.checkpoints / "best"
+            self._best = Best(step=self.step_number, value=accuracy, checkpoint=str(path.relative_to(self._parts.folder.path)))
+            self.save(best=True)
+
+    # ---------------------------------------------------------------- records
+
+    def _record(self, collected: Collected, batch: list[TrainingGroup], measured: dict[str, float]) -> Alarm | None:
+        """Write the step into metrics and rollouts, show it, and let the watchdog judge it."""
+        parts, config = self._parts, self._config
+        groups = collected.sampled
+        # A step that lived on groups left over by refilling has sampled nothing; it is described by what it trained on.
+        described = groups or collected.batch
+        rewards = [reward for group in described for reward in group.rewards]
+        tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
+        self._totals["sampled_tokens"] += tokens
+        self._rewards_since_evaluation.append(_mean(rewards))
+        collapse = parts.watchdog.measure(described)
+        metrics = {
+            "reward": _mean(rewards), **_reward_metrics(described),
+            "semantic_entropy": _mean([group.normalised_entropy for group in described]),
+            **collected.selection.shares(), "groups/sampled": len(groups), "groups/trained": len(collected.batch),
+            "groups/refills": collected.num_refills, "groups/surplus": len(parts.collector.surplus),
+            **{f"collapse/{name}": value for name, value in collapse.items()},
+            "policy/version": self.policy_version, "tokens/sampled": tokens, **measured,
+            "tokens_per_s": tokens / collected.generate_s if collected.generate_s else 0.0,
+        }
+        if parts.metrics is not None:
+            parts.metrics.log(self.step_number, "train", metrics)
+        every = config.tracking.rollouts_every
+        if parts.rollouts is not None and every and (self.step_number - 1) % every == 0:
+            self._record_rollouts(parts.rollouts, collected, batch)
+        parts.progress.step(self.step_number, metrics)
+        return parts.watchdog.observe_step(StepSignals(
+            step=self.step_number, reward=metrics["reward"], num_questions=int(collapse["num_questions"]),
+            majority_answer_share=collapse["majority_answer_share"], unparsable_share=collapse["unparsable_share"]))
+
+    def _record_rollouts(self, log: RolloutsLog, collected: Collected, batch: list[TrainingGroup]) -> None:
+        trained = {id(item.scored): item.advantages for item in batch}
+        reasons = {id(group): reason for group, reason in collected.selection.refused}
+        fresh = {id(group) for group in collected.sampled}
+        left_over = [item.scored for item in batch if id(item.scored) not in fresh]
+        for scored in (*left_over, *collected.sampled):
+            log.log(self.step_number, scored, advantages=trained.get(id(scored)), refused=reasons.get(id(scored)))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, *, best: bool = False) -> Path:
+        """Write a checkpoint of the present state (main rank) and drop the oldest."""
+        parts = self._parts
+        rng = torch.get_rng_state()
+        states = gather_object([rng]) if parts.accelerator.num_processes > 1 else [rng]
+        path = parts.folder.checkpoints
+        if parts.accelerator.is_main_process:
+            path = save_checkpoint(path, self._state(), parts.policy, parts.optimizer, states, self._config)
+            if best:
+                mark_best(parts.folder.checkpoints, path)
+            prune(parts.folder.checkpoints, self._config.checkpoint.keep)
+        parts.accelerator.wait_for_everyone()
+        return path
+
+    def _state(self) -> TrainerState:
+        parts = self._parts
+        assert parts.metrics is not None and parts.rollouts is not None
+        now = time.perf_counter()
+        totals = self._totals | {"wall_s": self._totals["wall_s"] + now - self._clock}
+        best = None if self._best is None else {"step": self._best.step, "value": self._best.value, "checkpoint": self._best.checkpoint}
+        return TrainerState(
+            step=self.step_number, policy_version=self.policy_version, num_ranks=parts.accelerator.num_processes,
+            order=parts.collector.order.state_dict(), watchdog=dict(parts.watchdog.state_dict()),
+            memory={"rewards_since_evaluation": self._rewards_since_evaluation},
+            best=best, held_out_before=self._before, totals=totals,
+            positions={"metrics": parts.metrics.position(), "rollouts": parts.rollouts.position()},
+            surplus=[scored_group_to_json(group) for group in parts.collector.surplus],
+        )
+
+    def restore(self, path: Path, state: TrainerState) -> None:
+        """Go on from a verified checkpoint: weights, optimiser, order, watchdog, surplus, RNG, and files cut to its position."""
+        parts = self._parts
+        rng_states = load_weights(path, parts.policy, parts.optimizer)
+        torch.set_rng_state(rng_states[parts.accelerator.process_index].cpu())
+        self.step_number, self.policy_version = state.step, state.policy_version
+        parts.collector.order.load_state_dict(state.order)
+        parts.collector.surplus = tuple(_surplus(state.surplus))
+        parts.watchdog.load_state_dict(state.watchdog)
+        self._best = None if state.best is None else Best(**state.best)
+        self._before = state.held_out_before
+        self._totals = dict(state.totals)
+        self._rewards_since_evaluation = list(state.memory["rewards_since_evaluation"])
+        if parts.metrics is not None and parts.rollouts is not None:
+            parts.metrics.truncate_to(state.positions["metrics"])
+            parts.rollouts.truncate_to(state.positions["rollouts"])
+        parts.generator.take_over(parts.policy, self.policy_version)
+
+    def _summary(self, reason: str, message: str | None) -> Summary:
+        return Summary(
+            steps=self.step_number, stop_reason=reason, message=message, held_out_before=_intervals(self._before),
+            held_out_after=_intervals(self._after), best=self._best,
+            wall_s=self._totals["wall_s"] + time.perf_counter() - self._clock, peak_rss_gb=peak_rss_gb(),
+            num_sampled_tokens=int(self._totals["sampled_tokens"]), seed=self._config.seed, versions=installed_versions(),
+        )
+
+
+def _surplus(values: list[dict[str, Any]]) -> list[ScoredGroup]:
+    return [scored_group_from_json(value) for value in values]
+
+
+def _intervals(values: dict[str, dict[str, float]] | None) -> dict[str, Interval] | None:
+    return None if values is None else {name: Interval(**ends) for name, ends in values.items()}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _reward_metrics(groups: tuple[ScoredGroup, ...]) -> dict[str, float]:
+    """Each reward's mean by name (`accuracy` among them, where it is one), and the means of what the rewards reported."""
+    if not groups:
+        return {}
+    scores = {
+        (name if name == "accuracy" else f"reward/{name}"): _mean([score for group in groups for score in group.scores[name]])
+        for name in groups[0].scores
+    }
+    reported = {name for group in groups for name in group.metrics}
+    return scores | {f"reward/{name}": _mean([g.metrics[name] for g in groups if name in g.metrics]) for name in sorted(reported)}

@@ -1,0 +1,262 @@
+"""A batch of training groups -> optimiser updates of the policy.
+
+    groups -> (old log-probabilities, where needed) -> for each pass and minibatch: micro-batches -> loss -> gradient -> step
+
+The old log-probabilities are the policy's at the start of the batch. With one update per batch they are the ones just computed,
+detached, and no forward is spent on them; with several they are computed once, before the first. Groups sampled by an earlier
+version (left over by refilling) keep the sampler's, which are those of the version that sampled them. Every denominator is
+that of the whole minibatch over all ranks, so micro-batches and ranks change memory and speed, not the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rl.batching import (
+    Layout,
+    MicroBatch,
+    SequenceIndex,
+    build_micro_batch,
+    plan_micro_batches,
+    split_for_ranks,
+    split_minibatches,
+    trains,
+)
+from rl.config import RunConfig
+from rl.logprobs import TokenLogprobs
+from rl.losses import LossOutput, entropy_threshold, mean_statistics, policy_loss
+from rl.policy_forward import PolicyForward
+from rl.records import TrainingGroup
+
+PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3")
+
+
+@dataclass(slots=True)
+class UpdateReport:
+    """What one batch did. num_updates: optimiser steps taken (0 where no group trains). metrics: means over tokens."""
+
+    num_updates: int
+    metrics: dict[str, float]
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What adds up over the micro-batches of one batch on one rank."""
+
+    statistics: list[Tensor] = field(default_factory=list)
+    mismatch: list[Tensor] = field(default_factory=list)
+    loss: float = 0.0
+    grad_norms: list[float] = field(default_factory=list)
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """The learning rate of training step `step` (from 0): linear warm-up from lr / warmup_steps, then the schedule.
+
+    A function of the step alone, so that a checkpoint needs no scheduler state."""
+    optim = config.optim
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    progress = (step - optim.warmup_steps) / max(1, config.steps - optim.warmup_steps)
+    factor = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + float(np.cos(np.pi * progress)))}
+    return optim.lr * factor[optim.schedule]
+
+
+class Updater:
+    """Owns the forward module and the optimiser. `forward` and `optimizer` are as accelerate prepared them."""
+
+    def __init__(
+        self, config: RunConfig, accelerator: Accelerator, forward: torch.nn.Module, optimizer: Optimizer, *,
+        pad_token_id: int, attention: str,
+    ) -> None:
+        self._config = config
+        self._accelerator = accelerator
+        self._forward = forward
+        self._unwrapped: PolicyForward = accelerator.unwrap_model(forward)
+        self._optimizer = optimizer
+        self._parameters = [p for p in forward.parameters() if p.requires_grad]
+        self._pad_token_id = pad_token_id
+        self._layout: Layout = "packed" if attention in PACKING_ATTENTION else "padded"
+        loss = config.loss
+        # Terms that act on every token, whatever its advantage.
+        self._needs_all = loss.kl_weight > 0 or loss.entropy_bonus > 0
+
+    def update(self, groups: Sequence[TrainingGroup], *, step: int, policy_version: int) -> UpdateReport:
+        """Train on the groups (the same on every rank); groups with zero advantages count in the denominators."""
+        optim, loss = self._config.optim, self._config.loss
+        lr = learning_rate(self._config, step)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = lr
+        sums, num_updates = _Sums(), 0
+        old: dict[tuple[int, int], Tensor] | None = None
+        indexed = list(enumerate(groups))
+        minibatches = split_minibatches(indexed, optim.minibatches)
+        if optim.epochs * len(minibatches) > 1 or loss.top_entropy_share < 1.0:
+            old, min_entropy = self._before_first_update(groups, policy_version)
+        else:
+            min_entropy = -float("inf")
+        for epoch in range(optim.epochs):
+            for minibatch in minibatches:
+                numbers, members = [i for i, _ in minibatch], [group for _, group in minibatch]
+                named_old = None if old is None else {
+                    (position, rollout): old[number, rollout] for position, number in enumerate(numbers)
+                    for rollout in range(len(members[position].group.rollouts)) if (number, rollout) in old}
+                num_updates += self._one_update(members, named_old, min_entropy, policy_version, sums, record_mismatch=epoch == 0)
+        return UpdateReport(num_updates, self._report(sums, lr))
+
+    def _one_update(
+        self, groups: list[TrainingGroup], old: dict[tuple[int, int], Tensor] | None, min_entropy: float, policy_version: int,
+        sums: _Sums, *, record_mismatch: bool,
+    ) -> int:
+        """One optimiser step over one minibatch; returns 1, or 0 where nothing trains."""
+        config = self._config
+        plan = self._plan(groups)
+        if not plan:
+            return 0
+        num_loss_tokens = sum(len(r.token_ids) for g in groups for r in g.group.rollouts)
+        for position, (sequences, weight) in enumerate(plan):
+            batch = self._build(groups, sequences, num_loss_tokens)
+            last = position == len(plan) - 1
+            with nullcontext() if last else self._accelerator.no_sync(self._forward):
+                computed = self._logprobs(batch, self._forward, entropy_grad=config.loss.entropy_bonus > 0)
+                old_T, fresh_T = self._old_logprobs(groups, batch, computed.logprobs_N, old, policy_version)
+                output = self._loss(batch, computed, old_T, min_entropy, num_loss_tokens)
+                # DDP averages gradients over ranks; the denominators are global, so they have to be summed.
+                self._accelerator.backward(output.loss * (weight * self._accelerator.num_processes))
+            if weight:
+                sums.statistics.append(output.sums_K)
+                sums.loss += output.loss.item()
+                if record_mismatch:
+                    sums.mismatch.append((old_T - batch.sampler_logprobs_T)[fresh_T].abs())
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.optim.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient's norm is {norm.item()}: a loss or a log-probability is not finite. Remedy: a lower optim.lr, "
+                "model.dtype=float32, or resume from the last checkpoint with another setting as a new run")
+        sums.grad_norms.append(norm.item())
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return 1
+
+    def _plan(self, groups: Sequence[TrainingGroup]) -> list[tuple[list[SequenceIndex], float]]:
+        """This rank's micro-batches with weight 1; a rank that has fewer than the others repeats one with weight 0, because
+        the backward passes of the ranks must match."""
+        chosen = {i for i, group in enumerate(groups) if trains(group, self._needs_all)}
+        compact = [groups[i] for i in sorted(chosen)]
+        numbers = sorted(chosen)
+        plan = plan_micro_batches(compact, max_tokens=self._config.optim.micro_batch_tokens, layout=self._layout)
+        plan = [[SequenceIndex(numbers[s.group], s.rollout, s.num_tokens) for s in sequences] for sequences in plan]
+        if not plan:
+            return []
+        mine = split_for_ranks(plan, self._accelerator.num_processes)[self._accelerator.process_index]
+        smallest = min(plan, key=lambda sequences: sum(s.num_tokens for s in sequences))
+        return [(smallest, 0.0) if sequences is None else (sequences, 1.0) for sequences in mine]
+
+    def _build(self, groups: Sequence[TrainingGroup], sequences: Sequence[SequenceIndex], num_loss_tokens: int) -> MicroBatch:
+        return build_micro_batch(
+            groups, sequences, layout=self._layout, pad_token_id=self._pad_token_id, aggregation=self._config.loss.aggregation,
+            num_loss_tokens=num_loss_tokens, num_sequences=sum(len(g.group.rollouts) for g in groups),
+            max_completion_tokens=self._config.sampling.max_completion_tokens,
+        ).to(self._accelerator.device)
+
+    def _logprobs(self, batch: MicroBatch, forward: torch.nn.Module, *, entropy_grad: bool) -> TokenLogprobs:
+        computed: TokenLogprobs = forward(
+            batch.token_ids_BL, batch.position_ids_BL if self._layout == "packed" else None, batch.predictor_T,
+            batch.completion_ids_T, entropy_grad=entropy_grad,
+        )
+        return computed
+
+    def _old_logprobs(
+        self, groups: Sequence[TrainingGroup], batch: MicroBatch, logprobs_T: Tensor,
+        old: dict[tuple[int, int], Tensor] | None, policy_version: int,
+    ) -> tuple[Tensor, Tensor]:
+        """(old log-probabilities [T], which of them are of the present version [T])."""
+        if old is None:
+            old_T = logprobs_T.detach()
+        else:
+            old_T = torch.cat([old[s.group, s.rollout] for s in batch.sequences]).to(logprobs_T.device)
+        fresh = torch.tensor([
+            groups[s.group].group.rollouts[s.rollout].policy_version == policy_version for s in batch.sequences
+        ], device=logprobs_T.device)
+        fresh_T = fresh[batch.sequence_ids_T]
+        return torch.where(fresh_T, old_T, batch.sampler_logprobs_T), fresh_T
+
+    def _loss(
+        self, batch: MicroBatch, computed: TokenLogprobs, old_T: Tensor, min_entropy: float, num_loss_tokens: int
+    ) -> LossOutput:
+        loss = self._config.loss
+        reference_T = None
+        if loss.kl_weight > 0:
+            reference_T = self._unwrapped.reference(
+                batch.token_ids_BL, batch.position_ids_BL if self._layout == "packed" else None, batch.predictor_T,
+                batch.completion_ids_T)
+        return policy_loss(
+            loss.name, logprobs_T=computed.logprobs_N, old_logprobs_T=old_T, sampler_logprobs_T=batch.sampler_logprobs_T,
+            advantages_T=batch.advantages_T, entropies_T=computed.entropies_N, weights_T=batch.weights_T,
+            sequence_ids_T=batch.sequence_ids_T, num_sequences=batch.num_sequences, num_loss_tokens=num_loss_tokens,
+            clip_low=loss.clip_low, clip_high=loss.clip_high, ref_logprobs_T=reference_T, kl_weight=loss.kl_weight,
+            entropy_bonus=loss.entropy_bonus, min_entropy=min_entropy, correction_mode=loss.correction.mode,
+            correction_cap=loss.correction.cap, correction_low=loss.correction.low, correction_high=loss.correction.high,
+        )
+
+    @torch.no_grad()
+    def _before_first_update(
+        self, groups: Sequence[TrainingGroup], policy_version: int
+    ) -> tuple[dict[tuple[int, int], Tensor], float]:
+        """Old log-probabilities of every sequence that trains, and the entropy that the top share of tokens reaches."""
+        found: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
+        for sequences, weight in self._plan(groups):
+            if weight:
+                batch = self._build(groups, sequences, num_loss_tokens=sum(len(r.token_ids) for g in groups for r in g.group.rollouts))
+                computed = self._logprobs(batch, self._unwrapped, entropy_grad=False)
+                lengths = list(batch.sequence_lengths)
+                parts = zip(sequences, computed.logprobs_N.split(lengths), computed.entropies_N.split(lengths), strict=True)
+                found |= {(s.group, s.rollout): (logprobs.tolist(), entropies.tolist()) for s, logprobs, entropies in parts}
+        if self._accelerator.num_processes > 1:
+            shares: list[dict[tuple[int, int], tuple[list[float], list[float]]]] = gather_object([found])
+            found = {key: value for share in shares for key, value in share.items()}
+        entropies = torch.tensor([h for _, values in found.values() for h in values])
+        threshold = entropy_threshold(entropies, self._config.loss.top_entropy_share)
+        return {key: torch.tensor(logprobs) for key, (logprobs, _) in found.items()}, threshold
+
+    def _report(self, sums: _Sums, lr: float) -> dict[str, float]:
+        """Means over all ranks' tokens, and quantiles of the mismatch between trainer and sampler."""
+        mine = (
+            torch.stack(sums.statistics).sum(0).tolist() if sums.statistics else None,
+            torch.cat(sums.mismatch).tolist() if sums.mismatch else [], sums.loss,
+        )
+        shares = gather_object([mine]) if self._accelerator.num_processes > 1 else [mine]
+        present = [torch.tensor(statistics) for statistics, _, _ in shares if statistics is not None]
+        metrics: dict[str, float] = {"optim/lr": lr, "optim/updates": float(len(sums.grad_norms))}
+        if not present:
+            return metrics
+        means = mean_statistics(torch.stack(present).sum(0))
+        mismatch = np.array([value for _, values, _ in shares for value in values])
+        metrics |= {
+            "loss/value": sum(loss for _, _, loss in shares) / len(sums.grad_norms),
+            "optim/grad_norm": float(np.mean(sums.grad_norms)), "loss/tokens": means["num_tokens"],
+            "loss/ratio": means["ratio"], "loss/clip_low_share": means["clip_low"], "loss/clip_high_share": means["clip_high"],
+            "loss/kl": means["kl"], "policy/token_entropy": means["entropy"], "loss/corrected_share": means["corrected"],
+            "loss/top_entropy_share": means["kept"],
+        }
+        if mismatch.size:
+            metrics |= {
+                "mismatch/mean": float(mismatch.mean()), "mismatch/p95": float(np.quantile(mismatch, 0.95)),
+                "mismatch/p99": float(np.quantile(mismatch, 0.99)), "mismatch/max": float(mismatch.max()),
+            }
+        return metrics
+
+    def micro_batches_of(self, groups: Sequence[TrainingGroup]) -> Iterator[MicroBatch]:
+        """This rank's micro-batches of the groups, for tests and measurements."""
+        num_loss_tokens = sum(len(r.token_ids) for g in groups for r in g.group.rollouts)
+        for sequences, weight in self._plan(groups):
+            if weight:
+                yield self._build(groups, sequences, num_loss_tokens)

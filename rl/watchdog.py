@@ -1,0 +1,226 @@
+"""Stops a run that collapses: rewards go in, and an alarm comes out when the policy games them.
+
+Every label-free reward is gamed in the end (arXiv:2505.21444, 2603.08660): reward rises, accuracy falls. `collapse_metrics`
+measures a step's groups, `Watchdog` judges the numbers by the rules of `watchdog.*` in the configuration. To add a rule: a
+method of `Watchdog` that returns an `Alarm`, its setting in rl/config.py, and its name in `Rule`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, cast
+
+from rl.config import WatchdogSection
+from rl.records import Json, Rollout, ScoredGroup
+
+Rule = Literal["falling_accuracy", "accuracy_drop", "one_answer", "unparsable"]
+
+FEWEST_QUESTIONS = 4
+"""Batches with fewer different questions say nothing about one answer for all: two questions share an answer by chance."""
+
+FEWEST_REASONING_CHARACTERS = 3
+
+_ANSWER_START = re.compile(r"\\boxed|\\fbox|####|<answer>|answer is", re.IGNORECASE)
+_THINK_TAG = re.compile(r"</?think>")
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Why the run should stop; the message is for people and names the rule's setting and the remedy."""
+
+    rule: Rule
+    step: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepSignals:
+    """What one training step shows. reward: its mean; shares in [0, 1] as in `collapse_metrics`."""
+
+    step: int
+    reward: float
+    num_questions: int
+    majority_answer_share: float
+    unparsable_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    step: int
+    accuracy: float
+    reward: float | None
+
+
+class Watchdog:
+    """A state machine over steps and evaluations; its state is JSON, so that a resumed run judges as the uninterrupted one."""
+
+    def __init__(self, settings: WatchdogSection) -> None:
+        self._settings = settings
+        self._evaluations: list[_Evaluation] = []
+        self._best: _Evaluation | None = None
+        self._one_answer_steps = 0
+        self._unparsable_steps = 0
+        self._majorities: dict[str, str] = {}
+
+    def measure(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+        """`collapse_metrics` of a step's groups, remembering each question's majority answer for its next visit."""
+        metrics, self._majorities = collapse_metrics(groups, self._majorities)
+        return metrics
+
+    def observe_step(self, signals: StepSignals) -> Alarm | None:
+        """Judge one training step: one answer for everything, or no answers, over `window` steps in a row.
+
+        A batch with fewer than FEWEST_QUESTIONS different questions neither counts towards the first rule nor breaks its row.
+        """
+        settings = self._settings
+        if signals.num_questions >= FEWEST_QUESTIONS:
+            collapsed = signals.majority_answer_share > settings.max_answer_share
+            self._one_answer_steps = self._one_answer_steps + 1 if collapsed else 0
+        unparsable = signals.unparsable_share > settings.max_unparsable_share
+        self._unparsable_steps = self._unparsable_steps + 1 if unparsable else 0
+        if not settings.enabled:
+            return None
+        if self._one_answer_steps >= settings.window:
+            return Alarm("one_answer", signals.step, (
+                f"step {signals.step}: the policy gives one answer to different questions: for {self._one_answer_steps} steps "
+                f"in a row one answer was the majority answer of more than {settings.max_answer_share:.0%} of a batch's "
+                f"questions (now {signals.majority_answer_share:.0%} of {signals.num_questions}). Go on from the best "
+                "checkpoint with a lower optim.lr or with selection.low set; where the questions truly share answers (yes/no), "
+                "raise watchdog.max_answer_share"))
+        if self._unparsable_steps >= settings.window:
+            return Alarm("unparsable", signals.step, (
+                f"step {signals.step}: for {self._unparsable_steps} steps in a row more than {settings.max_unparsable_share:.0%} "
+                f"of the completions had no answer (now {signals.unparsable_share:.0%}). Look into rollouts.jsonl: are they cut "
+                "(raise sampling.max_completion_tokens), does the prompt ask for the answer's form (prompt.template), or is the "
+                "text broken (lower optim.lr)? Where that is how training begins, raise watchdog.max_unparsable_share"))
+        return None
+
+    def observe_evaluation(self, step: int, accuracy: float, mean_reward: float | None, noise: float = 0.0) -> Alarm | None:
+        """Judge one evaluation on held-out questions.
+
+        mean_reward: mean training reward of the steps since the evaluation before, None before the first step. noise: a fall
+        over `patience` evaluations counts only if it is larger; the half-width of the accuracy's 95% interval is a good value.
+        """
+        now = _Evaluation(step, accuracy, mean_reward)
+        self._evaluations = [*self._evaluations, now][-(self._settings.patience + 1):]
+        if self._best is None or accuracy > self._best.accuracy:
+            self._best = now
+        if not self._settings.enabled:
+            return None
+        return self._dropped(now, self._best) or self._fell_while_reward_rose(noise)
+
+    def _dropped(self, now: _Evaluation, best: _Evaluation) -> Alarm | None:
+        # Accuracies are shares of counts: a drop of exactly the bound must not alarm because 0.7 - 0.15 is not 0.55 in binary.
+        if best.accuracy - now.accuracy <= self._settings.max_drop + 1e-9:
+            return None
+        return Alarm("accuracy_drop", now.step, (
+            f"step {now.step}: held-out accuracy is {now.accuracy:.3f}, more than {self._settings.max_drop:g} below the best, "
+            f"{best.accuracy:.3f} at step {best.step}. The best checkpoint is kept: use it, or go on from it with a lower "
+            "optim.lr. To allow a deeper fall raise watchdog.max_drop"))
+
+    def _fell_while_reward_rose(self, noise: float) -> Alarm | None:
+        span = self._evaluations
+        if len(span) <= self._settings.patience:
+            return None
+        if any(later.accuracy >= earlier.accuracy for earlier, later in pairwise(span)):
+            return None
+        first, last = span[0], span[-1]
+        # The evaluation before the first step has no reward; the next one's then is where the span begins.
+        rewards = [evaluation.reward for evaluation in span if evaluation.reward is not None]
+        if len(rewards) < 2 or rewards[-1] <= rewards[0] or first.accuracy - last.accuracy <= noise:
+            return None
+        return Alarm("falling_accuracy", last.step, (
+            f"step {last.step}: held-out accuracy fell in {self._settings.patience} evaluations in a row "
+            f"({' > '.join(f'{evaluation.accuracy:.3f}' for evaluation in span)}) while the reward rose from {rewards[0]:.3f} to "
+            f"{rewards[-1]:.3f}: the policy games the reward. Use the best checkpoint, or go on from it with another reward, "
+            "selection.low or a lower optim.lr. To wait longer raise watchdog.patience"))
+
+    def state_dict(self) -> dict[str, Json]:
+        return {
+            "evaluations": [_to_json(evaluation) for evaluation in self._evaluations],
+            "best": None if self._best is None else _to_json(self._best),
+            "one_answer_steps": self._one_answer_steps,
+            "unparsable_steps": self._unparsable_steps,
+            "majorities": dict(self._majorities),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        self._evaluations = [_from_json(item) for item in cast(list[Json], state["evaluations"])]
+        self._best = None if state["best"] is None else _from_json(state["best"])
+        self._one_answer_steps = cast(int, state["one_answer_steps"])
+        self._unparsable_steps = cast(int, state["unparsable_steps"])
+        self._majorities = dict(cast(dict[str, str], state["majorities"]))
+
+
+def _to_json(evaluation: _Evaluation) -> Json:
+    return [evaluation.step, evaluation.accuracy, evaluation.reward]
+
+
+def _from_json(item: Json) -> _Evaluation:
+    step, accuracy, reward = cast(tuple[int, float, float | None], item)
+    return _Evaluation(step, accuracy, reward)
+
+
+def collapse_metrics(groups: Sequence[ScoredGroup], majorities: Mapping[str, str]) -> tuple[dict[str, float], dict[str, str]]:
+    """A step's signs of collapse, and `majorities` (question id -> majority answer at its last visit) brought up to date.
+
+    num_questions: different questions. majority_answer_share: of these, the share with the most frequent majority answer;
+    answers of different questions are equal when their stripped texts are. num_distinct_answers: over all completions.
+    unanimous_share: groups whose completions all share one answer. majority_flip_share: of the questions seen before, those
+    whose majority answer changed. completion_length: mean tokens. no_reasoning_share: of the answered completions, those with
+    fewer than FEWEST_REASONING_CHARACTERS characters before the answer. unparsable_share, truncated_share: of all completions.
+    A tie for the largest cluster is no majority. All shares are in [0, 1], 0 where there is nothing to count.
+    Raises: ValueError without a group.
+    """
+    if not groups:
+        raise ValueError("collapse_metrics needs at least one group")
+    current = {group.group.question.id: _majority_answer(group) for group in groups}
+    found = {question: answer for question, answer in current.items() if answer is not None}
+    revisited = [question for question in found if question in majorities]
+    most_frequent = max(Counter(found.values()).values(), default=0)
+    completions = [(group, rollout, answer) for group in groups
+                   for rollout, answer in zip(group.group.rollouts, group.answers, strict=True)]
+    answered = [(group, rollout, answer) for group, rollout, answer in completions if answer is not None]
+    metrics = {
+        "num_questions": float(len(current)),
+        "majority_answer_share": most_frequent / len(current),
+        "num_distinct_answers": float(len({answer.strip() for _, _, answer in answered})),
+        "unanimous_share": sum(_is_unanimous(group) for group in groups) / len(groups),
+        "majority_flip_share": _share(sum(found[question] != majorities[question] for question in revisited), len(revisited)),
+        "completion_length": sum(len(rollout.token_ids) for _, rollout, _ in completions) / len(completions),
+        "no_reasoning_share": _share(sum(_has_no_reasoning(*item) for item in answered), len(answered)),
+        "unparsable_share": 1 - len(answered) / len(completions),
+        "truncated_share": sum(rollout.is_truncated for _, rollout, _ in completions) / len(completions),
+    }
+    return metrics, {**majorities, **found}
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _majority_answer(scored: ScoredGroup) -> str | None:
+    """The stripped answer of the founder of the largest answered cluster; None for a tie or without any answer."""
+    sizes = Counter(label for label, answer in zip(scored.labels, scored.answers, strict=True) if answer is not None)
+    ranked = sizes.most_common(2)
+    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        return None
+    answer = scored.answers[scored.labels.index(ranked[0][0])]
+    assert answer is not None
+    return answer.strip()
+
+
+def _is_unanimous(scored: ScoredGroup) -> bool:
+    return None not in scored.answers and len(set(scored.labels)) == 1
+
+
+def _has_no_reasoning(scored: ScoredGroup, rollout: Rollout, answer: str) -> bool:
+    """Whether the completion begins with its answer; the template's own beginning and think tags are no reasoning."""
+    text = _THINK_TAG.sub("", rollout.text.removeprefix(scored.group.prompt.assistant_prefix))
+    marker = _ANSWER_START.search(text)
+    start = marker.start() if marker else max(text.find(answer), 0)
+    return len(text[:start].strip(" \t\r\n$")) < FEWEST_REASONING_CHARACTERS

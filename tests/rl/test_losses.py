@@ -1,0 +1,271 @@
+"""Losses against nested loops, numbers computed by hand, and what must not change them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl.losses import (
+    LOSSES,
+    STATISTICS,
+    Aggregation,
+    CorrectionMode,
+    LossOutput,
+    entropy_threshold,
+    k3_kl,
+    mean_statistics,
+    policy_loss,
+    sampler_correction,
+    token_weights,
+)
+from tests.reference.losses import reference_loss
+
+MAX_COMPLETION_TOKENS = 9
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Each field: one [T_i] tensor per sequence."""
+
+    logprobs: list[Tensor]
+    old: list[Tensor]
+    sampler: list[Tensor]
+    ref: list[Tensor]
+    entropies: list[Tensor]
+    advantages: list[float]
+
+
+def random_sequences(lengths: tuple[int, ...] = (5, 1, 3, 7)) -> Sequences:
+    """Ratios far enough from 1 that every clip and mask acts; logprobs and entropies are leaves with gradient."""
+    generator = torch.Generator().manual_seed(2)
+
+    def around(centres: list[Tensor], spread: float) -> list[Tensor]:
+        return [centre.detach() + spread * torch.randn(centre.shape, generator=generator) for centre in centres]
+
+    logprobs = [-3 * torch.rand(length, generator=generator) for length in lengths]
+    old, ref = around(logprobs, 0.4), around(logprobs, 0.5)
+    sampler = around(old, 0.5)
+    entropies = [2 * torch.rand(length, generator=generator) for length in lengths]
+    for tensor in [*logprobs, *entropies]:
+        tensor.requires_grad_()
+    return Sequences(logprobs, old, sampler, ref, entropies, [1.5, -0.7, -2.0, 0.4, 0.0][: len(lengths)])
+
+
+def ours(
+    data: Sequences, subset: list[int], *, name: str = "clip", aggregation: Aggregation = "token", kl_weight: float = 0.0,
+    entropy_bonus: float = 0.0, min_entropy: float = -math.inf, mode: CorrectionMode = "none", clip_low: float = 0.2,
+    clip_high: float = 0.28, cap: float = 1.3, low: float = 0.7, high: float = 1.4,
+) -> LossOutput:
+    """policy_loss on the micro-batch of the sequences in `subset`, with the denominators of all sequences."""
+    lengths = [len(data.logprobs[index]) for index in subset]
+    num_loss_tokens = sum(len(sequence) for sequence in data.logprobs)
+
+    sequence_ids_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+    def flat(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([tensors[index] for index in subset])
+
+    return policy_loss(
+        name, logprobs_T=flat(data.logprobs), old_logprobs_T=flat(data.old), sampler_logprobs_T=flat(data.sampler),
+        advantages_T=torch.tensor([data.advantages[index] for index in subset])[sequence_ids_T], entropies_T=flat(data.entropies),
+        ref_logprobs_T=flat(data.ref), num_sequences=len(subset), num_loss_tokens=num_loss_tokens,
+        weights_T=token_weights(lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=len(data.logprobs),
+                                max_completion_tokens=MAX_COMPLETION_TOKENS),
+        sequence_ids_T=sequence_ids_T, clip_low=clip_low, clip_high=clip_high,
+        kl_weight=kl_weight, entropy_bonus=entropy_bonus, min_entropy=min_entropy, correction_mode=mode, correction_cap=cap,
+        correction_low=low, correction_high=high,
+    )
+
+
+def gradients(loss: Tensor, data: Sequences) -> list[Tensor]:
+    found = torch.autograd.grad(loss, [*data.logprobs, *data.entropies], allow_unused=True, materialize_grads=True)
+    return list(found)
+
+
+@pytest.mark.parametrize(("mode", "kl_weight", "entropy_bonus", "min_entropy"), [
+    ("none", 0.0, 0.0, -math.inf), ("truncate", 0.1, 0.0, -math.inf), ("mask_token", 0.0, 0.05, 0.8),
+    ("mask_sequence", 0.3, 0.02, 1.1)])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_loss_and_gradients_equal_the_nested_loops(
+    name: str, aggregation: Aggregation, mode: CorrectionMode, kl_weight: float, entropy_bonus: float, min_entropy: float
+) -> None:
+    data = random_sequences()
+    result = ours(data, [0, 1, 2, 3], name=name, aggregation=aggregation, mode=mode, kl_weight=kl_weight,
+                  entropy_bonus=entropy_bonus, min_entropy=min_entropy)
+    expected = reference_loss(
+        name=name, aggregation=aggregation, logprobs=data.logprobs, old_logprobs=data.old, sampler_logprobs=data.sampler,
+        ref_logprobs=data.ref, entropies=data.entropies, advantages=data.advantages, max_completion_tokens=MAX_COMPLETION_TOKENS,
+        clip_low=0.2, clip_high=0.28, kl_weight=kl_weight, entropy_bonus=entropy_bonus, min_entropy=min_entropy, mode=mode,
+        cap=1.3, low=0.7, high=1.4)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-7)
+    for gradient, reference in zip(gradients(result.loss, data), gradients(expected, data), strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("split", [[[0], [1], [2], [3]], [[3, 1], [0, 2]], [[2, 0, 3, 1]]])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_micro_batches_in_any_order_add_up_to_the_same_loss_gradient_and_metrics(
+    name: str, aggregation: Aggregation, split: list[list[int]]
+) -> None:
+    data = random_sequences()
+
+    def run(subset: list[int]) -> LossOutput:
+        return ours(data, subset, name=name, aggregation=aggregation, kl_weight=0.1, entropy_bonus=0.05, mode="mask_sequence")
+
+    whole, parts = run([0, 1, 2, 3]), [run(subset) for subset in split]
+    total = torch.stack([part.loss for part in parts]).sum()
+    torch.testing.assert_close(total, whole.loss, rtol=1e-5, atol=1e-7)
+    for gradient, expected in zip(gradients(total, data), gradients(whole.loss, data), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(torch.stack([part.sums_K for part in parts]).sum(dim=0), whole.sums_K)
+
+
+def one_token(ratio: float, advantage: float, name: str = "clip") -> tuple[float, float]:
+    """Loss and its gradient with respect to ln pi of a single token, clip bounds 0.8 and 1.28."""
+    logprob_T = torch.tensor([-1.0], requires_grad=True)
+    data = Sequences([logprob_T], [torch.tensor([-1.0 - math.log(ratio)])], [torch.tensor([-1.0])], [torch.tensor([-1.0])],
+                     [torch.tensor([0.5])], [advantage])
+    loss = ours(data, [0], name=name).loss
+    [gradient_T] = torch.autograd.grad(loss, logprob_T)
+    return float(loss.detach()), float(gradient_T)
+
+
+def test_hand_computed_clip() -> None:
+    assert one_token(1.0, 2.0) == pytest.approx((-2.0, -2.0))
+    assert one_token(1.2, 2.0) == pytest.approx((-2.4, -2.4))
+    assert one_token(1.5, 2.0) == pytest.approx((-2.56, 0.0))
+    assert one_token(0.5, 2.0) == pytest.approx((-1.0, -1.0))
+    assert one_token(0.5, -2.0) == pytest.approx((1.6, 0.0))
+    assert one_token(1.5, -2.0) == pytest.approx((3.0, 3.0))
+
+
+def test_hand_computed_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
+    # ln pi is -1, so the loss is weight * A.
+    assert one_token(1.5, 2.0, "cispo") == pytest.approx((2.56, -2.56))
+    assert one_token(0.5, -2.0, "cispo") == pytest.approx((-1.0, 1.0))
+
+
+def test_gspo_clips_the_sequence_and_not_the_token() -> None:
+    # Token ratios 2 and 1/2: clip touches the first; the sequence's ratio is their geometric mean, 1.
+    data = Sequences([torch.tensor([-1.0, -1.0], requires_grad=True)], [torch.tensor([-1 - math.log(2), -1 + math.log(2)])],
+                     [torch.zeros(2)], [torch.zeros(2)], [torch.zeros(2, requires_grad=True)], [1.0])
+    gspo, clip = ours(data, [0], name="gspo"), ours(data, [0], name="clip")
+    assert gradients(gspo.loss, data)[0].tolist() == pytest.approx([-0.5, -0.5])
+    assert gradients(clip.loss, data)[0].tolist() == pytest.approx([0.0, -0.25])
+    assert mean_statistics(gspo.sums_K)["clip_high"] == 0.0
+    assert mean_statistics(clip.sums_K)["clip_high"] == 0.5
+
+
+def test_first_update_has_ratio_one_and_the_plain_policy_gradient() -> None:
+    data = random_sequences()
+    data = replace(data, old=[sequence.detach() for sequence in data.logprobs])
+    for name in LOSSES:
+        result = ours(data, [0, 1, 2, 3], name=name, aggregation="sequence")
+        for gradient, advantage in zip(gradients(result.loss, data)[:4], data.advantages, strict=True):
+            torch.testing.assert_close(gradient, torch.full_like(gradient, -advantage / (4 * len(gradient))))
+        assert mean_statistics(result.sums_K)["ratio"] == 1.0
+
+
+def test_weights_of_each_aggregation_by_hand() -> None:
+    def weights(aggregation: Aggregation) -> list[float]:
+        return token_weights([2, 1], aggregation, num_loss_tokens=8, num_sequences=4, max_completion_tokens=5).tolist()
+
+    assert weights("token") == [0.125] * 3
+    assert weights("sequence") == [0.125, 0.125, 0.25]
+    assert weights("constant") == pytest.approx([0.05] * 3)
+
+
+def test_statistics_are_token_means() -> None:
+    data = random_sequences((2, 1))
+    result = ours(data, [0, 1], mode="truncate", min_entropy=float(data.entropies[1][0]))
+    means = mean_statistics(result.sums_K)
+    mismatch = torch.cat([(old - sampler).abs() for old, sampler in zip(data.old, data.sampler, strict=True)])
+    corrected = torch.cat([(old - sampler).exp() > 1.3 for old, sampler in zip(data.old, data.sampler, strict=True)])
+    entropies = torch.cat(data.entropies).detach()
+    assert list(means) == list(STATISTICS)
+    assert means["num_tokens"] == 3
+    assert means["mismatch"] == pytest.approx(float(mismatch.mean()))
+    assert means["corrected"] == pytest.approx(float(corrected.float().mean()))
+    assert means["entropy"] == pytest.approx(float(entropies.mean()))
+    assert means["kept"] == pytest.approx(float((entropies >= entropies[2]).float().mean()))
+    assert not result.sums_K.requires_grad
+    assert mean_statistics(torch.zeros(len(STATISTICS)))["kl"] == 0.0
+
+
+def test_k3_is_zero_at_equality_positive_elsewhere_and_keeps_its_digits() -> None:
+    assert float(k3_kl(torch.tensor(-1.0), torch.tensor(-1.0))) == 0.0
+    assert float(k3_kl(torch.tensor(-1.0), torch.tensor(-1.0 + math.log(2)))) == pytest.approx(1 - math.log(2))
+    # d = 1e-3 in float32: exp(d) - d - 1 has an error of some percent; the true value is d^2 / 2 + d^3 / 6.
+    tiny = float(k3_kl(torch.tensor(0.0), torch.tensor(1e-3)))
+    assert tiny == pytest.approx(0.5e-6 + 1e-9 / 6, rel=1e-3)
+
+
+def test_entropy_mask_stops_the_policy_gradient_but_not_the_penalty() -> None:
+    data = random_sequences()
+    threshold = 1.0
+    policy_only = gradients(ours(data, [0, 1, 2, 3], min_entropy=threshold, clip_low=1.0, clip_high=100.0).loss, data)
+    with_penalty = gradients(ours(data, [0, 1, 2, 3], min_entropy=threshold, kl_weight=0.1).loss, data)
+    for index in range(4):
+        below = data.entropies[index] < threshold
+        assert (policy_only[index][below] == 0).all() and (policy_only[index][~below] != 0).all()
+        assert (with_penalty[index][below] != 0).all()
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.2, 2), (0.25, 3), (0.7, 7), (1e-6, 1), (1.0, 10)])
+def test_entropy_threshold_keeps_the_top_share(share: float, kept: int) -> None:
+    entropies = torch.tensor([0.3, 0.9, 0.1, 0.5, 0.8, 0.2, 0.0, 0.7, 0.4, 0.6])
+    assert int((entropies >= entropy_threshold(entropies, share)).sum()) == kept
+
+
+def test_entropy_threshold_keeps_ties_and_refuses_bad_shares() -> None:
+    assert entropy_threshold(torch.full((8,), 0.5), 0.25) == 0.5
+    with pytest.raises(ValueError, match=r"top_entropy_share is 0"):
+        entropy_threshold(torch.ones(3), 0.0)
+
+
+def correction_weights(mode: CorrectionMode, low: float = 0.5, high: float = 2.0) -> tuple[list[float], list[bool]]:
+    """Two sequences with s = (4, 1/4, 1) and (3, 3)."""
+    log_s_T = torch.tensor([4.0, 0.25, 1.0, 3.0, 3.0]).log()
+    result = sampler_correction(mode, old_logprobs_T=log_s_T - 1, sampler_logprobs_T=torch.full((5,), -1.0),
+                                sequence_ids_T=torch.tensor([0, 0, 0, 1, 1]), num_sequences=2, cap=2.0, low=low, high=high)
+    return result.weights_T.tolist(), result.is_corrected_T.tolist()
+
+
+def test_hand_computed_sampler_corrections() -> None:
+    none, truncate = correction_weights("none"), correction_weights("truncate")
+    token, sequence = correction_weights("mask_token"), correction_weights("mask_sequence")
+    assert none == ([1.0] * 5, [False] * 5)
+    assert truncate[0] == pytest.approx([2.0, 0.25, 1.0, 2.0, 2.0]) and truncate[1] == [True, False, False, True, True]
+    assert token[0] == pytest.approx([0.0, 0.0, 1.0, 0.0, 0.0]) and token[1] == [True, True, False, True, True]
+    # Geometric means 1 and 3.
+    assert sequence[0] == pytest.approx([1.0, 1.0, 1.0, 0.0, 0.0]) and sequence[1] == [False, False, False, True, True]
+    assert correction_weights("mask_sequence", high=3.5)[0] == pytest.approx([1.0, 1.0, 1.0, 3.0, 3.0])
+
+
+def test_inputs_stay_unchanged() -> None:
+    data = random_sequences()
+    tensors = [*data.logprobs, *data.old, *data.sampler, *data.ref, *data.entropies]
+    before = [tensor.detach().clone() for tensor in tensors]
+    for name in LOSSES:
+        ours(data, [0, 1, 2, 3], name=name, kl_weight=0.1, entropy_bonus=0.1, mode="mask_token", min_entropy=0.5).loss.backward()
+    assert all(torch.equal(first, second) for first, second in zip(before, tensors, strict=True))
+
+
+def test_bad_names_are_refused() -> None:
+    data = random_sequences()
+    with pytest.raises(ValueError, match="'ppo'; known are clip, cispo, gspo"):
+        ours(data, [0], name="ppo")
+    with pytest.raises(ValueError, match="known are token, sequence, constant"):
+        token_weights([1], "mean", num_loss_tokens=1, num_sequences=1, max_completion_tokens=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="known are none, truncate, mask_token, mask_sequence"):
+        ours(data, [0], mode="mask")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"kl_weight is 0\.1, but no reference"):
+        policy_loss("clip", logprobs_T=torch.zeros(1), old_logprobs_T=torch.zeros(1), sampler_logprobs_T=torch.zeros(1),
+                    advantages_T=torch.ones(1), entropies_T=torch.zeros(1), weights_T=torch.ones(1),
+                    sequence_ids_T=torch.zeros(1, dtype=torch.long), num_sequences=1, num_loss_tokens=1, kl_weight=0.1)
