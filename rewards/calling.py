@@ -1,8 +1,8 @@
 """One reward function and a batch of groups -> checked numbers, or a RewardError that says who did what to which question.
 
 Two styles. `group`: called once per group, sees that group's G completions. `trl`: a function written for TRL's trainers,
-called once on the flat batch of all groups. Both may be `async`; the calls of one function then run concurrently. Add a style as a
-function (reward, groups) -> [CheckedScore], one per group, and put it into STYLES.
+called once on the flat batch of all groups. Both may be `async`; the calls of one function then run concurrently. Add a style as
+a function (reward, groups) -> [CheckedScore], one per group, and put it into STYLES.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def score_per_group(reward: Reward, groups: Sequence[GroupInput]) -> list[Checke
 def score_flat(reward: Reward, groups: Sequence[GroupInput]) -> list[CheckedScore]:
     """Style `trl`: fn(prompts=, completions=, completion_ids=, **columns) over all groups' completions.
 
-    Each is a list over the completions. Prompts and completions are strings. `question` and `answer` are columns too; a column that a group lacks is None there.
+    Each is a list over the completions. Prompts and completions are strings. `question` and `answer` are columns too; a column
+    that a group lacks is None there.
     `log_metric(name, value)` becomes a metric, `log_extra` is accepted and has no table to write to.
     """
     logged: dict[str, list[float]] = {}

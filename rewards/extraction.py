@@ -5,7 +5,7 @@
    short), nothing is found, and no later rule is asked: half an answer is not an answer.
 2. `hash`: the rest of the line after the last `####` (GSM8K).
 3. `answer_tag`: the last <answer>...</answer>.
-4. `phrase`: what follows the last "answer is", "answer:" or 答案是, to the end of its sentence or line.
+4. `phrase`: what follows the last "answer is", "answer:" or 答案是, to the end of its sentence or line; or a last line `A: ...`.
 5. `last_number`: the last number, only on request: in training it would pay for a number mentioned in passing.
 
 Nothing found is a case of its own (answer None, rule `none`), never an empty string. Each rule is one pass over the text: the
@@ -102,7 +102,8 @@ def _in_answer_tag(text: str) -> str | None:
 def _after_phrase(text: str) -> str | None:
     last = _last_match(_PHRASE, text)
     if last is None:
-        return None
+        last_line = text.rstrip().rpartition("\n")[2]
+        return last_line[2:] if last_line.startswith("A:") else None
     rest = text[last.end():].lstrip(" \t\r\n:*")
     end = _SENTENCE_END.search(rest)
     return (rest if end is None else rest[:end.start()]).rstrip(" *,;")

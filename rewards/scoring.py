@@ -67,7 +67,7 @@ class RewardSum:
             if not math.isfinite(spec.weight):
                 raise RewardError(f"reward {spec.use!r}: weight is {spec.weight}, expected a finite number")
             function = load(spec.use, search_from)
-            name: str = spec.name or getattr(function, "__name__", type(function).__name__)
+            name = spec.name or str(getattr(function, "__name__", type(function).__name__))
             if name in self.names:
                 raise RewardError(f"two rewards are named {name!r} (the second is {spec.use}); give one of them another `name`")
             reward = Reward(name, spec.use, function, dict(spec.arguments))
@@ -111,8 +111,8 @@ class RewardSum:
         weights = [spec.weight for spec, _ in self._terms]
         rewards, unscored = _weighted_sum(checked, weights, size)
         if not all(map(math.isfinite, rewards)):
-            raise RewardError(f"question {group.question_id!r}: the weighted sum of {', '.join(self.names)} is {rewards}, expected "
-                              "finite numbers; the values or the weights are too large")
+            raise RewardError(f"question {group.question_id!r}: the weighted sum of {', '.join(self.names)} is {rewards}, "
+                              "expected finite numbers; the values or the weights are too large")
         answers, labels = _answers_and_labels(group, checked)
         metrics = {f"{name}/{metric}": value for name, score in zip(self.names, checked, strict=True)
                    for metric, value in score.metrics.items()}

@@ -167,8 +167,9 @@ def check_same_run(path: Path, stored: RunConfig, config: RunConfig, state: Trai
         changed.append(("number of processes", state.num_ranks, num_ranks))
     if changed:
         listed = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in changed)
-        raise CheckpointError(f"checkpoint {path} belongs to another configuration: {listed}. Remedy: resume with the same settings, or start a "
-                              "new run (model.adapter=.../adapter starts one from these weights)")
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another configuration: {listed}. Remedy: resume with the same settings, or start a new run "
+            "(model.adapter=.../adapter starts one from these weights)")
     if state.step > config.steps:
         raise CheckpointError(f"checkpoint {path} is at step {state.step}, beyond steps={config.steps}. Remedy: steps={state.step} or more")
 

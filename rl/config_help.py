@@ -89,7 +89,8 @@ def show_value(value: object) -> str:
 
 def expected(field: FieldInfo) -> str:
     """What a field may be: "a number > 0", "one of: auto, float32", "a whole number >= 1 or null"."""
-    return _describe(field.annotation) + _bounds(field)
+    described, or_null, _ = _describe(field.annotation).partition(" or null")
+    return described + _bounds(field) + or_null
 
 
 def _describe(annotation: Any) -> str:
@@ -124,7 +125,8 @@ def render_help(prog: str, width: int | None = None) -> str:
     """The page of `--help`: usage, options, every key. width: columns, by default the terminal's (at most 120)."""
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
     usage = f"usage: {prog} [--config FILE] [--dry-run] [--print-config] [--resume [RUN]] [KEY=VALUE ...]"
-    lines = [usage, "", "Trains a language model on a file of questions, with gold answers or without any.", ""]
+    purpose = "Trains a language model on a file of questions, with gold answers or without any."
+    lines = [usage, "", *_hanging("", purpose, width), ""]
     for option, meaning in OPTIONS:
         lines += _hanging(f"  {option:<16}", meaning, width)
     lines += ["", "Keys, with what each may be, its default and its meaning:"]

@@ -25,8 +25,8 @@ from rl.records import Json
 class ConfigError(ValueError):
     """The configuration is not usable. `problems`: one line each, with the key, the value seen and what was expected."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
 
 
@@ -155,8 +155,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _missing_file(path: Path) -> str:
-    folders = {path.parent, project_root() / "configs"}
-    files = sorted({file for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")})
+    folders = {path.parent.resolve(), project_root() / "configs"}
+    files = sorted({file for folder in folders if folder.is_dir() for file in folder.glob("[!.]*.yaml")})
     like = difflib.get_close_matches(path.stem, [file.stem for file in files], n=3, cutoff=0.5)
     chosen = [file for name in like for file in files if file.stem == name] or files
     there = ", ".join(str(_short(file)) for file in chosen)
@@ -234,7 +234,7 @@ def _spelt_out(value: Any, field: FieldInfo) -> Any:
 
 
 def _typed(text: str, field: FieldInfo, key: str, current: Any) -> Any:
-    """The override's text as the kind of value that the field takes: text stays as typed, all else is read as YAML."""
+    """The override's text as the kind of value that the field takes: text as it was typed, all else as YAML reads it."""
     options = get_args(field.annotation) or (field.annotation,)
     takes_text = get_origin(field.annotation) is not list and (str in options or Path in options)
     try:
@@ -245,8 +245,11 @@ def _typed(text: str, field: FieldInfo, key: str, current: Any) -> Any:
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError([f"override {key}: saw {text!r}, which is not valid YAML ({problem}); "
                            f"expected {expected(field)}"]) from None
-    if takes_text and not (value is None and type(None) in options) and not isinstance(value, str | list | dict):
-        return text
+    if takes_text:
+        is_null = value is None and type(None) in options
+        is_quoted = isinstance(value, str) and text.lstrip()[:1] in ("'", '"')
+        is_list = isinstance(value, list | dict) and any(get_origin(option) is list for option in options)
+        return value if is_null or is_quoted or is_list else text
     inner = section_of(field.annotation)
     if inner is not None and isinstance(value, str):
         short = _spelt_out(value, field)
@@ -304,13 +307,16 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, type[Section], FieldInfo | N
 def _unknown(key: str, model: type[Section]) -> str:
     """`key` does not exist: name the one that was probably meant, in the same section or elsewhere."""
     prefix, _, name = key.rpartition(".")
-    names = [item.name for item in all_keys()]
+    names = [item.name for item in all_keys() if not item.is_section]
+    # By the last part alone: two keys of one section would look alike by its name.
+    near_ending = closest(name, [other.rpartition(".")[2] for other in names])
     same_ending = [other for other in names if other.rpartition(".")[2] == name]
+    like_ending = [other for other in names if other.rpartition(".")[2] == near_ending]
     in_section = closest(name, list(model.model_fields))
     if in_section is not None and (prefix or not same_ending):
         near = f"{prefix}.{in_section}" if prefix else in_section
     else:
-        near = ", ".join(same_ending[:3]) or closest(key, names) or ""
+        near = " or ".join((same_ending or like_ending)[:3])
     if near:
         return f"{key}: unknown key; did you mean {near}?"
     return f"{key}: unknown key; {prefix or 'the configuration'} has: {', '.join(model.model_fields)}"

@@ -33,10 +33,10 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         return {
-            "accuracy": self.accuracy.value, "accuracy_low": self.accuracy.low, "accuracy_high": self.accuracy.high,
-            "samples": float(self.samples), "semantic_entropy_nats": self.semantic_entropy,
-            "unparsable_share": self.unparsable_share, "truncated_share": self.truncated_share,
-            "completion_length": self.mean_completion_tokens,
+            "held_out/accuracy": self.accuracy.value, "held_out/low": self.accuracy.low, "held_out/high": self.accuracy.high,
+            "held_out/samples": float(self.samples), "held_out/semantic_entropy": self.semantic_entropy,
+            "held_out/unparsable_share": self.unparsable_share, "held_out/truncated_share": self.truncated_share,
+            "held_out/completion_length": self.mean_completion_tokens,
         }
 
 

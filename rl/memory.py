@@ -58,7 +58,9 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
     return shapes or None
 
 
-def estimate_memory(config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int) -> MemoryEstimate | None:
+def estimate_memory(
+    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int
+) -> MemoryEstimate | None:
     """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2 bfloat16."""
     shapes = weight_shapes(resolve_path(config.model.path))
     if shapes is None:
@@ -71,11 +73,13 @@ def estimate_memory(config: RunConfig, model_config: PretrainedConfig, longest_p
     adapted = [shape for name, shape in shapes.items() if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
     num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
     base = num_parameters * (bytes_per_weight if config.lora.enabled else 0)
-    merges = config.generator.sync == "merge" or (config.generator.sync == "auto" and num_parameters * bytes_per_weight <= MERGE_BELOW_BYTES)
+    sync = config.generator.sync
+    merges = sync == "merge" or (sync == "auto" and num_parameters * bytes_per_weight <= MERGE_BELOW_BYTES)
     row = longest_prompt + config.sampling.max_completion_tokens
     tokens = max(config.optim.micro_batch_tokens, row)
     # Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama architecture.
-    per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + (4 * (2 * hidden + intermediate) if config.lora.enabled else 0)
+    adapter_inputs = 4 * (2 * hidden + intermediate) if config.lora.enabled else 0
+    per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + adapter_inputs
     kept_layers = 1 if config.model.gradient_checkpointing else layers
     checkpoints = tokens * layers * hidden * bytes_per_weight if config.model.gradient_checkpointing else 0
     return MemoryEstimate(

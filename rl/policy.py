@@ -113,7 +113,8 @@ def load_policy(
     reference = copy.deepcopy(base).requires_grad_(False).eval() if keep_reference and not lora.enabled else None
     if not lora.enabled:
         if model.adapter is not None:
-            raise PolicyError("model.adapter: an adapter cannot be trained in full; set lora.enabled=true, or merge it first (python -m rl.export)")
+            raise PolicyError("model.adapter: an adapter cannot be trained in full; set lora.enabled=true, or merge it first "
+                              "(python -m rl.export)")
         return Policy(base.train(), tokenizer, tuple(sorted(eos_ids)), dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     return Policy(trained, tokenizer, tuple(sorted(eos_ids)), dtype, None)

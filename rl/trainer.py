@@ -29,7 +29,7 @@ from rl.records import ScoredGroup, TrainingGroup
 from rl.records_json import scored_group_from_json, scored_group_to_json
 from rl.run_folder import RunFolder
 from rl.summary import Best, Summary, installed_versions, peak_rss_gb
-from rl.tracking import MetricsLog, RolloutsLog
+from rl.tracking import NORMALISED_ENTROPY, MetricsLog, RolloutsLog
 from rl.update import Updater
 from rl.watchdog import Alarm, StepSignals, Watchdog
 
@@ -211,7 +211,7 @@ class Trainer:
         collapse = parts.watchdog.measure(described)
         metrics = {
             "reward": _mean(rewards), **_reward_metrics(described),
-            "semantic_entropy": _mean([group.normalised_entropy for group in described]),
+            NORMALISED_ENTROPY: _mean([group.normalised_entropy for group in described]),
             **collected.selection.shares(), "groups/sampled": len(groups), "groups/trained": len(collected.batch),
             "groups/refills": collected.num_refills, "groups/surplus": len(parts.collector.surplus),
             **{f"collapse/{name}": value for name, value in collapse.items()},

@@ -8,8 +8,6 @@ from rl.generate.protocol import Generator
 from rl.policy import Policy
 
 
-
-
 def build_generator(config: GeneratorSection, policy: Policy) -> Generator:
     """The generator that the configuration names, sampling from `policy`'s present weights."""
     if config.backend != "transformers":

@@ -19,6 +19,9 @@ ROOM = 32  # tokens reserved beyond what is needed
 class GrowingLayer(DynamicLayer):
     """DynamicLayer with spare room: `keys` and `values` are views [B, heads, filled, width] of larger buffers."""
 
+    _key_buffer: torch.Tensor
+    _value_buffer: torch.Tensor
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,8 @@ from rl.records import FinishReason, Group, Prompt, Question, Rollout, ScoredGro
 
 
 def scored_group(question_id: str, answers: Sequence[str | None], *, texts: Sequence[str] | None = None,
-                 assistant_prefix: str = "", num_tokens: Sequence[int] | None = None, truncated: Sequence[int] = ()) -> ScoredGroup:
+                 assistant_prefix: str = "", num_tokens: Sequence[int] | None = None,
+                 truncated: Sequence[int] = ()) -> ScoredGroup:
     """A group whose rewards are p(c), 0 without an answer; `truncated` lists the completions cut at the length bound."""
     size = len(answers)
     texts = texts or [f"because of this and that \\boxed{{{answer}}}" if answer else "no idea at all" for answer in answers]

@@ -64,7 +64,8 @@ def test_each_pair_of_different_answers_is_compared_once() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([None, "1", "2", "0.5", "1/2", "5 cm", "5", "5 kg", "50%", "50", "yes"]), min_size=1, max_size=12))
+@given(st.lists(st.sampled_from([None, "1", "2", "0.5", "1/2", "5 cm", "5", "5 kg", "50%", "50", "yes"]), min_size=1,
+                max_size=12))
 def test_labels_and_entropy_match_the_literal_reference(answers: list[str | None]) -> None:
     clusters = cluster(answers)
     assert list(clusters.labels) == founder_labels(answers, equivalent)

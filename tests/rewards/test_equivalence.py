@@ -17,18 +17,27 @@ from rewards.canonical import canonical
 from rewards.equivalence import compare_many, decide, equivalent
 
 EQUAL = [
-    ("601", "601"), ("007", "7"), ("+5", "5"), ("5.0", "5"), ("-0", "0"), ("1/2", "0.5"), (r"\frac12", "0.5"), (r"\dfrac{1}{2}", r"\frac{2}{4}"),
-    (r"\frac{-3}{8}", r"-\frac38"), (r"3\frac{1}{2}", "3.5"), ("3 1/2", "7/2"), (r"-2\frac14", r"-\frac{9}{4}"), ("1,250", "1250"),
-    ("10{,}080", r"10,\!080"), (r"2 \times 10^{-5}", "0.00002"), ("3.5e4", "35000"), ("10^6", "1,000,000"), ("1e999999999", "10e999999998"),
-    (r"0.\overline{3}", "1/3"), ("50%", "50"), (r"25\%", "25%"), ("x = 5", "5"), (r"\$36", "36"), ("36 dollars", "$36"), (r"90^\circ", "90"),
-    ("90 degrees", r"90^{\circ}"), (r"12 \text{ cm}^2", "12"), ("3 miles", "3"), ("5 million", "5000000"), ("Yes", "yes"), (r"\text{even}", "Even."),
-    (r"\text{(C)}", "C"), (r"\text{E. Hyperbola}", "(E)"), ("$7$", "7"), (r"\left( x+1 \right)", "(x + 1)"), ("\uff13\uff16", "36"), ("\u22127", "-7"),
+    ("601", "601"), ("007", "7"), ("+5", "5"), ("5.0", "5"), ("-0", "0"), ("1/2", "0.5"), (r"\frac12", "0.5"),
+    (r"\dfrac{1}{2}", r"\frac{2}{4}"),
+    (r"\frac{-3}{8}", r"-\frac38"), (r"3\frac{1}{2}", "3.5"), ("3 1/2", "7/2"), (r"-2\frac14", r"-\frac{9}{4}"),
+    ("1,250", "1250"),
+    ("10{,}080", r"10,\!080"), (r"2 \times 10^{-5}", "0.00002"), ("3.5e4", "35000"), ("10^6", "1,000,000"),
+    ("1e999999999", "10e999999998"),
+    (r"0.\overline{3}", "1/3"), ("50%", "50"), (r"25\%", "25%"), ("x = 5", "5"), (r"\$36", "36"), ("36 dollars", "$36"),
+    (r"90^\circ", "90"),
+    ("90 degrees", r"90^{\circ}"), (r"12 \text{ cm}^2", "12"), ("3 miles", "3"), ("5 million", "5000000"), ("Yes", "yes"),
+    (r"\text{even}", "Even."),
+    (r"\text{(C)}", "C"), (r"\text{E. Hyperbola}", "(E)"), ("$7$", "7"), (r"\left( x+1 \right)", "(x + 1)"),
+    ("\uff13\uff16", "36"), ("\u22127", "-7"),
     ("5\u200b", "5"), ("9" * 5000, "0" + "9" * 5000), ("f(x) = x^2", "x^2"),
 ]
 DIFFERENT = [
-    ("601", "600"), ("0.33", "1/3"), ("0.3", "0.34"), ("50%", "0.5"), ("5 cm", "5 kg"), ("x = 5", "y = 5"), ("5", "-5"), ("12", "1,2"),
-    ("5.001", "5"), ("9" * 5000, "9" * 4999 + "8"), ("1e999999999", "1e999999998"), ("yes", "no"), ("A", "B"), ("5", "five"), ("", "5"),
-    ("52_8", "52_7"), ("3R^2", "3r^2"), ("7 = 11a+c", "11a+c"), (r"5\frac12", r"\frac{51}{2}"), (r"\$36", r"\$3.60"), ("3/0", "4/0"),
+    ("601", "600"), ("0.33", "1/3"), ("0.3", "0.34"), ("50%", "0.5"), ("5 cm", "5 kg"), ("x = 5", "y = 5"), ("5", "-5"),
+    ("12", "1,2"),
+    ("5.001", "5"), ("9" * 5000, "9" * 4999 + "8"), ("1e999999999", "1e999999998"), ("yes", "no"), ("A", "B"), ("5", "five"),
+    ("", "5"),
+    ("52_8", "52_7"), ("3R^2", "3r^2"), ("7 = 11a+c", "11a+c"), (r"5\frac12", r"\frac{51}{2}"), (r"\$36", r"\$3.60"),
+    ("3/0", "4/0"),
 ]
 
 
@@ -56,7 +65,8 @@ def test_numbers_and_words_never_start_a_worker(monkeypatch: pytest.MonkeyPatch)
 
 def test_algebra_decides_expressions() -> None:
     pytest.importorskip("math_verify")
-    pairs = [("2^3", "8"), ("(r+5)(r+5)", "(r+5)^2"), (r"\sqrt{2}", "1.414214"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), ("2*pi", r"2\pi")]
+    pairs = [("2^3", "8"), ("(r+5)(r+5)", "(r+5)^2"), (r"\sqrt{2}", "1.414214"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+             ("2*pi", r"2\pi")]
     assert [comparison.equal for comparison in compare_many(pairs)] == [True, True, False, True, True]
 
 
@@ -74,11 +84,12 @@ def test_what_hangs_is_timed_out_within_its_deadline_and_counted() -> None:
     start = time.monotonic()
     verdict = grade(r"\boxed{9^{9^{9^{9}}} + x}", "x + 1")
     assert time.monotonic() - start < 8.0
-    assert not verdict.correct
+    assert (verdict.correct, verdict.timed_out) == (False, True)
     assert equivalent("x+x+x", "3x"), "the pool goes on"
 
 
-@pytest.mark.parametrize("text", ["9" * 1_000_000, "{" * 100_000, r"\frac" * 50_000, "\\text{" * 50_000, "$" * 100_000, ("1," * 300_000),
+@pytest.mark.parametrize("text",
+                         ["9" * 1_000_000, "{" * 100_000, r"\frac" * 50_000, "\\text{" * 50_000, "$" * 100_000, ("1," * 300_000),
                                   "\\boxed{" * 50_000 + "}" * 50_000, "x = " * 100_000, "1 000" * 50_000, "a " * 200_000])
 def test_hostile_length_is_answered_quickly(text: str) -> None:
     start = time.perf_counter()
@@ -87,7 +98,8 @@ def test_hostile_length_is_answered_quickly(text: str) -> None:
     assert time.perf_counter() - start < 3.0
 
 
-_PIECES = st.sampled_from(["1", "23", "0", ".", ",", "/", "-", "+", "%", "\\frac", "{", "}", "^", "10", "e", "x", "=", " ", "\\text{", "cm", "$",
+_PIECES = st.sampled_from(["1", "23", "0", ".", ",", "/", "-", "+", "%", "\\frac", "{", "}", "^", "10", "e", "x", "=", " ",
+                           "\\text{", "cm", "$",
                            "\\times", "\\overline", "(", ")", "_", "yes", "\x00", "\u202e", "\\", "\\boxed{"])
 
 
@@ -119,7 +131,8 @@ def test_decimals_and_scientific_notation_are_read_exactly(value: object, expone
 
 
 def test_grade_reads_completions_bare_answers_and_whole_golds() -> None:
-    verdicts = grade_many([(r"so \boxed{1/2}", "0.5"), ("0.5", r"\frac12"), ("3", "2 + 1 = 3\n#### 3"), ("", "1"), (r"\boxed{1", "1")])
+    verdicts = grade_many([(r"so \boxed{1/2}", "0.5"), ("0.5", r"\frac12"), ("3", "2 + 1 = 3\n#### 3"), ("", "1"),
+                           (r"\boxed{1", "1")])
     assert [verdict.correct for verdict in verdicts] == [True, True, True, False, False]
     assert [verdict.extracted for verdict in verdicts] == ["1/2", "0.5", "3", None, None]
 

@@ -28,6 +28,7 @@ from rewards.extraction import Extraction, extract
     ("The final answer is 42. I hope so.", "42", "phrase"),
     ("The answer is: $3.5$", "$3.5$", "phrase"),
     ("Answer: 7\nmore", "7", "phrase"),
+    ("A: 3\nB: 4\nso\nA: 12\n", "12", "phrase"),
     ("答案是 5。", "5", "phrase"),
     (r"#### 3 but \boxed{4}", "4", "boxed"),
 ])
@@ -52,7 +53,8 @@ def test_the_last_number_counts_only_on_request() -> None:
     assert extract("it is -3/4", last_number=True).answer == "-3/4"
 
 
-@pytest.mark.parametrize("piece", ["\\boxed{", "{", "}", "\\boxed", "\\boxed ", " ", "answer is", "answer ", "####", "<answer>", "1,", "9",
+@pytest.mark.parametrize("piece",
+                         ["\\boxed{", "{", "}", "\\boxed", "\\boxed ", " ", "answer is", "answer ", "####", "<answer>", "1,", "9",
                                    "\\boxed{1},", "</answer>"])
 def test_time_is_linear_for_hostile_repetition(piece: str) -> None:
     start = time.perf_counter()
@@ -61,7 +63,8 @@ def test_time_is_linear_for_hostile_repetition(piece: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(["\\boxed", "\\fbox{", "{", "}", "\\", "$", "####", "<answer>", "</answer>", "the answer is", "1", ",", " ",
+@given(st.lists(st.sampled_from(["\\boxed", "\\fbox{", "{", "}", "\\", "$", "####", "<answer>", "</answer>", "the answer is",
+                                 "1", ",", " ",
                                  "\n", "x", "\x00", "\u202e", "."]), max_size=25).map("".join) | st.text(max_size=40))
 def test_extraction_never_raises_and_never_gives_an_empty_answer(text: str) -> None:
     found = extract(text, last_number=True)

@@ -82,9 +82,9 @@ def run(
                                 chunk_tokens=5, entropy_grad=True)
         result = policy_loss(
             "gspo", logprobs_T=scored.logprobs_N, old_logprobs_T=micro.sampler_logprobs_T,
-            sampler_logprobs_T=micro.sampler_logprobs_T, advantages_T=micro.advantages_T, entropies_T=scored.entropies_N, weights_T=micro.weights_T,
-            sequence_ids_T=micro.sequence_ids_T, num_sequences=micro.num_sequences, num_loss_tokens=num_loss_tokens,
-            clip_low=0.9, clip_high=9.0, entropy_bonus=0.1)
+            sampler_logprobs_T=micro.sampler_logprobs_T, advantages_T=micro.advantages_T, entropies_T=scored.entropies_N,
+            weights_T=micro.weights_T, sequence_ids_T=micro.sequence_ids_T, num_sequences=micro.num_sequences,
+            num_loss_tokens=num_loss_tokens, clip_low=0.9, clip_high=9.0, entropy_bonus=0.1)
         result.loss.backward()
         total += result.loss.detach()
         for sequence, values in zip(micro.sequences, scored.logprobs_N.detach().split(list(micro.sequence_lengths)), strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rl.config import RewardSection, RunConfig
@@ -45,7 +45,8 @@ def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:
 
 
 def test_the_quick_start_reads_no_answers_and_the_three_tiny_runs_differ_in_nothing_but_data_and_reward() -> None:
-    quick, grpo, random = (load(project_root() / "configs" / f"{name}.yaml", []) for name in ("quickstart", "tiny_grpo", "tiny_random"))
+    names = ("quickstart", "tiny_grpo", "tiny_random")
+    quick, grpo, random = (load(project_root() / "configs" / f"{name}.yaml", []) for name in names)
     assert quick.data.columns.answer is None and random.data.columns.answer is None
     assert {key for key, _, _ in differences(quick, random)} == {"run_dir", "rewards.0.use"}
     assert {key for key, _, _ in differences(quick, grpo)} == {"run_dir", "rewards.0.use", "data.path", "data.columns.answer"}
@@ -66,9 +67,9 @@ def test_numbers_in_files_follow_yaml_1_2(tmp_path: Path) -> None:
 def test_overrides_are_typed_by_the_models() -> None:
     config = load(None, ["optim.lr=1e-6", "data.columns.answer=null", "sampling.stop_token_ids=[1,2]", "rewards.0.weight=0.5",
                          "tracking.project=010", "run_dir=runs/1", "lora.targets=[q_proj, v_proj]", "optim.betas=[0.9, 0.95]",
-                         "model.gradient_checkpointing=true", "data.path=a: b.jsonl", "tracking.progress=off"])
+                         "model.gradient_checkpointing=true", "data.path=a: b #1.jsonl", "tracking.progress=off"])
     assert config.optim.lr == 1e-6 and config.optim.betas == (0.9, 0.95)
-    assert config.data.columns.answer is None and config.data.path == "a: b.jsonl"
+    assert config.data.columns.answer is None and config.data.path == "a: b #1.jsonl"
     assert config.sampling.stop_token_ids == [1, 2]
     assert config.rewards == [RewardSection(weight=0.5)]
     assert (config.tracking.project, config.run_dir, config.tracking.progress) == ("010", Path("runs/1"), "off")
@@ -109,7 +110,8 @@ def test_all_problems_are_listed_at_once_a_line_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("override", "message"), [
     ("stepz=3", "stepz: unknown key; did you mean steps?"),
     ("lr=3", "lr: unknown key; did you mean optim.lr?"),
-    ("optim.learning_rat=3", "optim.learning_rat: unknown key; optim has: lr, betas,"),
+    ("optim.zzz=3", "optim.zzz: unknown key; optim has: lr, betas,"),
+    ("learning_steps=3", "learning_steps: unknown key; did you mean optim.warmup_steps?"),
     ("sampling.groupsize=3", "sampling.groupsize: unknown key; did you mean sampling.group_size?"),
     ("data.colums.answer=null", "data.colums: unknown key; did you mean data.columns?"),
     ("rewards=[{ues: a:b}]", "rewards.0.ues: unknown key; did you mean rewards.0.use?"),
@@ -165,6 +167,8 @@ awkward_text = st.text(alphabet="1e-6. offnulltruea:#'\"\\\n\téλ~<=0x[]{}", ma
 
 @settings(max_examples=60, deadline=None)
 @given(project=awkward_text, lr=st.floats(1e-300, 1e300), targets=st.lists(awkward_text, max_size=2), argument=awkward_text)
+@example(project="1e-6", lr=1e-6, targets=["off", "0x1F"], argument="1e5")
+@example(project="1:30", lr=1e22, targets=["2024-01-01", ".5"], argument="null")
 def test_the_resolved_config_round_trips_exactly(
     tmp_path_factory: pytest.TempPathFactory, project: str, lr: float, targets: list[str], argument: str,
 ) -> None:

@@ -183,7 +183,7 @@ def test_weights_of_each_aggregation_by_hand() -> None:
 
 def test_statistics_are_token_means() -> None:
     data = random_sequences((2, 1))
-    result = ours(data, [0, 1], mode="truncate", min_entropy=float(data.entropies[1][0]))
+    result = ours(data, [0, 1], mode="truncate", min_entropy=float(data.entropies[1][0].detach()))
     means = mean_statistics(result.sums_K)
     mismatch = torch.cat([(old - sampler).abs() for old, sampler in zip(data.old, data.sampler, strict=True)])
     corrected = torch.cat([(old - sampler).exp() > 1.3 for old, sampler in zip(data.old, data.sampler, strict=True)])

@@ -84,7 +84,8 @@ def test_a_folder_in_use_is_refused_to_a_second_process_and_nothing_is_moved(tmp
                 print(error)
     """)
     with prepare(tmp_path / "run", resume=True) as folder:
-    XX.stdout.count("is in use by another process") == 2 and f'"pid": {os.getpid()}' in done.stdout
+        refused = output_of(code, folder.path)
+        assert refused.count("is in use by another process") == 2 and f'"pid": {os.getpid()}' in refused
         assert folder.holds_run and folder.lock_file.exists()
     assert output_of(code, tmp_path / "run").count("got it") == 2
 

@@ -1,0 +1,114 @@
+"""The built-in rewards: one contract for all, and the values of each."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from rewards.contract import GroupScore
+from rewards.loading import load
+from rewards.scoring import GroupInput, RewardSpec, RewardSum
+
+BUILT_IN = [
+    "rewards.accuracy:accuracy", "rewards.format:format_boxed", "rewards.format:format_think", "rewards.majority:majority_vote",
+    "rewards.semantic_entropy:semantic_entropy", "rewards.controls:random_reward", "rewards.controls:inverted_accuracy",
+]
+COMPLETIONS = [r"\boxed{4}", r"so \boxed{4.0}", r"\boxed{5}", "no idea"]
+
+
+def call(use: str, completions: Sequence[str] = COMPLETIONS, answer: str | None = "4", **arguments: object) -> GroupScore:
+    result = load(use)(question="2 + 2?", completions=list(completions), answer=answer, level="easy", **arguments)
+    return result if isinstance(result, GroupScore) else GroupScore(result)
+
+
+@pytest.mark.parametrize("use", BUILT_IN)
+def test_every_reward_keeps_the_contract(use: str) -> None:
+    hostile = [*COMPLETIONS, "", "\x00", "\\boxed{" * 1000, "9" * 10_000, "\u202e}{", "<think></think><answer></answer>"]
+    completions = list(hostile)
+    first, second = call(use, completions), call(use, completions)
+    assert completions == hostile, "inputs are unchanged"
+    assert len(first.scores) == len(hostile)
+    assert all(isinstance(score, float) and math.isfinite(score) for score in first.scores)
+    assert first == second, "the same input gives the same values"
+    assert len(set(first.scores)) > 1 or use.endswith("format_think")
+    result = RewardSum([RewardSpec(use)]).score([GroupInput("q1", "2 + 2?", hostile, "4", {"level": "easy"})])[0]
+    assert result.rewards == tuple(first.scores)
+    assert len(result.labels) == len(result.answers) == len(hostile)
+
+
+@pytest.mark.parametrize("use", BUILT_IN)
+def test_rewards_that_need_an_answer_say_so(use: str) -> None:
+    needs = getattr(load(use), "needs_answer", False)
+    assert needs == ("accuracy" in use)
+    if not needs:
+        call(use, answer=None)
+
+
+def test_accuracy_is_equivalence_with_the_gold_answer() -> None:
+    score = call("rewards.accuracy:accuracy")
+    assert score.scores == [1.0, 1.0, 0.0, 0.0]
+    assert score.answers == ["4", "4.0", "5", None]
+    assert call("rewards.controls:inverted_accuracy").scores == [0.0, 0.0, 1.0, 1.0]
+    assert call("rewards.accuracy:accuracy", ["it is 4"], last_number=True).scores == [1.0]
+
+
+def test_semantic_entropy_is_the_share_of_the_group_that_agrees() -> None:
+    use = "rewards.semantic_entropy:semantic_entropy"
+    assert call(use).scores == [0.5, 0.5, 0.25, 0.0]
+    assert call(use, form="power", power=2.0).scores == [0.25, 0.25, 0.0625, 0.0]
+    assert call(use, form="log").scores == pytest.approx([math.log(0.5), math.log(0.5), math.log(0.25), math.log(0.25)])
+    assert call(use, unanswered=-1.0).scores == [0.5, 0.5, 0.25, -1.0]
+    assert call(use).labels == (0, 0, 1, 2)
+    assert call(use).metrics["entropy"] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
+    assert call(use, answer=None) == call(use, answer="5"), "no answer is read"
+
+
+@pytest.mark.parametrize(("form", "power"), [("shares", 1.0), ("power", 0.0), ("power", math.nan)])
+def test_semantic_entropy_refuses_impossible_settings(form: str, power: float) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        call("rewards.semantic_entropy:semantic_entropy", form=form, power=power)
+
+
+def test_majority_vote_pays_the_one_largest_cluster_and_ties_nothing() -> None:
+    use = "rewards.majority:majority_vote"
+    assert call(use).scores == [1.0, 1.0, 0.0, 0.0]
+    tie = call(use, [r"\boxed{4}", r"\boxed{5}", "none", "none"])
+    assert tie.scores == [0.0] * 4
+    assert tie.metrics["tie"] == 1.0
+    assert call(use, ["none", "none"]).scores == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("text", "kept"), [
+    ("<think>\nhm\n</think>\n<answer>4</answer>\n", 1.0), ("<think>a</think><answer>b</answer>", 1.0),
+    ("<answer>b</answer><think>a</think>", 0.0), ("<think>a</think><answer>b</answer> more", 0.0),
+    ("<think>a</think><answer>b</answer><answer>c</answer>", 0.0), ("<think>a<answer>b</answer></think>", 0.0),
+    ("<think>a</think> so <answer>b</answer>", 0.0), ("<think></think><answer>b</answer>", 0.0), ("4", 0.0),
+])
+def test_format_think_wants_each_tag_once_and_in_order(text: str, kept: float) -> None:
+    assert call("rewards.format:format_think", [text]).scores == [kept]
+
+
+def test_format_boxed_wants_a_closed_box_with_something_in_it() -> None:
+    assert call("rewards.format:format_boxed", [r"\boxed{x}", r"\boxed{}", r"\boxed{1", "1"]).scores == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_random_reward_is_fair_repeatable_and_depends_on_its_seed() -> None:
+    use = "rewards.controls:random_reward"
+    completions = [f"completion {i}" for i in range(4000)]
+    scores = call(use, completions).scores
+    assert abs(sum(scores) / len(scores) - 0.5) < 0.04
+    assert scores == call(use, completions, answer=None).scores
+    differing = sum(a != b for a, b in zip(scores, call(use, completions, seed=1).scores, strict=True))
+    assert 1800 < differing < 2200
+    assert set(call(use, ["same"] * 20).scores) == {0.0, 1.0}
+
+
+def test_importing_the_rewards_loads_no_torch_and_no_algebra() -> None:
+    modules = ", ".join(sorted({use.partition(":")[0] for use in BUILT_IN} | {"rewards.scoring"}))
+    code = f"import sys, {modules}; print([m for m in ('torch', 'sympy', 'math_verify', 'rl') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
