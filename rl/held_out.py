@@ -51,14 +51,17 @@ class HeldOut:
     rank: int
     num_ranks: int
 
-    def evaluate(self, generator: Generator, samples: int) -> Evaluation:
-        """Sample k = `samples` completions of each question and grade them; collective over ranks."""
-        requests = [
+    def requests(self, samples: int) -> list[Request]:
+        """This rank's requests for k = `samples` completions of each of its questions."""
+        return [
             Request(prompt, tuple(request_seed(self.seed, "held_out", 0, prompt.question.id, i) for i in range(samples)))
             for prompt in share_of_rank(self.prompts, self.rank, self.num_ranks)
         ]
-        scored = gather_shares(score_groups(self.grader, generator.generate(requests, self.parameters)), self.num_ranks)
-        return summarise(scored, samples)
+
+    def evaluate(self, generator: Generator, samples: int) -> Evaluation:
+        """Sample k = `samples` completions of each question and grade them; collective over ranks."""
+        groups = generator.generate(self.requests(samples), self.parameters)
+        return summarise(gather_shares(score_groups(self.grader, groups), self.num_ranks), samples)
 
 
 def summarise(scored: Sequence[ScoredGroup], samples: int) -> Evaluation:
