@@ -71,7 +71,8 @@ def checkpoint_name(step: int) -> str:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints (renamed into place), oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir()) if folder.is_dir() else []
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def save_checkpoint(
@@ -91,11 +92,9 @@ def save_checkpoint(
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for path in [*files, temporary / "manifest.json"]:
+        for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        _replace(final, temporary)
         _sync(folder)
     # safetensors and torch raise their own errors for a full disk.
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -106,6 +105,16 @@ def save_checkpoint(
             "Remedy: free disk space (or set checkpoint.keep lower), then go on with --resume."
         ) from error
     return final
+
+
+def _replace(final: Path, temporary: Path) -> None:
+    """Rename into place; an older checkpoint of that step is moved away first and removed last, so that one is always there."""
+    outdated = final.with_name(f"{TEMPORARY}outdated")
+    shutil.rmtree(outdated, ignore_errors=True)
+    if final.exists():
+        final.rename(outdated)
+    temporary.rename(final)
+    shutil.rmtree(outdated, ignore_errors=True)
 
 
 def mark_best(folder: Path, checkpoint: Path) -> None:
@@ -131,15 +140,15 @@ def verify(path: Path) -> None:
     """Raise CheckpointError unless every file is there with its size and digest."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        files = {path / name: entry for name, entry in manifest.items()}
-    except (OSError, ValueError, AttributeError) as error:
+        files = {path / name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise _damaged(path, f"its manifest.json cannot be read ({error})") from error
-    for file, entry in files.items():
+    for file, (num_bytes, digest) in files.items():
         if not file.is_file():
             raise _damaged(path, f"{file.name} is missing")
-        if (size := file.stat().st_size) != entry["bytes"]:
-            raise _damaged(path, f"{file.name} has {size} bytes where {entry['bytes']} were written")
-        if _digest(file) != entry["sha256"]:
+        if (size := file.stat().st_size) != num_bytes:
+            raise _damaged(path, f"{file.name} has {size} bytes where {num_bytes} were written")
+        if _digest(file) != digest:
             raise _damaged(path, f"the contents of {file.name} have changed since it was written")
 
 

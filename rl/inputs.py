@@ -4,6 +4,7 @@ Loads the tokenizer but no weights."""
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ class Inputs:
 
 def read_inputs(config: RunConfig) -> Inputs:
     """Everything but the model. Raises ConfigError, DataError, PromptError or RewardError with the remedy."""
+    for tracker in config.tracking.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError([f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'"])
     rewards = build_rewards(config.rewards)
     grader = None if config.evaluation.path is None else build_rewards([RewardSection(use=config.evaluation.reward)])
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)

@@ -72,9 +72,12 @@ def estimate_memory(
     num_parameters = sum(_size(shape) for shape in shapes.values())
     adapted = [shape for name, shape in shapes.items() if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
     num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
-    base = num_parameters * (bytes_per_weight if config.lora.enabled else 0)
+    # Full parameters are kept in float32, and their frozen reference is a second copy.
+    frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
+    bytes_per_base_weight = bytes_per_weight if config.lora.enabled else 4
+    base = num_parameters * bytes_per_base_weight * frozen_copies
     sync = config.generator.sync
-    merges = sync == "merge" or (sync == "auto" and num_parameters * bytes_per_weight <= MERGE_BELOW_BYTES)
+    merges = sync == "merge" or (sync == "auto" and num_parameters * bytes_per_base_weight <= MERGE_BELOW_BYTES)
     row = longest_prompt + config.sampling.max_completion_tokens
     tokens = max(config.optim.micro_batch_tokens, row)
     # Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama architecture.

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rl.config import LoraSection, ModelSection
@@ -117,6 +118,7 @@ def load_policy(
                               "(python -m rl.export)")
         return Policy(base.train(), tokenizer, tuple(sorted(eos_ids)), dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
+    _refuse_tied_targets(base)
     return Policy(trained, tokenizer, tuple(sorted(eos_ids)), dtype, None)
 
 
@@ -126,13 +128,52 @@ def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSectio
         if not (Path(folder) / "adapter_config.json").is_file():
             raise PolicyError(f"model.adapter: {folder} holds no adapter_config.json; expected a folder saved by PEFT, such as "
                              "runs/NAME/checkpoints/best/adapter")
-        stored = PeftConfig.from_pretrained(str(folder))
-        if stored.peft_type != "LORA":
-            raise PolicyError(f"model.adapter: {folder} is of type {stored.peft_type}; expected LORA")
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        return _load_adapter(base, Path(folder), model.path)
     # The adapter's first weights come from the run's seed alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(base, LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets,
-            task_type="CAUSAL_LM", bias="none"))
+        try:
+            return get_peft_model(base, LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets,
+                task_type="CAUSAL_LM", bias="none"))
+        # PEFT's own error for modules that do not exist, or that it cannot adapt.
+        except ValueError as error:
+            raise PolicyError(f"lora.targets: {lora.targets!r} cannot be adapted in {model.path} ({error}). "
+                              "Remedy: lora.targets=all-linear, or names of its linear modules") from error
+
+
+def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str) -> PeftModel:
+    """The stored adapter over this base; refused where it is no plain LoRA, or where some weight of it has no place here: PEFT itself
+    passes over what it cannot place, and the run would begin with a part of the adapter or none."""
+    stored = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(stored, LoraConfig):
+        raise PolicyError(f"model.adapter: {folder} is of type {stored.peft_type}; expected LORA")
+    extras = [name for name, is_on in (("use_dora", stored.use_dora), ("bias", stored.bias != "none"),
+                                       ("modules_to_save", bool(stored.modules_to_save))) if is_on]
+    if extras:
+        raise PolicyError(f"model.adapter: {folder} uses {', '.join(extras)}, which is more than base + BA; expected a plain LoRA. "
+                          "Remedy: merge it into its base with PEFT and name the result in model.path")
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise PolicyError(f"model.adapter: {folder} holds no adapter_model.safetensors; expected a folder saved by PEFT")
+    origin = f"model.adapter: {folder} was made for another base ({stored.base_model_name_or_path}) than model.path={base_path}"
+    remedy = "Remedy: the model.path that it was trained on, or another adapter"
+    try:
+        trained = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    # PEFT's own errors for target modules that do not exist and for shapes that differ.
+    except (ValueError, RuntimeError) as error:
+        raise PolicyError(f"{origin}: {str(error).strip().splitlines()[-1].strip()}. {remedy}") from error
+    placed = {name.replace(".default.", ".") for name, p in trained.named_parameters() if p.requires_grad}
+    if different := sorted(placed ^ load_file(weights).keys()):
+        raise PolicyError(f"{origin}: {len(different)} of its weights have no counterpart, the first is {different[0]}. {remedy}")
+    return trained
+
+
+def _refuse_tied_targets(base: PreTrainedModel) -> None:
+    """An adapter on an output layer that shares its weight with the input embedding has no merged form in one weight."""
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    adapted = [layer for layer in (head, embedding) if isinstance(layer, LoraLayer)]
+    plain = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in (head, embedding)]
+    if adapted and plain[0].weight is plain[1].weight:
+        raise PolicyError("lora.targets: this model's output layer and input embedding are one weight, which an adapter on either would "
+                          "split. Remedy: leave both out of lora.targets (all-linear does)")

@@ -42,7 +42,8 @@ class PolicyForward(nn.Module):
     def reference(self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor) -> Tensor:
         """Log-probabilities [N] under the reference: the adapter switched off, or the frozen copy."""
         model, context = self._policy.reference_model()
-        with context:
+        # In the policy's own precision: otherwise rounding would look like divergence.
+        with context, torch.autocast(token_ids.device.type, dtype=self._policy.dtype, enabled=self._autocast):
             return self._compute(model, token_ids, position_ids, predicting, targets, False).logprobs_N
 
     def _compute(
@@ -69,8 +70,11 @@ def _logit_settings(model: PreTrainedModel) -> tuple[float, float | None]:
 @torch.no_grad()
 def check_head(forward: PolicyForward, policy: Policy, token_ids: tuple[int, ...], temperature: float) -> None:
     """Stop if our log-probabilities differ from those of the model's own forward: an architecture whose logits are
-    post-processed in a way that we do not know would train on the wrong distribution, silently."""
+    post-processed in a way that we do not know would train on the wrong distribution, silently.
+
+    token_ids: any prompt; one of a single token is read twice over, so that there is a token to predict."""
     device = next(policy.model.parameters()).device
+    token_ids = token_ids if len(token_ids) > 1 else token_ids * 2
     ids = torch.tensor([token_ids], device=device)
     positions = torch.arange(len(token_ids) - 1, device=device)
     was_training = policy.model.training

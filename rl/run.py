@@ -23,6 +23,7 @@ from rl.picture import draw_curves
 from rl.policy import PolicyError, load_policy, resolve_dtype
 from rl.policy_forward import PolicyForward, check_head
 from rl.progress import open_progress
+from rl.rehearsal import longest_groups
 from rl.run_folder import RunFolder, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import render_summary, write_summary
@@ -97,6 +98,10 @@ def _build(
     stack.callback(generator.close)
     rank, num_ranks, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     sampling = config.sampling
+    updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
+                      attention=policy.causal_lm.config._attn_implementation)
+    if accelerator.device.type == "cuda":
+        updater.rehearse(longest_groups(config, longest))
     held_out = HeldOut(
         inputs.held_out, inputs.grader, SamplingParameters(
             config.evaluation.temperature or sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
@@ -108,8 +113,7 @@ def _build(
                 file.unlink(missing_ok=True)
     parts = Parts(
         accelerator=accelerator, policy=policy, generator=generator, optimizer=prepared_optimizer,
-        updater=Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
-                        attention=policy.causal_lm.config._attn_implementation),
+        updater=updater,
         collector=Collector(config, inputs.prompts, generator, inputs.rewards, rank=rank, num_ranks=num_ranks),
         held_out=held_out, watchdog=Watchdog(config.watchdog), folder=folder,
         metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,

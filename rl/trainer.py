@@ -75,11 +75,13 @@ class Trainer:
         self._totals = {"wall_s": 0.0, "sampled_tokens": 0.0}
         self._rewards_since_evaluation: list[float] = []
         self._clock = time.perf_counter()
+        self._saved: Path | None = None  # the checkpoint of the present state, if it has been written
 
     # ---------------------------------------------------------------- the algorithm
 
     def step(self) -> Alarm | None:
         """One batch of questions -> a better policy, in the sampler's hands. Returns the watchdog's alarm, if any."""
+        self._saved = None
         started = time.perf_counter()
         collected = self._parts.collector.collect(self.step_number)
         batch = self._with_advantages(collected)
@@ -159,6 +161,7 @@ class Trainer:
         held_out, parts = self._parts.held_out, self._parts
         if held_out is None:
             return None
+        self._saved = None
         started = time.perf_counter()
         evaluation = held_out.evaluate(parts.generator, samples)
         interval = evaluation.accuracy
@@ -239,7 +242,9 @@ class Trainer:
     # ---------------------------------------------------------------- checkpoints
 
     def save(self, *, best: bool = False) -> Path:
-        """Write a checkpoint of the present state (main rank) and drop the oldest."""
+        """Write a checkpoint of the present state (main rank) and drop the oldest; nothing where it has been written already."""
+        if self._saved is not None:
+            return self._saved
         parts = self._parts
         rng = torch.get_rng_state()
         states = gather_object([rng]) if parts.accelerator.num_processes > 1 else [rng]
@@ -250,6 +255,7 @@ class Trainer:
                 mark_best(parts.folder.checkpoints, path)
             prune(parts.folder.checkpoints, self._config.checkpoint.keep)
         parts.accelerator.wait_for_everyone()
+        self._saved = path
         return path
 
     def _state(self) -> TrainerState:

@@ -254,6 +254,17 @@ class Updater:
             }
         return metrics
 
+    def rehearse(self, groups: Sequence[TrainingGroup]) -> None:
+        """Forward and backward of the largest micro-batch of these groups, without a step: out of memory now, not at step 40."""
+        plan = self._plan(groups)
+        largest = max((sequences for sequences, _ in plan), key=lambda sequences: sum(s.num_tokens for s in sequences))
+        num_loss_tokens = sum(len(r.token_ids) for g in groups for r in g.group.rollouts)
+        batch = self._build(groups, largest, num_loss_tokens)
+        computed = self._logprobs(batch, self._forward, entropy_grad=self._config.loss.entropy_bonus > 0)
+        output = self._loss(batch, computed, computed.logprobs_N.detach(), -float("inf"), num_loss_tokens)
+        self._accelerator.backward(output.loss * 0.0)
+        self._optimizer.zero_grad(set_to_none=True)
+
     def micro_batches_of(self, groups: Sequence[TrainingGroup]) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the groups, for tests and measurements."""
         num_loss_tokens = sum(len(r.token_ids) for g in groups for r in g.group.rollouts)

@@ -51,6 +51,10 @@ class GrowingLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self._shrink_to_view()
 
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._shrink_to_view()
+
     def _shrink_to_view(self) -> None:
         # The rows were copied without their spare room; the next update reserves it anew.
         self._key_buffer, self._value_buffer = self.keys, self.values

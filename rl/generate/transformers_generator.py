@@ -42,7 +42,9 @@ class TransformersGenerator:
         self.policy_version = version
 
     def close(self) -> None:
-        self._parameters = {}
+        if self._is_copy:
+            self._parameters = {}
+            self._model.to("meta")
 
     def generate(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
         was_training = self._model.training
@@ -55,16 +57,28 @@ class TransformersGenerator:
     def _generate(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
         # Neighbours in length share a batch, so that little padding is decoded.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
-        groups: dict[int, Group] = {}
-        batch: list[int] = []
-        for index in order:
-            if batch and sum(len(requests[i].seeds) for i in (*batch, index)) > self._max_sequences:
-                groups |= zip(batch, self._decode([requests[i] for i in batch], parameters), strict=True)
-                batch = []
-            batch.append(index)
-        if batch:
-            groups |= zip(batch, self._decode([requests[i] for i in batch], parameters), strict=True)
-        return [groups[i] for i in range(len(requests))]
+        pieces = [(i, piece) for i in order for piece in self._pieces(requests[i])]
+        rollouts: list[tuple[Rollout, ...]] = [()] * len(requests)
+        while pieces:
+            count = self._fitting([len(piece.seeds) for _, piece in pieces])
+            batch, pieces = pieces[:count], pieces[count:]
+            for (index, _), group in zip(batch, self._decode([piece for _, piece in batch], parameters), strict=True):
+                rollouts[index] += group.rollouts
+        return [Group(request.prompt, members) for request, members in zip(requests, rollouts, strict=True)]
+
+    def _pieces(self, request: Request) -> list[Request]:
+        """The request, in parts where it alone wants more completions than may decode at the same time."""
+        starts = range(0, len(request.seeds), self._max_sequences)
+        return [Request(request.prompt, request.seeds[start : start + self._max_sequences]) for start in starts]
+
+    def _fitting(self, sizes: Sequence[int]) -> int:
+        """How many of the next pieces decode together; at least one."""
+        total = 0
+        for count, size in enumerate(sizes):
+            total += size
+            if total > self._max_sequences:
+                return count
+        return len(sizes)
 
     @torch.inference_mode()
     def _decode(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:

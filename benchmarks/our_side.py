@@ -1,0 +1,46 @@
+"""A configuration -> our trainer, built as `rl.run` builds it, but stepped by the benchmark. The other side is in trl_side.py."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from rl.config import RunConfig
+from rl.data_order import QuestionOrder
+from rl.inputs import Inputs, read_inputs
+from rl.records import Prompt
+from rl.run import _build
+from rl.run_folder import prepare
+from rl.trainer import Parts, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class OurSide:
+    trainer: Trainer
+    parts: Parts
+    inputs: Inputs
+
+
+@contextlib.contextmanager
+def open_trainer(config: RunConfig) -> Iterator[OurSide]:
+    """The trainer of a new run on the CPU, with its files in config.run_dir; `trainer.step()` is one training step."""
+    inputs = read_inputs(config)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(prepare(config.run_dir, resume=False))
+        accelerator = Accelerator(mixed_precision="no", cpu=True)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        trainer, parts = _build(config, inputs, accelerator, folder, stack, None)
+        # A run catches signals to save itself; a benchmark has nothing to save and stops at once.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        yield OurSide(trainer, parts, inputs)
+
+
+def prompts_in_training_order(config: RunConfig, inputs: Inputs, steps: int) -> list[Prompt]:
+    """The prompts that our trainer draws in its first `steps` steps, in order, so that the other side can be given the same."""
+    order = QuestionOrder(len(inputs.prompts), seed=config.seed, shuffle=config.data.shuffle)
+    return [inputs.prompts[i] for _ in range(steps) for i in order.next(config.sampling.questions_per_step)]

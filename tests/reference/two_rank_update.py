@@ -1,0 +1,59 @@
+"""One rank's part of tests/integration/test_two_ranks.py: `python -m tests.reference.two_rank_update OUT`, started once per rank.
+
+The same function, called in one process, gives what the ranks together have to give.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from rl.ranks import gather_shares, share_of_rank
+from tests.reference.tiny_run import make_updater, sampled_groups, tiny_config, tiny_policy, trained, with_advantages
+
+SCALE = 0.02
+# Adam's step is g / (|g| + eps): with a larger eps, rounding in a gradient near zero is not blown up to a whole step.
+COMMON = ("optim.eps=1e-4", "optim.max_grad_norm=0.05")
+CASES: dict[str, tuple[str, ...]] = {
+    "even": ("optim.micro_batch_tokens=160",),
+    "odd": ("optim.micro_batch_tokens=135",),
+    "one micro-batch, so that one rank has nothing to do": ("optim.micro_batch_tokens=100000",),
+    "sequence": ("optim.micro_batch_tokens=135", "loss.aggregation=sequence"),
+    "constant": ("optim.micro_batch_tokens=135", "loss.aggregation=constant"),
+    "several updates": ("optim.micro_batch_tokens=135", "optim.epochs=2", "optim.minibatches=2"),
+    "all terms": ("optim.micro_batch_tokens=135", "loss.kl_weight=0.1", "loss.entropy_bonus=0.01", "loss.top_entropy_share=0.5"),
+    "full parameters": ("optim.micro_batch_tokens=160", "lora.enabled=false"),
+}
+
+
+def updated(accelerator: Accelerator, overrides: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
+    """(trained weights, metrics, this rank's micro-batches) after one batch from the same start."""
+    config = tiny_config(*COMMON, *overrides)
+    policy = tiny_policy(config, adapter_scale=SCALE)
+    batch = with_advantages(sampled_groups(tiny_policy(adapter_scale=SCALE), 4, max_tokens=16), zero=[2])
+    updater = make_updater(config, policy, accelerator)
+    num_micro_batches = len(list(updater.micro_batches_of(batch)))
+    report = updater.update(batch, step=0, policy_version=0)
+    return trained(policy), report.metrics, num_micro_batches
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    counts, metrics = {}, {}
+    for name, overrides in CASES.items():
+        weights, metrics[name], counts[name] = updated(accelerator, overrides)
+        save_file(weights, out / f"{name}-{rank}.safetensors")
+    gathered = {n: gather_shares(share_of_rank(range(n), rank, 2), 2) for n in range(6)}
+    (out / f"{rank}.json").write_text(json.dumps({"metrics": metrics, "counts": counts, "gathered": gathered}))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,79 @@
+"""Held-out accuracy: the mean of the grader's values, on seeds that every evaluation of a run shares."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+
+from rl.generate.protocol import SamplingParameters
+from rl.generate.transformers_generator import TransformersGenerator
+from rl.held_out import HeldOut, summarise
+from rl.policy import Policy
+from tests.reference.scored_groups import scored_group
+from tests.reference.tiny_run import change_adapter, inputs, tiny_policy
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return tiny_policy()
+
+
+def held_out(seed: int = 0, rank: int = 0, num_ranks: int = 1) -> HeldOut:
+    grader = inputs().grader
+    assert grader is not None
+    return HeldOut(inputs().held_out, grader, SamplingParameters(1.0, 1.0, 0, 48), seed, rank, num_ranks)
+
+
+def test_accuracy_is_the_mean_over_questions_of_right_completions(policy: Policy) -> None:
+    evaluation = held_out().evaluate(TransformersGenerator(policy, merge=False, max_sequences=64), 4)
+    groups = TransformersGenerator(policy, merge=False, max_sequences=64).generate(held_out().requests(4), held_out().parameters)
+    shares = []
+    for group in groups:
+        boxes = [re.findall(r"\\boxed\{(-?\d+)\}", rollout.text)[-1:] for rollout in group.rollouts]
+        shares.append(sum(box == [group.question.answer] for box in boxes) / 4)
+    assert evaluation.accuracy.value == pytest.approx(sum(shares) / 8)
+    assert 0 < evaluation.accuracy.value < 1
+    assert evaluation.accuracy.low <= evaluation.accuracy.value <= evaluation.accuracy.high
+
+
+def test_two_evaluations_of_the_same_weights_are_equal_and_of_others_are_not() -> None:
+    policy = tiny_policy()
+    generator = TransformersGenerator(policy, merge=True, max_sequences=64)
+    first, again = held_out().evaluate(generator, 2), held_out().evaluate(generator, 2)
+    assert first == again
+    change_adapter(policy, 0.2)
+    generator.take_over(policy, 1)
+    assert held_out().evaluate(generator, 2) != first
+
+
+def test_more_samples_begin_with_those_of_fewer() -> None:
+    for two, eight in zip(held_out().requests(2), held_out().requests(8), strict=True):
+        assert eight.seeds[:2] == two.seeds and len(set(eight.seeds)) == 8
+    assert held_out(seed=1).requests(2) != held_out(seed=0).requests(2)
+
+
+def test_ranks_share_the_questions_without_overlap() -> None:
+    shares = [held_out(rank=rank, num_ranks=3).requests(2) for rank in range(3)]
+    together = sorted(r.prompt.question.id for share in shares for r in share)
+    assert together == sorted(p.question.id for p in inputs().held_out)
+    whole = {r.prompt.question.id: r for r in held_out().requests(2)}
+    assert all(whole[r.prompt.question.id] == r for share in shares for r in share)
+
+
+def test_shares_and_lengths_are_over_all_completions() -> None:
+    groups = [
+        scored_group("a", ["1", "1", None, "2"], num_tokens=[2, 4, 6, 8], truncated=[2]),
+        scored_group("b", ["3", "3", "3", "3"], num_tokens=[1, 1, 1, 1]),
+    ]
+    found = summarise(groups, 4)
+    assert found.unparsable_share == 1 / 8 and found.truncated_share == 1 / 8
+    assert found.mean_completion_tokens == pytest.approx(24 / 8)
+    assert found.semantic_entropy == pytest.approx((0.5 * math.log(2) + 2 * 0.25 * math.log(4)) / 2)
+    assert found.accuracy.value == pytest.approx(((0.5 + 0.5 + 0 + 0.25) / 4 + 1) / 2)
+    assert found.as_json() == {"avg@4": {"value": found.accuracy.value, "low": found.accuracy.low, "high": found.accuracy.high}}
+    assert found.metrics()["held_out/accuracy"] == found.accuracy.value and found.metrics()["held_out/samples"] == 4

@@ -1,0 +1,126 @@
+"""The memory estimate against counts by hand, and what the refusal says."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from rl.config import RunConfig
+from rl.config_loading import ConfigError, resolve_path
+from rl.generate.constants import MERGE_BELOW_BYTES
+from rl.memory import LIBRARIES_BYTES, MemoryEstimate, available_memory, check_memory, estimate_memory, weight_shapes
+from tests.reference.tiny_run import tiny_config, tiny_policy
+
+BASE = resolve_path("models/tiny-arith")
+# Embedding (tied to the output), 4 layers of attention, gated product and two norms, the last norm.
+NUM_PARAMETERS = 99 * 128 + 4 * (4 * 128 * 128 + 3 * 128 * 352 + 2 * 128) + 128
+
+
+def estimate(config: RunConfig, longest_prompt: int = 10, bytes_per_weight: int = 4) -> MemoryEstimate:
+    found = estimate_memory(config, AutoConfig.from_pretrained(BASE), longest_prompt, bytes_per_weight=bytes_per_weight)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_weights_are_counted_as_by_hand_and_as_in_the_loaded_policy(rank: int) -> None:
+    config = tiny_config(f"lora.rank={rank}")
+    found = estimate(config)
+    per_layer = 4 * (128 + 128) + 2 * (128 + 352) + (352 + 128)
+    assert found.num_parameters == NUM_PARAMETERS == 816_640
+    assert found.num_trained == rank * 4 * per_layer
+    policy = tiny_policy(config)
+    trained = sum(p.numel() for p in policy.trainable_parameters().values())
+    assert found.num_trained == trained
+    assert found.base == policy.base_bytes == found.sampler_copy == 4 * NUM_PARAMETERS
+    assert found.trained == 16 * trained
+
+
+def test_named_targets_and_full_parameters_are_counted_as_loaded() -> None:
+    for overrides in (["lora.targets=[q_proj,down_proj]"], ["lora.enabled=false"]):
+        config = tiny_config(*overrides)
+        trained = sum(p.numel() for p in tiny_policy(config).trainable_parameters().values())
+        assert estimate(config).num_trained == trained
+
+
+def test_full_parameters_have_no_frozen_base_but_a_reference_where_there_is_a_kl_penalty() -> None:
+    full = estimate(tiny_config("lora.enabled=false"), bytes_per_weight=2)
+    with_reference = estimate(tiny_config("lora.enabled=false", "loss.kl_weight=0.1"), bytes_per_weight=2)
+    assert full.base == 0 and full.trained == 16 * NUM_PARAMETERS and full.sampler_copy == 2 * NUM_PARAMETERS
+    assert with_reference.base == 4 * NUM_PARAMETERS
+
+
+def test_the_cache_holds_every_row_at_full_length_and_half_as_much_while_it_grows() -> None:
+    config = tiny_config("generator.max_sequences=50", "sampling.max_completion_tokens=30")
+    found = estimate(config, longest_prompt=10)
+    keys_and_values = 2 * 4 * 32 * 4  # both, heads, width, bytes
+    assert found.cache == 1.5 * 50 * (10 + 30) * 4 * keys_and_values
+    assert estimate(config, bytes_per_weight=2).cache == found.cache / 2
+
+
+def test_logits_are_those_of_one_chunk() -> None:
+    assert estimate(tiny_config("optim.micro_batch_tokens=1000")).logits == 4 * 1000 * 99 * 4
+    assert estimate(tiny_config("optim.micro_batch_tokens=100000000")).logits == 4 * 256 * 2**20
+
+
+def test_activations_grow_with_the_micro_batch_but_never_fall_below_one_row() -> None:
+    sizes = [estimate(tiny_config(f"optim.micro_batch_tokens={tokens}")).activations for tokens in (1, 34, 68, 136)]
+    assert sizes[0] == sizes[1] and sizes[2] == 2 * sizes[1] and sizes[3] == 4 * sizes[1]
+
+
+def test_gradient_checkpointing_needs_less_for_activations() -> None:
+    plain, checkpointed = estimate(tiny_config()), estimate(tiny_config("model.gradient_checkpointing=true"))
+    assert checkpointed.activations < plain.activations / 3
+    assert checkpointed.total - checkpointed.activations == plain.total - plain.activations
+
+
+@pytest.mark.parametrize(("sync", "copies"), [("merge", 1), ("shared", 0), ("auto", 1)])
+def test_only_merging_counts_a_copy(sync: str, copies: int) -> None:
+    assert 4 * NUM_PARAMETERS <= MERGE_BELOW_BYTES
+    assert estimate(tiny_config(f"generator.sync={sync}")).sampler_copy == copies * 4 * NUM_PARAMETERS
+
+
+def test_the_total_is_the_sum_of_the_lines() -> None:
+    found = estimate(tiny_config())
+    parts = [found.base, found.sampler_copy, found.trained, found.activations, found.logits, found.cache, LIBRARIES_BYTES]
+    assert found.total == sum(parts)
+    assert [line.split()[-2:] for line in found.lines()] == [[f"{size / 1e9:.2f}", "GB"] for size in (*parts, found.total)]
+
+
+def test_headers_of_several_files_are_read_together_and_a_hub_id_has_none(tmp_path: Path) -> None:
+    shapes = weight_shapes(BASE)
+    assert shapes is not None and shapes["model.embed_tokens.weight"] == (99, 128) and len(shapes) == 38
+    shutil.copy(BASE / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors")
+    shutil.copy(BASE / "model.safetensors", tmp_path / "model-00002-of-00002.safetensors")
+    assert weight_shapes(tmp_path) == shapes
+    assert weight_shapes(Path("org/some-model")) is None
+    assert estimate_memory(tiny_config("model=org/some-model"), AutoConfig.from_pretrained(BASE), 5, bytes_per_weight=4) is None
+
+
+EMPTY = MemoryEstimate(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("part", "remedy"), [
+    ("activations", r"optim\.micro_batch_tokens or model\.gradient_checkpointing=true"), ("cache", r"generator\.max_sequences"),
+    ("sampler_copy", r"generator\.sync=shared"), ("base", r"model\.dtype=bfloat16"), ("trained", r"lora\.rank"),
+    ("logits", r"optim\.micro_batch_tokens")])
+def test_the_refusal_names_the_largest_part_and_what_makes_it_smaller(part: str, remedy: str) -> None:
+    needed = dataclasses.replace(EMPTY, **{part: 40 * 10**9})
+    sizes = rf"needs about 40\.6 GB and here has 8\.0 GB free; the largest part is {part} with 40\.0 GB"
+    with pytest.raises(ConfigError, match=rf"{sizes}\. Remedy: .*{remedy}"):
+        check_memory(tiny_config(), needed, 8 * 10**9, "here")
+
+
+def test_what_fits_exactly_is_not_refused_and_one_byte_less_is() -> None:
+    check_memory(tiny_config(), EMPTY, EMPTY.total, "here")
+    with pytest.raises(ConfigError):
+        check_memory(tiny_config(), EMPTY, EMPTY.total - 1, "here")
+    check_memory(tiny_config(), None, 0, "here")
+
+
+def test_this_machine_has_some_memory() -> None:
+    assert 10**6 < available_memory() < 10**14

@@ -1,0 +1,20 @@
+"""The rehearsal fills one micro-batch to its limit and leaves no trace in the policy."""
+
+from __future__ import annotations
+
+from rl.batching import plan_micro_batches
+from rl.config_loading import load
+from rl.rehearsal import longest_groups
+
+
+def test_longest_groups_fill_a_micro_batch_with_rows_of_the_longest_length() -> None:
+    config = load(None, ["optim.micro_batch_tokens=1000", "sampling.max_completion_tokens=48", "sampling.group_size=3"])
+    groups = longest_groups(config, longest_prompt=12)
+    largest = plan_micro_batches(groups, max_tokens=1000)[0]
+    assert {sequence.num_tokens for sequence in largest} == {12 + 48 - 1}  # the last token predicts nothing
+    assert len(largest) == 1000 // 59
+
+
+def test_one_row_above_the_budget_is_still_rehearsed() -> None:
+    config = load(None, ["optim.micro_batch_tokens=10", "sampling.max_completion_tokens=48"])
+    assert len(longest_groups(config, longest_prompt=12)) == 1

@@ -1,0 +1,92 @@
+"""Entropy thresholds act on either side, are exclusive and on the normalised entropy; equal rewards never train."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from rl.records import ScoredGroup
+from rl.selection import Selection, refusal, select
+from tests.reference.scored_groups import scored_group
+
+UNANIMOUS = scored_group("unanimous", ["1"] * 4)
+THREE_TO_ONE = scored_group("three-to-one", ["1", "1", "1", "2"])
+HALVES = scored_group("halves", ["1", "1", "2", "2"])
+MIXED = scored_group("mixed", ["1", "1", "2", "3"])
+ALL_DIFFERENT = scored_group("all-different", ["1", "2", "3", "4"])
+
+
+def with_rewards(group: ScoredGroup, *rewards: float) -> ScoredGroup:
+    return dataclasses.replace(group, rewards=rewards)
+
+
+def test_the_entropies_of_these_groups_are_known() -> None:
+    found = [group.normalised_entropy for group in (UNANIMOUS, THREE_TO_ONE, HALVES, MIXED, ALL_DIFFERENT)]
+    three_to_one = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
+    assert found == pytest.approx([0, three_to_one, 0.5, 0.75, 1])
+
+
+def test_each_threshold_acts_on_its_side() -> None:
+    groups = [with_rewards(group, 1, 0, 0, 0) for group in (UNANIMOUS, THREE_TO_ONE, HALVES, MIXED, ALL_DIFFERENT)]
+    both = select(groups, 0.45, 0.8)
+    assert [g.group.question.id for g in both.kept] == ["halves", "mixed"]
+    assert [(g.group.question.id, reason) for g, reason in both.refused] == [
+        ("unanimous", "too_low"), ("three-to-one", "too_low"), ("all-different", "too_high")]
+    assert [g.group.question.id for g in select(groups, 0.45, None).kept] == ["halves", "mixed", "all-different"]
+    assert [g.group.question.id for g in select(groups, None, 0.8).kept] == ["unanimous", "three-to-one", "halves", "mixed"]
+    assert len(select(groups, None, None).kept) == 5
+
+
+@pytest.mark.parametrize(("answers", "bound"), [
+    (["1", "1", "2", "2"], 0.5), (["1", "1", "2", "3"], 0.75), (["1", "2", "3", "4"], 1.0), (["1"] * 4, 0.0),
+    ([str(i) for i in range(7)], 1.0), ([str(i % 2) for i in range(16)], 0.25),
+])
+def test_a_group_exactly_on_a_threshold_is_refused_on_either_side(answers: list[str], bound: float) -> None:
+    """Whatever the rounding of H / ln G is: 7 different answers come out as 1 plus or minus 1e-16."""
+    rewards = (1.0, *[0.0] * (len(answers) - 1))
+    group = with_rewards(scored_group("q", answers), *rewards)
+    assert refusal(group, bound, None) == "too_low"
+    assert refusal(group, None, bound) == "too_high"
+    assert refusal(group, bound - 1e-6, bound + 1e-6) is None
+
+
+def test_thresholds_are_on_the_normalised_entropy() -> None:
+    """Half of the maximum for G = 4 and for G = 16, though ln 2 and ln 4 are different entropies."""
+    four = scored_group("four", ["1", "1", "2", "3"])
+    sixteen = scored_group("sixteen", ["1"] * 4 + ["2"] * 4 + ["3"] * 4 + ["4"] * 4)
+    assert sixteen.normalised_entropy == pytest.approx(0.5) and sixteen.entropy == pytest.approx(math.log(4))
+    assert refusal(with_rewards(sixteen, 1, *[0] * 15), 0.51, None) == "too_low"
+    assert refusal(with_rewards(sixteen, 1, *[0] * 15), 0.49, None) is None
+    assert refusal(four, 0.51, None) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, -2.0])
+def test_equal_rewards_are_refused_whatever_their_value(value: float) -> None:
+    assert refusal(with_rewards(MIXED, *[value] * 4), None, None) == "equal_rewards"
+    assert refusal(with_rewards(MIXED, value, value, value, value + 1e-9), None, None) is None
+
+
+def test_a_threshold_is_named_before_equal_rewards() -> None:
+    assert refusal(UNANIMOUS, 0.1, 0.9) == "too_low"
+    assert refusal(UNANIMOUS, None, None) == "equal_rewards"
+    assert refusal(ALL_DIFFERENT, 0.1, 0.9) == "too_high"
+
+
+def test_shares_are_of_all_sampled_groups() -> None:
+    selection = select([UNANIMOUS, UNANIMOUS, MIXED, ALL_DIFFERENT, with_rewards(HALVES, 1, 1, 1, 1)], 0.1, 0.9)
+    assert selection.shares() == {"refused/too_low": 0.4, "refused/too_high": 0.2, "refused/equal_rewards": 0.2}
+    assert Selection((), ()).shares() == {"refused/too_low": 0.0, "refused/too_high": 0.0, "refused/equal_rewards": 0.0}
+
+
+def test_selections_add_up_in_order() -> None:
+    one, two = select([MIXED, UNANIMOUS], 0.1, None), select([ALL_DIFFERENT, THREE_TO_ONE], 0.1, 0.9)
+    total = one + two
+    assert total.kept == (MIXED, THREE_TO_ONE)
+    assert total.refused == ((UNANIMOUS, "too_low"), (ALL_DIFFERENT, "too_high"))
+    assert one == select([MIXED, UNANIMOUS], 0.1, None)
+
+
+def test_nothing_is_selected_from_nothing() -> None:
+    assert select([], 0.1, 0.9) == Selection((), ())
