@@ -92,7 +92,7 @@ def configuration(arguments: argparse.Namespace, reward: str, run_dir: Path) -> 
     return load(CONFIG, [
         f"run_dir={run_dir}", f"steps={arguments.warmup + arguments.steps}", f"sampling.questions_per_step={arguments.questions}",
         f"sampling.group_size={arguments.group_size}", f"optim.lr={arguments.lr}", f"rewards.0.use={reward}",
-        "model.dtype=float32", "evaluation.path=null", "tracking.progress=off"])
+        "model.dtype=float32", "optim.schedule=constant", "evaluation.path=null", "tracking.progress=off"])
 
 
 def table(rows: dict[str, Measurement], config: RunConfig, arguments: argparse.Namespace) -> str:

@@ -127,7 +127,8 @@ def main() -> None:
             for side in sides:
                 place = Path(folder) / f"{side}-{seed}"
                 config = load(CONFIG, [
-                    f"run_dir={place}", f"seed={seed}", f"steps={arguments.steps}", "model.dtype=float32", "tracking.progress=off",
+                    f"run_dir={place}", f"seed={seed}", f"steps={arguments.steps}", "model.dtype=float32", "optim.schedule=constant",
+                    "tracking.progress=off",
                     f"evaluation.num_questions={arguments.questions}"])
                 run = (run_ours(config, arguments.target, arguments.every) if side == "ours" else
                        run_trl(config, arguments.target, arguments.every, arguments.trl_micro_batch, place / "trl"))

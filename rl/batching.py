@@ -22,6 +22,10 @@ from rl.losses import Aggregation, token_weights
 from rl.records import TrainingGroup
 
 Layout = Literal["padded", "packed"]
+
+OVERHEAD_TOKENS = 128
+"""A micro-batch costs about as much as so many tokens of computation, whatever it holds: launches, Python, small kernels."""
+
 Item = TypeVar("Item")
 
 
@@ -107,13 +111,28 @@ def plan_micro_batches(
 
 
 def _in_padded_rows(longest_first: list[SequenceIndex], max_tokens: int) -> list[list[SequenceIndex]]:
-    plan: list[list[SequenceIndex]] = []
-    for sequence in longest_first:
-        if plan and (len(plan[-1]) + 1) * plan[-1][0].num_tokens <= max_tokens:
-            plan[-1].append(sequence)
-        else:
-            plan.append([sequence])
-    return plan
+    """Consecutive runs of the sorted sequences with the least sum of (padded tokens + OVERHEAD_TOKENS), by dynamic programming.
+
+    Filling each micro-batch to max_tokens would pad short completions to the longest of a batch that has room for all."""
+    lengths = [sequence.num_tokens for sequence in longest_first]
+    # cost[i]: least cost of the first i sequences; start[i]: where the last micro-batch of that plan begins.
+    cost, start = [0] * (len(lengths) + 1), [0] * (len(lengths) + 1)
+    for end in range(1, len(lengths) + 1):
+        best = None
+        for begin in range(end - 1, -1, -1):
+            padded = (end - begin) * lengths[begin]
+            if padded > max_tokens and end - begin > 1:
+                break
+            total = cost[begin] + padded + OVERHEAD_TOKENS
+            if best is None or total < best:
+                best, start[end] = total, begin
+        assert best is not None
+        cost[end] = best
+    plan, end = [], len(lengths)
+    while end:
+        plan.append(longest_first[start[end] : end])
+        end = start[end]
+    return plan[::-1]
 
 
 def _first_fit(longest_first: list[SequenceIndex], max_tokens: int) -> list[list[SequenceIndex]]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.config import RunConfig
-from rl.config_loading import ConfigError, load, project_root
+from rl.config_loading import ConfigError, closest, load, project_root
 from rl.run_folder import RunFolder, find_run
 
 QUICKSTART = Path("configs/quickstart.yaml")
+FLAGS = ("--dry-run", "--print-config", "--help", "-h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,14 @@ def parse(arguments: Sequence[str]) -> Command:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--resume")
-    for flag in ("--dry-run", "--print-config", "--help", "-h"):
+    for flag in FLAGS:
         parser.add_argument(flag, action="store_true")
     try:
         known, others = parser.parse_known_args(_with_resume_value(arguments))
     except argparse.ArgumentError as error:
         raise ConfigError([f"{error}; see --help"]) from error
     if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
-        hint = f" (did you mean --config {unknown[0]}?)" if unknown[0].endswith((".yaml", ".yml")) else ""
-        raise ConfigError([f"{unknown[0]!r}: expected an option or key=value{hint}; see --help"])
+        raise ConfigError([f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0])}; see --help"])
     if known.help or known.h:
         return Command(RunConfig(), None, wants_help=True)
     path = known.config
@@ -52,6 +52,18 @@ def parse(arguments: Sequence[str]) -> Command:
         others = [*others, f"run_dir={resume}"]
     config = load(path or project_root() / QUICKSTART, others)
     return Command(config, resume, dry_run=known.dry_run, print_config=known.print_config)
+
+
+def _hint(word: str) -> str:
+    """What was probably meant by a word that is neither an option nor key=value."""
+    key, equals, value = word.lstrip("-").partition("=")
+    if word.endswith((".yaml", ".yml")):
+        meant: str | None = f"--config {word}"
+    elif key.partition(".")[0] in RunConfig.model_fields:
+        meant = f"{key}={value if equals else 'VALUE'}"
+    else:
+        meant = closest(f"--{key}", ("--config", "--resume", *FLAGS))
+    return f" (did you mean {meant}?)" if meant else ""
 
 
 def _with_resume_value(arguments: Sequence[str]) -> list[str]:

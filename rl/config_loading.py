@@ -49,7 +49,8 @@ def load(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     except ValidationError as error:
         source = "" if path is None else f"{path}: "
         for key, message in _explain(error).items():
-            is_override = any(key == name or key.startswith(name + ".") for name in overridden)
+            # The second: what a section refuses as a whole, such as thresholds that cross, names the section.
+            is_override = any(key == name or key.startswith(name + ".") or name.startswith(key + ".") for name in overridden)
             problems.append(("override " if is_override else source) + message)
         raise ConfigError(problems) from None
     if problems:
@@ -312,11 +313,14 @@ def _unknown(key: str, model: type[Section]) -> str:
     near_ending = closest(name, [other.rpartition(".")[2] for other in names])
     same_ending = [other for other in names if other.rpartition(".")[2] == name]
     like_ending = [other for other in names if other.rpartition(".")[2] == near_ending]
-    in_section = closest(name, list(model.model_fields))
+    # Too short for likeness: lr in optim.lrate.
+    begins_alike = [field for field in model.model_fields if name.startswith(field)] if prefix else []
+    in_section = closest(name, list(model.model_fields)) or next(iter(begins_alike), None)
     if in_section is not None and (prefix or not same_ending):
         near = f"{prefix}.{in_section}" if prefix else in_section
     else:
-        near = " or ".join((same_ending or like_ending)[:3])
+        # Of the keys of other sections only one of exactly that name: a person who names a section knows where to look.
+        near = " or ".join((same_ending or ([] if prefix else like_ending))[:3])
     if near:
         return f"{key}: unknown key; did you mean {near}?"
     return f"{key}: unknown key; {prefix or 'the configuration'} has: {', '.join(model.model_fields)}"

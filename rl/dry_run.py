@@ -32,15 +32,17 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
     sampling, optim = config.sampling, config.optim
     completions = sampling.questions_per_step * sampling.group_size
     rows = completions * (longest + sampling.max_completion_tokens)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none dropped"
+    dropped = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none"
     lines = [
-        f"training questions      {len(inputs.prompts)} ({dropped}); longest prompt {longest} tokens",
+        f"training questions      {len(inputs.prompts)}, longest prompt {longest} tokens",
         f"held-out questions      {len(inputs.held_out)}",
+        f"left out                {dropped}",
         f"each step               {sampling.questions_per_step} questions x {sampling.group_size} = {completions} completions of at most "
         f"{sampling.max_completion_tokens} tokens",
-        f"at most                 {rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches of {optim.micro_batch_tokens} "
-        f"tokens, {optim.epochs * optim.minibatches} update(s)",
-        f"in all                  {config.steps} steps, {config.steps * sampling.questions_per_step / len(inputs.prompts):.2f} passes over the questions",
+        f"at most                 {rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches of "
+        f"{optim.micro_batch_tokens} tokens, {optim.epochs * optim.minibatches} update(s)",
+        f"in all                  {config.steps} steps, {config.steps * sampling.questions_per_step / len(inputs.prompts):.2f} passes "
+        "over the questions",
     ]
     return "\n".join(lines)
 

@@ -1,8 +1,10 @@
-"""Which errors are the user's to mend: shown as one message without a traceback. All others are ours and keep theirs."""
+"""Which errors are the user's to mend, and how they are told: one message without a traceback. All others are ours and keep theirs."""
 
 from __future__ import annotations
 
 import sys
+
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes; 130 is the shells' own for a command that Ctrl-C ended
 
 
 def user_errors() -> tuple[type[BaseException], ...]:
@@ -10,7 +12,29 @@ def user_errors() -> tuple[type[BaseException], ...]:
     names = {
         "rl.config_loading": "ConfigError", "rl.run_folder": "RunFolderError", "rl.data": "DataError", "rl.prompting": "PromptError",
         "rewards.contract": "RewardError", "rl.checkpoint": "CheckpointError", "rl.policy": "PolicyError",
-        "rl.tracking": "JsonLinesError", "rl.trainer": "SamplerMismatchError",
+        "rl.tracking": "JsonLinesError", "rl.trainer": "SamplerMismatchError", "torch": "OutOfMemoryError",
     }
     own = tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
     return (*own, OSError, FloatingPointError, KeyboardInterrupt)
+
+
+def describe_error(error: BaseException) -> str:
+    """The error's message, with the notes added on its way (such as from where the run can go on)."""
+    return "\n".join([_message(error), *getattr(error, "__notes__", ())])
+
+
+def exit_code(error: BaseException) -> int:
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else USER_ERROR
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before the step's end; what was saved before is whole"
+    if type(error).__name__ == "OutOfMemoryError":
+        return (f"the accelerator's memory is full ({str(error).splitlines()[0]}). Remedy: a lower optim.micro_batch_tokens or "
+                "generator.max_sequences, or model.gradient_checkpointing=true")
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)

@@ -1,15 +1,31 @@
 """`python -m rl.export RUN OUT`: merge a run's adapter into its base and write a plain checkpoint.
 
 RUN is a run's folder or name (its best checkpoint is taken, or the one that --checkpoint names) or a folder that PEFT saved. The merge is
-computed in float32 from the pristine base and stored in the base's own dtype.
+computed in float32 from the pristine base and stored in the base's own dtype. A run that trained all parameters is copied out the same way.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from rl.config import LoraSection, ModelSection
+from rl.config_loading import ConfigError, load, resolve_path
+from rl.run_folder import RunFolder, find_run
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """base: the checkpoint to begin with, without adapter. adapter: what is merged into it; None where `base` is the trained model."""
+
+    base: ModelSection
+    adapter: Path | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,68 +35,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default=None, help="name of a checkpoint of the run (default: best, else the newest)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None, help="stored dtype (default: the base checkpoint's)")
     options = parser.parse_args(arguments)
-    from rl.errors import user_errors
+    from rl.errors import describe_error, exit_code, user_errors
 
     try:
         print(export(options.run, options.out, options.checkpoint, options.dtype))
     except user_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {describe_error(error)}", file=sys.stderr)
+        return exit_code(error)
     return 0
 
 
 def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None = None) -> str:
     """Write the merged checkpoint with its tokenizer into `out`; returns a line that says what was written.
 
-    Raises RunFolderError, CheckpointError or ConfigError where something is missing; `out` is then untouched."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    Raises RunFolderError, CheckpointError, PolicyError or ConfigError where something is missing, OSError where the disk is full; `out`
+    is then untouched."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError([f"{out} exists and is not an empty folder; name a new one"])
+    source = _source(run, checkpoint)
 
-    from rl.config import LoraSection, ModelSection
-    from rl.config_loading import ConfigError, resolve_path
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    from rl.inputs import load_tokenizer
     from rl.policy import load_policy, merged_weights
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError([f"{out} exists and is not empty; name a new folder"])
-    base, folder = _source(run, checkpoint)
+    transformers_logging.disable_progress_bar()
+    tokenizer = load_tokenizer(source.base)
     plain = AutoModelForCausalLM.from_pretrained(
-        str(resolve_path(base if folder.name == "adapter" or base != str(folder) else str(folder))),
+        str(resolve_path(source.base.path)), revision=source.base.revision, trust_remote_code=source.base.trust_remote_code,
         dtype=dtype or "auto")
-    tokenizer = AutoTokenizer.from_pretrained(str(resolve_path(base)))
-    if (folder / "adapter_config.json").is_file():
+    if source.adapter is not None:
         policy = load_policy(
-            ModelSection(path=base, adapter=str(folder), dtype="float32"), LoraSection(), tokenizer, seed=0,
+            source.base.model_copy(update={"adapter": str(source.adapter), "dtype": "float32"}), LoraSection(), tokenizer, seed=0,
             device=torch.device("cpu"), keep_reference=False)
         parameters = dict(plain.named_parameters())
         with torch.no_grad():
             for name, weight in merged_weights(policy):
                 parameters[name].copy_(weight)
-    plain.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return f"wrote {out}: {base} with {folder} merged, {next(plain.parameters()).dtype}"
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        os.replace(temporary, out)  # replaces an empty folder too
+    # safetensors has an error of its own for a full disk.
+    except (OSError, SafetensorError) as error:
+        raise ConfigError([f"cannot write {out}: {error}. Remedy: free some space there, or name another folder"]) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    what = f"{source.base.path} with {source.adapter} merged into it" if source.adapter is not None else source.base.path
+    return f"wrote {out}: {what}, {str(plain.dtype).removeprefix('torch.')}"
 
 
-def _source(run: str, checkpoint: str | None) -> tuple[str, Path]:
-    """(base checkpoint, folder of the adapter or of the fully trained model)."""
-    import json
-
-    from rl.checkpoint import CheckpointError, list_checkpoints, verify
-    from rl.config_loading import load
-    from rl.run_folder import RunFolder, find_run
-
+def _source(run: str, checkpoint: str | None) -> Source:
     given = Path(run)
     if (given / "adapter_config.json").is_file():
-        return json.loads((given / "adapter_config.json").read_text())["base_model_name_or_path"], given
+        base = json.loads((given / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        if not base:
+            raise ConfigError([f"{given}/adapter_config.json: base_model_name_or_path is missing; expected the base's folder or hub id"])
+        return Source(ModelSection(path=base), given)
     folder = RunFolder(find_run(run))
-    names = ["best", *(path.name for path in reversed(list_checkpoints(folder.checkpoints)))] if checkpoint is None else [checkpoint]
+
+    from rl.checkpoint import CheckpointError, list_checkpoints, verify
+
+    there = [path.name for path in reversed(list_checkpoints(folder.checkpoints))]
+    names = ["best", *there] if checkpoint is None else [checkpoint]
     chosen = next((folder.checkpoints / name for name in names if (folder.checkpoints / name).is_dir()), None)
     if chosen is None:
-        there = ", ".join(path.name for path in list_checkpoints(folder.checkpoints)) or "none"
-        raise CheckpointError(f"{folder.checkpoints} has no checkpoint {checkpoint or ''}; there: {there}")
+        asked = f"has no {checkpoint!r}" if checkpoint is not None else "holds no checkpoint"
+        raise CheckpointError(f"{folder.checkpoints} {asked}; there: {', '.join(there) or 'none'}")
     verify(chosen)
+    model = load(folder.config_file, []).model
     if (chosen / "adapter").is_dir():
-        return load(folder.config_file, []).model.path, chosen / "adapter"
-    return str(chosen / "model"), chosen / "model"
+        return Source(model, chosen / "adapter")
+    return Source(model.model_copy(update={"path": str(chosen / "model"), "revision": None}), None)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,23 @@ import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from rewards.contract import RewardError
 from rewards.scoring import RewardSum
 from rl.config import DataSection, EvaluationSection, ModelSection, RewardSection, RunConfig
 from rl.config_loading import ConfigError, resolve_path
 from rl.data import LoadedQuestions, load_questions
+from rl.generate.constants import BACKENDS
 from rl.prompting import PromptRenderer, load_template, render_prompts
-from rl.records import Prompt
+from rl.records import Prompt, Question
 from rl.rewarding import build_rewards, check_answers
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """prompts, held_out: rendered questions. dropped: how many training questions were left out, by reason."""
+    """prompts, held_out: rendered questions. dropped: how many questions of either file were left out, by reason."""
 
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
@@ -36,6 +37,8 @@ class Inputs:
 
 def read_inputs(config: RunConfig) -> Inputs:
     """Everything but the model. Raises ConfigError, DataError, PromptError or RewardError with the remedy."""
+    if config.generator.backend not in BACKENDS:
+        raise ConfigError([f"generator.backend: saw {config.generator.backend!r}; expected one of: {', '.join(BACKENDS)}"])
     for tracker in config.tracking.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError([f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'"])
@@ -44,20 +47,23 @@ def read_inputs(config: RunConfig) -> Inputs:
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     renderer = PromptRenderer(load_template(config.prompt.template), tokenizer, config.prompt.chat_template)
     training = _load(config.data, config.data.limit, "data")
-    check_answers(rewards, training.questions)
+    _check_training_answers(rewards, training.questions, config.data)
     prompts, num_too_long = render_prompts(training.questions, renderer, config.data.max_prompt_tokens)
+    dropped = {"duplicates": training.counts.num_duplicates, "too long": num_too_long}
     held_out: tuple[Prompt, ...] = ()
     if grader is not None:
-        held_out_questions = _load(config.evaluation, config.evaluation.num_questions, "evaluation").questions
-        check_answers(grader, held_out_questions)
-        held_out = tuple(render_prompts(held_out_questions, renderer, config.data.max_prompt_tokens)[0])
+        loaded = _load(config.evaluation, config.evaluation.num_questions, "evaluation")
+        _check_held_out_answers(grader, loaded.questions)
+        held_out, num_too_long = render_prompts(loaded.questions, renderer, config.data.max_prompt_tokens)
+        dropped |= {"held-out duplicates": loaded.counts.num_duplicates, "held-out too long": num_too_long}
         _warn_of_overlap(prompts, held_out)
     _check_lengths(config, model_config, (*prompts, *held_out))
+    _check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
         warnings.warn(
             "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient is taken, so "
             "the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0", stacklevel=2)
-    return Inputs(tokenizer, model_config, rewards, grader, tuple(prompts), held_out, {"duplicates": training.counts.num_duplicates, "too long": num_too_long})
+    return Inputs(tokenizer, model_config, rewards, grader, prompts, held_out, dropped)
 
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
@@ -118,9 +124,28 @@ def _check_lengths(config: RunConfig, model_config: PretrainedConfig, prompts: S
         raise ConfigError([
             f"sampling.max_completion_tokens: {config.sampling.max_completion_tokens} tokens after the longest prompt "
             f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}. "
-            f"Remedy: sampling.max_completion_tokens={max(1, context - len(longest.token_ids))} or less, or a lower data.max_prompt_tokens"])
+            f"Remedy: sampling.max_completion_tokens={max(1, context - len(longest.token_ids))} or less, or a lower "
+            "data.max_prompt_tokens"])
 
 
-def relative_to_here(path: Path) -> Path:
-    """The path as a person would type it."""
-    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], data: DataSection) -> None:
+    try:
+        check_answers(rewards, questions)
+    except RewardError as error:
+        if data.columns.answer is None:
+            raise ConfigError([f"data.columns.answer: null reads no answers from {data.path}, but {str(error).partition(',')[0]}. Remedy: "
+                               "data.columns.answer=answer (the column's name), or a reward that needs no answer"]) from error
+        raise ConfigError([f"{data.path}, column {data.columns.answer!r} (data.columns.answer): {error}"]) from error
+
+
+def _check_held_out_answers(grader: RewardSum, questions: Sequence[Question]) -> None:
+    try:
+        check_answers(grader, questions)
+    except RewardError as error:
+        raise ConfigError([f"evaluation.path: {str(error).partition(';')[0]}; held-out accuracy needs one in every row. Remedy: "
+                           "evaluation.columns.answer=NAME where the column has another name, or evaluation.path=null"]) from error
+
+
+def _check_stop_tokens(ids: Sequence[int], num_tokens: int) -> None:
+    if unknown := [token for token in ids if not 0 <= token < num_tokens]:
+        raise ConfigError([f"sampling.stop_token_ids: saw {unknown[0]}; expected ids below the tokenizer's {num_tokens}"])

@@ -51,9 +51,13 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
     """Name and shape of every weight, from the safetensors headers in a folder; None where there are none (a hub id)."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
+        try:
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(length))
+        except (struct.error, ValueError) as error:
+            raise ConfigError([f"model.path: {file} is no whole safetensors file ({error}). Remedy: copy or download the checkpoint "
+                               "again"]) from error
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return shapes or None
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from rl.config import LoraSection, ModelSection
 from rl.config_loading import resolve_path
+from rl.fused_lora import fuse_lora
 
 
 class PolicyError(ValueError):
@@ -119,6 +120,7 @@ def load_policy(
         return Policy(base.train(), tokenizer, tuple(sorted(eos_ids)), dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_tied_targets(base)
+    fuse_lora(trained)
     return Policy(trained, tokenizer, tuple(sorted(eos_ids)), dtype, None)
 
 

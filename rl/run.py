@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
+from rewards.contract import RewardError
 from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_state, verify
 from rl.collect import Collector
 from rl.config import RunConfig
@@ -20,7 +23,7 @@ from rl.held_out import HeldOut
 from rl.inputs import Inputs, read_inputs
 from rl.memory import available_memory, check_memory, estimate_memory
 from rl.picture import draw_curves
-from rl.policy import PolicyError, load_policy, resolve_dtype
+from rl.policy import Policy, PolicyError, load_policy, resolve_dtype
 from rl.policy_forward import PolicyForward, check_head
 from rl.progress import open_progress
 from rl.rehearsal import longest_groups
@@ -35,11 +38,15 @@ from rl.watchdog import Watchdog
 
 def run(config: RunConfig, resume: Path | None) -> int:
     """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit code."""
+    transformers_logging.disable_progress_bar()
     inputs = read_inputs(config)
-    accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers), project_dir=str(config.run_dir))
+    # None and not an empty list: accelerate warns that the services in the list are not installed.
+    accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir))
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise PolicyError(f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or with "
                           "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
+    # Before the folder: a model that cannot be had must not move an earlier run aside.
+    policy = _load_policy(config, inputs, accelerator)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(config.run_dir)
         if accelerator.is_main_process:
@@ -48,11 +55,19 @@ def run(config: RunConfig, resume: Path | None) -> int:
         checkpoint, state = _checkpoint_to_resume(folder, config, accelerator.num_processes) if resume is not None else (None, None)
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
-        trainer, parts = _build(config, inputs, accelerator, folder, stack, state)
+        trainer, parts = _build(config, inputs, policy, accelerator, folder, stack, state)
+        left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
+        if left_out:
+            parts.progress.message(f"questions left out: {left_out}")
         if checkpoint is not None and state is not None:
             trainer.restore(checkpoint, state)
             parts.progress.message(f"going on from {checkpoint.name}")
-        summary = trainer.run()
+        try:
+            summary = trainer.run()
+        except (RewardError, KeyboardInterrupt) as error:
+            if saved := list_checkpoints(folder.checkpoints):
+                error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
+            raise
         accelerator.end_training()
     if accelerator.is_main_process:
         write_summary(folder, summary)
@@ -73,26 +88,41 @@ def _checkpoint_to_resume(folder: RunFolder, config: RunConfig, num_ranks: int) 
     return newest, state
 
 
-def _build(
-    config: RunConfig, inputs: Inputs, accelerator: Accelerator, folder: RunFolder, stack: contextlib.ExitStack,
-    state: TrainerState | None,
-) -> tuple[Trainer, Parts]:
-    set_seed(config.seed)
-    dtype = resolve_dtype(config.model.dtype)
-    longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
-    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize)
+def _longest_prompt(inputs: Inputs) -> int:
+    return max(len(prompt.token_ids) for prompt in inputs.prompts)
+
+
+def _load_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator) -> Policy:
+    """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
+    bytes_per_weight = resolve_dtype(config.model.dtype).itemsize
+    estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight)
     if accelerator.device.type == "cuda":
         check_memory(config, estimate, torch.cuda.mem_get_info(accelerator.device)[0], str(accelerator.device))
     else:
         check_memory(config, estimate, available_memory() // accelerator.num_processes, "this machine (for each process)")
-    policy = load_policy(
-        config.model, config.lora, inputs.tokenizer, seed=config.seed, device=accelerator.device,
-        keep_reference=config.loss.kl_weight > 0)
+    try:
+        return load_policy(
+            config.model, config.lora, inputs.tokenizer, seed=config.seed, device=accelerator.device,
+            keep_reference=config.loss.kl_weight > 0)
+    except PolicyError:
+        raise
+    # What transformers and safetensors raise for damaged weights, an architecture without a language model's head, and an attention
+    # implementation that is not installed.
+    except (SafetensorError, ValueError, ImportError) as error:
+        raise PolicyError(f"model.path: {config.model.path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
+                          "checkpoint of a causal language model, and model.attention=auto") from error
+
+
+def _build(
+    config: RunConfig, inputs: Inputs, policy: Policy, accelerator: Accelerator, folder: RunFolder, stack: contextlib.ExitStack,
+    state: TrainerState | None,
+) -> tuple[Trainer, Parts]:
+    set_seed(config.seed)
     forward = PolicyForward(policy, temperature=config.sampling.temperature)
     check_head(forward, policy, inputs.prompts[0].token_ids, config.sampling.temperature)
     optimizer = torch.optim.AdamW(
         policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay)
+        weight_decay=config.optim.weight_decay, fused=True)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
     generator = build_generator(config.generator, policy)
     stack.callback(generator.close)
@@ -101,7 +131,7 @@ def _build(
     updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
                       attention=policy.causal_lm.config._attn_implementation)
     if accelerator.device.type == "cuda":
-        updater.rehearse(longest_groups(config, longest))
+        updater.rehearse(longest_groups(config, _longest_prompt(inputs)))
     held_out = HeldOut(
         inputs.held_out, inputs.grader, SamplingParameters(
             config.evaluation.temperature or sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
@@ -111,6 +141,8 @@ def _build(
         for file in (folder.metrics_file, folder.rollouts_file):
             if is_main:
                 file.unlink(missing_ok=True)
+    stop_signals = StopSignals()
+    stack.callback(stop_signals.close)
     parts = Parts(
         accelerator=accelerator, policy=policy, generator=generator, optimizer=prepared_optimizer,
         updater=updater,
@@ -120,7 +152,7 @@ def _build(
         rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,
         progress=stack.enter_context(open_progress(
             config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0, is_main=is_main)),
-        stop_requested=StopSignals(),
+        stop_requested=stop_signals,
     )
     return Trainer(config, parts), parts
 

@@ -90,7 +90,10 @@ def prepare(path: Path, *, resume: bool, say: Callable[[str], None] = print) -> 
         if strangers:
             raise RunFolderError(f"run_dir {path} is not empty and holds no run (it has {', '.join(strangers[:3])}"
                                  f"{', ...' if len(strangers) > 3 else ''}); choose a new folder with run_dir=...")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"run_dir {path} cannot be made: {error.strerror}; choose another with run_dir=...") from error
     with _lock(folder):
         if resume or not folder.holds_run:
             yield folder

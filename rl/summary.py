@@ -37,7 +37,8 @@ class Best:
 class Summary:
     """held_out_*: {"avg@8": Interval}, None where there was no evaluation. steps: training steps done.
 
-    stop_reason: `finished`, `interrupted` or `watchdog`; message: what the watchdog said. wall_s: training and all evaluations.
+    stop_reason: `completed`, `watchdog`, or the name of the signal; message: why, where it did not
+    complete. wall_s: training and all evaluations.
     peak_rss_gb: see `peak_rss_gb`. num_sampled_tokens: completions of training, over all ranks.
     """
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from rl.advantages import compute_advantages
-from rl.checkpoint import TrainerState, load_weights, mark_best, prune, save_checkpoint
+from rl.checkpoint import TrainerState, checkpoint_name, load_weights, mark_best, prune, save_checkpoint
 from rl.collect import Collected, Collector
 from rl.config import RunConfig
 from rl.generate.protocol import Generator
@@ -42,7 +42,7 @@ class SamplerMismatchError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the trainer works with; built by rl/train.py. metrics, rollouts: None on ranks other than the main one.
+    """What the trainer works with; built by rl/run.py. metrics, rollouts: None on ranks other than the main one.
 
     stop_requested: returns the name of a signal that asked the run to stop, or None."""
 
@@ -81,7 +81,7 @@ class Trainer:
 
     def step(self) -> Alarm | None:
         """One batch of questions -> a better policy, in the sampler's hands. Returns the watchdog's alarm, if any."""
-        self._saved = None
+        self._saved = self._after = None
         started = time.perf_counter()
         collected = self._parts.collector.collect(self.step_number)
         batch = self._with_advantages(collected)
@@ -129,7 +129,8 @@ class Trainer:
         reason, message = "completed", None
         while self.step_number < self._config.steps:
             if signal := self._agreed_signal():
-                reason, message = signal, f"stopped by {signal} after step {self.step_number}; go on with --resume {self._parts.folder.path}"
+                reason = signal
+                message = f"stopped by {signal} after step {self.step_number}; go on with --resume {self._parts.folder.path}"
                 break
             alarm = self.step()
             last = self.step_number == self._config.steps
@@ -188,7 +189,8 @@ class Trainer:
         return result[1]
 
     def _evaluate_after(self) -> None:
-        if result := self._evaluate(self._config.evaluation.samples):
+        """Nothing where a run that had ended is resumed: metrics.jsonl has this evaluation already."""
+        if self._after is None and (result := self._evaluate(self._config.evaluation.samples)):
             self._after = result[0].as_json()
             self._keep_if_best(result[0])
 
@@ -267,7 +269,7 @@ class Trainer:
         return TrainerState(
             step=self.step_number, policy_version=self.policy_version, num_ranks=parts.accelerator.num_processes,
             order=parts.collector.order.state_dict(), watchdog=dict(parts.watchdog.state_dict()),
-            memory={"rewards_since_evaluation": self._rewards_since_evaluation},
+            memory={"rewards_since_evaluation": self._rewards_since_evaluation, "held_out_after": self._after},
             best=best, held_out_before=self._before, totals=totals,
             positions={"metrics": parts.metrics.position(), "rollouts": parts.rollouts.position()},
             surplus=[scored_group_to_json(group) for group in parts.collector.surplus],
@@ -286,6 +288,12 @@ class Trainer:
         self._before = state.held_out_before
         self._totals = dict(state.totals)
         self._rewards_since_evaluation = list(state.memory["rewards_since_evaluation"])
+        self._after = state.memory["held_out_after"]
+        if self._best is not None and parts.accelerator.is_main_process:
+            best = path.parent / checkpoint_name(self._best.step)
+            # A kill between writing a checkpoint and pointing `best` at it leaves the link behind.
+            if best.is_dir():
+                mark_best(path.parent, best)
         if parts.metrics is not None and parts.rollouts is not None:
             parts.metrics.truncate_to(state.positions["metrics"])
             parts.rollouts.truncate_to(state.positions["rollouts"])

@@ -99,7 +99,8 @@ class Updater:
         old: dict[tuple[int, int], Tensor] | None = None
         indexed = list(enumerate(groups))
         minibatches = split_minibatches(indexed, optim.minibatches)
-        if optim.epochs * len(minibatches) > 1 or loss.top_entropy_share < 1.0:
+        # With dropout the trained forward is not the policy that sampled: neither pi_old nor the mismatch may come from it.
+        if optim.epochs * len(minibatches) > 1 or loss.top_entropy_share < 1.0 or self._config.lora.dropout > 0:
             old, min_entropy = self._before_first_update(groups, policy_version)
         else:
             min_entropy = -float("inf")
@@ -179,10 +180,8 @@ class Updater:
         old: dict[tuple[int, int], Tensor] | None, policy_version: int,
     ) -> tuple[Tensor, Tensor]:
         """(old log-probabilities [T], which of them are of the present version [T])."""
-        if old is None:
-            old_T = logprobs_T.detach()
-        else:
-            old_T = torch.cat([old[s.group, s.rollout] for s in batch.sequences]).to(logprobs_T.device)
+        old_T = logprobs_T.detach() if old is None else torch.cat(
+            [old[s.group, s.rollout] for s in batch.sequences]).to(logprobs_T.device)
         fresh = torch.tensor([
             groups[s.group].group.rollouts[s.rollout].policy_version == policy_version for s in batch.sequences
         ], device=logprobs_T.device)
@@ -213,6 +212,8 @@ class Updater:
     ) -> tuple[dict[tuple[int, int], Tensor], float]:
         """Old log-probabilities of every sequence that trains, and the entropy that the top share of tokens reaches."""
         found: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
+        was_training = self._unwrapped.training
+        self._unwrapped.eval()
         for sequences, weight in self._plan(groups):
             if weight:
                 batch = self._build(groups, sequences, num_loss_tokens=sum(len(r.token_ids) for g in groups for r in g.group.rollouts))
@@ -220,6 +221,7 @@ class Updater:
                 lengths = list(batch.sequence_lengths)
                 parts = zip(sequences, computed.logprobs_N.split(lengths), computed.entropies_N.split(lengths), strict=True)
                 found |= {(s.group, s.rollout): (logprobs.tolist(), entropies.tolist()) for s, logprobs, entropies in parts}
+        self._unwrapped.train(was_training)
         if self._accelerator.num_processes > 1:
             shares: list[dict[tuple[int, int], tuple[list[float], list[float]]]] = gather_object([found])
             found = {key: value for share in shares for key, value in share.items()}

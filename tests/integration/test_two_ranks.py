@@ -21,9 +21,10 @@ from tests.reference.two_rank_update import CASES, updated
 
 torch.set_num_threads(1)
 RUN = (
-    f"data.path={ANSWERED}", "rewards.0.use=rewards.accuracy:accuracy", "lora.rank=4", "model.dtype=float32", "steps=3",
+    f"data.path={ANSWERED}", "data.columns.answer=answer", "rewards.0.use=rewards.accuracy:accuracy", "lora.rank=4", "steps=3",
     "sampling.questions_per_step=5", "sampling.group_size=4", f"evaluation.path={HELD_OUT}", "evaluation.num_questions=7",
-    "evaluation.samples=2", "tracking.progress=off", "optim.micro_batch_tokens=120", "optim.eps=1e-4", "watchdog.enabled=false")
+    "evaluation.samples=2", "model.dtype=float32", "tracking.progress=off",
+    "optim.micro_batch_tokens=120", "optim.eps=1e-4", "watchdog.enabled=false")
 
 
 def free_port() -> int:
@@ -45,7 +46,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.Popen(
             [sys.executable, "-m", "tests.reference.two_rank_update", str(out)], cwd=project_root(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                            MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
         for rank in range(2)]
     try:
         for process in processes:
@@ -98,7 +100,8 @@ def train(folder: Path, launcher: list[str]) -> Path:
 def test_a_run_of_two_processes_samples_and_trains_as_a_run_of_one(tmp_path: Path) -> None:
     """Five questions over two ranks, so that one has more to do. Later steps may differ: rounding may move a token."""
     one = train(tmp_path / "one", [sys.executable])
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--main_process_port", str(free_port())]
     two = train(tmp_path / "two", [sys.executable, *launch])
     metrics = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
     steps = [[record for record in records if record["kind"] == "train"] for records in metrics]

@@ -1,0 +1,136 @@
+"""The command as a person types it: help, configuration, dry run, resuming, and from wherever it is started."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.command_line import parse
+from rl.config_help import all_keys
+from rl.config_loading import ConfigError, load, project_root
+from rl.run_folder import RunFolder
+from tests.reference.whole_run import SMALL, own_environment, python, train, trained_steps
+
+# Generous: the promise is 1 s and 10 s on an idle machine, and tests run on busy ones.
+HELP_SECONDS, DRY_RUN_SECONDS = 3.0, 30.0
+
+
+def process_seconds(*words: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Processor time of a command, which other programs on the machine change less than the clock's."""
+    before = os.times()
+    finished = python(*words)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system, finished
+
+
+def test_help_names_every_key_at_once() -> None:
+    seconds, finished = process_seconds("-m", "rl.train", "--help")
+    assert finished.returncode == 0 and finished.stderr == ""
+    for key in all_keys():
+        assert key.name in finished.stdout
+    for word in ("--config", "--dry-run", "--print-config", "--resume"):
+        assert word in finished.stdout
+    assert seconds < HELP_SECONDS
+
+
+def test_help_and_config_need_no_torch() -> None:
+    finished = python("-c", "import sys\nfrom rl.train import main\nassert main(['--help']) == main(['--print-config']) == 0\n"
+                            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_printed_configuration_reads_back_as_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "configs/tiny_grpo.yaml", "optim.lr=3e-6", "lora.targets=[q_proj, v_proj]", f"run_dir={tmp_path / 'run'}"]
+    assert train(tmp_path / "run", *words, "--print-config") == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert load(printed, []) == parse([*SMALL, *words]).config
+    assert load(printed, []).optim.lr == 3e-6
+
+
+def test_the_dry_run_of_the_quick_start_shows_all_and_makes_nothing(tmp_path: Path) -> None:
+    seconds, finished = process_seconds("-m", "rl.train", "--dry-run", f"run_dir={tmp_path / 'run'}")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    for part in ("--- configuration ---", "questions_per_step: 32", "--- prompt of the first question ---", "'19+28=?\\n'", "--- sizes ---",
+                 "32 questions x 8 = 256 completions", "--- memory ---", "total, about"):
+        assert part in finished.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert seconds < DRY_RUN_SECONDS
+
+
+def test_a_run_tells_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "steps=1") == 0
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    assert "step 1/1" in shown.out and "held-out avg@2" in shown.out
+
+
+@pytest.mark.parametrize("command", [["-m", "rl.train"], [str(project_root() / "rl" / "train.py")]])
+def test_the_command_runs_from_another_folder_as_a_module_and_as_a_script(tmp_path: Path, command: list[str]) -> None:
+    """Shipped files are found in the project, the run's folder is made where the person is."""
+    finished = python(*command, *SMALL, "--config", "configs/tiny_grpo.yaml", "run_dir=runs/here", "steps=1", folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert trained_steps(tmp_path / "runs" / "here") == [1]
+
+
+def test_accelerate_launch_runs_the_script_and_passes_its_failure_on(tmp_path: Path) -> None:
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", str(project_root() / "rl" / "train.py"), *SMALL, "run_dir=launched"]
+    for words, is_well in ((["steps=1"], True), (["stps=1"], False)):
+        finished = subprocess.run(
+            [*launch, *words], cwd=tmp_path, env=own_environment(), capture_output=True, text=True, timeout=300)
+        assert (finished.returncode == 0) == is_well, finished.stderr
+    assert "error: override stps: unknown key; did you mean steps?" in finished.stderr
+    assert trained_steps(tmp_path / "launched") == [1]
+
+
+def test_without_arguments_the_quick_start_is_configured() -> None:
+    assert parse([]).config == load(project_root() / "configs" / "quickstart.yaml", [])
+
+
+def test_latest_is_the_newest_run_beside_the_configured_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("old", "new"):
+        assert train(Path("runs") / name, "steps=1", "evaluation.path=null") == 0
+    # Files written within one tick of the clock would be equally new.
+    os.utime(RunFolder(Path("runs/old")).metrics_file, (1, 1))
+    for place in [RunFolder(Path("runs/old")).checkpoints, *RunFolder(Path("runs/old")).checkpoints.iterdir()]:
+        os.utime(place, (1, 1))
+    assert parse(["--resume"]).resume == parse(["--resume", "latest"]).resume == parse(["--resume", "steps=2"]).resume == Path("runs/new")
+    assert parse(["--resume", "old"]).resume == parse(["--resume", "runs/old"]).resume == Path("runs/old")
+    assert parse(["--resume", "run_dir=runs/old"]).resume == Path("runs/old")
+    command = parse(["--resume", "old", "steps=2"])
+    assert (command.config.steps, command.config.run_dir, command.config.evaluation.path) == (2, Path("runs/old"), None)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["optim.lrate=1"], "optim.lrate: unknown key; did you mean optim.lr?"),
+    (["--dryrun"], "'--dryrun': expected an option or key=value (did you mean --dry-run?); see --help"),
+    (["--steps=5"], "'--steps=5': expected an option or key=value (did you mean steps=5?); see --help"),
+    (["--optim.lr", "1e-4"], "'--optim.lr': expected an option or key=value (did you mean optim.lr=VALUE?); see --help"),
+    (["steps"], "'steps': expected an option or key=value (did you mean steps=VALUE?); see --help"),
+    (["nonsense"], "'nonsense': expected an option or key=value; see --help"),
+    (["configs/tiny_grpo.yaml"], "(did you mean --config configs/tiny_grpo.yaml?)"),
+    (["--config"], "argument --config: expected one argument; see --help"),
+    (["--config", "configs/tiny_grp.yaml"], "configs/tiny_grp.yaml: no such file; similar: configs/tiny_grpo.yaml"),
+])
+def test_a_word_that_is_not_understood_is_named_with_what_was_probably_meant(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(words)
+    assert message in str(raised.value)
+
+
+def test_no_file_shadows_a_module_that_is_imported_absolutely() -> None:
+    """`accelerate launch rl/train.py` puts rl/ first on the path: rl/types.py would be everybody's `types`."""
+    installed = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
+    for folder in ("rl", "eval"):
+        names = {path.stem for path in (project_root() / folder).glob("*.py")} | {
+            path.parent.name for path in (project_root() / folder).glob("*/__init__.py")}
+        assert not (names - {"__init__"}) & installed, folder
+        assert folder == "eval" or {"trainer", "generate"} <= names

@@ -1,0 +1,82 @@
+"""Whole runs on models/tiny-arith through the command line, in this process or another one, for tests/integration."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.config_loading import project_root
+from rl.records import Json
+from rl.run_folder import RunFolder
+from rl.tracking import Record, read_json_lines, without_times
+from rl.train import main
+
+# GRPO with gold answers in the place of the quick start's EMPO.
+GRPO = ("data.path=models/tiny-arith/questions/train_with_answers.jsonl", "data.columns.answer=answer",
+        "rewards.0.use=rewards.accuracy:accuracy", "selection.low=null", "selection.high=null")
+
+# A run of about a second: 8 questions x 4 completions a step.
+SMALL = ("steps=3", "sampling.questions_per_step=8", "sampling.group_size=4", "sampling.max_completion_tokens=32", "data.limit=64",
+         "evaluation.num_questions=16", "evaluation.samples=2", "tracking.progress=lines", "optim.schedule=constant", "optim.lr=5e-4")
+
+
+def train(run_dir: Path, *words: str) -> int:
+    """`python -m rl.train` in this process, with the settings of SMALL, then `words`; returns the exit code.
+
+    On one thread, as `train_elsewhere`: the order of a sum depends on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return main([*SMALL, f"run_dir={run_dir}", *words])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train_elsewhere(
+    run_dir: Path, *words: str, environment: dict[str, str] | None = None, file_size_limit: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, for what may kill it. file_size_limit: bytes that no file of it may exceed."""
+    return python("-m", "rl.train", *SMALL, f"run_dir={run_dir}", *words, environment=environment, file_size_limit=file_size_limit)
+
+
+def python(
+    *words: str, environment: dict[str, str] | None = None, folder: Path | None = None, file_size_limit: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter with `words` in `folder` (the project's root), on one thread, and wait for its end."""
+    limited = ["prlimit", f"--fsize={file_size_limit}"] if file_size_limit is not None else []
+    return subprocess.run(
+        [*limited, sys.executable, *words], cwd=folder or project_root(), env=own_environment() | (environment or {}),
+        capture_output=True, text=True, timeout=300)
+
+
+def own_environment() -> dict[str, str]:
+    """This process's environment, for children: one thread each, no hub."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def metrics_of(run_dir: Path) -> list[Record]:
+    """metrics.jsonl without what the clock decides."""
+    return [without_times(record) for record in read_json_lines(RunFolder(run_dir).metrics_file)]
+
+
+def trained_steps(run_dir: Path) -> list[Json]:
+    """The step numbers of the training lines in metrics.jsonl."""
+    return [record["step"] for record in metrics_of(run_dir) if record["kind"] == "train"]
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(RunFolder(run_dir).summary_file.read_text())
+    return summary
+
+
+def held_out_gain(run_dir: Path) -> float:
+    """Held-out accuracy after less before."""
+    summary = summary_of(run_dir)
+    (before,), (after,) = summary["held_out_before"].values(), summary["held_out_after"].values()
+    return float(after["value"] - before["value"])
