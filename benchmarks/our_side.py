@@ -13,7 +13,7 @@ from rl.config import RunConfig
 from rl.data_order import QuestionOrder
 from rl.inputs import Inputs, read_inputs
 from rl.records import Prompt
-from rl.run import _build, _load_policy
+from rl.run import build_trainer, load_run_policy
 from rl.run_folder import prepare
 from rl.trainer import Parts, Trainer
 
@@ -33,7 +33,7 @@ def open_trainer(config: RunConfig) -> Iterator[OurSide]:
         folder = stack.enter_context(prepare(config.run_dir, resume=False))
         accelerator = Accelerator(mixed_precision="no", cpu=True)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        trainer, parts = _build(config, inputs, _load_policy(config, inputs, accelerator), accelerator, folder, stack, None)
+        trainer, parts = build_trainer(config, inputs, load_run_policy(config, inputs, accelerator), accelerator, folder, stack, None)
         # A run catches signals to save itself; a benchmark has nothing to save and stops at once.
         for number, handler in handlers.items():
             signal.signal(number, handler)

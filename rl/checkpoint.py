@@ -35,7 +35,7 @@ from rl.config import RunConfig
 from rl.config_loading import differences, to_yaml
 from rl.policy import Policy
 
-PREFIX, TEMPORARY, BEST = "step-", ".writing-", "best"
+PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 
 # What may differ between a checkpoint and the run that goes on from it: nothing that changes what is computed before
 # the new end. Everything else has to be the same.
@@ -108,13 +108,24 @@ def save_checkpoint(
 
 
 def _replace(final: Path, temporary: Path) -> None:
-    """Rename into place; an older checkpoint of that step is moved away first and removed last, so that one is always there."""
-    outdated = final.with_name(f"{TEMPORARY}outdated")
+    """Rename into place; an older checkpoint of that step is moved away first and removed last, so that one is always there
+    (after a kill between the two, `recover` moves it back)."""
+    outdated = final.with_name(OUTDATED + final.name)
     shutil.rmtree(outdated, ignore_errors=True)
     if final.exists():
         final.rename(outdated)
     temporary.rename(final)
     shutil.rmtree(outdated, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Undo what a kill in the middle of replacing a checkpoint left behind."""
+    for outdated in folder.glob(f"{OUTDATED}*"):
+        final = folder / outdated.name.removeprefix(OUTDATED)
+        if final.exists():
+            shutil.rmtree(outdated, ignore_errors=True)
+        else:
+            outdated.rename(final)
 
 
 def mark_best(folder: Path, checkpoint: Path) -> None:

@@ -172,8 +172,8 @@ class OptimSection(Section):
     eps: float = setting(1e-8, "AdamW's epsilon", gt=0)
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", ge=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "learning rate after the warm-up, down to 0 at the last step for linear and cosine")
-    warmup_steps: int = setting(0, "steps of linear warm-up from 0", unit="steps", ge=0)
+        "constant", "learning rate after the warm-up, towards 0 behind the last step for linear and cosine")
+    warmup_steps: int = setting(0, "steps of linear warm-up: step i of n has i / n of the rate", unit="steps", ge=0)
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this global norm", gt=0)
     epochs: int = setting(1, "passes over each sampled batch", ge=1)
     minibatches: int = setting(1, "optimiser updates per pass: the batch is split into so many", ge=1)

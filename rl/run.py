@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from rewards.contract import RewardError
-from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_state, verify
+from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_state, recover, verify
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.config_loading import load, to_yaml
@@ -46,7 +46,7 @@ def run(config: RunConfig, resume: Path | None) -> int:
         raise PolicyError(f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or with "
                           "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
     # Before the folder: a model that cannot be had must not move an earlier run aside.
-    policy = _load_policy(config, inputs, accelerator)
+    policy = load_run_policy(config, inputs, accelerator)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(config.run_dir)
         if accelerator.is_main_process:
@@ -55,7 +55,7 @@ def run(config: RunConfig, resume: Path | None) -> int:
         checkpoint, state = _checkpoint_to_resume(folder, config, accelerator.num_processes) if resume is not None else (None, None)
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
-        trainer, parts = _build(config, inputs, policy, accelerator, folder, stack, state)
+        trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state)
         left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
         if left_out:
             parts.progress.message(f"questions left out: {left_out}")
@@ -78,6 +78,7 @@ def run(config: RunConfig, resume: Path | None) -> int:
 
 def _checkpoint_to_resume(folder: RunFolder, config: RunConfig, num_ranks: int) -> tuple[Path | None, TrainerState | None]:
     """The newest checkpoint, verified; None where the run was killed before its first one."""
+    recover(folder.checkpoints)
     checkpoints = list_checkpoints(folder.checkpoints)
     if not checkpoints:
         return None, None
@@ -92,7 +93,7 @@ def _longest_prompt(inputs: Inputs) -> int:
     return max(len(prompt.token_ids) for prompt in inputs.prompts)
 
 
-def _load_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator) -> Policy:
+def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator) -> Policy:
     """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
     bytes_per_weight = resolve_dtype(config.model.dtype).itemsize
     estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight)
@@ -113,7 +114,7 @@ def _load_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator) ->
                           "checkpoint of a causal language model, and model.attention=auto") from error
 
 
-def _build(
+def build_trainer(
     config: RunConfig, inputs: Inputs, policy: Policy, accelerator: Accelerator, folder: RunFolder, stack: contextlib.ExitStack,
     state: TrainerState | None,
 ) -> tuple[Trainer, Parts]:

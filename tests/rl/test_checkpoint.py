@@ -26,6 +26,7 @@ from rl.checkpoint import (
     mark_best,
     prune,
     read_state,
+    recover,
     save_checkpoint,
     verify,
 )
@@ -335,3 +336,14 @@ def test_another_number_of_processes_is_refused() -> None:
 def test_a_checkpoint_beyond_the_last_step_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"at step 9, beyond steps=4\. Remedy: steps=9"):
         check(tiny_config(), tiny_config(), step=9)
+
+
+def test_a_kill_while_a_step_is_saved_again_loses_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".outdated-step-000003").mkdir()
+    (tmp_path / ".outdated-step-000003" / "state.json").write_text("old")
+    (tmp_path / ".outdated-step-000002").mkdir()
+    (tmp_path / "step-000002").mkdir()
+    recover(tmp_path)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000003"]
+    assert (tmp_path / "step-000003" / "state.json").read_text() == "old"
+    assert not list(tmp_path.glob(".outdated-*"))
