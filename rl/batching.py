@@ -3,7 +3,8 @@
 `plan_micro_batches` decides which sequences share a forward pass, `build_micro_batch` makes the tensors of one. Rows are
 right-padded (under a causal mask no real token sees the padding, so no attention mask is needed) or packed one after the
 other into one row, where `position_ids` start at 0 for each sequence: pass `use_cache=False`, no attention mask, and an
-attention that keeps them apart. To add a layout: its cost in `plan_micro_batches`, its tensors in `_lay_out`.
+attention that keeps them apart. Completions of a question with the same tokens share one row: the loss counts each of them, the model
+computes them once. To add a layout: its cost in `plan_micro_batches`, its tensors in `_lay_out`.
 
 Shape legend: B sequences, L columns, T completion tokens of all sequences one after the other, H hidden size.
 """
@@ -31,11 +32,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, order=True)
 class SequenceIndex:
-    """One completion of a list of groups. num_tokens: of its row, prompt included."""
+    """One completion of a list of groups. num_tokens: of its row, prompt included. is_repeat: an earlier completion of the group
+    has the same tokens, and this one shares its row."""
 
     group: int
     rollout: int
     num_tokens: int
+    is_repeat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class MicroBatch:
     """The tensors of one forward and backward pass.
 
     token_ids_BL, position_ids_BL: what the model reads; [1, L] when packed. predictor_T: where the position that predicts each
-    completion token is in the flattened [B * L]; `hidden_BLH.flatten(0, 1)[predictor_T]` is [T, H]. completion_ids_T: those
+    completion token is in the flattened [B * L]; `hidden_BLH.flatten(0, 1)[predictor_T]` is [T, H], the same positions again for
+    completions that share a row. completion_ids_T: those
     tokens. advantages_T, sampler_logprobs_T, weights_T: float32 (weights: see rl.losses.token_weights). sequence_ids_T:
     index of each token's sequence in `sequences`. sequence_lengths: completion tokens of each sequence.
     """
@@ -87,15 +91,19 @@ def sequence_indices(groups: Sequence[TrainingGroup]) -> list[SequenceIndex]:
         if not group.prompt.token_ids:
             raise ValueError(f"the prompt of question {group.question.id!r} has no tokens; a completion's first token needs "
                              "one before it: use a template with some text, or a tokenizer with a beginning-of-sequence token")
+        seen: set[tuple[int, ...]] = set()
         for rollout_index, rollout in enumerate(group.rollouts):
-            indices.append(SequenceIndex(group_index, rollout_index, len(group.prompt.token_ids) + len(rollout.token_ids) - 1))
+            num_tokens = len(group.prompt.token_ids) + len(rollout.token_ids) - 1
+            indices.append(SequenceIndex(group_index, rollout_index, num_tokens, is_repeat=rollout.token_ids in seen))
+            seen.add(rollout.token_ids)
     return indices
 
 
 def plan_micro_batches(
     groups: Sequence[TrainingGroup], *, max_tokens: int, layout: Layout = "padded"
 ) -> list[list[SequenceIndex]]:
-    """Which sequences share a forward pass, each sequence exactly once; longest first, so that little is padded.
+    """Which sequences share a forward pass, each sequence exactly once; longest first, so that little is padded. A repeat
+    follows the sequence whose row it shares and costs nothing.
 
     A micro-batch costs its rows times its longest row (padded) or its tokens (packed), and costs at most `max_tokens`. A
     sequence longer than that gets a micro-batch of its own: refusing it would lose a completion after it was sampled; check
@@ -106,8 +114,25 @@ def plan_micro_batches(
     """
     if max_tokens < 1:
         raise ValueError(f"optim.micro_batch_tokens is {max_tokens}; it must be at least 1")
-    longest_first = sorted(sequence_indices(groups), key=lambda index: (-index.num_tokens, index.group, index.rollout))
-    return _in_padded_rows(longest_first, max_tokens) if layout == "padded" else _first_fit(longest_first, max_tokens)
+    indices = sequence_indices(groups)
+    longest_first = sorted((s for s in indices if not s.is_repeat), key=lambda s: (-s.num_tokens, s.group, s.rollout))
+    plan = _in_padded_rows(longest_first, max_tokens) if layout == "padded" else _first_fit(longest_first, max_tokens)
+    return [_with_repeats(sequences, groups, indices) for sequences in plan]
+
+
+def _with_repeats(
+    sequences: list[SequenceIndex], groups: Sequence[TrainingGroup], indices: list[SequenceIndex]
+) -> list[SequenceIndex]:
+    repeats: dict[tuple[int, tuple[int, ...]], list[SequenceIndex]] = {}
+    for index in indices:
+        if index.is_repeat:
+            repeats.setdefault(_row_key(groups, index), []).append(index)
+    return [member for first in sequences for member in (first, *repeats.get(_row_key(groups, first), ()))]
+
+
+def _row_key(groups: Sequence[TrainingGroup], index: SequenceIndex) -> tuple[int, tuple[int, ...]]:
+    """What sequences that share a row have in common: the question and the tokens."""
+    return index.group, groups[index.group].group.rollouts[index.rollout].token_ids
 
 
 def _in_padded_rows(longest_first: list[SequenceIndex], max_tokens: int) -> list[list[SequenceIndex]]:
@@ -159,7 +184,7 @@ def split_for_ranks(plan: Sequence[list[SequenceIndex]], num_ranks: int) -> list
     num_steps = -(-len(plan) // num_ranks)
     shares: list[list[list[SequenceIndex] | None]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
-    costs = [sum(sequence.num_tokens for sequence in sequences) for sequences in plan]
+    costs = [sum(sequence.num_tokens for sequence in sequences if not sequence.is_repeat) for sequences in plan]
     for index in sorted(range(len(plan)), key=lambda index: (-costs[index], index)):
         rank = min((rank for rank in range(num_ranks) if len(shares[rank]) < num_steps), key=lambda rank: (loads[rank], rank))
         shares[rank].append(plan[index])
@@ -194,12 +219,16 @@ def build_micro_batch(
     numbers are those of the whole update, not of this micro-batch.
     """
     assert sequences, "an empty micro-batch has no tensors"
-    rows, starts, completions, advantages, sampler_logprobs = [], [], [], [], []
+    rows: list[tuple[int, ...]] = []
+    row_of, starts, completions, advantages, sampler_logprobs = [], [], [], [], []
+    row_numbers: dict[tuple[int, tuple[int, ...]], int] = {}
     for sequence in sequences:
         training_group = groups[sequence.group]
         rollout = training_group.group.rollouts[sequence.rollout]
         prompt_ids = training_group.group.prompt.token_ids
-        rows.append((*prompt_ids, *rollout.token_ids[:-1]))
+        row_of.append(row_numbers.setdefault(_row_key(groups, sequence), len(rows)))
+        if row_of[-1] == len(rows):
+            rows.append((*prompt_ids, *rollout.token_ids[:-1]))
         starts.append(len(prompt_ids) - 1)
         completions.append(rollout.token_ids)
         advantages.append(training_group.advantages[sequence.rollout])
@@ -210,8 +239,8 @@ def build_micro_batch(
     return MicroBatch(
         token_ids_BL=token_ids_BL,
         position_ids_BL=position_ids_BL,
-        predictor_T=torch.cat([torch.arange(offset + start, offset + start + length)
-                               for offset, start, length in zip(offsets, starts, lengths, strict=True)]),
+        predictor_T=torch.cat([torch.arange(offsets[row] + start, offsets[row] + start + length)
+                               for row, start, length in zip(row_of, starts, lengths, strict=True)]),
         completion_ids_T=torch.tensor([token for completion in completions for token in completion]),
         advantages_T=torch.tensor(advantages, dtype=torch.float32).repeat_interleave(lengths_B),
         sampler_logprobs_T=torch.tensor([value for values in sampler_logprobs for value in values], dtype=torch.float32),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -154,7 +154,7 @@ class Updater:
         compact = [groups[i] for i in sorted(chosen)]
         numbers = sorted(chosen)
         plan = plan_micro_batches(compact, max_tokens=self._config.optim.micro_batch_tokens, layout=self._layout)
-        plan = [[SequenceIndex(numbers[s.group], s.rollout, s.num_tokens) for s in sequences] for sequences in plan]
+        plan = [[replace(s, group=numbers[s.group]) for s in sequences] for sequences in plan]
         if not plan:
             return []
         mine = split_for_ranks(plan, self._accelerator.num_processes)[self._accelerator.process_index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -121,6 +122,38 @@ def test_loss_and_gradient_do_not_depend_on_layout_or_budget(
     assert gradient.norm() > 0.01
     torch.testing.assert_close(other_loss, loss, rtol=1e-5, atol=1e-6)
     assert float((other_gradient - gradient).norm() / gradient.norm()) < 1e-5
+
+
+def with_a_repeat() -> tuple[TrainingGroup, tuple[TrainingGroup, ...]]:
+    """A group whose third completion has the first one's tokens (other advantage, other sampler log-probabilities), and the same
+    completions as two groups, between which nothing is shared."""
+    whole = make_group(0, 3, (4, 6, 4), (1.0, -0.5, -0.25))
+    first, second, third = whole.group.rollouts
+    third = replace(third, token_ids=first.token_ids)
+
+    def group(rollouts: tuple[Rollout, ...], advantages: tuple[float, ...]) -> TrainingGroup:
+        size = len(rollouts)
+        scored = ScoredGroup(Group(whole.group.prompt, rollouts), (0.0,) * size, {}, (None,) * size, tuple(range(size)), 0.0, {})
+        return TrainingGroup(scored, advantages)
+
+    return group((first, second, third), whole.advantages), (group((first, second), (1.0, -0.5)), group((third,), (-0.25,)))
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("max_tokens", [1, 1000])
+def test_completions_with_the_same_tokens_share_a_row_and_each_counts(layout: Layout, max_tokens: int) -> None:
+    together, apart = with_a_repeat()
+    _, loss, gradient = run((together,), max_tokens=max_tokens, layout=layout)
+    _, expected_loss, expected_gradient = run(apart, max_tokens=1000, layout="padded")
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
+    assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-5
+
+    plan = plan_micro_batches((together,), max_tokens=max_tokens, layout=layout)
+    assert sorted((s.rollout, s.is_repeat) for sequences in plan for s in sequences) == [(0, False), (1, False), (2, True)]
+    micro = build_micro_batch(
+        (together,), [s for sequences in plan for s in sequences], pad_token_id=PAD, aggregation="token", num_loss_tokens=14,
+        num_sequences=3, max_completion_tokens=MAX_COMPLETION_TOKENS)
+    assert micro.token_ids_BL.shape[0] == 2 and micro.num_sequences == 3 and micro.predictor_T.shape == (14,)
 
 
 def test_group_order_and_pad_token_do_not_change_the_gradient() -> None:

@@ -95,6 +95,11 @@ class Forwards:
             self.without_gradient += 1
 
 
+def num_rows(batch: Sequence[TrainingGroup]) -> int:
+    """Rows that a forward over the batch needs: completions of a question with the same tokens share one."""
+    return sum(len({rollout.token_ids for rollout in item.group.rollouts}) for item in batch)
+
+
 def count_forwards(batch: Sequence[TrainingGroup], *overrides: str) -> tuple[Forwards, int]:
     """(forwards of one update of the batch, its micro-batches)."""
     config = tiny_config("optim.micro_batch_tokens=100", *overrides)
@@ -154,7 +159,7 @@ def test_the_batch_is_not_changed(groups: list[Group]) -> None:
 def test_groups_without_advantage_cost_no_forward_but_count_in_the_denominator(groups: list[Group]) -> None:
     batch = with_advantages(groups, zero=[0, 3])
     forwards, _ = count_forwards(batch)
-    assert forwards.rows == 2 * 4
+    assert forwards.rows == num_rows(batch[1:3])
     with_zeros, without = gradient(batch)[0], gradient([batch[1], batch[2]])[0]
     all_tokens, kept_tokens = (sum(len(r.token_ids) for g in part for r in g.group.rollouts) for part in (batch, batch[1:3]))
     assert_close({name: weight * (all_tokens / kept_tokens) for name, weight in with_zeros.items()}, without)
@@ -181,9 +186,10 @@ def test_one_update_per_batch_runs_one_forward_per_micro_batch(groups: list[Grou
 @pytest.mark.parametrize("overrides", [("optim.epochs=3",), ("optim.epochs=2", "optim.minibatches=2"), ("optim.minibatches=4",)])
 def test_several_updates_per_batch_run_one_more_pass_without_gradient(groups: list[Group], overrides: tuple[str, ...]) -> None:
     epochs = tiny_config(*overrides).optim.epochs
-    forwards, num_micro_batches = count_forwards(with_advantages(groups), *overrides)
+    batch = with_advantages(groups)
+    forwards, num_micro_batches = count_forwards(batch, *overrides)
     assert forwards.without_gradient == num_micro_batches
-    assert forwards.rows == (epochs + 1) * 16
+    assert forwards.rows == (epochs + 1) * num_rows(batch)
 
 
 def test_a_kl_penalty_runs_one_reference_forward_per_micro_batch_and_weight_zero_none(groups: list[Group]) -> None:
@@ -195,7 +201,7 @@ def test_a_kl_penalty_runs_one_reference_forward_per_micro_batch_and_weight_zero
 @pytest.mark.parametrize("term", ["loss.kl_weight=0.1", "loss.entropy_bonus=0.1"])
 def test_terms_that_do_not_depend_on_advantages_act_on_groups_without_them(groups: list[Group], term: str) -> None:
     forwards, _ = count_forwards(with_advantages(groups, zero=range(4)), term)
-    assert forwards.rows >= 16
+    assert forwards.rows >= num_rows(with_advantages(groups))
     found, _ = gradient(with_advantages(groups, zero=range(4)), term)
     assert max(weight.abs().max().item() for weight in found.values()) > 0
 
@@ -217,14 +223,15 @@ def test_fresh_groups_take_the_policys_logprobs_as_old_and_stale_ones_the_sample
 def test_a_second_update_takes_its_ratio_against_the_policy_before_the_first(groups: list[Group], aggregation: str) -> None:
     """Two passes equal two literal ones whose old log-probabilities are those of the start."""
     batch = with_advantages(groups[:2])
-    config = tiny_config("optim.epochs=2", "optim.lr=3e-3", "optim.max_grad_norm=1e9", f"loss.aggregation={aggregation}")
+    config = tiny_config("optim.epochs=2", "optim.lr=3e-3", "optim.eps=1e-4", "optim.max_grad_norm=1e9",
+                         f"loss.aggregation={aggregation}")
     policy = tiny_policy(config, adapter_scale=SCALE)
     report = make_updater(config, policy).update(batch, step=0, policy_version=0)
     assert report.num_updates == 2 and report.metrics["optim/updates"] == 2
     assert report.metrics["loss/ratio"] != pytest.approx(1.0, abs=1e-4)
 
     literal = tiny_policy(config, adapter_scale=SCALE)
-    optimizer = torch.optim.AdamW(literal.trainable_parameters().values(), lr=config.optim.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(literal.trainable_parameters().values(), lr=config.optim.lr, eps=config.optim.eps, weight_decay=0.0)
     old = {(g, r): literal_logprobs(literal, group.prompt.token_ids, rollout.token_ids)
            for g, group in enumerate(groups[:2]) for r, rollout in enumerate(group.rollouts)}
     num_tokens = sum(map(len, old.values()))
@@ -239,7 +246,7 @@ def test_a_second_update_takes_its_ratio_against_the_policy_before_the_first(gro
             (-objective_T.sum() / num_tokens if aggregation == "token" else -objective_T.mean() / len(old)).backward()
         optimizer.step()
     for name, weight in trained(literal).items():
-        # Adam divides by the gradient's own size, so that rounding in a gradient near zero moves a weight by up to lr.
+        # Adam divides by the gradient's own size, so that rounding in a gradient near zero would move a weight by up to lr; hence eps.
         torch.testing.assert_close(trained(policy)[name], weight, rtol=0, atol=0.05 * config.optim.lr)
 
 
