@@ -49,7 +49,7 @@ def test_the_quick_start_reads_no_answers_and_the_three_tiny_runs_differ_in_noth
     thresholds = {"selection.low", "selection.high"}  # on semantic entropy, which is EMPO's
     quick, grpo, random = (load(project_root() / "configs" / f"{name}.yaml", []) for name in names)
     assert quick.data.columns.answer is None and random.data.columns.answer is None
-    assert {key for key, _, _ in differences(quick, random)} == {"run_dir", "rewards.0.use", *thresholds}
+    assert {key for key, _, _ in differences(quick, random)} == {"run_dir", "rewards.0.use", "watchdog.enabled", *thresholds}
     assert {key for key, _, _ in differences(quick, grpo)} == {
         "run_dir", "rewards.0.use", "data.path", "data.columns.answer", *thresholds}
 
