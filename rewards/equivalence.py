@@ -98,7 +98,7 @@ def _pool() -> WorkerPool | None:
     """The workers, or None without math-verify, which is said once."""
     if importlib.util.find_spec("math_verify") is None:
         warnings.warn("math-verify is not installed: expressions compare as text only "
-                      "(pip install 'otherhalf[math]')", stacklevel=2)
+                      "(pip install math-verify==0.9.0)", stacklevel=2)
         return None
     return WorkerPool("rewards.symbolic:algebraically_equal")
 

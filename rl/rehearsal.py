@@ -12,12 +12,11 @@ ANY_TOKEN = 0  # what the ids are changes neither time nor memory
 
 
 def longest_groups(config: RunConfig, longest_prompt: int) -> list[TrainingGroup]:
-    """Groups of completions at the length limit, enough to fill one micro-batch. longest_prompt in tokens."""
-    size, length = config.sampling.group_size, config.sampling.max_completion_tokens
+    """Completions at the length limit, enough to fill one micro-batch, each a group of its own: those of one group with the
+    same tokens would share a row. longest_prompt in tokens."""
+    length = config.sampling.max_completion_tokens
     rollout = Rollout((ANY_TOKEN,) * length, (0.0,) * length, "", "length", policy_version=0, seed=0)
     prompt = Prompt(Question("rehearsal", "", None, {}), "", (ANY_TOKEN,) * longest_prompt)
-    zeros = (0.0,) * size
-    scored = ScoredGroup(Group(prompt, (rollout,) * size), zeros, {}, (None,) * size, tuple(range(size)), 0.0, {})
-    rows = max(1, config.optim.micro_batch_tokens // (longest_prompt + length))
-    # Advantages that are not zero: a group without them would be skipped.
-    return [TrainingGroup(scored, (1.0, *zeros[1:]))] * -(-rows // size)
+    scored = ScoredGroup(Group(prompt, (rollout,)), (0.0,), {}, (None,), (0,), 0.0, {})
+    # An advantage that is not zero: a group without one would be skipped.
+    return [TrainingGroup(scored, (1.0,))] * max(1, config.optim.micro_batch_tokens // (longest_prompt + length - 1))

@@ -8,11 +8,11 @@ from rl.rehearsal import longest_groups
 
 
 def test_longest_groups_fill_a_micro_batch_with_rows_of_the_longest_length() -> None:
-    config = load(None, ["optim.micro_batch_tokens=1000", "sampling.max_completion_tokens=48", "sampling.group_size=3"])
+    config = load(None, ["optim.micro_batch_tokens=1000", "sampling.max_completion_tokens=48"])
     groups = longest_groups(config, longest_prompt=12)
-    largest = plan_micro_batches(groups, max_tokens=1000)[0]
+    (largest,) = plan_micro_batches(groups, max_tokens=1000)
     assert {sequence.num_tokens for sequence in largest} == {12 + 48 - 1}  # the last token predicts nothing
-    assert len(largest) == 1000 // 59
+    assert len(largest) == 1000 // 59 and not any(sequence.is_repeat for sequence in largest)
 
 
 def test_one_row_above_the_budget_is_still_rehearsed() -> None:
