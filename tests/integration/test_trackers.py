@@ -17,11 +17,10 @@ def test_tensorboard_gets_the_numbers_of_the_metrics_file(tmp_path: Path) -> Non
     assert train(run_dir, "steps=2", "tracking.trackers=[tensorboard]") == 0
     events = EventAccumulator(str(run_dir / "otherhalf"))
     events.Reload()
-    written = {(record["step"], record["reward"]) for record in metrics_of(run_dir) if record["kind"] == "train"}
-    found = {(scalar.step, pytest.approx(scalar.value, rel=1e-6)) for scalar in events.Scalars("reward")}
-    assert sorted(step for step, _ in found) == [1, 2]
-    for step, reward in written:
-        assert any(step == other and reward == value for other, value in found)
+    written = {record["step"]: record["reward"] for record in metrics_of(run_dir) if record["kind"] == "train"}
+    found = {scalar.step: scalar.value for scalar in events.Scalars("reward")}
+    assert sorted(found) == [1, 2]
+    assert found == pytest.approx(written, rel=1e-6)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
