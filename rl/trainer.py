@@ -170,7 +170,9 @@ class Trainer:
         self._rewards_since_evaluation = []
         alarm = parts.watchdog.observe_evaluation(
             self.step_number, interval.value, reward, noise=(interval.high - interval.low) / 2)
-        metrics = evaluation.metrics() | ({} if reward is None else {"reward": reward}) | {"evaluate_s": time.perf_counter() - started}
+        # Not "reward": the training step of the same number has one, and a service would show both as one curve.
+        rewards = {} if reward is None else {"reward_since_evaluation": reward}
+        metrics = evaluation.metrics() | rewards | {"evaluate_s": time.perf_counter() - started}
         if parts.metrics is not None:
             parts.metrics.log(self.step_number, "eval", metrics)
         parts.progress.held_out(self.step_number, interval.value, interval.low, interval.high)
