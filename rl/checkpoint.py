@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 
 # What may differ between a checkpoint and the run that goes on from it: nothing that changes what is computed before
 # the new end. Everything else has to be the same.
-FREE_KEYS = ("steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences")
+FREE_KEYS = ("steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences",
+             "generator.max_mismatch", "model.gradient_checkpointing")
 
 
 class CheckpointError(ValueError):
@@ -50,7 +51,8 @@ class CheckpointError(ValueError):
 class TrainerState:
     """The part of a run's state that is not tensors; JSON values only.
 
-    step: training steps done. policy_version: optimiser updates done. positions: bytes of metrics.jsonl and rollouts.jsonl."""
+    step: training steps done. policy_version: optimiser updates done. data: digests of the training and held-out questions.
+    positions: bytes of metrics.jsonl and rollouts.jsonl."""
 
     step: int
     policy_version: int
@@ -58,6 +60,7 @@ class TrainerState:
     order: dict[str, Any]
     watchdog: dict[str, Any]
     memory: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     held_out_before: dict[str, Any] | None = None
     positions: dict[str, int] = field(default_factory=dict)
@@ -76,7 +79,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainerState, policy: Policy, optimizer: Optimizer, rng_states: Sequence[torch.Tensor], config: RunConfig
+    folder: Path, state: TrainerState, policy: Policy, optimizer: Optimizer, rng_states: Sequence[Mapping[str, torch.Tensor]],
+    config: RunConfig,
 ) -> Path:
     """Write a checkpoint and return its path. Raises CheckpointError (nothing half-written stays) when the disk refuses."""
     final, temporary = folder / checkpoint_name(state.step), folder / f"{TEMPORARY}{state.step:06d}"
@@ -86,7 +90,7 @@ def save_checkpoint(
         temporary.mkdir()
         _save_weights(temporary, policy)
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-        torch.save(list(rng_states), temporary / "rng.pt")
+        torch.save([dict(states) for states in rng_states], temporary / "rng.pt")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
         (temporary / "config.yaml").write_text(to_yaml(config))
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -178,8 +182,10 @@ def read_state(path: Path) -> TrainerState:
                               "the version that wrote it") from error
 
 
-def check_same_run(path: Path, stored: RunConfig, config: RunConfig, state: TrainerState, num_ranks: int) -> None:
-    """Refuse to go on under another configuration or number of ranks: the result would be neither run's."""
+def check_same_run(
+    path: Path, stored: RunConfig, config: RunConfig, state: TrainerState, num_ranks: int, data: Mapping[str, str]
+) -> None:
+    """Refuse to go on under another configuration, number of ranks or other questions: the result would be neither run's."""
     changed = [(key, old, new) for key, old, new in differences(stored, config) if not key.startswith(FREE_KEYS)]
     if config.optim.schedule != "constant" and stored.steps != config.steps:
         changed.append(("steps", stored.steps, config.steps))
@@ -190,11 +196,16 @@ def check_same_run(path: Path, stored: RunConfig, config: RunConfig, state: Trai
         raise CheckpointError(
             f"checkpoint {path} belongs to another configuration: {listed}. Remedy: resume with the same settings, or start a new run "
             "(model.adapter=.../adapter starts one from these weights)")
+    if other := [name for name, digest in data.items() if state.data.get(name) != digest]:
+        raise CheckpointError(
+            f"the questions have changed since checkpoint {path}: {' and '.join(other)} gives other prompts or answers than then (edited "
+            "rows, another template or tokenizer). Remedy: put the files back, or start a new run (model.adapter=.../adapter starts "
+            "one from these weights)")
     if state.step > config.steps:
         raise CheckpointError(f"checkpoint {path} is at step {state.step}, beyond steps={config.steps}. Remedy: steps={state.step} or more")
 
 
-def load_weights(path: Path, policy: Policy, optimizer: Optimizer) -> list[torch.Tensor]:
+def load_weights(path: Path, policy: Policy, optimizer: Optimizer) -> list[dict[str, torch.Tensor]]:
     """Read weights and optimiser state into the given objects; returns each rank's RNG state."""
     if policy.is_adapter:
         _copy_adapter(load_file(path / "adapter" / "adapter_model.safetensors"), policy)
@@ -203,7 +214,7 @@ def load_weights(path: Path, policy: Policy, optimizer: Optimizer) -> list[torch
         policy.causal_lm.load_state_dict(stored.state_dict())
     device = next(policy.model.parameters()).device
     optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location=device, weights_only=True))
-    states: list[torch.Tensor] = torch.load(path / "rng.pt", weights_only=True)
+    states: list[dict[str, torch.Tensor]] = torch.load(path / "rng.pt", weights_only=True)
     return states
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from rl.selection import Selection, select
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """sampled: every group sampled in this step, over all ranks. selection: which of those were kept and refused.
+    """sampled: every group sampled in this step, over all ranks, in the order of the draw. selection: which of those were kept and refused.
 
     batch: the groups that train now: those left over by the step before, then newly kept ones. Times in seconds, this rank's."""
 
@@ -39,7 +40,8 @@ class Collector:
     """Draws questions in order and returns groups; the same on every rank. State: the order and the surplus."""
 
     def __init__(
-        self, config: RunConfig, prompts: Sequence[Prompt], generator: Generator, rewards: RewardSum, *, rank: int, num_ranks: int
+        self, config: RunConfig, prompts: Sequence[Prompt], generator: Generator, parameters: SamplingParameters, rewards: RewardSum, *,
+        rank: int, num_ranks: int
     ) -> None:
         self.order = QuestionOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.surplus: tuple[ScoredGroup, ...] = ()
@@ -48,25 +50,24 @@ class Collector:
         self._generator = generator
         self._rewards = rewards
         self._rank, self._num_ranks = rank, num_ranks
-        sampling = config.sampling
-        self._parameters = SamplingParameters(
-            sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens, tuple(sampling.stop_token_ids))
+        self._parameters = parameters
 
     def collect(self, step: int) -> Collected:
         """The groups of training step `step`; collective over ranks."""
         wanted, selection_config = self._config.sampling.questions_per_step, self._config.selection
         refills = selection_config.max_refills if selection_config.mode == "refill" else 0
         selection, generate_s, reward_s, num_rounds = Selection((), ()), 0.0, 0.0, 0
+        sampled: tuple[ScoredGroup, ...] = ()
         missing = wanted - len(self.surplus)
         while missing > 0 and num_rounds <= refills:
             num_questions = wanted if selection_config.mode != "refill" else self._round_size(missing, selection, wanted)
             groups, times = self._sample(num_questions, step, num_rounds)
+            sampled += tuple(groups)
             selection += select(groups, selection_config.low, selection_config.high)
             generate_s, reward_s, num_rounds = generate_s + times[0], reward_s + times[1], num_rounds + 1
             missing = wanted - len(self.surplus) - len(selection.kept)
         available = self.surplus + selection.kept
         self.surplus = available[wanted:]
-        sampled = selection.kept + tuple(group for group, _ in selection.refused)
         return Collected(sampled, selection, available[:wanted], max(0, num_rounds - 1), generate_s, reward_s)
 
     def _round_size(self, missing: int, selection: Selection, wanted: int) -> int:
@@ -79,9 +80,8 @@ class Collector:
         prompts = [self._prompts[i] for i in self.order.next(num_questions)]
         requests = [
             Request(prompt, tuple(
-                request_seed(self._config.seed, f"train-{round_number}", step, prompt.question.id, i)
-                for i in range(self._config.sampling.group_size)))
-            for prompt in share_of_rank(prompts, self._rank, self._num_ranks)
+                request_seed(self._config.seed, purpose, step, prompt.question.id, i) for i in range(self._config.sampling.group_size)))
+            for prompt, purpose in share_of_rank(_with_purpose(prompts, round_number), self._rank, self._num_ranks)
         ]
         started = time.perf_counter()
         groups = self._generator.generate(requests, self._parameters)
@@ -89,3 +89,15 @@ class Collector:
         scored = score_groups(self._rewards, groups)
         finished = time.perf_counter()
         return gather_shares(scored, self._num_ranks), (generated - started, finished - generated)
+
+
+def _with_purpose(prompts: Sequence[Prompt], round_number: int) -> list[tuple[Prompt, str]]:
+    """What enters the seeds beside step and question: the round, and how often the question came before in it (a step that asks for
+    more questions than there are draws some again, and must not sample the same completions)."""
+    seen: Counter[str] = Counter()
+    pairs = []
+    for prompt in prompts:
+        again = f"-{seen[prompt.question.id]}" if seen[prompt.question.id] else ""
+        pairs.append((prompt, f"train-{round_number}{again}"))
+        seen[prompt.question.id] += 1
+    return pairs

@@ -99,6 +99,7 @@ class SamplingSection(Section):
     top_k: int = setting(
         0, "sample from the k likeliest tokens, 0 from all; above 0 the gradient is biased and the run warns", ge=0)
     max_completion_tokens: int = setting(48, "completions are cut at this length", unit="tokens", ge=1)
+    stop_strings: list[str] = setting(list, "texts that end a completion, beside the template's own; rewards see what stands before")
     stop_token_ids: list[int] = setting(list, "ids that end a completion, beside the model's own end-of-sequence ids")
 
 

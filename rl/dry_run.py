@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import torch
+
 from rl.config import RunConfig
 from rl.config_loading import to_yaml
 from rl.inputs import Inputs, read_inputs
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
+from rl.policy import resolve_dtype
 
 
 def describe(config: RunConfig) -> str:
     """The resolved configuration, one prompt, the step's sizes and the memory estimate. Raises what `read_inputs` raises."""
     inputs = read_inputs(config)
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
-    # Without torch's view of the devices: bfloat16 only where it was asked for.
-    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=2 if config.model.dtype == "bfloat16" else 4)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_dtype(config.model.dtype, device)
+    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize)
     parts = [
         _section("configuration", to_yaml(config).rstrip()),
         _section("prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),
         _section("sizes", _sizes(config, inputs, longest)),
-        _section("memory", _memory(estimate)),
+        _section("memory", _memory(estimate, device, dtype)),
     ]
-    check_memory(config, estimate, available_memory(), "this machine")
+    check_memory(config, estimate, available_memory(device), str(device))
     return "\n\n".join([*parts, "Everything was read and checked; nothing was trained."])
 
 
@@ -33,8 +37,9 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
     completions = sampling.questions_per_step * sampling.group_size
     rows = completions * (longest + sampling.max_completion_tokens)
     dropped = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none"
+    with_answer = sum(prompt.question.answer is not None for prompt in inputs.prompts)
     lines = [
-        f"training questions      {len(inputs.prompts)}, longest prompt {longest} tokens",
+        f"training questions      {len(inputs.prompts)} ({with_answer} with an answer), longest prompt {longest} tokens",
         f"held-out questions      {len(inputs.held_out)}",
         f"left out                {dropped}",
         f"each step               {sampling.questions_per_step} questions x {sampling.group_size} = {completions} completions of at most "
@@ -47,8 +52,9 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
     return "\n".join(lines)
 
 
-def _memory(estimate: MemoryEstimate | None) -> str:
+def _memory(estimate: MemoryEstimate | None, device: torch.device, dtype: torch.dtype) -> str:
     if estimate is None:
-        return "unknown: the checkpoint is not a local folder with safetensors files"
-    head = f"{estimate.num_parameters:,} parameters in the base, {estimate.num_trained:,} trained"
+        return "unknown: the checkpoint's safetensors files are not on this machine yet"
+    head = (f"{estimate.num_parameters:,} parameters in the base, {estimate.num_trained:,} trained; one process on {device}, "
+            f"{str(dtype).removeprefix('torch.')}")
     return "\n".join([head, *estimate.lines()])

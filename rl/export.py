@@ -15,17 +15,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl.config import LoraSection, ModelSection
+from rl.config import ModelSection
 from rl.config_loading import ConfigError, load, resolve_path
 from rl.run_folder import RunFolder, find_run
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """base: the checkpoint to begin with, without adapter. adapter: what is merged into it; None where `base` is the trained model."""
+    """base: the checkpoint to begin with, without adapter. adapter: what is merged into it; None where `base` is the trained model.
+
+    stored_like: the checkpoint whose dtype the result has: what training began with (it keeps all trained weights in float32)."""
 
     base: ModelSection
     adapter: Path | None
+    stored_like: ModelSection
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,18 +62,18 @@ def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from rl.inputs import load_tokenizer
-    from rl.policy import load_policy, merged_weights
+    from rl.inputs import load_model_config, load_tokenizer
+    from rl.policy import load_policy, merged_weights, stored_lora
 
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(source.base)
     plain = AutoModelForCausalLM.from_pretrained(
         str(resolve_path(source.base.path)), revision=source.base.revision, trust_remote_code=source.base.trust_remote_code,
-        dtype=dtype or "auto")
+        dtype=dtype or load_model_config(source.stored_like).dtype or "auto")
     if source.adapter is not None:
+        adapted = source.base.model_copy(update={"adapter": str(source.adapter), "dtype": "float32"})
         policy = load_policy(
-            source.base.model_copy(update={"adapter": str(source.adapter), "dtype": "float32"}), LoraSection(), tokenizer, seed=0,
-            device=torch.device("cpu"), keep_reference=False)
+            adapted, stored_lora(source.adapter), tokenizer, seed=0, device=torch.device("cpu"), keep_reference=False)
         parameters = dict(plain.named_parameters())
         with torch.no_grad():
             for name, weight in merged_weights(policy):
@@ -96,7 +99,7 @@ def _source(run: str, checkpoint: str | None) -> Source:
         base = json.loads((given / "adapter_config.json").read_text()).get("base_model_name_or_path")
         if not base:
             raise ConfigError([f"{given}/adapter_config.json: base_model_name_or_path is missing; expected the base's folder or hub id"])
-        return Source(ModelSection(path=base), given)
+        return Source(ModelSection(path=base), given, ModelSection(path=base))
     folder = RunFolder(find_run(run))
 
     from rl.checkpoint import CheckpointError, list_checkpoints, verify
@@ -110,8 +113,8 @@ def _source(run: str, checkpoint: str | None) -> Source:
     verify(chosen)
     model = load(folder.config_file, []).model
     if (chosen / "adapter").is_dir():
-        return Source(model, chosen / "adapter")
-    return Source(model.model_copy(update={"path": str(chosen / "model"), "revision": None}), None)
+        return Source(model, chosen / "adapter", model)
+    return Source(model.model_copy(update={"path": str(chosen / "model"), "revision": None}), None, model)
 
 
 if __name__ == "__main__":

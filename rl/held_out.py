@@ -19,10 +19,15 @@ from rl.rewarding import score_groups
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """accuracy: mean over questions of the mean over k samples, with a 95% bootstrap interval over questions."""
+    """accuracy: mean over questions of the mean over k samples, with a 95% bootstrap interval over questions.
+
+    comparable: the same over the first `comparable_samples` of them alone, which have the same random numbers in every evaluation of
+    the run: what checkpoints are ranked by."""
 
     samples: int
     accuracy: Interval
+    comparable_samples: int
+    comparable: float
     semantic_entropy: float
     unparsable_share: float
     truncated_share: float
@@ -42,7 +47,8 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The held-out questions with what it takes to grade them. seed: the run's."""
+    """The held-out questions with what it takes to grade them. seed: the run's. comparable_samples: how many samples of each question
+    every evaluation has at least."""
 
     prompts: Sequence[Prompt]
     grader: RewardSum
@@ -50,6 +56,7 @@ class HeldOut:
     seed: int
     rank: int
     num_ranks: int
+    comparable_samples: int = 1
 
     def requests(self, samples: int) -> list[Request]:
         """This rank's requests for k = `samples` completions of each of its questions."""
@@ -61,16 +68,19 @@ class HeldOut:
     def evaluate(self, generator: Generator, samples: int) -> Evaluation:
         """Sample k = `samples` completions of each question and grade them; collective over ranks."""
         groups = generator.generate(self.requests(samples), self.parameters)
-        return summarise(gather_shares(score_groups(self.grader, groups), self.num_ranks), samples)
+        return summarise(gather_shares(score_groups(self.grader, groups), self.num_ranks), samples, self.comparable_samples)
 
 
-def summarise(scored: Sequence[ScoredGroup], samples: int) -> Evaluation:
-    """avg@k over the groups of one evaluation."""
+def summarise(scored: Sequence[ScoredGroup], samples: int, comparable_samples: int) -> Evaluation:
+    """avg@k over the groups of one evaluation; comparable_samples <= samples = k."""
+    common = min(comparable_samples, samples)
     rollouts = [rollout for group in scored for rollout in group.group.rollouts]
     answers = [answer for group in scored for answer in group.answers]
     return Evaluation(
         samples=samples,
         accuracy=mean_with_interval([sum(group.rewards) / samples for group in scored]),
+        comparable_samples=common,
+        comparable=sum(sum(group.rewards[:common]) for group in scored) / (common * len(scored)),
         semantic_entropy=sum(group.entropy for group in scored) / len(scored),
         unparsable_share=sum(answer is None for answer in answers) / len(answers),
         truncated_share=sum(rollout.is_truncated for rollout in rollouts) / len(rollouts),

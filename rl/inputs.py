@@ -4,7 +4,9 @@ Loads the tokenizer but no weights."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ from rl.rewarding import build_rewards, check_answers
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """prompts, held_out: rendered questions. dropped: how many questions of either file were left out, by reason."""
+    """prompts, held_out: rendered questions. dropped: how many questions of either file were left out, by reason.
+
+    stop_strings: the template's and the configuration's. digests: of each file's prompts and answers, by the key that names it."""
 
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
@@ -33,6 +37,8 @@ class Inputs:
     prompts: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
     dropped: Mapping[str, int]
+    stop_strings: tuple[str, ...]
+    digests: Mapping[str, str]
 
 
 def read_inputs(config: RunConfig) -> Inputs:
@@ -45,17 +51,22 @@ def read_inputs(config: RunConfig) -> Inputs:
     rewards = build_rewards(config.rewards)
     grader = None if config.evaluation.path is None else build_rewards([RewardSection(use=config.evaluation.reward)])
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
-    renderer = PromptRenderer(load_template(config.prompt.template), tokenizer, config.prompt.chat_template)
+    template = load_template(config.prompt.template)
+    renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)
+    if template.needs_chat_template and not renderer.uses_chat_template:
+        warnings.warn(
+            f"prompt.template: {template.name} was made for a chat template and is rendered as plain text. Remedy: "
+            "prompt.chat_template=auto with a tokenizer that has one, or another template such as boxed", stacklevel=2)
     training = _load(config.data, config.data.limit, "data")
     _check_training_answers(rewards, training.questions, config.data)
     prompts, num_too_long = render_prompts(training.questions, renderer, config.data.max_prompt_tokens)
-    dropped = {"duplicates": training.counts.num_duplicates, "too long": num_too_long}
+    dropped = {_duplicates(training): training.counts.num_duplicates, "too long": num_too_long}
     held_out: tuple[Prompt, ...] = ()
     if grader is not None:
         loaded = _load(config.evaluation, config.evaluation.num_questions, "evaluation")
         _check_held_out_answers(grader, loaded.questions)
         held_out, num_too_long = render_prompts(loaded.questions, renderer, config.data.max_prompt_tokens)
-        dropped |= {"held-out duplicates": loaded.counts.num_duplicates, "held-out too long": num_too_long}
+        dropped |= {f"held-out {_duplicates(loaded)}": loaded.counts.num_duplicates, "held-out too long": num_too_long}
         _warn_of_overlap(prompts, held_out)
     _check_lengths(config, model_config, (*prompts, *held_out))
     _check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
@@ -63,7 +74,9 @@ def read_inputs(config: RunConfig) -> Inputs:
         warnings.warn(
             "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient is taken, so "
             "the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0", stacklevel=2)
-    return Inputs(tokenizer, model_config, rewards, grader, prompts, held_out, dropped)
+    stop_strings = tuple(dict.fromkeys([*template.stop_strings, *config.sampling.stop_strings]))
+    digests = {"data.path": _digest(prompts)} | ({"evaluation.path": _digest(held_out)} if grader is not None else {})
+    return Inputs(tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, digests)
 
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
@@ -107,6 +120,21 @@ def _load(section: DataSection | EvaluationSection, limit: int | None, name: str
                           limit=limit, section=name)
 
 
+def _duplicates(loaded: LoadedQuestions) -> str:
+    contradicting = loaded.counts.num_contradicting
+    return f"duplicates ({contradicting} of them with another answer)" if contradicting else "duplicates"
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of what the sampler and the rewards are given: a checkpoint belongs to these questions."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        question = prompt.question
+        columns = json.dumps(dict(question.columns), sort_keys=True, default=str)
+        digest.update(repr((question.id, question.text, question.answer, columns, prompt.token_ids)).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
 def _warn_of_overlap(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
     seen = {prompt.question.text for prompt in prompts}
     shared = [prompt.question.id for prompt in held_out if prompt.question.text in seen]
@@ -117,15 +145,15 @@ def _warn_of_overlap(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> N
 
 
 def _check_lengths(config: RunConfig, model_config: PretrainedConfig, prompts: Sequence[Prompt]) -> None:
-    context = getattr(model_config, "max_position_embeddings", None)
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     needed = len(longest.token_ids) + config.sampling.max_completion_tokens
     if context is not None and needed > context:
+        room = context - len(longest.token_ids)
         raise ConfigError([
             f"sampling.max_completion_tokens: {config.sampling.max_completion_tokens} tokens after the longest prompt "
             f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}. "
-            f"Remedy: sampling.max_completion_tokens={max(1, context - len(longest.token_ids))} or less, or a lower "
-            "data.max_prompt_tokens"])
+            f"Remedy: {f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower data.max_prompt_tokens"])
 
 
 def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], data: DataSection) -> None:

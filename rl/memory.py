@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import PretrainedConfig
 
-from rl.config import RunConfig
+from rl.config import ModelSection, RunConfig
 from rl.config_loading import ConfigError, resolve_path
 from rl.generate.constants import MERGE_BELOW_BYTES
 
@@ -48,12 +50,15 @@ class MemoryEstimate:
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
-    """Name and shape of every weight, from the safetensors headers in a folder; None where there are none (a hub id)."""
+    """Name and shape of every weight, from the safetensors headers in a folder; None where there are none."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
         try:
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
+                # A pointer of git-lfs is text: its first bytes make a length beyond any memory.
+                if length > file.stat().st_size:
+                    raise ValueError(f"its header claims {length} bytes of {file.stat().st_size}; a git-lfs pointer needs `git lfs pull`")
                 header = json.loads(stream.read(length))
         except (struct.error, ValueError) as error:
             raise ConfigError([f"model.path: {file} is no whole safetensors file ({error}). Remedy: copy or download the checkpoint "
@@ -66,13 +71,15 @@ def estimate_memory(
     config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int
 ) -> MemoryEstimate | None:
     """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2 bfloat16."""
-    shapes = weight_shapes(resolve_path(config.model.path))
+    folder = checkpoint_folder(config.model)
+    shapes = weight_shapes(folder) if folder is not None else None
     if shapes is None:
         return None
-    hidden, layers, vocabulary = model_config.hidden_size, model_config.num_hidden_layers, model_config.vocab_size
-    intermediate = getattr(model_config, "intermediate_size", None) or 4 * hidden
-    heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
-    head_width = getattr(model_config, "head_dim", None) or hidden // model_config.num_attention_heads
+    text = model_config.get_text_config()  # of a multimodal model, the language model's
+    hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
+    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
     num_parameters = sum(_size(shape) for shape in shapes.values())
     adapted = [shape for name, shape in shapes.items() if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
     num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
@@ -114,9 +121,22 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: 
         f"{largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}"])
 
 
-def available_memory() -> int:
-    """Bytes that this machine can still give to processes."""
-    return int(psutil.virtual_memory().available)
+def checkpoint_folder(model: ModelSection, cache: Path | None = None) -> Path | None:
+    """The folder with the checkpoint's files: the one named, or a hub id's in the cache; None where nothing was downloaded yet."""
+    path = resolve_path(model.path)
+    if path.is_dir():
+        return path
+    if model.path.count("/") > 1:
+        return None
+    found = try_to_load_from_cache(model.path, "config.json", revision=model.revision, cache_dir=cache)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def available_memory(device: torch.device, num_processes: int = 1) -> int:
+    """Bytes that the device can still give to each process of a run on this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available) // num_processes
 
 
 def _size(shape: tuple[int, ...]) -> int:

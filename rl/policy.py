@@ -84,10 +84,10 @@ def merged_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{name}.weight", base.float() + module.get_delta_weight(module.active_adapters[0]).float()
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """auto: bfloat16 where there is a GPU that computes in it, float32 elsewhere."""
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on a GPU that computes in it, float32 elsewhere, also where a GPU is there and the run is on the CPU."""
     if name == "auto":
-        name = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
@@ -96,8 +96,9 @@ def load_policy(
 ) -> Policy:
     """Load the base, put the adapter over it (a new one: B = 0, A from `seed`), on `device`.
 
-    Raises PolicyError where model.adapter was made for another base or names modules that this one lacks."""
-    dtype = resolve_dtype(model.dtype)
+    Raises PolicyError where model.adapter was made for another base, names modules that this one lacks, or has another rank or scale
+    than `lora` says."""
+    dtype = resolve_dtype(model.dtype, device)
     path = str(resolve_path(model.path))
     base = AutoModelForCausalLM.from_pretrained(
         path, revision=model.revision, trust_remote_code=model.trust_remote_code,
@@ -130,7 +131,7 @@ def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSectio
         if not (Path(folder) / "adapter_config.json").is_file():
             raise PolicyError(f"model.adapter: {folder} holds no adapter_config.json; expected a folder saved by PEFT, such as "
                              "runs/NAME/checkpoints/best/adapter")
-        return _load_adapter(base, Path(folder), model.path)
+        return _load_adapter(base, Path(folder), model.path, lora)
     # The adapter's first weights come from the run's seed alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -144,7 +145,13 @@ def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSectio
                               "Remedy: lora.targets=all-linear, or names of its linear modules") from error
 
 
-def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str) -> PeftModel:
+def stored_lora(folder: Path) -> LoraSection:
+    """The settings of a stored adapter, without dropout: for reading it as it is."""
+    stored = PeftConfig.from_pretrained(str(folder))
+    return LoraSection(rank=stored.r, alpha=stored.lora_alpha) if isinstance(stored, LoraConfig) else LoraSection()
+
+
+def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: LoraSection) -> PeftModel:
     """The stored adapter over this base; refused where it is no plain LoRA, or where some weight of it has no place here: PEFT itself
     passes over what it cannot place, and the run would begin with a part of the adapter or none."""
     stored = PeftConfig.from_pretrained(str(folder))
@@ -155,19 +162,25 @@ def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str) -> PeftMo
     if extras:
         raise PolicyError(f"model.adapter: {folder} uses {', '.join(extras)}, which is more than base + BA; expected a plain LoRA. "
                           "Remedy: merge it into its base with PEFT and name the result in model.path")
+    # Dropout belongs to the training, not to the weights.
+    stored.lora_dropout = lora.dropout
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise PolicyError(f"model.adapter: {folder} holds no adapter_model.safetensors; expected a folder saved by PEFT")
     origin = f"model.adapter: {folder} was made for another base ({stored.base_model_name_or_path}) than model.path={base_path}"
     remedy = "Remedy: the model.path that it was trained on, or another adapter"
     try:
-        trained = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        trained = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=stored)
     # PEFT's own errors for target modules that do not exist and for shapes that differ.
     except (ValueError, RuntimeError) as error:
         raise PolicyError(f"{origin}: {str(error).strip().splitlines()[-1].strip()}. {remedy}") from error
     placed = {name.replace(".default.", ".") for name, p in trained.named_parameters() if p.requires_grad}
     if different := sorted(placed ^ load_file(weights).keys()):
         raise PolicyError(f"{origin}: {len(different)} of its weights have no counterpart, the first is {different[0]}. {remedy}")
+    for key, there, here in (("rank", stored.r, lora.rank), ("alpha", stored.lora_alpha, lora.alpha)):
+        if there != here:
+            raise PolicyError(f"lora.{key}: {here:g}, but the adapter in {folder} (model.adapter) has {there:g}. "
+                              f"Remedy: lora.{key}={there:g}")
     return trained
 
 

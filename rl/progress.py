@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
-from rl.tracking import NORMALISED_ENTROPY, REFUSED_PREFIX, REWARD, TOKENS_PER_S
+from rl.tracking import ACCURACY, NORMALISED_ENTROPY, REFUSED_PREFIX, REWARD, TOKENS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -103,6 +103,7 @@ class Progress:
         refused = [value for name, value in metrics.items() if name.startswith(REFUSED_PREFIX)]
         return [
             ("reward", _number(metrics.get(REWARD))),
+            *([("accuracy", _number(metrics[ACCURACY]))] if ACCURACY in metrics else []),
             ("held-out", _number(None if self._held_out is None else self._held_out[0])),
             ("entropy", _number(metrics.get(NORMALISED_ENTROPY))),
             ("refused", f"{sum(refused):4.0%}" if refused else "   -"),

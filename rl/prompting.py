@@ -56,6 +56,8 @@ class PromptTemplate(BaseModel):
     system: str | None = None
     assistant_prefix: str = ""
     few_shot: tuple[Example, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    needs_chat_template: bool = False
 
 
 def template_names() -> list[str]:

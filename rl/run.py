@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from rl.collect import Collector
 from rl.config import RunConfig
 from rl.config_loading import load, to_yaml
 from rl.generate.build import build_generator
-from rl.generate.protocol import SamplingParameters
+from rl.generate.protocol import sampling_parameters
 from rl.held_out import HeldOut
 from rl.inputs import Inputs, read_inputs
 from rl.memory import available_memory, check_memory, estimate_memory
@@ -31,7 +32,7 @@ from rl.run_folder import RunFolder, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import render_summary, write_summary
 from rl.tracking import Forward, MetricsLog, RolloutsLog
-from rl.trainer import Parts, Trainer
+from rl.trainer import Parts, SamplerMismatchError, Trainer
 from rl.update import Updater
 from rl.watchdog import Watchdog
 
@@ -52,7 +53,7 @@ def run(config: RunConfig, resume: Path | None) -> int:
         if accelerator.is_main_process:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume is not None))
         accelerator.wait_for_everyone()
-        checkpoint, state = _checkpoint_to_resume(folder, config, accelerator.num_processes) if resume is not None else (None, None)
+        checkpoint, state = _checkpoint_to_resume(folder, config, inputs, accelerator) if resume is not None else (None, None)
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
         trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state)
@@ -64,7 +65,8 @@ def run(config: RunConfig, resume: Path | None) -> int:
             parts.progress.message(f"going on from {checkpoint.name}")
         try:
             summary = trainer.run()
-        except (RewardError, KeyboardInterrupt) as error:
+        # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is kept.
+        except (RewardError, SamplerMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
             if saved := list_checkpoints(folder.checkpoints):
                 error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
             raise
@@ -76,16 +78,20 @@ def run(config: RunConfig, resume: Path | None) -> int:
     return 0
 
 
-def _checkpoint_to_resume(folder: RunFolder, config: RunConfig, num_ranks: int) -> tuple[Path | None, TrainerState | None]:
+def _checkpoint_to_resume(
+    folder: RunFolder, config: RunConfig, inputs: Inputs, accelerator: Accelerator
+) -> tuple[Path | None, TrainerState | None]:
     """The newest checkpoint, verified; None where the run was killed before its first one."""
-    recover(folder.checkpoints)
+    if accelerator.is_main_process:
+        recover(folder.checkpoints)
+    accelerator.wait_for_everyone()
     checkpoints = list_checkpoints(folder.checkpoints)
     if not checkpoints:
         return None, None
     newest = checkpoints[-1]
     verify(newest)
     state = read_state(newest)
-    check_same_run(newest, load(newest / "config.yaml", []), config, state, num_ranks)
+    check_same_run(newest, load(newest / "config.yaml", []), config, state, accelerator.num_processes, inputs.digests)
     return newest, state
 
 
@@ -95,12 +101,9 @@ def _longest_prompt(inputs: Inputs) -> int:
 
 def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator) -> Policy:
     """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
-    bytes_per_weight = resolve_dtype(config.model.dtype).itemsize
+    bytes_per_weight = resolve_dtype(config.model.dtype, accelerator.device).itemsize
     estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight)
-    if accelerator.device.type == "cuda":
-        check_memory(config, estimate, torch.cuda.mem_get_info(accelerator.device)[0], str(accelerator.device))
-    else:
-        check_memory(config, estimate, available_memory() // accelerator.num_processes, "this machine (for each process)")
+    check_memory(config, estimate, available_memory(accelerator.device, accelerator.num_processes), str(accelerator.device))
     try:
         return load_policy(
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=accelerator.device,
@@ -133,10 +136,12 @@ def build_trainer(
                       attention=policy.causal_lm.config._attn_implementation)
     if accelerator.device.type == "cuda":
         updater.rehearse(longest_groups(config, _longest_prompt(inputs)))
-    held_out = HeldOut(
-        inputs.held_out, inputs.grader, SamplingParameters(
-            config.evaluation.temperature or sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
-            tuple(sampling.stop_token_ids)), config.seed, rank, num_ranks) if inputs.grader is not None else None
+    parameters = sampling_parameters(sampling, inputs.stop_strings)
+    held_out = None
+    if inputs.grader is not None:
+        held_out = HeldOut(
+            inputs.held_out, inputs.grader, replace(parameters, temperature=config.evaluation.temperature or sampling.temperature),
+            config.seed, rank, num_ranks, min(config.evaluation.samples, config.evaluation.samples_during))
     if not state:
         # A new log in a resumed folder is cut to its checkpoint by Trainer.restore; without one it starts empty.
         for file in (folder.metrics_file, folder.rollouts_file):
@@ -147,8 +152,8 @@ def build_trainer(
     parts = Parts(
         accelerator=accelerator, policy=policy, generator=generator, optimizer=prepared_optimizer,
         updater=updater,
-        collector=Collector(config, inputs.prompts, generator, inputs.rewards, rank=rank, num_ranks=num_ranks),
-        held_out=held_out, watchdog=Watchdog(config.watchdog), folder=folder,
+        collector=Collector(config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks),
+        held_out=held_out, watchdog=Watchdog(config.watchdog), data=inputs.digests, folder=folder,
         metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,
         rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,
         progress=stack.enter_context(open_progress(

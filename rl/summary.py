@@ -26,11 +26,13 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The checkpoint with the highest held-out accuracy; checkpoint: its folder, relative to the run's, None if not kept."""
+    """The checkpoint with the highest held-out accuracy; checkpoint: its folder, relative to the run's, None if not kept. metric: over
+    how many samples of each question, such as avg@2: as many as every evaluation of the run has."""
 
     step: int
     value: float
     checkpoint: str | None
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def render_summary(summary: Summary, folder: RunFolder) -> str:
         lines.append(f"{'':<18}{summary.message}")
     if summary.best is not None:
         kept = f", {folder.path / summary.best.checkpoint}" if summary.best.checkpoint else ""
-        lines.append(f"{'best':<18}{summary.best.value:.3f} at step {summary.best.step}{kept}")
+        lines.append(f"{'best':<18}{summary.best.metric} {summary.best.value:.3f} at step {summary.best.step}{kept}")
     lines += [
         f"{'cost':<18}{_duration(summary.wall_s)}, {summary.peak_rss_gb:.2f} GB of memory, "
         f"{summary.num_sampled_tokens:,} sampled tokens",

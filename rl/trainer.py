@@ -7,8 +7,8 @@ a checkpoint ends where the uninterrupted one ends, bit for bit on the CPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class SamplerMismatchError(RuntimeError):
 class Parts:
     """What the trainer works with; built by rl/run.py. metrics, rollouts: None on ranks other than the main one.
 
-    stop_requested: returns the name of a signal that asked the run to stop, or None."""
+    data: digests of the questions (rl/inputs.py). stop_requested: returns the name of a signal that asked the run to stop, or None."""
 
     accelerator: Accelerator
     policy: Policy
@@ -54,6 +54,7 @@ class Parts:
     collector: Collector
     held_out: HeldOut | None
     watchdog: Watchdog
+    data: Mapping[str, str]
     folder: RunFolder
     metrics: MetricsLog | None
     rollouts: RolloutsLog | None
@@ -76,6 +77,7 @@ class Trainer:
         self._rewards_since_evaluation: list[float] = []
         self._clock = time.perf_counter()
         self._saved: Path | None = None  # the checkpoint of the present state, if it has been written
+        self._stopped: tuple[str, str | None] | None = None  # (reason, message) of a run that has ended
 
     # ---------------------------------------------------------------- the algorithm
 
@@ -104,10 +106,11 @@ class Trainer:
         settings = self._config.advantage
         advantages = compute_advantages(
             [scored.rewards for scored in collected.batch], settings.name, settings.std, settings.eps, settings.cap)
-        batch = [TrainingGroup(scored, values) for scored, values in zip(collected.batch, advantages, strict=True)]
-        if self._config.selection.mode == "zero":
-            batch += [TrainingGroup(scored, (0.0,) * len(scored.rewards)) for scored, _ in collected.selection.refused]
-        return batch
+        if self._config.selection.mode != "zero":
+            return [TrainingGroup(scored, values) for scored, values in zip(collected.batch, advantages, strict=True)]
+        # In the order of the draw: behind the others, the refused groups would all be in the last of several minibatches.
+        found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
+        return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
 
     def _check_mismatch(self, metrics: dict[str, float]) -> None:
         """Pitfall of other frameworks: an adapter that never reaches the sampler trains on the base model's samples for weeks."""
@@ -126,7 +129,9 @@ class Trainer:
         """Evaluate, train until the last step, an alarm or a signal, evaluate; saves as it goes."""
         if self.step_number == 0 and self._before is None:
             self._evaluate_before()
-        reason, message = "completed", None
+        if self.step_number < self._config.steps:
+            self._stopped = None  # a run that had ended goes on
+        reason, message = self._stopped or ("completed", None)
         while self.step_number < self._config.steps:
             if signal := self._agreed_signal():
                 reason = signal
@@ -142,10 +147,15 @@ class Trainer:
                 break
             if not last and self.step_number % self._config.checkpoint.every == 0:
                 self.save()
+        if reason in ("completed", "watchdog"):
+            alarm = self._evaluate_after()
+            # A collapse since the last evaluation; a run that the watchdog has stopped keeps its first reason.
+            if alarm is not None and reason == "completed":
+                reason, message = "watchdog", alarm.message
+            if self._stopped is None:
+                self._stopped, self._saved = (reason, message), None
         if message is not None:
             self._parts.progress.message(message)
-        if reason in ("completed", "watchdog"):
-            self._evaluate_after()
         self.save()
         return self._summary(reason, message)
 
@@ -162,7 +172,7 @@ class Trainer:
         held_out, parts = self._parts.held_out, self._parts
         if held_out is None:
             return None
-        self._saved = None
+        self._saved = self._after = None
         started = time.perf_counter()
         evaluation = held_out.evaluate(parts.generator, samples)
         interval = evaluation.accuracy
@@ -182,6 +192,8 @@ class Trainer:
         if result := self._evaluate(self._config.evaluation.samples):
             self._before = result[0].as_json()
             self._keep_if_best(result[0])
+        else:
+            self.save()
 
     def _evaluate_during(self) -> Alarm | None:
         result = self._evaluate(self._config.evaluation.samples_during)
@@ -190,17 +202,21 @@ class Trainer:
         self._keep_if_best(result[0])
         return result[1]
 
-    def _evaluate_after(self) -> None:
+    def _evaluate_after(self) -> Alarm | None:
         """Nothing where a run that had ended is resumed: metrics.jsonl has this evaluation already."""
-        if self._after is None and (result := self._evaluate(self._config.evaluation.samples)):
-            self._after = result[0].as_json()
-            self._keep_if_best(result[0])
+        if self._after is not None or (result := self._evaluate(self._config.evaluation.samples)) is None:
+            return None
+        self._after = result[0].as_json()
+        self._keep_if_best(result[0])
+        return result[1]
 
     def _keep_if_best(self, evaluation: Evaluation) -> None:
-        accuracy = evaluation.accuracy.value
+        """By the samples that all evaluations of the run have in common: avg@8 of one step does not compete with avg@2 of another."""
+        accuracy = evaluation.comparable
         if self._best is None or accuracy > self._best.value:
             path = self._parts.folder.checkpoints / "best"
-            self._best = Best(step=self.step_number, value=accuracy, checkpoint=str(path.relative_to(self._parts.folder.path)))
+            self._best = Best(step=self.step_number, value=accuracy, checkpoint=str(path.relative_to(self._parts.folder.path)),
+                              metric=f"avg@{evaluation.comparable_samples}")
             self.save(best=True)
 
     # ---------------------------------------------------------------- records
@@ -250,7 +266,7 @@ class Trainer:
         if self._saved is not None:
             return self._saved
         parts = self._parts
-        rng = torch.get_rng_state()
+        rng = _rng_state(parts.accelerator.device)
         states = gather_object([rng]) if parts.accelerator.num_processes > 1 else [rng]
         path = parts.folder.checkpoints
         if parts.accelerator.is_main_process:
@@ -267,12 +283,13 @@ class Trainer:
         assert parts.metrics is not None and parts.rollouts is not None
         now = time.perf_counter()
         totals = self._totals | {"wall_s": self._totals["wall_s"] + now - self._clock}
-        best = None if self._best is None else {"step": self._best.step, "value": self._best.value, "checkpoint": self._best.checkpoint}
+        best = None if self._best is None else asdict(self._best)
         return TrainerState(
             step=self.step_number, policy_version=self.policy_version, num_ranks=parts.accelerator.num_processes,
             order=parts.collector.order.state_dict(), watchdog=dict(parts.watchdog.state_dict()),
-            memory={"rewards_since_evaluation": self._rewards_since_evaluation, "held_out_after": self._after},
-            best=best, held_out_before=self._before, totals=totals,
+            memory={"rewards_since_evaluation": self._rewards_since_evaluation, "held_out_after": self._after,
+                    "stopped": self._stopped},
+            data=dict(parts.data), best=best, held_out_before=self._before, totals=totals,
             positions={"metrics": parts.metrics.position(), "rollouts": parts.rollouts.position()},
             surplus=[scored_group_to_json(group) for group in parts.collector.surplus],
         )
@@ -281,7 +298,7 @@ class Trainer:
         """Go on from a verified checkpoint: weights, optimiser, order, watchdog, surplus, RNG, and files cut to its position."""
         parts = self._parts
         rng_states = load_weights(path, parts.policy, parts.optimizer)
-        torch.set_rng_state(rng_states[parts.accelerator.process_index].cpu())
+        _set_rng_state(rng_states[parts.accelerator.process_index], parts.accelerator.device)
         self.step_number, self.policy_version = state.step, state.policy_version
         parts.collector.order.load_state_dict(state.order)
         parts.collector.surplus = tuple(_surplus(state.surplus))
@@ -291,6 +308,8 @@ class Trainer:
         self._totals = dict(state.totals)
         self._rewards_since_evaluation = list(state.memory["rewards_since_evaluation"])
         self._after = state.memory["held_out_after"]
+        stopped = state.memory["stopped"]
+        self._stopped = None if stopped is None else (stopped[0], stopped[1])
         if self._best is not None and parts.accelerator.is_main_process:
             best = path.parent / checkpoint_name(self._best.step)
             # A kill between writing a checkpoint and pointing `best` at it leaves the link behind.
@@ -308,6 +327,18 @@ class Trainer:
             wall_s=self._totals["wall_s"] + time.perf_counter() - self._clock, peak_rss_gb=peak_rss_gb(),
             num_sampled_tokens=int(self._totals["sampled_tokens"]), seed=self._config.seed, versions=installed_versions(),
         )
+
+
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The generators that dropout draws from: the CPU's, and the device's own where it has one."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 def _surplus(values: list[dict[str, Any]]) -> list[ScoredGroup]:

@@ -141,7 +141,7 @@ class Updater:
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient's norm is {norm.item()}: a loss or a log-probability is not finite. Remedy: a lower optim.lr, "
-                "model.dtype=float32, or resume from the last checkpoint with another setting as a new run")
+                "model.dtype=float32, in a new run that may begin with the last checkpoint's weights (model.adapter=.../adapter)")
         sums.grad_norms.append(norm.item())
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

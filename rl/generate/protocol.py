@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from rl.config import SamplingSection
 from rl.records import Group, Prompt
 
 if TYPE_CHECKING:
@@ -19,13 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """temperature > 0 (near 0 is greedy); top_p in (0, 1]; top_k = 0 keeps all tokens; stop ids beside the model's own."""
+    """temperature > 0 (near 0 is greedy); top_p in (0, 1]; top_k = 0 keeps all tokens; stop ids beside the model's own.
+
+    stop_strings: a completion ends with the token that completes one of these; rewards see the text before it."""
 
     temperature: float
     top_p: float
     top_k: int
     max_completion_tokens: int
     stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+
+def sampling_parameters(sampling: SamplingSection, stop_strings: tuple[str, ...] = ()) -> SamplingParameters:
+    """The parameters that a configuration gives; stop_strings: all of them, the template's too."""
+    return SamplingParameters(
+        sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens, tuple(sampling.stop_token_ids), stop_strings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,8 @@ class TransformersGenerator:
             tokens, logprobs = sample_tokens(logits, uniforms_BT[live, step], parameters)
             tokens_BT[live, step], logprobs_BT[live, step] = tokens, logprobs
             stops = torch.isin(tokens, stop_ids)
+            if parameters.stop_strings:
+                stops |= self._complete_a_string(tokens_BT[live, : step + 1], parameters.stop_strings).to(device)
             ended_at_B[live] = torch.where(stops & (ended_at_B[live] == steps), step, ended_at_B[live])
             going = (ended_at_B[live] == steps).nonzero().squeeze(1)
             if step + 1 == steps or len(going) == 0:
@@ -127,14 +129,21 @@ class TransformersGenerator:
                 input_ids=tokens[:, None], attention_mask=mask if is_padded else None,
                 position_ids=lengths_B1 + step if is_padded else None, past_key_values=cache, use_cache=True,
             ).logits[:, -1]
-        return self._collect(requests, tokens_BT.cpu(), logprobs_BT.cpu(), ended_at_B.tolist(), steps)
+        return self._collect(requests, tokens_BT.cpu(), logprobs_BT.cpu(), ended_at_B.tolist(), steps, parameters.stop_strings)
+
+    def _complete_a_string(self, tokens_BT: torch.Tensor, stop_strings: tuple[str, ...]) -> torch.Tensor:
+        """[B] whether the text so far holds one of the strings. A token is at least a byte, of which a character has at most four."""
+        window = 4 * max(map(len, stop_strings)) + 4
+        tails = self._tokenizer.batch_decode(tokens_BT[:, -window:].tolist(), skip_special_tokens=True)
+        return torch.tensor([any(string in tail for string in stop_strings) for tail in tails])
 
     def _collect(
-        self, requests: Sequence[Request], tokens_BT: torch.Tensor, logprobs_BT: torch.Tensor, ended_at: list[int], steps: int
+        self, requests: Sequence[Request], tokens_BT: torch.Tensor, logprobs_BT: torch.Tensor, ended_at: list[int], steps: int,
+        stop_strings: tuple[str, ...],
     ) -> list[Group]:
         tokens = [row[: min(end + 1, steps)] for row, end in zip(tokens_BT.tolist(), ended_at, strict=True)]
         logprobs = logprobs_BT.tolist()
-        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = [_before_any(text, stop_strings) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         groups, row = [], 0
         for request in requests:
             rollouts = []
@@ -148,3 +157,8 @@ class TransformersGenerator:
                 row += 1
             groups.append(Group(request.prompt, tuple(rollouts)))
         return groups
+
+
+def _before_any(text: str, stop_strings: Sequence[str]) -> str:
+    """The text before the first of the strings; all of it where there is none."""
+    return text[: min((place for string in stop_strings if (place := text.find(string)) >= 0), default=len(text))]

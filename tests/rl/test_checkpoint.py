@@ -68,7 +68,7 @@ def policy() -> Policy:
 
 def save(folder: Path, policy: Policy, step: int = 3, config: RunConfig | None = None) -> Path:
     optimizer = optimiser(policy)
-    return save_checkpoint(folder, state(step), policy, optimizer, [torch.get_rng_state()], config or tiny_config())
+    return save_checkpoint(folder, state(step), policy, optimizer, [{"cpu": torch.get_rng_state()}], config or tiny_config())
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def test_weights_optimiser_and_rng_come_back_bit_for_bit(tmp_path: Path, overrid
     optimizer = optimiser(policy)
     for seed in range(2):
         take_step(policy, optimizer, seed)
-    rng = [torch.get_rng_state(), torch.manual_seed(9).get_state()]
+    rng = [{"cpu": torch.get_rng_state()}, {"cpu": torch.manual_seed(9).get_state()}]
     path = save_checkpoint(tmp_path, state(), policy, optimizer, rng, config)
     verify(path)
     assert path.name == checkpoint_name(3) == "step-000003"
@@ -99,7 +99,7 @@ def test_weights_optimiser_and_rng_come_back_bit_for_bit(tmp_path: Path, overrid
     again = tiny_policy(config)
     optimizer_again = optimiser(again)
     states = load_weights(path, again, optimizer_again)
-    assert all(torch.equal(one, two) for one, two in zip(states, rng, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip((s["cpu"] for s in states), (r["cpu"] for r in rng), strict=True))
     saved = trained(policy)
     assert all(torch.equal(weight, saved[name]) for name, weight in trained(again).items())
     for one, two in ((policy, optimizer), (again, optimizer_again)):
@@ -115,7 +115,7 @@ def test_an_update_after_loading_equals_the_update_without_the_detour(tmp_path: 
     updaters = [make_updater(config, each, Accelerator(cpu=True)) for each in (policy, again)]
     batch = with_advantages(sampled_groups(policy, 2))
     updaters[0].update(batch, step=0, policy_version=0)
-    path = save_checkpoint(tmp_path, state(1), policy, updaters[0]._optimizer, [torch.get_rng_state()], config)
+    path = save_checkpoint(tmp_path, state(1), policy, updaters[0]._optimizer, [{"cpu": torch.get_rng_state()}], config)
     load_weights(path, again, updaters[1]._optimizer)
     reports = [updater.update(batch, step=1, policy_version=1) for updater in updaters]
     expected = trained(policy)
@@ -230,20 +230,20 @@ def test_a_full_disk_leaves_the_previous_checkpoints_as_they_were(tmp_path: Path
     policy = tiny_policy()
     optimizer = optimiser(policy)
     take_step(policy, optimizer, 0)
-    paths = [save_checkpoint(tmp_path, state(s), policy, optimizer, [torch.get_rng_state()], tiny_config()) for s in (2, 3)]
+    paths = [save_checkpoint(tmp_path, state(s), policy, optimizer, [{"cpu": torch.get_rng_state()}], tiny_config()) for s in (2, 3)]
     mark_best(tmp_path, paths[0])
     sizes = {file.name: file.stat().st_size for file in paths[1].rglob("*")}
     assert 50_000 < sizes["adapter_model.safetensors"] < 300_000 < sizes["optimizer.pt"]
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with files_limited_to(num_bytes), pytest.raises(CheckpointError) as caught:
-        save_checkpoint(tmp_path, state(step), policy, optimizer, [torch.get_rng_state()], tiny_config())
+        save_checkpoint(tmp_path, state(step), policy, optimizer, [{"cpu": torch.get_rng_state()}], tiny_config())
     message = str(caught.value)
     assert f"could not write checkpoint {tmp_path / checkpoint_name(step)}" in message
     assert "untouched: step-000002, step-000003" in message and "Remedy: free disk space" in message
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     for path in paths:
         verify(path)
-    verify(save_checkpoint(tmp_path, state(step), policy, optimizer, [torch.get_rng_state()], tiny_config()))
+    verify(save_checkpoint(tmp_path, state(step), policy, optimizer, [{"cpu": torch.get_rng_state()}], tiny_config()))
 
 
 def test_the_limit_of_this_test_is_the_kernels(tmp_path: Path) -> None:
@@ -261,7 +261,8 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, policy:
 def test_the_same_step_saved_again_replaces_the_first_copy(tmp_path: Path, policy: Policy) -> None:
     save(tmp_path, policy)
     optimizer = optimiser(policy)
-    path = save_checkpoint(tmp_path, replace(state(), policy_version=77), policy, optimizer, [torch.get_rng_state()], tiny_config())
+    path = save_checkpoint(tmp_path, replace(state(), policy_version=77), policy, optimizer,
+        [{"cpu": torch.get_rng_state()}], tiny_config())
     verify(path)
     assert read_state(path).policy_version == 77
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
@@ -303,7 +304,15 @@ def test_checkpoints_are_listed_by_step(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ another configuration
 
 def check(stored: RunConfig, now: RunConfig, *, num_ranks: int = 1, step: int = 3) -> None:
-    check_same_run(Path("runs/x/checkpoints/step-000003"), stored, now, state(step), num_ranks)
+    check_same_run(Path("runs/x/checkpoints/step-000003"), stored, now, state(step), num_ranks, {})
+
+
+def test_other_questions_than_at_the_start_are_refused_by_name() -> None:
+    began = replace(state(3), data={"data.path": "aa", "evaluation.path": "bb"})
+    path = Path("runs/x/checkpoints/step-000003")
+    check_same_run(path, tiny_config(), tiny_config(), began, 1, began.data)
+    with pytest.raises(CheckpointError, match=r"evaluation\.path gives other prompts .*Remedy"):
+        check_same_run(path, tiny_config(), tiny_config(), began, 1, {"data.path": "aa", "evaluation.path": "changed"})
 
 
 @pytest.mark.parametrize(("override", "key"), [

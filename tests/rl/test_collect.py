@@ -14,7 +14,7 @@ import torch
 
 from rl.collect import Collected, Collector
 from rl.data_order import QuestionOrder
-from rl.generate.protocol import request_seed
+from rl.generate.protocol import request_seed, sampling_parameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.inputs import Inputs, read_inputs
 from rl.policy import Policy
@@ -51,7 +51,8 @@ class Setting:
         self.inputs: Inputs = read_inputs(self.config)
         self.generator = TransformersGenerator(policy, merge=False, max_sequences=64)
         self.collector = Collector(
-            self.config, self.inputs.prompts, self.generator, self.inputs.rewards, rank=rank, num_ranks=num_ranks)
+            self.config, self.inputs.prompts, self.generator,
+            sampling_parameters(self.config.sampling), self.inputs.rewards, rank=rank, num_ranks=num_ranks)
 
 
 def ids(groups: Sequence[ScoredGroup]) -> list[int]:
@@ -73,6 +74,18 @@ def test_without_refilling_the_batch_holds_the_kept_groups_alone(tmp_path: Path,
     assert ids(second.batch) == [5, 6, 7] and refused(second) == {4: "too_high"}
     assert sorted(ids(first.sampled)) == [0, 1, 2, 3]
     assert first.num_refills == second.num_refills == 0 and collector.surplus == ()
+
+
+def test_sampled_groups_keep_the_order_of_the_draw(tmp_path: Path, policy: Policy) -> None:
+    assert ids(Setting(tmp_path, policy, MIXED, "selection.mode=zero").collector.collect(0).sampled) == [0, 1, 2, 3]
+
+
+def test_a_question_drawn_twice_in_a_step_is_not_sampled_with_the_same_seeds(tmp_path: Path, policy: Policy) -> None:
+    """Two questions for a step of four: each comes twice, and the second group of each is another sample."""
+    groups = Setting(tmp_path, policy, ["kept", "kept"]).collector.collect(0).sampled
+    assert ids(groups) == [0, 1, 0, 1]
+    seeds = [rollout.seed for group in groups for rollout in group.group.rollouts]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_refilling_samples_on_until_the_batch_is_full(tmp_path: Path, policy: Policy) -> None:

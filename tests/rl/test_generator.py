@@ -107,6 +107,21 @@ def test_stop_token_ids_end_a_completion_too(policy: Policy) -> None:
     assert cut.token_ids == whole.token_ids[: whole.token_ids.index(stop) + 1] and cut.finish_reason == "stop"
 
 
+def test_a_stop_string_ends_a_completion_and_rewards_see_the_text_before_it(policy: Policy) -> None:
+    """Against the same seeds without it: the tokens are the same up to the one that completes the string, which is kept and trained."""
+    without = rollouts(sampler(policy).generate(requests(), PLAIN))
+    found = rollouts(sampler(policy).generate(requests(), dataclasses.replace(PLAIN, stop_strings=("ed{", "never there"))))
+    assert any("ed{" in rollout.text for rollout in without)
+    for plain, stopped in zip(without, found, strict=True):
+        assert "ed{" not in stopped.text
+        if "ed{" in plain.text:
+            assert stopped.text == plain.text[: plain.text.index("ed{")] and stopped.finish_reason == "stop"
+            assert policy.tokenizer.decode(stopped.token_ids).endswith("ed{")
+            assert stopped.token_ids == plain.token_ids[: len(stopped.token_ids)]
+        else:
+            assert stopped == plain
+
+
 def test_text_is_the_assistant_prefix_and_the_completion_without_special_tokens(policy: Policy) -> None:
     request = Request(dataclasses.replace(prompts(1)[0], assistant_prefix="<think>"), (5,))
     [rollout] = rollouts(sampler(policy).generate([request], PLAIN))

@@ -70,7 +70,9 @@ def test_shares_and_lengths_are_over_all_completions() -> None:
         scored_group("a", ["1", "1", None, "2"], num_tokens=[2, 4, 6, 8], truncated=[2]),
         scored_group("b", ["3", "3", "3", "3"], num_tokens=[1, 1, 1, 1]),
     ]
-    found = summarise(groups, 4)
+    found = summarise(groups, 4, 2)
+    expected = sum(sum(group.rewards[:2]) for group in groups) / (2 * len(groups))
+    assert found.comparable_samples == 2 and found.comparable == pytest.approx(expected)
     assert found.unparsable_share == 1 / 8 and found.truncated_share == 1 / 8
     assert found.mean_completion_tokens == pytest.approx(24 / 8)
     assert found.semantic_entropy == pytest.approx((0.5 * math.log(2) + 2 * 0.25 * math.log(4)) / 2)

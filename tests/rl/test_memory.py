@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, Gemma3Config
 
-from rl.config import RunConfig
+from rl.config import ModelSection, RunConfig
 from rl.config_loading import ConfigError, resolve_path
 from rl.generate.constants import MERGE_BELOW_BYTES
-from rl.memory import LIBRARIES_BYTES, MemoryEstimate, available_memory, check_memory, estimate_memory, weight_shapes
+from rl.memory import LIBRARIES_BYTES, MemoryEstimate, available_memory, check_memory, checkpoint_folder, estimate_memory, weight_shapes
 from tests.reference.tiny_run import tiny_config, tiny_policy
 
 BASE = resolve_path("models/tiny-arith")
@@ -123,4 +124,31 @@ def test_what_fits_exactly_is_not_refused_and_one_byte_less_is() -> None:
 
 
 def test_this_machine_has_some_memory() -> None:
-    assert 10**6 < available_memory() < 10**14
+    cpu = torch.device("cpu")
+    assert 10**6 < available_memory(cpu, 2) < available_memory(cpu) < 10**14
+
+
+def test_a_git_lfs_pointer_is_named_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3270592\n")
+    with pytest.raises(ConfigError, match="git lfs pull"):
+        weight_shapes(tmp_path)
+
+
+def test_a_hub_id_is_found_in_the_cache_and_unknown_where_it_was_not_downloaded(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "models--org--name" / "refs").mkdir()
+    (tmp_path / "models--org--name" / "refs" / "main").write_text("abc")
+    assert checkpoint_folder(ModelSection(path="org/name"), tmp_path) == snapshot
+    assert checkpoint_folder(ModelSection(path="org/other"), tmp_path) is None
+
+
+def test_a_multimodal_models_language_model_counts() -> None:
+    """Its sizes are in a configuration of their own, which the outer one does not repeat."""
+    plain = AutoConfig.from_pretrained(str(resolve_path("models/tiny-arith")))
+    outer = Gemma3Config(text_config={"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 99, "intermediate_size": 352,
+                                      "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32})
+    assert not hasattr(outer, "hidden_size")
+    config = tiny_config()
+    assert estimate_memory(config, outer, 10, bytes_per_weight=4) == estimate_memory(config, plain, 10, bytes_per_weight=4)

@@ -45,7 +45,7 @@ def checksum(policy: Policy) -> str:
 def checkpoint_of(policy: Policy, folder: Path) -> Path:
     optimizer = torch.optim.AdamW(policy.trainable_parameters().values())
     state = TrainerState(step=1, policy_version=1, num_ranks=1, order={}, watchdog={})
-    return save_checkpoint(folder, state, policy, optimizer, [torch.get_rng_state()], tiny_config())
+    return save_checkpoint(folder, state, policy, optimizer, [{"cpu": torch.get_rng_state()}], tiny_config())
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -244,6 +244,20 @@ def test_change_of_the_adapter_alone_changes_the_logits() -> None:
     assert not torch.equal(logits(policy.model), before)
 
 
-def test_auto_dtype_is_float32_without_a_gpu() -> None:
-    expected = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
-    assert resolve_dtype("auto") == expected and resolve_dtype("bfloat16") == torch.bfloat16
+def test_auto_dtype_is_float32_on_the_cpu_whatever_gpu_there_is() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_dtype("auto", cpu) == torch.float32 and resolve_dtype("bfloat16", cpu) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("override", "message"), [("lora.rank=8", r"lora\.rank: 8, .* has 4.*Remedy: lora\.rank=4"),
+                                                   ("lora.alpha=99", r"lora\.alpha: 99, .*Remedy: lora\.alpha=")])
+def test_an_adapter_of_another_rank_or_scale_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    path = checkpoint_of(tiny_policy(), tmp_path)
+    with pytest.raises(PolicyError, match=message):
+        tiny_policy(tiny_config(f"model.adapter={path / 'adapter'}", override))
+
+
+def test_a_stored_adapter_trains_with_the_dropout_of_this_run(tmp_path: Path) -> None:
+    path = checkpoint_of(tiny_policy(tiny_config("lora.dropout=0.3")), tmp_path)
+    dropouts = [m for m in tiny_policy(tiny_config(f"model.adapter={path / 'adapter'}")).model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert all(dropout.p == 0 for dropout in dropouts)

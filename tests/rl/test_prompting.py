@@ -9,8 +9,10 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from rl.inputs import read_inputs
 from rl.prompting import Example, PromptError, PromptRenderer, PromptTemplate, load_template, render_prompts, template_names
 from rl.records import Question
+from tests.reference.tiny_run import tiny_config
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]
 CHAT = ("{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[/]{% endfor %}"
@@ -217,3 +219,14 @@ def test_when_all_prompts_are_too_long_the_error_names_the_key() -> None:
     renderer = PromptRenderer(template(), build_tokenizer())
     with pytest.raises(PromptError, match=r"all 2 prompts are longer than data.max_prompt_tokens=3 \(the shortest has 5 "):
         render_prompts([question("1234"), question("12345")], renderer, max_prompt_tokens=3)
+
+
+@pytest.mark.parametrize("template", ["qwen_math", "qwen_boxed"])
+def test_a_template_for_chat_models_warns_where_it_is_rendered_as_plain_text(template: str) -> None:
+    with pytest.warns(UserWarning, match=r"rendered as plain text.*Remedy: prompt\.chat_template=auto"):
+        read_inputs(tiny_config(f"prompt.template={template}", "sampling.max_completion_tokens=8"))
+
+
+def test_the_few_shot_template_stops_before_a_next_question() -> None:
+    assert load_template("plain").stop_strings == ("\nQuestion:",)
+    assert read_inputs(tiny_config("sampling.stop_strings=[END, STOP, END]")).stop_strings == ("END", "STOP")

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from rl.collect import Collector
 from rl.config import RunConfig
+from rl.generate.protocol import sampling_parameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy import Policy
 from rl.progress import open_progress
@@ -36,8 +37,11 @@ def trainer(config: RunConfig, policy: Policy, sampled: Policy, folder: Path, *,
     with open_progress("off", "test", config.steps, first_step=0, is_main=True) as progress:
         return Trainer(config, Parts(
             accelerator=accelerator, policy=policy, generator=generator, optimizer=updater._optimizer, updater=updater,
-            collector=Collector(config, inputs().prompts, generator, build_rewards(config.rewards), rank=0, num_ranks=1), held_out=None,
-            watchdog=Watchdog(config.watchdog), folder=RunFolder(folder), metrics=None, rollouts=None, progress=progress,
+            collector=Collector(
+                config, inputs().prompts, generator, sampling_parameters(config.sampling), build_rewards(config.rewards),
+                rank=0, num_ranks=1),
+            held_out=None, watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder),
+            metrics=None, rollouts=None, progress=progress,
             stop_requested=lambda: None))
 
 

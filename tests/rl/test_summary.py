@@ -23,7 +23,7 @@ def test_the_file_has_the_keys_that_others_rely_on(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["held_out_before"] == {"avg@8": {"value": 0.352, "low": 0.331, "high": 0.374}}
     assert written["held_out_after"]["avg@8"]["value"] == 0.968
-    assert written["best"] == {"step": 40, "value": 0.968, "checkpoint": "checkpoints/step-40"}
+    assert written["best"] == {"step": 40, "value": 0.968, "checkpoint": "checkpoints/step-40", "metric": "accuracy"}
     assert (written["wall_s"], written["peak_rss_gb"], written["steps"], written["stop_reason"]) == (95.4, 1.234, 40, "finished")
 
 
