@@ -123,13 +123,18 @@ def test_refilling_dropout_and_several_updates_resume_to_the_same_end(tmp_path: 
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_run_killed_before_its_first_checkpoint_resumes_from_the_start(tmp_path: Path, reward: str) -> None:
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_run_killed_in_its_first_steps_resumes_from_the_start(tmp_path: Path, reward: str, has_checkpoint: bool) -> None:
+    """From the checkpoint before the first step, or, where the kill came before even that, without one."""
     settings = ("steps=3", "evaluation.path=null", reward)
     assert train(tmp_path / "whole", *settings) == 0
     killed = train_elsewhere(tmp_path / "run", *settings, environment=at_call(12, "SIGKILL"))
     assert killed.returncode == -signal.SIGKILL
     assert trained_steps(tmp_path / "run") == [1]
-    assert list_checkpoints(RunFolder(tmp_path / "run").checkpoints) == []
+    checkpoints = RunFolder(tmp_path / "run").checkpoints
+    assert [path.name for path in list_checkpoints(checkpoints)] == ["step-000000"]
+    if not has_checkpoint:
+        shutil.rmtree(checkpoints)
     assert resume(tmp_path / "run", *settings) == 0
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
 
