@@ -255,7 +255,8 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_before_and_the_run_goes
 def test_a_full_disk_while_logging_leaves_whole_lines(tmp_path: Path) -> None:
     limit = 30_000
     # An adapter so small that the checkpoint before the first step fits.
-    full = train_elsewhere(tmp_path / "run", "steps=9", "checkpoint.every=9", "evaluation.path=null", "lora.rank=1", "lora.targets=[q_proj]",
+    full = train_elsewhere(tmp_path / "run", "steps=9", "checkpoint.every=9", "evaluation.path=null", "lora.rank=1",
+                           "lora.targets=[q_proj]",
                            file_size_limit=limit)
     assert full.returncode == 2
     assert full.stderr.startswith("error: cannot append to ") and full.stderr.count("error: ") == 1, full.stderr
