@@ -56,10 +56,13 @@ def leaf(text: str) -> Canonical:
         words = " ".join(re.sub(r"[.,:;!()\"-]", " ", plain).casefold().split())
         return Canonical("text", words.removeprefix("the ").removeprefix("a ").removeprefix("an "), "", plain)
     body, unit = _without_unit(text)
-    term = parse(body)
+    return of_term(unmark(body), parse(body), unit)
+
+
+def of_term(latex: str, term: Term | None, unit: str = "") -> Canonical:
+    """The canonical form of an expression whose tree is known; None: the text alone."""
     if term is not None and (value := exact(term)) is not None:
-        return Canonical("number", value, unit, unmark(body), term)
-    latex = unmark(body)
+        return Canonical("number", value, unit, latex, term)
     return Canonical("expression", latex.replace(" ", ""), unit, latex, term)
 
 

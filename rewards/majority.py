@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rewards.clustering import cluster
 from rewards.contract import GroupScore
-from rewards.extraction import extract_answers
+from rewards.extraction import extract_all, rule_shares
 
 
 def majority_vote(*, completions: list[str], last_number: bool = False, **columns: object) -> GroupScore:
@@ -12,9 +12,10 @@ def majority_vote(*, completions: list[str], last_number: bool = False, **column
 
     Ties share nothing: with two largest clusters all rewards are 0, where TTRL takes the first. Unanswered is 0 and no majority.
     """
-    answers = extract_answers(completions, last_number)
+    extractions = extract_all(completions, last_number)
+    answers = [extraction.answer for extraction in extractions]
     clusters = cluster(answers)
     is_tie = len(clusters.majority) > 1
     winner = clusters.majority[0] if len(clusters.majority) == 1 else None
     scores = [float(label == winner) for label in clusters.labels]
-    return GroupScore(scores, clusters.metrics() | {"tie": float(is_tie)}, clusters.labels, answers)
+    return GroupScore(scores, clusters.metrics() | {"tie": float(is_tie)} | rule_shares(extractions), clusters.labels, answers)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from rewards.clustering import cluster
 from rewards.contract import GroupScore
-from rewards.extraction import extract_answers
+from rewards.extraction import extract_all, rule_shares
 
 
 def semantic_entropy(*, completions: list[str], form: Literal["share", "log", "power"] = "share", power: float = 1.0,
@@ -25,13 +25,14 @@ def semantic_entropy(*, completions: list[str], form: Literal["share", "log", "p
         raise ValueError(f"form is {form!r}, expected one of share, log, power")
     if not power > 0:
         raise ValueError(f"power is {power!r}, expected a number above 0")
-    answers = extract_answers(completions, last_number)
+    extractions = extract_all(completions, last_number)
+    answers = [extraction.answer for extraction in extractions]
     clusters = cluster(answers)
     floor = math.log(1 / len(completions)) if form == "log" else 0.0
     without_answer = floor if unanswered is None else unanswered
     scores = [_value(share, form, power) if answer is not None else without_answer
               for answer, share in zip(answers, clusters.shares, strict=True)]
-    return GroupScore(scores, clusters.metrics() | {"entropy": clusters.entropy}, clusters.labels, answers)
+    return GroupScore(scores, clusters.metrics() | {"entropy": clusters.entropy} | rule_shares(extractions), clusters.labels, answers)
 
 
 def _value(share: float, form: str, power: float) -> float:

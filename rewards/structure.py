@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from rewards.canonical import Canonical, leaf
-from rewards.expression import Term, parse
+from rewards.canonical import Canonical, leaf, of_term
+from rewards.expression import Term, number, parse
 from rewards.notation import TEXT_CLOSE, TEXT_OPEN, clean, matching, unmark
 from rewards.quantity import read_quantity
 
@@ -387,8 +387,31 @@ def _environment(text: str, depth: int) -> Node | None:
     if environment in ("cases", "aligned", "align", "align*", "gathered", "split"):
         items = [_node(line.replace("&", " "), depth + 1) for line in lines]
         return None if factor or not items else Collection(tuple(items), False) if len(items) > 1 else items[0]
+    if environment == "vmatrix":
+        return _determinant(text, factor, [line.split("&") for line in lines])
     if environment not in _MATRICES or len(lines) > 30:
         return None
     times = f"({factor.removesuffix('*').removesuffix(chr(92) + 'cdot')})" if factor not in ("", "-") else factor
     rows = tuple(tuple(_node(f"{times}({entry.strip()})" if times else entry, depth + 1) for entry in line.split("&")) for line in lines)
     return Matrix(rows) if rows else None
+
+
+def _determinant(text: str, factor: str, rows: list[list[str]]) -> Node | None:
+    """|a b; c d| up to 4 rows, by expansion along the first row."""
+    if len(rows) > 4 or any(len(row) != len(rows) for row in rows):
+        return None
+    entries = [[parse(entry) for entry in row] for row in rows]
+    times = parse(factor) if factor else number(1)
+    if times is None or any(entry is None for row in entries for entry in row):
+        return None
+    return of_term(unmark(text), Term("*", (times, _expansion([[entry for entry in row if entry is not None] for row in entries]))))
+
+
+def _expansion(rows: list[list[Term]]) -> Term:
+    if len(rows) == 1:
+        return rows[0][0]
+    terms = []
+    for column, entry in enumerate(rows[0]):
+        minor = _expansion([[*row[:column], *row[column + 1:]] for row in rows[1:]])
+        terms.append(Term("*", (number((-1) ** column), entry, minor)))
+    return Term("+", tuple(terms))
