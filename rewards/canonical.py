@@ -36,7 +36,9 @@ class Canonical:
 
 
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' .,:;!()&/\"-])*+")
-_BASED = re.compile(r"\{?\s?([0-9A-Fa-f]++)\s?\}?\s?_\s?\{?\s?([0-9]{1,2})\s?\}?")
+_BASED = re.compile(r"\{?\s?([0-9A-Fa-f]++)\s?\}?\s?_\s?\{?\s?([0-9]{1,2}|[a-z]{3,11})\s?\}?")
+_BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+               "eleven": "11", "twelve": "12", "sixteen": "16"}
 _TRAILING_TEXT = re.compile(rf"(.+?)\s?({TEXT_OPEN}[^{TEXT_CLOSE}]*+{TEXT_CLOSE}\s?(?:\^\s?\{{?[0-9]\}}?)?)", re.DOTALL)
 _TRAILING_WORD = re.compile(r"(.*[0-9)}])\s?((?:sq(?:uare)?\s|cubic\s)?[A-Za-z./]{2,20}(?:\s?\^\s?\{?[0-9]\}?)?|[%°])", re.DOTALL)
 _LEADING_CURRENCY = re.compile(r"(-?)\s?([$€£¥])\s?(.+)", re.DOTALL)
@@ -51,7 +53,8 @@ def leaf(text: str) -> Canonical:
         return Canonical("number", *quantity, unmark(text))
     plain = unmark(text)
     if based := _BASED.fullmatch(plain):  # algebra would drop the base
-        return Canonical("text", f"{based.group(1).upper()}_{based.group(2)}", "", plain)
+        base = _BASE_NAMES.get(based.group(2).casefold(), based.group(2))
+        return Canonical("text", f"{based.group(1).upper()}_{base}", "", plain)
     if _WORDS.fullmatch(plain) and _reads_as_words(plain, text):
         words = " ".join(re.sub(r"[.,:;!()\"-]", " ", plain).casefold().split())
         return Canonical("text", words.removeprefix("the ").removeprefix("a ").removeprefix("an "), "", plain)
@@ -86,4 +89,5 @@ def _reads_as_words(plain: str, marked: str) -> bool:
     if any(word.startswith(_FUNCTION_PREFIXES) or word in _INFINITE for word in words):
         return False
     is_marked = marked.startswith(TEXT_OPEN) and marked.endswith(TEXT_CLOSE)
-    return is_marked or len(plain) == 1 or plain.casefold() in _SHORT_WORDS or any(len(word) >= 4 for word in words)
+    is_sequence = len(plain) > 2 and plain.isupper() and plain.isalpha()  # HHT: the order of the letters counts
+    return is_marked or is_sequence or len(plain) == 1 or plain.casefold() in _SHORT_WORDS or any(len(word) >= 4 for word in words)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from rewards.canonical import Canonical, canonical
-from rewards.equivalence import compare_many, decide, equivalent
+from rewards.equivalence import compare_nodes, decide_now, equivalent
+from rewards.structure import Node, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,42 +75,51 @@ def cluster(answers: Sequence[str | None], equal: Callable[[str, str], bool] = e
     """
     if not answers:
         raise ValueError("cluster() needs at least one answer, got an empty group")
-    find = _find_by_canonical_form if equal is equivalent else _find_with(equal)
+    labels = _labels(answers, read, _first_equal_node) if equal is equivalent else _labels(answers, str, _first_equal_with(equal))
+    counts = Counter(labels)
+    return Clusters(tuple(labels), tuple(counts[label] for label in range(len(counts))),
+                    tuple(answer is not None for answer in answers))
+
+
+_Form = TypeVar("_Form", bound=Hashable)
+
+
+def _labels(answers: Sequence[str | None], form: Callable[[str], _Form], first_equal: Callable[[Sequence[_Form], _Form], int | None]) -> list[int]:
+    """The founder rule over forms of answers; equal forms are one answer, compared once. first_equal(founders, form) -> index or None."""
     labels: list[int] = []
-    known: dict[object, int] = {}  # equal keys are one answer, compared once
-    founders: list[tuple[str, int]] = []
+    known: dict[_Form, int] = {}
+    founders: list[_Form] = []
+    founder_labels: list[int] = []
     num_clusters = 0
     for answer in answers:
         label = None
         if answer is not None:
-            key: object = canonical(answer) if equal is equivalent else answer
+            key = form(answer)
             label = known.get(key)
             if label is None:
-                at = find([founder for founder, _ in founders], answer)
+                at = first_equal(founders, key)
                 if at is None:
-                    founders.append((answer, num_clusters))
+                    founders.append(key)
+                    founder_labels.append(num_clusters)
                 else:
-                    label = founders[at][1]
+                    label = founder_labels[at]
                 known[key] = num_clusters if label is None else label
         if label is None:
             label = num_clusters
             num_clusters += 1
         labels.append(label)
-    counts = Counter(labels)
-    return Clusters(tuple(labels), tuple(counts[label] for label in range(num_clusters)),
-                    tuple(answer is not None for answer in answers))
+    return labels
 
 
-def _find_with(equal: Callable[[str, str], bool]) -> Callable[[Sequence[str], str], int | None]:
+def _first_equal_with(equal: Callable[[str, str], bool]) -> Callable[[Sequence[str], str], int | None]:
     return lambda founders, answer: next((i for i, founder in enumerate(founders) if equal(founder, answer)), None)
 
 
-def _find_by_canonical_form(founders: Sequence[str], answer: str) -> int | None:
+def _first_equal_node(founders: Sequence[Node], node: Node) -> int | None:
     """Index of the first equivalent founder; those that need algebra are asked together, in parallel."""
-    form: Canonical = canonical(answer)
-    decisions = [decide(canonical(founder), form) for founder in founders]
+    decisions = [decide_now(founder, node) for founder in founders]
     first = next((i for i, decision in enumerate(decisions) if decision), len(founders))
     undecided = [i for i, decision in enumerate(decisions[:first]) if decision is None]
-    comparisons = compare_many([(founders[i], answer) for i in undecided])
+    comparisons = compare_nodes([(founders[i], node) for i in undecided])
     matches = [i for i, comparison in zip(undecided, comparisons, strict=True) if comparison.equal]
     return matches[0] if matches else first if first < len(founders) else None

@@ -7,20 +7,25 @@ here. Symmetric: the kinds are put into one order first, and every rule below is
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Several
 
-from rewards.canonical import Canonical
-from rewards.expression import MAX_LENGTH, Term, number, variables
+from rewards.canonical import Canonical, of_term
+from rewards.expression import MAX_LENGTH, Term, number, parse, variables
 from rewards.numeric import infinite_sign, proportional, same
+from rewards.quantity import unit_of_letter
 from rewards.region import region, same_region, term_of
 from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
 
 Pair = tuple[str, str]
 
 _ORDER = (Choice, Relation, SetOperation, Collection, Matrix, Sequence, Ratio, Canonical)
+_MAX_UNMATCHED = 50  # items of two lists that are compared each with each
 _ASSIGNING = frozenset(("=", "in", "approx"))
-_TURNED = {"<": ">", "<=": ">="}
+_LETTER_AT_END = re.compile(r"(.*[0-9)}])\s?([A-Za-z])(?:\s?\^\s?\{?([23])\}?)?", re.DOTALL)
+_CALL = re.compile(r"[A-Za-z]\([A-Za-z]\)")
 
 
 def decide(left: Canonical, right: Canonical) -> bool | None:
@@ -37,6 +42,8 @@ def decide(left: Canonical, right: Canonical) -> bool | None:
             return False
     if max(len(left.latex), len(right.latex)) > MAX_LENGTH or not left.latex or not right.latex:
         return False
+    if (bare := _with_letter_as_unit(left, right)) is not None:
+        left, right = bare
     first, second = term_of(left), term_of(right)
     if first is not None and second is not None:
         signs = infinite_sign(first), infinite_sign(second)
@@ -45,6 +52,15 @@ def decide(left: Canonical, right: Canonical) -> bool | None:
     if str(left.value).casefold() == str(right.value).casefold():
         return False  # R and r are two variables; algebra would not tell them apart
     return None if one_may_be_missing(left.unit, right.unit) else False
+
+
+def _with_letter_as_unit(left: Canonical, right: Canonical) -> tuple[Canonical, Canonical] | None:
+    """5 m beside 5 \\text{ meters}: a last letter is a unit where the other side has that unit."""
+    for one, other in ((left, right), (right, left)):
+        if one.unit and not other.unit and (found := _LETTER_AT_END.fullmatch(other.latex)):
+            if unit_of_letter(found.group(2), found.group(3) or "") == one.unit:
+                return one, of_term(found.group(1), parse(found.group(1)), one.unit)
+    return None
 
 
 def one_may_be_missing(first: str, second: str) -> bool:
@@ -116,22 +132,17 @@ class TreeComparison:
         return len(left) == len(right) and _all(self.equal(*pair) for pair in zip(left, right, strict=True))
 
     def _in_any_order(self, left: Several[Node], right: Several[Node]) -> bool | None:
-        """A one-to-one match of all items; equal items are taken to be interchangeable."""
+        """A one-to-one match of all items. None where there is one only if some undecided pairs are equal."""
         if len(left) != len(right):
             return False
-        remaining = list(right)
-        unknown = False
-        unmatched: list[Node] = []
-        for item in left:
-            verdicts = [self.equal(item, other) for other in remaining]
-            if True in verdicts:
-                del remaining[verdicts.index(True)]
-            elif None in verdicts:
-                unknown = True
-                unmatched.append(item)
-            else:
-                return False
-        return None if unknown else True
+        common = Counter(left) & Counter(right)
+        items, others = list((Counter(left) - common).elements()), list((Counter(right) - common).elements())
+        if len(items) > _MAX_UNMATCHED:
+            return False
+        verdicts = [[self.equal(item, other) for other in others] for item in items]
+        if _has_perfect_match([[verdict is True for verdict in row] for row in verdicts]):
+            return True
+        return None if _has_perfect_match([[verdict is not False for verdict in row] for row in verdicts]) else False
 
     # ---------------------------------------------------------------- kinds
 
@@ -186,10 +197,16 @@ class TreeComparison:
         first, second = _differences(left), _differences(right)
         if first is None or second is None or len(first) != len(second):
             return False
-        verdicts = []
-        for (sign, term), (other_sign, other) in zip(sorted(first, key=_by_sign), sorted(second, key=_by_sign), strict=True):
-            verdicts.append(sign == other_sign and proportional(term, other, positive=sign != "="))
-        return _all(verdicts) or False
+        unknown = False
+        for sign, term in first:
+            verdicts = [sign == other_sign and proportional(term, other, positive=sign[0] == "<") for other_sign, other in second]
+            if True in verdicts:
+                del second[verdicts.index(True)]
+            elif None in verdicts:
+                unknown = True
+            else:
+                return False
+        return not unknown  # no values, and no single pair of leaves that algebra could be asked about
 
     def _set_operation(self, left: Node, right: Node) -> bool | None:
         if (verdict := self._same_region(left, right)) is not None:
@@ -254,6 +271,22 @@ class TreeComparison:
         return False
 
 
+def _has_perfect_match(edges: Several[Several[bool]]) -> bool:
+    """Whether rows can be paired with columns along True entries, by augmenting paths; edges: square."""
+    row_of: dict[int, int] = {}
+
+    def place(row: int, seen: set[int]) -> bool:
+        for column, is_edge in enumerate(edges[row]):
+            if is_edge and column not in seen:
+                seen.add(column)
+                if column not in row_of or place(row_of[column], seen):
+                    row_of[column] = row
+                    return True
+        return False
+
+    return all(place(row, set()) for row in range(len(edges)))
+
+
 def _rank(node: Node) -> int:
     return next(i for i, kind in enumerate(_ORDER) if isinstance(node, kind))
 
@@ -264,12 +297,14 @@ def _name(relation: Relation) -> str | None:
 
 
 def _variable(relation: Relation) -> str | None:
-    return next((name for name in relation.names if name is not None), None)
+    return next((name.strip("|") for name in relation.names if name is not None), None)
 
 
 def _same_name(first: str | None, second: str | None) -> bool:
-    """Words in front of a value name nothing that could differ: Area = 5 and A = 5."""
-    return first == second or "text" in (first, second)
+    """Words in front of a value name nothing that could differ: Area = 5 and A = 5. The graph of f(x) is y = f(x)."""
+    if first == second or "text" in (first, second):
+        return True
+    return any(one == "y" and other is not None and _CALL.fullmatch(other) for one, other in ((first, second), (second, first)))
 
 
 def _is_constant(node: Node) -> bool:
@@ -297,10 +332,6 @@ def _differences(relation: Relation) -> list[tuple[str, Term]] | None:
             sign, left, right = {">": "<", ">=": "<="}[sign], right, left
         differences.append((sign, Term("+", (left, Term("negate", (right,))))))
     return differences
-
-
-def _by_sign(difference: tuple[str, Term]) -> str:
-    return difference[0]
 
 
 def _proportional_items(left: Several[Node], right: Several[Node]) -> bool:

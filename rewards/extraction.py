@@ -56,7 +56,8 @@ _FORMULA = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|(?<![\\$])\$([
 _CONTROL = re.compile(r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|end_of_text|start_header_id|end|eom_id)\|>|</s>|<eos>|<end_of_turn>")
 _ROLE = re.compile(r"\s*(?:assistant|user|system|model)\b[:\n]?", re.IGNORECASE)
 _TEXT_GROUP = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s?\{([^{}]*+)\}")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
+_COMMAND = re.compile(r"\\(?:begin|end)\s?\{[A-Za-z*]{1,12}\}(?:\{[lcr|\s]{0,20}\})?|\\[A-Za-z]+(?:name\{[a-z]{1,12}\})?")
+_OPTION = re.compile(r"\(?[A-J][).:]\s.{0,100}")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?![A-Za-z(])")
 _VERB = re.compile(r"\b(?:is|are|was|were|equals?|becomes?|be|gives?|yields?|get|have)\b(?:\s(?:equal\sto|approximately|about|exactly|simply|just|given\sby))?[\s:]*",
                    re.IGNORECASE)
@@ -154,7 +155,7 @@ def bare_answer(text: str) -> str | None:
     Differs from `extract` in that it also takes the last formula, and then the last number, of a sentence.
     """
     text = _completion(text).strip()
-    if len(text) <= _MAX_SENTENCE and not _is_sentence(_TEXT_GROUP.sub(r" \1 ", text)) and not re.match(r"[Aa]nswer\b", text):
+    if _OPTION.fullmatch(text) or len(text) <= _MAX_SENTENCE and not _is_sentence(_TEXT_GROUP.sub(r" \1 ", text)) and not re.match(r"[Aa]nswer\b", text):
         return text or None
     sentences = [sentence for sentence in _SENTENCE.split(text[-_MAX_SENTENCE:]) if sentence.strip()]
     if not sentences:

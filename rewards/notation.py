@@ -134,4 +134,6 @@ def _marked(found: re.Match[str]) -> str:
     if "math" in found.group()[:6] and content.strip() in ("i", "e", "d"):
         return content
     content = content.replace(TEXT_OPEN, " ").replace(TEXT_CLOSE, " ")
+    if content.strip() and not any(map(str.isalpha, content)):
+        return content  # \\text{27}
     return f"{TEXT_OPEN}{content}{TEXT_CLOSE}"

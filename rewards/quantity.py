@@ -52,7 +52,7 @@ _SPELLINGS = {
 }
 _UNIT_NAMES = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in (unit, *spellings.casefold().split())}
 _BARE_UNITS = frozenset(name for name in _UNIT_NAMES if len(name) in (2, 3, 4) and name.strip(".").replace("/", "").isalpha()) | {
-    "sq", "a.m.", "p.m."}  # short words that are units without \text{}
+    "sq", "a.m", "p.m", "hrs", "km/h", "m/s", "ft/s", "mi/h", "kj/mol"}  # short words that are units without \text{}
 _GENERIC = frozenset(("unit", "square", "cubic", "sq"))
 _MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
@@ -168,15 +168,21 @@ def read_unit(rest: str) -> str | None:
     text = text.strip(TEXT_OPEN + TEXT_CLOSE).strip()
     if is_marked and not power and (inside := _POWER_IN_TEXT.fullmatch(text)):
         text, power = inside.groups()
-    words = text.casefold().replace("°", "° ").split() if len(text) > 2 else [text.casefold()]
+    words = [word.rstrip(".,") for word in text.casefold().replace("°", "° ").split()]
     if not words or words == [""]:
         return "" if not power else None
-    if len(words) > 6 or any(word.strip("().,") in _NO_UNITS or any(map(str.isdigit, word)) for word in words):
+    if len(words) > 6 or any(word.strip("()") in _NO_UNITS or any(map(str.isdigit, word)) for word in words):
         return None
-    if not is_marked and words[0] not in _BARE_UNITS and words[0][0] not in "%°$€£¥¢" and (
-            len(words[0]) < 4 or words[0].startswith(_FUNCTIONS)):
+    is_known = words[0] in _BARE_UNITS or _singular(words[0]) in _BARE_UNITS or words[0][:1] in "%°$€£¥¢"
+    if not is_marked and not is_known and (len(words[0]) < 4 or words[0].startswith(_FUNCTIONS)):
         return None
-    return _canonical_unit([word.rstrip(".,") for word in words], power)
+    return _canonical_unit(words, power)
+
+
+def unit_of_letter(letter: str, power: str) -> str:
+    """The unit that a single letter is (m, s, N), "" for none; its power is written as in other units."""
+    name = _UNIT_NAMES.get(letter.casefold(), "")
+    return name + (f"^{power}" if power and name else "")
 
 
 def _canonical_unit(words: list[str], power: str) -> str:
@@ -200,4 +206,4 @@ def _name(words: list[str]) -> str:
 
 
 def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+    return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word

@@ -111,7 +111,14 @@ def _inequality(node: Relation) -> Region | None:
             return None  # 1 < 2 < x
         bound = values[i + 1] if at == i else values[i]
         result = _intersection(result, _half_line(sign if at == i else _TURNED[sign], bound))
-    return result
+    name = node.names[at]
+    return _of_magnitude(result) if name is not None and name.startswith("|") else result
+
+
+def _of_magnitude(sizes: Region) -> Region:
+    """The x whose |x| is in the region."""
+    from_zero = _intersection(sizes, (Interval(0, True, infinity(), False),))
+    return _normal([*from_zero, *(Interval(-part.high, part.high_closed, -part.low, part.low_closed) for part in from_zero)])
 
 
 def _half_line(sign: str, bound: Any) -> Region:

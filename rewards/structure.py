@@ -96,6 +96,10 @@ _CHOICE = re.compile(
     rf"{TEXT_OPEN}?\s?(?:\((?P<round>[A-Ja-j])\)|(?P<half>[A-J])\)|(?P<stop>[A-J])[.:](?=\s|{TEXT_CLOSE}|{TEXT_OPEN}|$)|(?P<alone>[A-J])(?=\s?{TEXT_CLOSE}\s?[^\s^_]))"
     rf"[.:]?\s?{TEXT_CLOSE}?(?P<rest>.*)", re.DOTALL)
 _OPTION = re.compile(rf"{TEXT_OPEN}?(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s?{TEXT_CLOSE}?\s?(?P<rest>.+)", re.DOTALL)
+_QUALIFIER = re.compile(
+    rf"[,;(]?\s?{TEXT_OPEN}?\s?(?:where|for|with|for all)?\s?{TEXT_CLOSE}?\s?(?<![A-Za-z\\])[a-z]\s?\\in\s?(?:\\mathbb\{{[ZNQ]\}}|[ZN](?![A-Za-z]))"
+    r"(?:\s?[_^]?\s?\{?[+*]\}?)?\s?\)?$")  # 2k\\pi, k \\in \\mathbb{Z}
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _CALL = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\}|\^\{\([a-z0-9]\)\})?\s?\([^=<>]{1,30}\)")
 _WORDY = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]{2}[A-Za-z' -]*")
 _BUILDER = re.compile(r"(?P<head>[^|:]{1,30}?)(?:\||:)(?P<condition>.+)", re.DOTALL)
@@ -163,6 +167,10 @@ def _node(text: str, depth: int) -> Node:
         return leaf(text)
     if read_quantity(text) is not None:
         return leaf(text)
+    if (qualified := _QUALIFIER.search(text)) and qualified.start():
+        text = text[:qualified.start()].strip()
+    if text.startswith(TEXT_OPEN) and text.find(TEXT_CLOSE) == len(text) - 1 and "," in text and text[2:3] != ".":
+        text = TEXT_OPEN + text[1:-1].replace(",", f"{TEXT_CLOSE},{TEXT_OPEN}") + TEXT_CLOSE  # \\text{A, B}
     if (choice := _choice(text, depth)) is not None:
         return choice
     marks = _marks(text)
@@ -176,7 +184,7 @@ def _node(text: str, depth: int) -> Node:
             return node
     if not any(mark.kind == "pm" for mark in marks) and (node := _bracketed(text, depth)) is not None:
         return node
-    if "\\pm" in text or "\\mp" in text:
+    if _PLUS_MINUS.search(text):
         return _flat_collection([_node(_with_signs(text, "+", "-"), depth + 1), _node(_with_signs(text, "-", "+"), depth + 1)], "comma")
     if "\\begin" in text and (node := _environment(text, depth)) is not None:
         return node
@@ -209,14 +217,15 @@ def _choice(text: str, depth: int) -> Choice | None:
             return _choice(rest, depth) or (Choice(letter.lower()) if re.fullmatch(r"[A-Ja-j]", letter) else None)
         return None
     letter = found.group("round") or found.group("half") or found.group("stop") or found.group("alone")
-    rest = found.group("rest").strip()
-    if rest.startswith(("^", "_", "=", "+", "*", "/", "!", "'")):
+    raw_rest = found.group("rest")
+    rest = raw_rest.strip()
+    if rest.startswith((",", ";", "^", "_", "=", "+", "*", "/", "!", "'")):
         return None
     if rest.endswith(TEXT_CLOSE) and rest.count(TEXT_OPEN) < rest.count(TEXT_CLOSE):  # \text{E. Hyperbola}
         rest = TEXT_OPEN + rest
     content = _node(rest, depth + 1) if rest.strip(TEXT_OPEN + TEXT_CLOSE + " .") else None
-    if found.group("round") and content is not None and not (text.startswith(TEXT_OPEN) or rest.startswith((TEXT_OPEN, " ", "$"))) and (
-            parse(text) is not None):
+    is_spaced = text.startswith(TEXT_OPEN) or raw_rest.startswith(TEXT_OPEN) or text[found.start("rest") - 1].isspace()
+    if found.group("round") and content is not None and parse(text) is not None and not (is_spaced and letter.isupper()):
         return None  # (a)(b) and (a)x are products
     return Choice(letter.lower(), content)
 
@@ -362,7 +371,7 @@ def _inside(inside: str, brackets: str, depth: int) -> Node | None:
     if not all(parts) or len(parts) > _MAX_ITEMS:
         return None
     if len(parts) == 1 and brackets in ("()", "[]"):
-        return _node(inside, depth + 1) if brackets == "()" or inside.startswith(("(", "[")) else None
+        return _node(inside, depth + 1) if brackets == "()" or inside.startswith(("(", "[", "\\begin")) else None
     items = [_node(part, depth + 1) for part in parts]
     if brackets == "{}":
         return Collection(_flat_collection(items, "comma").items, True)
@@ -398,7 +407,7 @@ def _environment(text: str, depth: int) -> Node | None:
 
 def _determinant(text: str, factor: str, rows: list[list[str]]) -> Node | None:
     """|a b; c d| up to 4 rows, by expansion along the first row."""
-    if len(rows) > 4 or any(len(row) != len(rows) for row in rows):
+    if not 1 <= len(rows) <= 4 or any(len(row) != len(rows) for row in rows):
         return None
     entries = [[parse(entry) for entry in row] for row in rows]
     times = parse(factor) if factor else number(1)
