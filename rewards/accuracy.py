@@ -38,9 +38,9 @@ def grade_many(pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
 
 
 def gold_answer(answer: str) -> str:
-    """The final answer of a gold column: datasets keep whole solutions there, ending in \\boxed{} or after ####."""
+    """The final answer of a gold column: some datasets keep whole solutions there, ending in \\boxed{}, after #### or in a sentence."""
     extraction = extract(answer)
-    return extraction.answer if extraction.answer is not None and extraction.rule in ("boxed", "hash") else answer
+    return extraction.answer if extraction.answer is not None and extraction.rule in ("boxed", "hash", "phrase") else answer
 
 
 def accuracy(*, completions: list[str], answer: str, last_number: bool = False, **columns: object) -> GroupScore:

@@ -36,9 +36,10 @@ class Canonical:
 
 
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' .,:;!()&/\"-])*+")
-_BASED = re.compile(r"\{?\s?([0-9A-Fa-f]++)\s?\}?\s?_\s?\{?\s?([0-9]{1,2}|[a-z]{3,11})\s?\}?")
+_BASED = re.compile(r"[{(]?\s?(-?[0-9A-Fa-f]++(?:\.[0-9A-Fa-f]++)?)\s?[})]?\s?\\?_\s?\{?\s?\(?\s?([0-9]{1,2}|[a-z]{3,11})\s?\)?\s?\}?")
 _BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
                "eleven": "11", "twelve": "12", "sixteen": "16"}
+_CIRCLED = re.compile(r"[①-⑳](?:[①-⑳ ,;])*+")  # numbers of statements
 _TRAILING_TEXT = re.compile(rf"(.+?)\s?({TEXT_OPEN}[^{TEXT_CLOSE}]*+{TEXT_CLOSE}\s?(?:\^\s?\{{?[0-9]\}}?)?)", re.DOTALL)
 _TRAILING_WORD = re.compile(r"(.*[0-9)}])\s?((?:sq(?:uare)?\s|cubic\s)?[A-Za-z./]{2,20}(?:\s?\^\s?\{?[0-9]\}?)?|[%°])", re.DOTALL)
 _LEADING_CURRENCY = re.compile(r"(-?)\s?([$€£¥])\s?(.+)", re.DOTALL)
@@ -55,6 +56,8 @@ def leaf(text: str) -> Canonical:
     if based := _BASED.fullmatch(plain):  # algebra would drop the base
         base = _BASE_NAMES.get(based.group(2).casefold(), based.group(2))
         return Canonical("text", f"{based.group(1).upper()}_{base}", "", plain)
+    if _CIRCLED.fullmatch(plain):
+        return Canonical("text", "".join(sorted(set(plain) - set(" ,;"))), "", plain)
     if _WORDS.fullmatch(plain) and _reads_as_words(plain, text):
         words = " ".join(re.sub(r"[.,:;!()\"-]", " ", plain).casefold().split())
         return Canonical("text", words.removeprefix("the ").removeprefix("a ").removeprefix("an "), "", plain)

@@ -35,6 +35,7 @@ _TEXT_COMMAND = re.compile(
 _FUNCTION_NAMES = frozenset((
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "exp", "max", "min",
     "gcd", "lcm", "det", "deg", "lg"))
+_UNIT_LIKE = frozenset(("min", "max", "sec", "deg"))  # in \\text{}: minutes, seconds
 _OPERATOR_NAME = re.compile(r"\\(?:operatorname\*?|mathop)\s{0,4}\{\s{0,4}([A-Za-z]{1,20})\s{0,4}\}")
 _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(pattern), new) for pattern, new in (
     (r"\\(?:left|right|middle|displaystyle|textstyle|limits|nolimits|[bB]igg?[lrm]?|hfill|null|notag|nonumber|centering)(?![A-Za-z])", ""),
@@ -46,13 +47,15 @@ _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(patt
     (r"\\(?:ne|not\s?=)(?![A-Za-z])", r"\\neq"), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"!=(?!=)", r"\\neq "),
     (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset"), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
     (r"\\(?:backslash|smallsetminus)(?![A-Za-z])", r"\\setminus"), (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
-    (r"\\colon(?![A-Za-z])", ":"), (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda found: "\\{" if "lbrace" in found.group() else "\\}"),
+    (r"\\colon(?![A-Za-z])", ":"), (r"\\textdollar(?![A-Za-z])", "$"), (r"\*\*$", ""), (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda found: "\\{" if "lbrace" in found.group() else "\\}"),
     (r"\\(?:cdotp|ast|bullet)(?![A-Za-z])", r"\\cdot "), (r"\\div(?![A-Za-z])", "/"), (r"\\mathbb\s?([RZNQC])(?![A-Za-z])", r"\\mathbb{\1}"),
     (r"\\(?:mathcal|mathscr|mathfrak)(?![A-Za-z])", ""), (r"\\var(?=epsilon|theta|phi|rho|sigma|pi)", r"\\"),
     (r"\\(?:therefore|because|implies|Rightarrow)(?![A-Za-z])", " "), (r"\s++", " "),
 ))
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _BOXES = ("\\boxed{", "\\fbox{")
+_BOLD_OPTION = re.compile(r"\*\*(\(?[A-J]\)?[.):]?)\*\*")
+_ESCAPED_TWICE = re.compile(r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|left|right|cdot|times|infty|cup|boxed|pm|circ|leq?|geq?)(?![A-Za-z]))")
 _INLINE_MATH = re.compile(r"(?<!\\)\$")
 _PARENTHESES = re.compile(r"(?<!\\)\\[()\[\]]")
 
@@ -60,7 +63,7 @@ _PARENTHESES = re.compile(r"(?<!\\)\\[()\[\]]")
 def clean(answer: str) -> str:
     """The answer in one spelling; never raises, linear in its length."""
     text = _INVISIBLE.sub("", answer).translate(_UNICODE).strip()
-    text = _without_wrappers(text)
+    text = _without_wrappers(_BOLD_OPTION.sub(r"\1", _ESCAPED_TWICE.sub(r"\\", text)))
     if text.replace("\\$", "").count("$") % 2 == 0:
         text = _INLINE_MATH.sub(" ", text)
     text = _OPERATOR_NAME.sub(lambda found: _named_operator(found.group(1)), text)
@@ -129,7 +132,7 @@ def _named_operator(name: str) -> str:
 def _marked(found: re.Match[str]) -> str:
     """\\mathrm{sin} is a function, \\mathrm{i} the imaginary unit; the rest is text."""
     content = found.group(1).strip(TEXT_OPEN + TEXT_CLOSE)
-    if content.strip() in _FUNCTION_NAMES:
+    if content.strip() in _FUNCTION_NAMES and not ("text" in found.group()[:6] and content.strip() in _UNIT_LIKE):
         return f"\\{content.strip()} "
     if "math" in found.group()[:6] and content.strip() in ("i", "e", "d"):
         return content

@@ -195,7 +195,8 @@ def _canonical_unit(words: list[str], power: str) -> str:
         words, power = words[1:], "3"
     if "per" in words[1:-1]:
         at = words.index("per")
-        words = [f"{_name(words[:at])}/{_name(words[at + 1:])}"]
+        over, under = _name(words[:at]), _name(words[at + 1:])
+        return _UNIT_NAMES.get(f"{over}/{under}", f"{over}/{under}") if over and under else ""
     name = _name(words)
     return "" if not name else name + (f"^{power}" if power else "")
 

@@ -89,8 +89,8 @@ def _interval(node: Sequence) -> Region | None:
     if len(node.items) != 2 or node.brackets not in ("()", "[]", "(]", "[)"):
         return None
     low, high = value_of(node.items[0]), value_of(node.items[1])
-    if low is None or high is None:
-        return None
+    if low is None or high is None or low > high or (low == high and node.brackets != "[]"):
+        return None  # a point of the plane, or no interval
     return _normal([Interval(low, node.brackets[0] == "[", high, node.brackets[1] == "]")])
 
 

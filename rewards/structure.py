@@ -100,6 +100,7 @@ _QUALIFIER = re.compile(
     rf"[,;(]?\s?{TEXT_OPEN}?\s?(?:where|for|with|for all)?\s?{TEXT_CLOSE}?\s?(?<![A-Za-z\\])[a-z]\s?\\in\s?(?:\\mathbb\{{[ZNQ]\}}|[ZN](?![A-Za-z]))"
     r"(?:\s?[_^]?\s?\{?[+*]\}?)?\s?\)?$")  # 2k\\pi, k \\in \\mathbb{Z}
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
+_POINT = re.compile(r"[A-Z]'?\s?\((?=[^()]*,)")
 _CALL = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\}|\^\{\([a-z0-9]\)\})?\s?\([^=<>]{1,30}\)")
 _WORDY = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]{2}[A-Za-z' -]*")
 _BUILDER = re.compile(r"(?P<head>[^|:]{1,30}?)(?:\||:)(?P<condition>.+)", re.DOTALL)
@@ -298,7 +299,7 @@ def _relation(text: str, signs: list[_Mark], depth: int) -> Node:
     parts = _cut(text, signs)
     if not parts[0] or not parts[-1] or len(parts) > 20:
         kept = [part for part in parts if part]
-        return _node(kept[0], depth + 1) if len(kept) == 1 else leaf(text)
+        return _node(kept[0], depth + 1) if len(kept) == 1 and signs[0].value in ("=", "approx") else leaf(text)
     return _relation_of(tuple(mark.value for mark in signs), parts, depth)
 
 
@@ -344,7 +345,9 @@ def _set_operation(text: str, operations: list[_Mark], depth: int) -> Node | Non
 
 
 def _bracketed(text: str, depth: int) -> Node | None:
-    """What one pair of brackets surrounds: a tuple, an interval, a set; a single item in round brackets is that item."""
+    """What one pair of brackets surrounds: a tuple, an interval, a set; a single item in round brackets is that item. P(5, -1) is a point."""
+    if _POINT.match(text) and matching(text, text.index("(")) == len(text) - 1 and isinstance(node := _bracketed(text[text.index("("):], depth), Sequence):
+        return node
     for opening, closing, brackets in (("\\{", "\\}", "{}"), ("\\langle", "\\rangle", "<>"), ("(", "", ""), ("[", "", ""), ("{", "}", "{}")):
         if not text.startswith(opening):
             continue
