@@ -1,8 +1,8 @@
 """Cleaned text of one answer without structure -> its canonical form: number, words, or expression, with its unit.
 
-Numbers are exact (rewards/quantity.py), also those written as arithmetic: 1,234/2, 2^3, \\frac919. Words compare without case. Everything else is an
-expression: its tree (rewards/expression.py) where that grammar knows it, and its text for computer algebra. Lists, intervals, equations and the
-like are taken apart before (rewards/structure.py).
+Numbers are exact (rewards/quantity.py), also those written as arithmetic: 1,234/2, 2^3, \\frac919. Words compare without case.
+Everything else is an expression: its tree (rewards/expression.py) where that grammar knows it, and its text for computer algebra.
+Lists, intervals, equations and the like are taken apart before (rewards/reading.py).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from rewards.expression import Term, parse
+from rewards.expression import parse
 from rewards.notation import TEXT_CLOSE, TEXT_OPEN, unmark
 from rewards.numeric import exact
 from rewards.quantity import Huge, read_quantity, read_unit
+from rewards.terms import Term
 
 Kind = Literal["number", "text", "expression"]
 
@@ -25,7 +26,7 @@ class Canonical:
     """Equal objects are the same answer.
 
     value: Fraction or Huge for numbers; lower-case words or digits_base for text; LaTeX without spaces for expressions. unit: "" for none.
-    latex: the cleaned text for computer algebra. term: the tree of an expression, None where it has none. Neither is part of the comparison.
+    latex: the cleaned text for computer algebra. term: the tree of an expression, None where it has none. Neither is compared.
     """
 
     kind: Kind

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rewards.equivalence import compare_nodes, decide_now, equivalent
-from rewards.structure import Node, read
+from rewards.reading import read
+from rewards.structure import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,9 @@ def cluster(answers: Sequence[str | None], equal: Callable[[str, str], bool] = e
 _Form = TypeVar("_Form", bound=Hashable)
 
 
-def _labels(answers: Sequence[str | None], form: Callable[[str], _Form], first_equal: Callable[[Sequence[_Form], _Form], int | None]) -> list[int]:
+def _labels(
+    answers: Sequence[str | None], form: Callable[[str], _Form], first_equal: Callable[[Sequence[_Form], _Form], int | None]
+) -> list[int]:
     """The founder rule over forms of answers; equal forms are one answer, compared once. first_equal(founders, form) -> index or None."""
     labels: list[int] = []
     known: dict[_Form, int] = {}

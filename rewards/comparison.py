@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Several
 
 from rewards.canonical import Canonical, of_term
-from rewards.expression import MAX_LENGTH, Term, number, parse, variables
+from rewards.expression import MAX_LENGTH, parse
 from rewards.numeric import infinite_sign, proportional, same
 from rewards.quantity import unit_of_letter
 from rewards.region import region, same_region, term_of
 from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
+from rewards.terms import Term, number, variables
 
 Pair = tuple[str, str]
 
@@ -57,9 +58,9 @@ def decide(left: Canonical, right: Canonical) -> bool | None:
 def _with_letter_as_unit(left: Canonical, right: Canonical) -> tuple[Canonical, Canonical] | None:
     """5 m beside 5 \\text{ meters}: a last letter is a unit where the other side has that unit."""
     for one, other in ((left, right), (right, left)):
-        if one.unit and not other.unit and (found := _LETTER_AT_END.fullmatch(other.latex)):
-            if unit_of_letter(found.group(2), found.group(3) or "") == one.unit:
-                return one, of_term(found.group(1), parse(found.group(1)), one.unit)
+        found = _LETTER_AT_END.fullmatch(other.latex) if one.unit and not other.unit else None
+        if found is not None and unit_of_letter(found.group(2), found.group(3) or "") == one.unit:
+            return one, of_term(found.group(1), parse(found.group(1)), one.unit)
     return None
 
 
@@ -249,8 +250,9 @@ class TreeComparison:
         if isinstance(right, Matrix):
             return len(left.rows) == len(right.rows) and _all(self._in_order(*rows) for rows in zip(left.rows, right.rows, strict=True))
         if isinstance(right, Sequence) and right.brackets in ("()", "<>"):  # a vector
-            items = left.rows[0] if len(left.rows) == 1 else tuple(row[0] for row in left.rows) if all(len(row) == 1 for row in left.rows) else ()
-            return bool(items) and self._in_order(items, right.items)
+            if len(left.rows) == 1:
+                return self._in_order(left.rows[0], right.items)
+            return all(len(row) == 1 for row in left.rows) and self._in_order([row[0] for row in left.rows], right.items)
         return False
 
     def _sequence(self, left: Sequence, right: Node) -> bool | None:

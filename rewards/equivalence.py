@@ -2,15 +2,15 @@
 
     equivalent("1/2", "0.5") -> True        equivalent("601", "600") -> False
 
-Each answer is read into a tree (rewards/structure.py) whose leaves are numbers, words and expressions (rewards/canonical.py). Exact values and
-values of expressions to 40 digits (rewards/numeric.py) decide nearly all of it here; the rest (sums, integrals, notation that our grammar does
-not know) goes to computer algebra in killable workers. The rules, the same for grading and for clustering:
+Each answer is read into a tree (rewards/reading.py) whose leaves are numbers, words and expressions (rewards/canonical.py). Exact values,
+and values of expressions to 40 digits (rewards/numeric.py), decide nearly all of it here; the rest (sums, integrals, notation that our
+grammar does not know) goes to computer algebra in killable workers. The rules, the same for grading and for clustering:
 
 - Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance anywhere.
 - A unit, percent, degree or currency sign may stand on one side only: 50% equals 50 (and not 0.5), 5 cm equals 5 and not 5 kg. Spellings
   of one unit are one; units are not converted; words that say what is counted (apples) are ignored.
-- `x = 5` equals 5, and not y = 5; of `x = 2 + 3 = 5` the last part counts, of `1/3 \\approx 0.33` the exact one. Other equations are equal if
-  one is a multiple of the other; inequalities likewise, with a positive factor.
+- `x = 5` equals 5, and not y = 5; of `x = 2 + 3 = 5` the last part counts, of `1/3 \\approx 0.33` the exact one. Other equations are
+  equal if one is a multiple of the other; inequalities likewise, with a positive factor.
 - Tuples, vectors and matrices are ordered; brackets matter. An interval, the inequality and the set notation for it are equal.
 - Lists and sets are unordered and must be complete; a \\pm b is the list of both. Repetitions count in lists and not in sets.
 - For choices the letter decides; without a letter on one side, what stands behind it. Words compare without case.
@@ -29,9 +29,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from rewards import expression, structure
+from rewards import expression, reading
 from rewards.comparison import Pair, TreeComparison
-from rewards.structure import Node, read
+from rewards.reading import read
+from rewards.structure import Node
 from rewards.workers import Outcome, WorkerPool
 
 _MAX_CACHED = 100_000
@@ -94,7 +95,7 @@ def _with_all_verdicts(left: Node, right: Node, verdicts: dict[Pair, bool]) -> b
 def clear_cache() -> None:
     """Forgets all verdicts and readings; the workers stay."""
     _verdicts.clear()
-    structure._cached.cache_clear()
+    reading._cached.cache_clear()
     expression._cached.cache_clear()
 
 

@@ -13,29 +13,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 from rewards.notation import TEXT_CLOSE, TEXT_OPEN
+from rewards.terms import Term, number
 
 MAX_LENGTH = 1000  # characters
 _MAX_CACHED = 300  # characters
 _MAX_DEPTH = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """op: number, variable, constant (pi, e, i, infinity), + and * (any number of args), / and ^ (two), negate, invert, root (degree,
-    radicand), or a function's name. Sums and products are flat, so that a long one is no deep tree.
-
-    value: of a number; name: of a variable or constant.
-    """
-
-    op: str
-    args: tuple[Term, ...] = ()
-    value: Fraction = Fraction(0)
-    name: str = ""
 
 
 FUNCTIONS = frozenset((
@@ -43,19 +29,23 @@ FUNCTIONS = frozenset((
     "gcd", "lcm", "abs", "floor", "ceil", "factorial", "binom", "degrees"))
 _NAMED = FUNCTIONS - {"abs", "floor", "ceil", "factorial", "binom", "degrees"}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_PLAIN_WORDS = {"sqrt": "\\sqrt", "pi": "\\pi", "infty": "\\infty", "infinity": "\\infty", "asin": "\\arcsin", "acos": "\\arccos", "atan": "\\arctan",
-                "abs": "abs", "floor": "floor", "ceil": "ceil", "theta": "\\theta", "alpha": "\\alpha", "beta": "\\beta", "inf": "\\infty"}
+_PLAIN_WORDS = {"sqrt": "\\sqrt", "pi": "\\pi", "infty": "\\infty", "infinity": "\\infty", "asin": "\\arcsin", "acos": "\\arccos",
+                "atan": "\\arctan", "abs": "abs", "floor": "floor", "ceil": "ceil", "theta": "\\theta", "alpha": "\\alpha",
+                "beta": "\\beta", "inf": "\\infty"}
 _GREEK = frozenset((
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar aleph nabla").split())
-_ACCENTS = frozenset("vec hat bar overline overrightarrow widehat tilde widetilde underline dot ddot angle triangle".split())
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho",
+    "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon",
+    "Phi", "Psi", "Omega", "ell", "hbar", "aleph", "nabla"))
+_ACCENTS = frozenset((
+    "vec", "hat", "bar", "overline", "overrightarrow", "widehat", "tilde", "widetilde", "underline", "dot", "ddot", "angle",
+    "triangle"))
 _TOKEN = re.compile(
     r"\s*+(?:(?P<number>[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]++)?(?![0-9])|[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)|(?P<command>\\[A-Za-z]++)"
     rf"|{TEXT_OPEN}(?P<text>[^{TEXT_CLOSE}]*+){TEXT_CLOSE}|(?P<word>[A-Za-z]++)|(?P<symbol>\*\*|\\[{{}}]|[-+*/^_!'()\[\]{{}}|,°%]))")
 _WORD_FUNCTIONS = re.compile("|".join(sorted((*(_NAMED | set(_PLAIN_WORDS)),), key=len, reverse=True)))
 
 
-class _Unknown(Exception):
+class _UnknownError(Exception):
     """The text is no expression of this grammar."""
 
 
@@ -69,18 +59,11 @@ def parse(text: str) -> Term | None:
 def _parse(text: str) -> Term | None:
     try:
         return _Parser(_tokens(text)).whole()
-    except _Unknown:
+    except _UnknownError:
         return None
 
 
 _cached = lru_cache(maxsize=16384)(_parse)
-
-
-def variables(term: Term) -> frozenset[str]:
-    """Names of the variables in the tree."""
-    if term.op == "variable":
-        return frozenset((term.name,))
-    return frozenset().union(*map(variables, term.args))
 
 
 def _tokens(text: str) -> list[str]:
@@ -91,7 +74,7 @@ def _tokens(text: str) -> list[str]:
     while at < end:
         found = _TOKEN.match(text, at)
         if found is None:
-            raise _Unknown
+            raise _UnknownError
         at = found.end()
         if (word := found.group("word")) is not None:
             tokens.extend(_cut(word))
@@ -115,10 +98,6 @@ def _cut(word: str) -> list[str]:
     return pieces
 
 
-def number(value: Fraction | int) -> Term:
-    return Term("number", value=Fraction(value))
-
-
 class _Parser:
     def __init__(self, tokens: list[str]) -> None:
         self._tokens = tokens
@@ -129,7 +108,7 @@ class _Parser:
     def whole(self) -> Term:
         result = self._sum()
         if self._at != len(self._tokens):
-            raise _Unknown
+            raise _UnknownError
         return result
 
     # ---------------------------------------------------------------- tokens
@@ -140,7 +119,7 @@ class _Parser:
     def _next(self) -> str:
         token = self._peek()
         if not token:
-            raise _Unknown
+            raise _UnknownError
         self._at += 1
         return token
 
@@ -152,13 +131,13 @@ class _Parser:
 
     def _expect(self, token: str) -> None:
         if not self._take(token):
-            raise _Unknown
+            raise _UnknownError
 
     def _nested(self, read: Callable[[], Term], closing: str) -> Term:
         """What `read` reads up to the closing token, one level deeper; bars outside of it do not count inside."""
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise _Unknown
+            raise _UnknownError
         bars, self._bars = self._bars, 1 if closing == "|" else 0
         result = read()
         self._expect(closing)
@@ -233,7 +212,7 @@ class _Parser:
                 base = Term("^", (base, self._exponent()))
             elif self._take("!"):
                 if self._peek() == "!":
-                    raise _Unknown  # a double factorial
+                    raise _UnknownError  # a double factorial
                 base = Term("factorial", (base,))
             elif self._take("°"):
                 base = Term("degrees", (base,))
@@ -241,12 +220,12 @@ class _Parser:
                 base = Term("/", (base, number(100)))
             else:
                 return base
-        raise _Unknown
+        raise _UnknownError
 
     def _exponent(self) -> Term:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise _Unknown
+            raise _UnknownError
         negative = self._take("-")
         if not negative:
             self._take("+")
@@ -262,7 +241,7 @@ class _Parser:
     def _atom(self) -> Term:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise _Unknown
+            raise _UnknownError
         result = self._atom_of(self._next())
         self._depth -= 1
         return result
@@ -289,11 +268,11 @@ class _Parser:
             return Term(token, (self._nested(self._sum, ")"),))
         if token.isalpha():
             return self._variable(token)
-        raise _Unknown
+        raise _UnknownError
 
     def _number(self, token: str) -> Term:
         if self._peek() in ("_", "\\overline") or len(token) > 300:  # a base, a repeating decimal, a hostile length
-            raise _Unknown
+            raise _UnknownError
         return number(Fraction(token.replace(",", "").rstrip(".")))
 
     def _constant_or_variable(self, name: str) -> Term:
@@ -337,13 +316,14 @@ class _Parser:
             depth += (self._tokens[at] == "{") - (self._tokens[at] == "}")
             if depth == 0:
                 return at + 1
-        raise _Unknown
+        raise _UnknownError
 
     def _raw(self) -> str:
         """A group or one token, as written: {min}, 2."""
         if not self._take("{"):
             return self._next().lstrip(TEXT_OPEN)
-        pieces, depth = [], 1
+        pieces: list[str] = []
+        depth = 1
         while True:
             token = self._next()
             depth += (token == "{") - (token == "}")
@@ -374,7 +354,7 @@ class _Parser:
             return self._variable(f"\\{name} {letters}")
         if name in _NAMED:
             return self._function(name)
-        raise _Unknown
+        raise _UnknownError
 
     def _fraction(self) -> Term:
         token = self._peek()
@@ -403,23 +383,20 @@ class _Parser:
                 power = self._exponent()
         if name in ("max", "min", "gcd", "lcm"):
             if base is not None or power is not None:
-                raise _Unknown
+                raise _UnknownError
             return Term(name, self._list())
         if base is not None and name != "log":
-            raise _Unknown
+            raise _UnknownError
         if power == Term("negate", (number(1),)) and name in _INVERSE:
             name, power = _INVERSE[name], None
         argument = self._function_argument()
-        if name in ("log", "lg"):
-            result = Term("log", (base or number(10), argument))
-        else:
-            result = Term(name, (argument,))
+        result = Term("log", (base or number(10), argument)) if name in ("log", "lg") else Term(name, (argument,))
         return result if power is None else Term("^", (result, power))
 
     def _list(self) -> tuple[Term, ...]:
         closing = {"(": ")", "\\{": "\\}", "{": "}", "[": "]"}.get(self._next())
         if closing is None:
-            raise _Unknown
+            raise _UnknownError
         items = []
         while True:
             items.append(self._sum())

@@ -5,8 +5,8 @@
    completion cut short), nothing is found, and no later rule is asked: half an answer is not an answer.
 2. `hash`: the rest of the line after the last `####` (GSM8K).
 3. `answer_tag`: the last <answer>...</answer>.
-4. `phrase`: what follows the last "answer is", "answer:", "correct option is", 答案是, 故选 and the like, to the end of its formula, sentence
-   or line; or a last line `A: ...`.
+4. `phrase`: what follows the last "answer is", "answer:", "correct option is", 答案是, 故选 and the like, to the end of its formula,
+   sentence or line; or a last line `A: ...`.
 5. `last_number`: the last number, only on request: in training it would pay for a number mentioned in passing.
 
 A sentence in a box or behind a phrase ("the volume is 120") is cut down to the value that it states. What follows a chat template's control
@@ -59,8 +59,9 @@ _TEXT_GROUP = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s?\{([^{}]*+)\}")
 _COMMAND = re.compile(r"\\(?:begin|end)\s?\{[A-Za-z*]{1,12}\}(?:\{[lcr|\s]{0,20}\})?|\\[A-Za-z]+(?:name\{[a-z]{1,12}\})?")
 _OPTION = re.compile(r"\(?[A-J][).:]\s.{0,100}")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?![A-Za-z(])")
-_VERB = re.compile(r"\b(?:is|are|was|were|equals?|becomes?|be|gives?|yields?|get|have)\b(?:\s(?:equal\sto|approximately|about|exactly|simply|just|given\sby))?[\s:]*",
-                   re.IGNORECASE)
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|equals?|becomes?|be|gives?|yields?|get|have)\b"
+    r"(?:\s(?:equal\sto|approximately|about|exactly|simply|just|given\sby))?[\s:]*", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?。！])\s+|\n")
 _MATHEMATICAL = re.compile(r"[0-9\\$]")
 _NUMBER = re.compile(r"(?<![0-9.])[-+]?[0-9][0-9,]*+(?:\.[0-9]++)?(?:/[0-9]++)?")
@@ -146,7 +147,9 @@ def stated_value(text: str) -> str:
 
 def _is_sentence(text: str) -> bool:
     words = _WORD.findall(_COMMAND.sub(" ", _FORMULA.sub(" ", text)))
-    return len(words) >= 2 and not text.lstrip()[:1].isdigit() and (_VERB.search(text) is not None or len(words) >= 3 or _FORMULA.search(text) is not None)
+    if len(words) < 2 or text.lstrip()[:1].isdigit():
+        return False
+    return len(words) >= 3 or _VERB.search(text) is not None or _FORMULA.search(text) is not None
 
 
 def bare_answer(text: str) -> str | None:
@@ -155,7 +158,8 @@ def bare_answer(text: str) -> str | None:
     Differs from `extract` in that it also takes the last formula, and then the last number, of a sentence.
     """
     text = _completion(text).strip()
-    if _OPTION.fullmatch(text) or len(text) <= _MAX_SENTENCE and not _is_sentence(_TEXT_GROUP.sub(r" \1 ", text)) and not re.match(r"[Aa]nswer\b", text):
+    is_sentence = len(text) > _MAX_SENTENCE or _is_sentence(_TEXT_GROUP.sub(r" \1 ", text)) or re.match(r"[Aa]nswer\b", text)
+    if not is_sentence or _OPTION.fullmatch(text):
         return text or None
     sentences = [sentence for sentence in _SENTENCE.split(text[-_MAX_SENTENCE:]) if sentence.strip()]
     if not sentences:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 
 TEXT_OPEN, TEXT_CLOSE = "\ue000", "\ue001"
-OPENING, CLOSING = "([{", ")]}"
 
 _UNICODE: dict[int, str] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width forms
 _UNICODE |= str.maketrans({
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "/", "√": "\\sqrt ",
-    "∛": "\\sqrt[3] ", "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≠": "\\neq ", "≈": "\\approx ", "≡": "\\equiv ",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ",
+    "÷": "/", "√": "\\sqrt ", "∛": "\\sqrt[3] ", "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≠": "\\neq ", "≈": "\\approx ",
+    "≡": "\\equiv ",
     "±": "\\pm ", "∓": "\\mp ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∅": "\\emptyset ", "∈": "\\in ", "∖": "\\setminus ",
     "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "ℚ": "\\mathbb{Q}", "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}",
     "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5",
@@ -47,16 +47,20 @@ _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(patt
     (r"\\(?:ne|not\s?=)(?![A-Za-z])", r"\\neq"), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"!=(?!=)", r"\\neq "),
     (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset"), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
     (r"\\(?:backslash|smallsetminus)(?![A-Za-z])", r"\\setminus"), (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
-    (r"\\colon(?![A-Za-z])", ":"), (r"\\textdollar(?![A-Za-z])", "$"), (r"\*\*$", ""), (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda found: "\\{" if "lbrace" in found.group() else "\\}"),
-    (r"\\(?:cdotp|ast|bullet)(?![A-Za-z])", r"\\cdot "), (r"\\div(?![A-Za-z])", "/"), (r"\\mathbb\s?([RZNQC])(?![A-Za-z])", r"\\mathbb{\1}"),
+    (r"\\colon(?![A-Za-z])", ":"), (r"\\textdollar(?![A-Za-z])", "$"), (r"\*\*$", ""),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\(?:cdotp|ast|bullet)(?![A-Za-z])", r"\\cdot "), (r"\\div(?![A-Za-z])", "/"),
+    (r"\\mathbb\s?([RZNQC])(?![A-Za-z])", r"\\mathbb{\1}"),
     (r"\\(?:mathcal|mathscr|mathfrak)(?![A-Za-z])", ""), (r"\\var(?=epsilon|theta|phi|rho|sigma|pi)", r"\\"),
     (r"\\(?:therefore|because|implies|Rightarrow)(?![A-Za-z])", " "), (r"\s++", " "),
 ))
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _BOXES = ("\\boxed{", "\\fbox{")
 _BOLD_OPTION = re.compile(r"\*\*(\(?[A-J]\)?[.):]?)\*\*")
-_ESCAPED_TWICE = re.compile(r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|left|right|cdot|times|infty|cup|boxed|pm|circ|leq?|geq?)(?![A-Za-z]))")
+_ESCAPED_TWICE = re.compile(
+    r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|left|right|cdot|times|infty|cup|boxed|pm|circ|leq?|geq?)(?![A-Za-z]))")
 _INLINE_MATH = re.compile(r"(?<!\\)\$")
+_BRACKETS = re.compile(r"\\[{}]|\\[^{}]|[(\[{)\]}]", re.DOTALL)  # "\\(" is none
 _PARENTHESES = re.compile(r"(?<!\\)\\[()\[\]]")
 
 
@@ -78,7 +82,7 @@ def clean(answer: str) -> str:
 
 
 def _without_wrappers(text: str) -> str:
-    for _ in range(8):
+    for _ in range(8 if len(text) < 10_000 else 1):
         before = text
         for opening, closing in _WRAPPERS:
             if (len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
@@ -100,23 +104,15 @@ def _without_wrappers(text: str) -> str:
 
 def matching(text: str, start: int) -> int:
     """Index of the bracket that closes the one at `start`, -1 if none does. All kinds nest; (1, 2] closes."""
-    depth, at = 0, start
-    while at < len(text):
-        symbol = text[at]
-        if symbol == "\\":
-            at += 1
-            if at < len(text) and text[at] in "{}":  # \{ and \} are brackets too
-                symbol = text[at]
-            else:
-                at += 1
-                continue
-        if symbol in OPENING:
+    depth = 0
+    for found in _BRACKETS.finditer(text, start):
+        symbol = found.group()
+        if symbol in ("(", "[", "{", "\\{"):
             depth += 1
-        elif symbol in CLOSING:
+        elif symbol in (")", "]", "}", "\\}"):
             depth -= 1
             if depth == 0:
-                return at
-        at += 1
+                return found.end() - 1
     return -1
 
 

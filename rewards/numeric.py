@@ -17,7 +17,7 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
-from rewards.expression import Term, variables
+from rewards.terms import Term, variables
 
 _DIGITS = 60
 _AGREE = 40  # digits
@@ -27,7 +27,7 @@ _INTEGERS = frozenset("nmk")
 _FRACTIONAL = frozenset(("root", "log", "ln", "arcsin", "arccos", "factorial"))
 
 
-class Undecided(Exception):
+class UndecidedError(Exception):
     """A value that does not exist, or that this module refuses to compute."""
 
 
@@ -38,7 +38,7 @@ def same(first: Term, second: Term) -> bool | None:
     points = _points(first, second)
     try:
         pairs = [(evaluate(first, point), evaluate(second, point)) for point in points]
-    except Undecided:
+    except UndecidedError:
         return None
     return all(_close(left, right) for left, right in pairs)
 
@@ -52,7 +52,7 @@ def proportional(first: Term, second: Term, *, positive: bool = False) -> bool |
         return False
     try:
         ratios = [_ratio(evaluate(first, point), evaluate(second, point)) for point in _points(first, second, _NUM_POINTS + 2)]
-    except Undecided:
+    except UndecidedError:
         return None
     if any(ratio is None for ratio in ratios):
         return False
@@ -69,7 +69,7 @@ def real_value(term: Term) -> Any | None:
         return _context().inf * sign
     try:
         value = evaluate(term, {})
-    except Undecided:
+    except UndecidedError:
         return None
     return _context().re(value) if _is_real(value) else None
 
@@ -164,18 +164,18 @@ def _ratio(left: Any, right: Any) -> Any | None:
 def _bounded(value: Any) -> Any:
     context = _context()
     if not context.isfinite(value):
-        raise Undecided
+        raise UndecidedError
     size = abs(value)
     if size and abs(context.mag(size)) > _MAX_LOG2:
-        raise Undecided
+        raise UndecidedError
     return value
 
 
 def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
-    """The value at a point, an mpf or mpc of 60 digits. Raises Undecided."""
+    """The value at a point, an mpf or mpc of 60 digits. Raises UndecidedError."""
     if term.op == "number":
         if max(term.value.numerator.bit_length(), term.value.denominator.bit_length()) > 2 * _MAX_LOG2:
-            raise Undecided
+            raise UndecidedError
         return _context().mpf(term.value.numerator) / term.value.denominator
     if term.op == "variable":
         return point[term.name]
@@ -186,19 +186,19 @@ def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
     if term.op == "root":
         degree = exact(term.args[0])
         if degree is None or degree.denominator != 1 or not 0 < degree < 1000:
-            raise Undecided
+            raise UndecidedError
         return _rational_power(evaluate(term.args[1], point), 1 / degree)
     values = [evaluate(arg, point) for arg in term.args]
     try:
         return _bounded(_OPERATIONS[term.op](*values))
     except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
-        raise Undecided from error
+        raise UndecidedError from error
 
 
 def _constant(name: str) -> Any:
     context = _context()
     if name == "infinity":
-        raise Undecided
+        raise UndecidedError
     return {"pi": +context.pi, "e": +context.e, "i": context.j}[name]
 
 
@@ -223,10 +223,10 @@ def _general_power(base: Any, power: Any) -> Any:
     context = _context()
     if base == 0:
         if not _is_real(power) or context.re(power) <= 0:
-            raise Undecided
+            raise UndecidedError
         return context.mpf(0)
     if abs(power) * (abs(float(context.mag(base))) + 1) > _MAX_LOG2:
-        raise Undecided
+        raise UndecidedError
     if _is_real(power) and context.isint(context.re(power)):
         return _bounded(base ** int(context.re(power)))
     return _bounded(context.power(base, power))
@@ -241,7 +241,7 @@ def _product(values: Sequence[Any]) -> Any:
 
 def _angle(value: Any) -> Any:
     if abs(value) > 10**9:
-        raise Undecided
+        raise UndecidedError
     return value
 
 
@@ -249,19 +249,19 @@ def _whole(*values: Any) -> list[int]:
     context = _context()
     if not all(_is_real(value) and abs(value - context.nint(context.re(value))) < context.mpf(10) ** -_AGREE and abs(value) < 10**30
                for value in values):
-        raise Undecided
+        raise UndecidedError
     return [int(context.nint(context.re(value))) for value in values]
 
 
 def _factorial(value: Any) -> Any:
     if abs(value) > 5000:
-        raise Undecided
+        raise UndecidedError
     return _context().factorial(value)
 
 
 def _binomial(n: Any, k: Any) -> Any:
     if max(abs(n), abs(k)) > 5000:
-        raise Undecided
+        raise UndecidedError
     return _context().binomial(n, k)
 
 
@@ -269,7 +269,7 @@ def _floor(value: Any) -> Any:
     """The floor of a real number; a whole number up to rounding is itself."""
     context = _context()
     if not _is_real(value):
-        raise Undecided
+        raise UndecidedError
     value = context.re(value)
     nearest = context.nint(value)
     return nearest if abs(value - nearest) < context.mpf(10) ** -_AGREE * max(1, abs(value)) else context.floor(value)
@@ -277,24 +277,26 @@ def _floor(value: Any) -> Any:
 
 def _exp(value: Any) -> Any:
     if abs(value) > _MAX_LOG2 / 2:
-        raise Undecided
+        raise UndecidedError
     return _context().exp(value)
 
 
 def _reals(*values: Any) -> list[Any]:
     if not all(map(_is_real, values)):
-        raise Undecided
+        raise UndecidedError
     return [_context().re(value) for value in values]
 
 
 _OPERATIONS: Mapping[str, Callable[..., Any]] = {
-    "+": lambda *values: sum(values), "*": lambda *values: _product(values), "/": lambda over, under: over / under, "invert": lambda value: 1 / value,
+    "+": lambda *values: sum(values), "*": lambda *values: _product(values), "/": lambda over, under: over / under,
+    "invert": lambda value: 1 / value,
     "negate": lambda value: -value, "degrees": lambda value: value * _context().pi / 180, "abs": abs,
     "floor": _floor, "ceil": lambda value: -_floor(-value), "factorial": _factorial, "binom": _binomial, "exp": _exp,
     "sin": lambda value: _context().sin(_angle(value)), "cos": lambda value: _context().cos(_angle(value)),
     "tan": lambda value: _nonzero_cos(value, _context().tan), "cot": lambda value: _context().cot(_angle(value)),
     "sec": lambda value: _nonzero_cos(value, _context().sec), "csc": lambda value: _context().csc(_angle(value)),
-    "arcsin": lambda value: _context().asin(value), "arccos": lambda value: _context().acos(value), "arctan": lambda value: _context().atan(value),
+    "arcsin": lambda value: _context().asin(value), "arccos": lambda value: _context().acos(value),
+    "arctan": lambda value: _context().atan(value),
     "sinh": lambda value: (_exp(value) - _exp(-value)) / 2, "cosh": lambda value: (_exp(value) + _exp(-value)) / 2,
     "tanh": lambda value: _context().tanh(value), "ln": lambda value: _context().log(value),
     "log": lambda base, value: _context().log(value) / _context().log(base),
@@ -306,7 +308,7 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
 def _nonzero_cos(value: Any, function: Callable[[Any], Any]) -> Any:
     """tan and sec have a pole where rounding leaves a huge number."""
     if abs(_context().cos(_angle(value))) < _context().mpf(10) ** -_AGREE:
-        raise Undecided
+        raise UndecidedError
     return function(value)
 
 

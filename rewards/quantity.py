@@ -43,12 +43,14 @@ _NO_UNITS = frozenset((
 _FUNCTIONS = ("sin", "cos", "tan", "sec", "csc", "cot", "log", "exp", "sqrt", "arc", "pi", "binom", "frac", "infinity")
 # Spellings of one unit; a word that is not listed (apples, daps) describes what is counted and is no unit that could differ.
 _SPELLINGS = {
-    "%": "percent percentage", "°": "degree deg", "$": "dollar usd", "€": "euro eur", "£": "gbp", "¢": "cent", "mm": "millimeter millimetre",
-    "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre", "in": "inch inches", "ft": "foot feet", "yd": "yard",
-    "mi": "mile", "mg": "milligram", "g": "gram", "kg": "kilogram", "lb": "pound lbs", "oz": "ounce", "t": "ton tonne", "ml": "milliliter mL",
-    "l": "liter litre L", "gal": "gallon", "s": "second sec", "min": "minute", "h": "hour hr", "day": "", "week": "", "month": "",
-    "year": "yr", "mph": "mi/h", "km/h": "kph kmh", "m/s": "", "ft/s": "", "hz": "hertz", "n": "newton", "j": "joule", "w": "watt", "v": "volt",
-    "pa": "pascal", "kj/mol": "", "rad": "radian", "a.m": "am", "p.m": "pm", "°c": "celsius", "°f": "fahrenheit",
+    "%": "percent percentage", "°": "degree deg", "$": "dollar usd", "€": "euro eur", "£": "gbp", "¢": "cent",
+    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre", "in": "inch inches",
+    "ft": "foot feet", "yd": "yard",
+    "mi": "mile", "mg": "milligram", "g": "gram", "kg": "kilogram", "lb": "pound lbs", "oz": "ounce", "t": "ton tonne",
+    "ml": "milliliter mL", "l": "liter litre L", "gal": "gallon", "s": "second sec", "min": "minute", "h": "hour hr", "day": "",
+    "week": "", "month": "",
+    "year": "yr", "mph": "mi/h", "km/h": "kph kmh", "m/s": "", "ft/s": "", "hz": "hertz", "n": "newton", "j": "joule", "w": "watt",
+    "v": "volt", "pa": "pascal", "kj/mol": "", "rad": "radian", "a.m": "am", "p.m": "pm", "°c": "celsius", "°f": "fahrenheit",
 }
 _UNIT_NAMES = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in (unit, *spellings.casefold().split())}
 _BARE_UNITS = frozenset(name for name in _UNIT_NAMES if len(name) in (2, 3, 4) and name.strip(".").replace("/", "").isalpha()) | {

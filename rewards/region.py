@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.canonical import Canonical
-from rewards.expression import Term, number
+from rewards.expression import parse
 from rewards.numeric import infinity, near, real_value
 from rewards.quantity import Huge
 from rewards.structure import Collection, Node, Relation, Sequence, SetOperation
+from rewards.terms import Term, number
 
 _EVERYTHING = frozenset((
     "\\mathbb{R}", "all real numbers", "all reals", "real numbers", "all real values", "any real number", "reals", "all real number"))
@@ -52,7 +53,8 @@ def region(node: Node) -> Region | None:
 
 def same_region(first: Region, second: Region) -> bool:
     return len(first) == len(second) and all(
-        near(left.low, right.low) and near(left.high, right.high) and left.low_closed == right.low_closed and left.high_closed == right.high_closed
+        near(left.low, right.low) and near(left.high, right.high)
+        and (left.low_closed, left.high_closed) == (right.low_closed, right.high_closed)
         for left, right in zip(first, second, strict=True))
 
 
@@ -65,8 +67,6 @@ def value_of(node: Node) -> Any | None:
 
 def term_of(leaf: Canonical) -> Term | None:
     """The leaf as a tree of terms; a single letter is a variable."""
-    from rewards.expression import parse
-
     if leaf.term is not None:
         return leaf.term
     if leaf.kind == "number":
@@ -180,8 +180,9 @@ def _normal(intervals: Several[Interval]) -> Region:
                   key=lambda interval: (interval.low, not interval.low_closed))
     merged: list[Interval] = []
     for interval in kept:
-        if merged and (interval.low < merged[-1].high or (near(interval.low, merged[-1].high) and (interval.low_closed or merged[-1].high_closed))):
-            last = merged.pop()
+        last = merged[-1] if merged else None
+        if last is not None and (interval.low < last.high or (near(interval.low, last.high) and (interval.low_closed or last.high_closed))):
+            merged.pop()
             high, high_closed = max((last.high, last.high_closed), (interval.high, interval.high_closed))
             interval = Interval(last.low, last.low_closed, high, high_closed)
         merged.append(interval)
