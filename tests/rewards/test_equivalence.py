@@ -221,5 +221,5 @@ def test_real_gold_answers_equal_themselves_rewritten_and_rarely_one_another() -
 
 def _plain(answer: str) -> str:
     """Digits, letters and signs only, without units: a crude key of its own that equal golds must share."""
-    plain = re.sub(r"\\(?:text|mbox)\{[^}]*\}|\\(?:circ|!|%|\$|left|right|dfrac|frac|tfrac)|[a-z] ?=|[\s{}^,$\\]", "", answer)
+    plain = re.sub(r"\\(?:text|mbox)\{[^}]*\}(?:\^\d)?|\\(?:circ|!|%|\$|left|right|dfrac|frac|tfrac)|[a-z] ?=|[\s{}^,$\\]", "", answer)
     return "".join(sorted(plain.lstrip("0")))
