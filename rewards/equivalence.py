@@ -31,6 +31,7 @@ from functools import cache
 
 from rewards import expression, reading
 from rewards.comparison import Pair, TreeComparison
+from rewards.describing import describe
 from rewards.reading import read
 from rewards.structure import Node
 from rewards.workers import Outcome, WorkerPool
@@ -57,6 +58,21 @@ def equivalent(first: str, second: str) -> bool:
 def compare_many(pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """One comparison per pair; what needs algebra is done together, in parallel, each distinct pair once."""
     return compare_nodes([(read(first), read(second)) for first, second in pairs])
+
+
+def explain(first: str, second: str) -> list[str]:
+    """Plain lines: how each answer is read, what decided, and the verdict."""
+    left, right = read(first), read(second)
+    lines = [f"read as: {describe(left)}", f"read as: {describe(right)}"]
+    comparison = TreeComparison({})
+    verdict = comparison.equal(left, right)
+    if verdict is not None:
+        reason = "the same canonical form" if left == right else "exact values, values to 40 digits and the rules for structure"
+        return [*lines, f"{'equal' if verdict else 'not equal'}, decided by {reason}"]
+    result = compare_nodes([(left, right)])[0]
+    asked = "; ".join(f"is {one} equal to {other}?" for one, other in comparison.asked)
+    outcome = "equal" if result.equal else "undecided within the deadline, counted as not equal" if result.timed_out else "not equal"
+    return [*lines, f"{outcome}, decided by computer algebra: {asked}"]
 
 
 def decide_now(first: Node, second: Node) -> bool | None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rewards import equivalence
 from rewards.accuracy import grade, grade_many
 from rewards.canonical import leaf
-from rewards.equivalence import compare_many, decide_now, equivalent
+from rewards.equivalence import compare_many, decide_now, equivalent, explain
 from rewards.extraction import bare_answer
 from rewards.reading import read
 from tests.rewards.answer_pairs import COMPLETIONS, DIFFERENT, EQUAL
@@ -223,3 +223,15 @@ def _plain(answer: str) -> str:
     """Digits, letters and signs only, without units: a crude key of its own that equal golds must share."""
     plain = re.sub(r"\\(?:text|mbox)\{[^}]*\}(?:\^\d)?|\\(?:circ|!|%|\$|left|right|dfrac|frac|tfrac)|[a-z] ?=|[\s{}^,$\\]", "", answer)
     return "".join(sorted(plain.lstrip("0")))
+
+
+@pytest.mark.parametrize(("first", "second", "words"), [
+    ("1/2", "0.5", ["number 1/2", "equal, decided by the same canonical form"]),
+    ("x = 5 cm", "6", ["naming x", "unit cm", "not equal, decided by exact values"]),
+    (r"\int_0^1 x dx", "1/2", ["left to computer algebra", r"equal, decided by computer algebra: is 1/2 equal to \int_0^1 x dx?"]),
+    (r"\{1, 2\}", "(1, 2]", ["set of 2", "2 items in order in (...]", "not equal"]),
+    (r"9^{9^{9^9}}", "5", ["undecided within the deadline"]),
+])
+def test_an_explanation_says_how_both_were_read_and_what_decided(first: str, second: str, words: list[str]) -> None:
+    text = "\n".join(explain(first, second))
+    assert all(word in text for word in words), text
