@@ -89,9 +89,9 @@ def _without_unit(text: str) -> tuple[str, str]:
 
 def _reads_as_words(plain: str, marked: str) -> bool:
     """True for words; False for what may be a product of variables (xy), to be decided by algebra."""
-    words = plain.casefold().replace(",", " ").split()
+    words = re.split(r"[\s,/&-]+", plain.casefold())
     if any(word.startswith(_FUNCTION_PREFIXES) or word in _INFINITE for word in words):
         return False
     is_marked = marked.startswith(TEXT_OPEN) and marked.endswith(TEXT_CLOSE)
-    is_sequence = len(plain) > 2 and plain.isupper() and plain.isalpha()  # HHT: the order of the letters counts
+    is_sequence = len(plain) > 2 and plain.isalpha() and (plain.isupper() or plain.istitle())  # HHT: the order of letters counts; Bob
     return is_marked or is_sequence or len(plain) == 1 or plain.casefold() in _SHORT_WORDS or any(len(word) >= 4 for word in words)

@@ -161,16 +161,15 @@ def bare_answer(text: str) -> str | None:
     is_sentence = len(text) > _MAX_SENTENCE or _is_sentence(_TEXT_GROUP.sub(r" \1 ", text)) or re.match(r"[Aa]nswer\b", text)
     if not is_sentence or _OPTION.fullmatch(text):
         return text or None
-    sentences = [sentence for sentence in _SENTENCE.split(text[-_MAX_SENTENCE:]) if sentence.strip()]
+    sentences = [sentence for sentence in _SENTENCE.split(text[-_MAX_SENTENCE:]) if sentence.strip(" .")]
     if not sentences:
-        return None
+        return text or None
     sentence = next((sentence for sentence in reversed(sentences) if _MATHEMATICAL.search(sentence)), sentences[-1]).strip().rstrip(".")
     value = stated_value(sentence)
-    if value != sentence:
-        return value
-    if (formula := _last_match(_FORMULA, text)) is not None:
-        return formula.group()
-    return _last_number(sentence) or value
+    if value == sentence:
+        formula = _last_match(_FORMULA, text[-2 * _MAX_SENTENCE:])
+        value = formula.group() if formula is not None else _last_number(sentence) or sentence
+    return value.strip() or None
 
 
 def _completion(text: str) -> str:

@@ -35,6 +35,7 @@ _TEXT_COMMAND = re.compile(
 _FUNCTION_NAMES = frozenset((
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "exp", "max", "min",
     "gcd", "lcm", "det", "deg", "lg"))
+_ALPHABETS = ("\\mathbf", "\\boldsymbol", "\\bm", "\\mathit", "\\mathsf")
 _UNIT_LIKE = frozenset(("min", "max", "sec", "deg"))  # in \\text{}: minutes, seconds
 _OPERATOR_NAME = re.compile(r"\\(?:operatorname\*?|mathop)\s{0,4}\{\s{0,4}([A-Za-z]{1,20})\s{0,4}\}")
 _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(pattern), new) for pattern, new in (
@@ -44,7 +45,7 @@ _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(patt
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"), (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
     (r"\^\s{0,2}\{\s{0,2}\\circ\s{0,2}\}|\^\s{0,2}\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", "°"), (r"(?<!\\)\\([%$#&])", r"\1"),
     (r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le"), (r"\\(?:geq|geqslant|geqq)(?![A-Za-z])", r"\\ge"),
-    (r"\\(?:ne|not\s?=)(?![A-Za-z])", r"\\neq"), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"!=(?!=)", r"\\neq "),
+    (r"\\(?:ne|not\s?=)(?![A-Za-z])", r"\\neq"), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"(?<![0-9)}])!=(?!=)", r"\\neq "),
     (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset"), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
     (r"\\(?:backslash|smallsetminus)(?![A-Za-z])", r"\\setminus"), (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
     (r"\\colon(?![A-Za-z])", ":"), (r"\\textdollar(?![A-Za-z])", "$"), (r"\*\*$", ""),
@@ -56,6 +57,8 @@ _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(patt
 ))
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _BOXES = ("\\boxed{", "\\fbox{")
+_TEXT_OF_MATHEMATICS = ("\\text{\\[", "\\text{\\(", "\\text{$")
+_DOTS = re.compile(r"\\[ld]?dots[cbmio]?(?![A-Za-z])|\\cdots(?![A-Za-z])|\.{3,}|…")
 _BOLD_OPTION = re.compile(r"\*\*(\(?[A-J]\)?[.):]?)\*\*")
 _ESCAPED_TWICE = re.compile(
     r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|left|right|cdot|times|infty|cup|boxed|pm|circ|leq?|geq?)(?![A-Za-z]))")
@@ -66,7 +69,7 @@ _PARENTHESES = re.compile(r"(?<!\\)\\[()\[\]]")
 
 def clean(answer: str) -> str:
     """The answer in one spelling; never raises, linear in its length."""
-    text = _INVISIBLE.sub("", answer).translate(_UNICODE).strip()
+    text = _DOTS.sub(r"\\dots ", _INVISIBLE.sub("", answer).translate(_UNICODE)).strip()
     text = _without_wrappers(_BOLD_OPTION.sub(r"\1", _ESCAPED_TWICE.sub(r"\\", text)))
     if text.replace("\\$", "").count("$") % 2 == 0:
         text = _INLINE_MATH.sub(" ", text)
@@ -91,6 +94,8 @@ def _without_wrappers(text: str) -> str:
         for command in _BOXES:
             if text.startswith(command) and matching(text, len(command) - 1) == len(text) - 1:
                 text = text[len(command):-1].strip()
+        if text.startswith(_TEXT_OF_MATHEMATICS) and matching(text, len("\\text")) == len(text) - 1:
+            text = text[len("\\text{"):-1].strip()
         if text.startswith("{") and "," not in text and matching(text, 0) == len(text) - 1:
             text = text[1:-1].strip()
         # A full stop ends the sentence; one that follows "p.m" belongs to it, and as a unit both are the same.
@@ -126,11 +131,13 @@ def _named_operator(name: str) -> str:
 
 
 def _marked(found: re.Match[str]) -> str:
-    """\\mathrm{sin} is a function, \\mathrm{i} the imaginary unit; the rest is text."""
+    """\\mathrm{sin} is a function, \\mathrm{i} the imaginary unit, \\mathbf{v} a letter; the rest is text."""
     content = found.group(1).strip(TEXT_OPEN + TEXT_CLOSE)
     if content.strip() in _FUNCTION_NAMES and not ("text" in found.group()[:6] and content.strip() in _UNIT_LIKE):
         return f"\\{content.strip()} "
     if "math" in found.group()[:6] and content.strip() in ("i", "e", "d"):
+        return content
+    if found.group().startswith(_ALPHABETS) and len(content.strip()) == 1:
         return content
     content = content.replace(TEXT_OPEN, " ").replace(TEXT_CLOSE, " ")
     if content.strip() and not any(map(str.isalpha, content)):

@@ -22,6 +22,7 @@ from rewards.terms import Term, variables
 _DIGITS = 60
 _AGREE = 40  # digits
 _MAX_LOG2 = 100_000.0  # values lie between 2^-this and 2^this
+_MAX_BITS = 3300  # of exact values: about as many digits as rewards/quantity.py keeps in a Fraction
 _NUM_POINTS = 3
 _INTEGERS = frozenset("nmk")
 _FRACTIONAL = frozenset(("root", "log", "ln", "arcsin", "arccos", "factorial"))
@@ -101,7 +102,8 @@ def exact(term: Term) -> Fraction | None:
         result = math.prod(values, start=Fraction(1))
     elif term.op == "^":
         base, power = values
-        if power.denominator != 1 or abs(power) > 64 or (base == 0 and power < 0):
+        bits = math.log2(max(abs(base.numerator), base.denominator))
+        if power.denominator != 1 or bits * abs(power) > _MAX_BITS or (base == 0 and power < 0):
             return None
         result = base ** int(power)
     else:
@@ -109,7 +111,7 @@ def exact(term: Term) -> Fraction | None:
         if not under:
             return None
         result = over / under
-    return result if max(result.numerator.bit_length(), result.denominator.bit_length()) < 4096 else None
+    return result if max(result.numerator.bit_length(), result.denominator.bit_length()) <= _MAX_BITS else None
 
 
 @cache

@@ -46,6 +46,7 @@ _QUALIFIER = re.compile(
     r"\s?(?:\\mathbb\{[ZNQ]\}|[ZN](?![A-Za-z]))"
     r"(?:\s?[_^]?\s?\{?[+*]\}?)?\s?\)?$")  # 2k\\pi, k \\in \\mathbb{Z}
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
+_LIST_IN_TEXT = re.compile(r"(,(?: and| or)?|(?<= )(?:and|or)(?= ))")
 _PAIRS = (("\\{", "\\}", "{}"), ("\\langle", "\\rangle", "<>"), ("(", "", ""), ("[", "", ""), ("{", "}", "{}"))
 _POINT = re.compile(r"[A-Z]'?\s?\((?=[^()]*,)")
 _CALL = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\}|\^\{\([a-z0-9]\)\})?\s?\([^=<>]{1,30}\)")
@@ -117,8 +118,8 @@ def _node(text: str, depth: int) -> Node:
         return leaf(text)
     if (qualified := _QUALIFIER.search(text)) and qualified.start():
         text = text[:qualified.start()].strip()
-    if text.startswith(TEXT_OPEN) and text.find(TEXT_CLOSE) == len(text) - 1 and "," in text and text[2:3] != ".":
-        text = TEXT_OPEN + text[1:-1].replace(",", f"{TEXT_CLOSE},{TEXT_OPEN}") + TEXT_CLOSE  # \\text{A, B}
+    if text.startswith(TEXT_OPEN) and text.find(TEXT_CLOSE) == len(text) - 1 and _LIST_IN_TEXT.search(text) and text[2:3] != ".":
+        text = TEXT_OPEN + _LIST_IN_TEXT.sub(rf"{TEXT_CLOSE}\1{TEXT_OPEN}", text[1:-1]) + TEXT_CLOSE  # \\text{A, B and C}
     if (choice := _choice(text, depth)) is not None:
         return choice
     marks = _marks(text)
