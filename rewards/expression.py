@@ -3,7 +3,7 @@
     parse("2\\sqrt3 + x^2/4") -> Term("+", (...))
 
 A grammar of its own because answers are sloppy but unambiguous (\\frac12, \\sqrt3, 2pi, sqrt(3), x*y, 2√5), and because nothing here
-may execute anything, recurse without bound or take more than linear time: sympy's readers do all three. What is missing (sums,
+may execute anything, recurse without bound or take more than linear time: sympy's readers do all three. What is missing (infinite sums,
 integrals, limits, modular arithmetic) is left to rewards/symbolic.py. Conventions: `log` without a base is base 10; \\frac919 is 9/19;
 \\sqrt12 is the root of 12; 1/2x is x/2; an integer before a fraction of integers below 1 is a mixed number; letters beside each
 other are a product, except for the names of functions. To add a function, name it in FUNCTIONS and give its value in rewards/numeric.py.
@@ -41,7 +41,7 @@ _ACCENTS = frozenset((
     "triangle"))
 _TOKEN = re.compile(
     r"\s*+(?:(?P<number>[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]++)?(?![0-9])|[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)|(?P<command>\\[A-Za-z]++)"
-    rf"|{TEXT_OPEN}(?P<text>[^{TEXT_CLOSE}]*+){TEXT_CLOSE}|(?P<word>[A-Za-z]++)|(?P<symbol>\*\*|\\[{{}}]|[-+*/^_!'()\[\]{{}}|,°%]))")
+    rf"|{TEXT_OPEN}(?P<text>[^{TEXT_CLOSE}]*+){TEXT_CLOSE}|(?P<word>[A-Za-z]++)|(?P<symbol>\*\*|\\[{{}}]|[-+*/^_!'()\[\]{{}}|,°%=]))")
 _WORD_FUNCTIONS = re.compile("|".join(sorted((*(_NAMED | set(_PLAIN_WORDS)),), key=len, reverse=True)))
 
 
@@ -103,6 +103,7 @@ class _Parser:
         self._tokens = tokens
         self._at = 0
         self._depth = 0
+        self._indices: list[str] = []  # of the sums around: i is one of them there, and no imaginary unit
         self._bars = 0  # how many |...| are open: in there a bar closes
 
     def whole(self) -> Term:
@@ -261,7 +262,7 @@ class _Parser:
             return self._variable("text " + token[1:] if len(token) != 2 else token[1:])
         if token[0] == "\\":
             return self._command(token[1:])
-        if token in ("e", "i"):
+        if token in ("e", "i") and token not in self._indices:
             return self._constant_or_variable(token)
         if token in ("abs", "floor", "ceil"):
             self._expect("(")
@@ -339,6 +340,8 @@ class _Parser:
             return self._root()
         if name == "binom":
             return Term("binom", (self._argument(), self._argument()))
+        if name in ("sum", "prod"):
+            return self._sum_over(name)
         if name == "pi":
             return self._variable("pi") if self._peek() == "_" else Term("constant", name="pi")
         if name == "infty":
@@ -355,6 +358,26 @@ class _Parser:
         if name in _NAMED:
             return self._function(name)
         raise _UnknownError
+
+    def _sum_over(self, name: str) -> Term:
+        """\\sum_{k=1}^{n} of the product that follows."""
+        if not self._take("_"):
+            raise _UnknownError
+        self._expect("{")
+        index = self._next()
+        self._expect("=")
+        if not index.isalpha():
+            raise _UnknownError
+        low = self._nested(self._sum, "}")
+        if not self._take("^"):
+            raise _UnknownError
+        high = self._argument()
+        if len(self._indices) >= 2:
+            raise _UnknownError
+        self._indices.append(index)
+        body = self._product()
+        self._indices.pop()
+        return Term(name, (low, high, body), name=index)
 
     def _fraction(self) -> Term:
         token = self._peek()

@@ -17,6 +17,7 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
+from rewards.expression import parse
 from rewards.terms import Term, variables
 
 _DIGITS = 60
@@ -24,6 +25,8 @@ _AGREE = 40  # digits
 _MAX_LOG2 = 100_000.0  # values lie between 2^-this and 2^this
 _MAX_BITS = 3300  # of exact values: about as many digits as rewards/quantity.py keeps in a Fraction
 _NUM_POINTS = 3
+_MAX_SUMMANDS = 200
+_WHICH, _IN_SUM = "", "\0"  # keys of a point beside its variables: its number, and whether an index runs
 _INTEGERS = frozenset("nmk")
 _FRACTIONAL = frozenset(("root", "log", "ln", "arcsin", "arccos", "factorial"))
 
@@ -128,7 +131,7 @@ def _points(first: Term, second: Term, count: int = _NUM_POINTS) -> Sequence[Map
     if not names:
         return ({},)
     signed = not (_takes_roots(first) or _takes_roots(second))
-    return [{name: _value_at(name, i, signed) for name in names} for i in range(count)]
+    return [{name: _value_at(name, i, signed) for name in names} | {_WHICH: i} for i in range(count)]
 
 
 def _takes_roots(term: Term) -> bool:
@@ -180,7 +183,9 @@ def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
             raise UndecidedError
         return _context().mpf(term.value.numerator) / term.value.denominator
     if term.op == "variable":
-        return point[term.name]
+        return _of_sequence(term.name, point) if _IN_SUM in point and "_" in term.name else point[term.name]
+    if term.op in ("sum", "prod"):
+        return _sum_over(term, point)
     if term.op == "constant":
         return _constant(term.name)
     if term.op == "^":
@@ -195,6 +200,25 @@ def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
         return _bounded(_OPERATIONS[term.op](*values))
     except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
         raise UndecidedError from error
+
+
+def _sum_over(term: Term, point: Mapping[str, Any]) -> Any:
+    """The sum or product over an index; one that is infinite or long is undecided."""
+    low, high = _whole(evaluate(term.args[0], point), evaluate(term.args[1], point))
+    if high - low > _MAX_SUMMANDS or _IN_SUM in point:
+        raise UndecidedError
+    values = [evaluate(term.args[2], {**point, term.name: _context().mpf(k), _IN_SUM: True}) for k in range(low, high + 1)]
+    return _bounded(sum(values, _context().mpf(0)) if term.op == "sum" else _product([_context().mpf(1), *values]))
+
+
+def _of_sequence(name: str, point: Mapping[str, Any]) -> Any:
+    """F_{n-k-1} under an index: the member of the sequence F that the subscript's value names."""
+    base, _, subscript = name.partition("_")
+    term = parse(subscript)
+    if term is None:
+        return point[name]
+    (member,) = _whole(evaluate(term, point))
+    return _value_at(f"{base}_{member}", point.get(_WHICH, 0), False)
 
 
 def _constant(name: str) -> Any:

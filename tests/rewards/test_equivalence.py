@@ -113,8 +113,8 @@ def test_numbers_words_and_structures_never_start_a_worker(monkeypatch: pytest.M
 
 
 def test_algebra_decides_what_the_grammar_does_not_know() -> None:
-    pairs = [(r"\sum_{i=1}^{3} i", "6"), (r"\int_0^1 x dx", "1/2"), (r"\sum_{i=1}^{3} i", "7"), (r"(\sum_{i=1}^{3} i, 2)", "(6, 2)"),
-             (r"\{\sum_{i=1}^{3} i, \int_0^1 2x dx\}", r"\{1, 6\}")]
+    pairs = [(r"\sum_{i=1}^{\infty} 2^{-i}", "1"), (r"\int_0^1 x dx", "1/2"), (r"\int_0^1 x dx", "1"), (r"(\int_0^1 x dx, 2)", "(0.5, 2)"),
+             (r"\{\int_0^2 x dx, \int_0^1 2x dx\}", r"\{1, 2\}")]
     assert [comparison.equal for comparison in compare_many(pairs)] == [True, True, False, True, True]
 
 

@@ -94,14 +94,18 @@ def test_hand_computed_values(latex: str, value: str) -> None:
 @pytest.mark.parametrize(("first", "second"), [
     ("(-1)^{2n}", "1"), ("(n+1)!", "(n+1) n!"), (r"\sqrt{x^2 y}", r"x\sqrt{y}"), (r"\ln(xy)", r"\ln x + \ln y"), ("v^2_0",
     "v_0^2"), ("x_{1}'", "x_1'"),
-    (r"\frac{a}{b}", "a b^{-1}"), (r"\cos 2x", r"1 - 2\sin^2 x"), (r"\hat{x} + y", r"y + \hat x"),
+    (r"\sum_{k=1}^n k", "n(n+1)/2"), (r"\sum_{i=1}^{3} i", "6"), (r"\prod_{i=1}^{4} i", "4!"), (r"\sum_{k=0}^n a_k x^k",
+    r"\sum_{j=0}^n x^j a_j"),
+    (r"\sum_{k=0}^{n-1} F_k F_{n-k-1}", r"\sum_{k=0}^{n-1} F_{n-k-1} F_k"), (r"\frac{a}{b}", "a b^{-1}"), (r"\cos 2x",
+    r"1 - 2\sin^2 x"), (r"\hat{x} + y", r"y + \hat x"),
 ])
 def test_identities_hold(first: str, second: str) -> None:
     assert same(tree(first), tree(second)) is True
 
 
 @pytest.mark.parametrize(("first", "second"), [
-    ("x", "|x|"), ("x_1", "x_2"), ("x", "X"), ("x", "-x"), ("x^2", "x^3"), ("n!", "n"), (r"\sqrt{2}", "1.4142135623730950488"), ("x'",
+    (r"\sum_{k=1}^n k^2", "n^2"), (r"\sum_{k=0}^n a_k", r"\sum_{k=0}^n b_k"), (r"\sum_{k=0}^n F_k", r"\sum_{k=1}^n F_k"), ("x",
+    "|x|"), ("x_1", "x_2"), ("x", "X"), ("x", "-x"), ("x^2", "x^3"), ("n!", "n"), (r"\sqrt{2}", "1.4142135623730950488"), ("x'",
     "x"), ("2^n", "n^2"),
 ])
 def test_near_misses_differ(first: str, second: str) -> None:
@@ -111,7 +115,8 @@ def test_near_misses_differ(first: str, second: str) -> None:
 @pytest.mark.parametrize("latex", [
     "9^{9^{9^{9}}}", "((((9!)!)!)!)!", "10^{10^{10}}", r"\binom{10^9}{10^8}", "1/0", "0^{-1}", r"\tan 90^\circ", r"\infty - \infty",
     "e^{10^9}",
-    r"\sin(10^{400})", r"\gcd(10^{99}, 2)", "0^0", r"\log_1 5", "(10^9)!",
+    r"\sin(10^{400})", r"\gcd(10^{99}, 2)", "0^0", r"\log_1 5", "(10^9)!", r"\sum_{k=1}^{10^9} k",
+    r"\sum_{k=1}^{\infty} 2^{-k}", r"\sum_{a=1}^{100}\sum_{b=1}^{100} ab",
 ])
 def test_what_has_no_value_or_a_huge_one_is_undecided_at_once(latex: str) -> None:
     start = time.perf_counter()
