@@ -66,6 +66,14 @@ def leaf(text: str) -> Canonical:
     return of_term(unmark(body), parse(body), unit)
 
 
+def long_leaf(answer: str) -> Canonical:
+    """For an answer so long that nobody meant it: a number where it is only that, else its text without spaces, compared as it is."""
+    text = answer.strip()
+    if (quantity := read_quantity(text)) is not None:
+        return Canonical("number", *quantity, text)
+    return Canonical("expression", "".join(text.split()), "", text)
+
+
 def of_term(latex: str, term: Term | None, unit: str = "") -> Canonical:
     """The canonical form of an expression whose tree is known; None: the text alone."""
     if term is not None and (value := exact(term)) is not None:

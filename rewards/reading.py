@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.canonical import leaf, of_term
+from rewards.canonical import leaf, long_leaf, of_term
 from rewards.expression import parse
 from rewards.notation import TEXT_CLOSE, TEXT_OPEN, clean, matching, unmark
 from rewards.quantity import read_quantity
@@ -21,6 +21,7 @@ from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation,
 from rewards.terms import Term, number
 
 _MAX_CACHED = 300  # characters; a longer answer is read again each time, so that the cache's memory is bounded
+_MAX_CLEANED = 20_000
 _MAX_STRUCTURED = 4000  # characters; a longer answer is a leaf
 _MAX_ITEMS = 200
 _MAX_DEPTH = 8
@@ -61,7 +62,7 @@ def read(answer: str) -> Node:
 
 
 def _read(answer: str) -> Node:
-    return _node(clean(answer), 0)
+    return _node(clean(answer), 0) if len(answer) <= _MAX_CLEANED else long_leaf(answer)
 
 
 _cached = lru_cache(maxsize=32768)(_read)

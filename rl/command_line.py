@@ -78,7 +78,10 @@ def _with_resume_value(arguments: Sequence[str]) -> list[str]:
 
 
 def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]) -> Path:
-    """`latest` is the run in the folder that is being configured, if there is one, else the newest beside it."""
+    """`latest` is the run in the folder that is being configured, if there is one, else the newest beside it.
+
+    A run_dir in so many words that holds no run is refused: the newest run beside it is not the one that was meant.
+    """
     given = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == "run_dir"]
     if given:
         configured = Path(given[-1])
@@ -88,4 +91,7 @@ def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]
         configured = None
     if name == "latest" and configured is not None and RunFolder(configured).holds_run:
         return configured
+    if name == "latest" and given:
+        raise ConfigError([f"run_dir: --resume found no run in {given[-1]}; expected the folder of a run. Remedy: the run's own folder, or "
+                           "--resume without run_dir for the newest run"])
     return find_run(name, configured.parent if configured is not None else Path("runs"))

@@ -196,9 +196,10 @@ def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, s
 
     try:
         dataset = datasets.load_dataset(path, subset, split=split, revision=revision)
-    except (OSError, ValueError) as error:
-        # datasets raises one of these for a missing data set, a missing split or subset, and for a hub that cannot be reached.
-        reason = str(error).strip().splitlines()
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        # datasets raises one of these for a missing data set, a missing split or subset, for a hub that cannot be reached, and for a
+        # file that it cannot parse, where only the cause names the place.
+        reason = str(error.__cause__ or error).strip().splitlines()
         raise DataError(
             f"{path}: cannot be loaded as a Hugging Face data set (split {split!r}, subset {subset!r}): {type(error).__name__}: "
             f"{reason[0] if reason else ''}. Check {section}.path, {section}.split and {section}.subset; without network, "

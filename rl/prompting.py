@@ -73,7 +73,7 @@ def load_template(name: str) -> PromptTemplate:
         path = project_root() / "prompts" / f"{name}.yaml"
         if name not in template_names():
             near = closest(name, template_names())
-            raise PromptError(f"prompt.template: no template {name!r}{f'; did you mean {near}?' if near else ''} "
+            raise PromptError(f"prompt.template: no template {name!r}{f'; did you mean {near}?' if near else '.'} "
                               f"There are: {', '.join(template_names())}, or give the path of a YAML file")
     try:
         return PromptTemplate.model_validate({**read_mapping(path), "name": Path(name).stem})

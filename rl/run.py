@@ -110,9 +110,9 @@ def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator)
             keep_reference=config.loss.kl_weight > 0)
     except PolicyError:
         raise
-    # What transformers and safetensors raise for damaged weights, an architecture without a language model's head, and an attention
-    # implementation that is not installed.
-    except (SafetensorError, ValueError, ImportError) as error:
+    # What transformers and safetensors raise for missing or damaged weights, an architecture without a language model's head, and an
+    # attention implementation that is not installed.
+    except (SafetensorError, OSError, ValueError, ImportError) as error:
         raise PolicyError(f"model.path: {config.model.path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
                           "checkpoint of a causal language model, and model.attention=auto") from error
 

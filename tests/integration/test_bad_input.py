@@ -280,3 +280,13 @@ def test_held_out_questions_among_the_training_questions_are_told(tmp_path: Path
     shown = capfd.readouterr()
     assert shown.err.startswith("warning: 16 of 16 held-out questions are training questions too") and shown.err.count("\n") == 1
     assert len(metrics_of(tmp_path / "run")) == 3 and summary_of(tmp_path / "run")["steps"] == 1
+
+
+def test_a_checkpoint_without_weights_is_refused_with_the_key_and_the_remedy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "no_weights"
+    folder.mkdir()
+    for file in (project_root() / "models/tiny-arith").glob("*.json"):
+        shutil.copy(file, folder)
+    assert train(tmp_path / "run", f"model={folder}") == 2
+    message = the_message(capfd)
+    assert "model.path" in message and "Remedy: a whole checkpoint" in message

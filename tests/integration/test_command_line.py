@@ -134,3 +134,10 @@ def test_no_file_shadows_a_module_that_is_imported_absolutely() -> None:
             path.parent.name for path in (project_root() / folder).glob("*/__init__.py")}
         assert not (names - {"__init__"}) & installed, folder
         assert folder == "eval" or {"trainer", "generate"} <= names
+
+
+def test_resuming_in_a_folder_without_a_run_does_not_go_on_with_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(Path("runs") / "other", "steps=1", "evaluation.path=null") == 0
+    with pytest.raises(ConfigError, match="run_dir: --resume found no run in runs/none"):
+        parse(["run_dir=runs/none", "--resume"])

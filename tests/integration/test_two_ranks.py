@@ -100,9 +100,10 @@ def train(folder: Path, launcher: list[str]) -> Path:
 def test_a_run_of_two_processes_samples_and_trains_as_a_run_of_one(tmp_path: Path) -> None:
     """Five questions over two ranks, so that one has more to do. Later steps may differ: rounding may move a token."""
     one = train(tmp_path / "one", [sys.executable])
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--main_process_port", str(free_port())]
+    # `accelerate launch --cpu --num_processes 2` starts one process only.
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     two = train(tmp_path / "two", [sys.executable, *launch])
+    assert json.loads((two / "checkpoints" / "step-000003" / "state.json").read_text())["num_ranks"] == 2
     metrics = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
     steps = [[record for record in records if record["kind"] == "train"] for records in metrics]
     assert [record["step"] for record in steps[1]] == [1, 2, 3]

@@ -263,3 +263,9 @@ def test_no_questions_and_no_demand_are_refused() -> None:
         QuestionOrder(0, 0, True)
     with pytest.raises(ValueError, match="saw n = 0"):
         QuestionOrder(3, 0, True).next(0)
+
+
+def test_a_folder_with_a_malformed_file_is_an_error_that_names_the_folder_and_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"question": "1+1=?"}\n{"question": "x"\n')
+    with pytest.raises(DataError, match=r"cannot be loaded as a Hugging Face data set.*(?i:json|parse)"):
+        load_questions(str(tmp_path), section="data")
