@@ -4,7 +4,7 @@
 
 A parameter named `rollouts` receives the G rollouts (token_ids, logprobs). An `async def` is awaited, all groups of a batch at
 once. A function with the attribute `needs_answer = True` is never called for a question without a gold answer: that is refused
-before the run. `columns` are the other columns of the question's row. Primitives only, so that a plug-in is a plain function in
+before the run; so is one without the columns that an attribute `needs_columns = ("level",)` names. `columns` are the other columns of the question's row. Primitives only, so that a plug-in is a plain function in
 anybody's file, testable without a GPU. Imports neither rl nor torch.
 """
 
