@@ -1,8 +1,8 @@
-"""`python -m rewards.check my_file.py:my_reward`: the contract of rewards/contract.py, tried on anybody's reward and reported in plain words.
+"""`python -m rewards.check my_file.py:my_reward`: the contract of rewards/contract.py, tried on anybody's reward.
 
-Every call runs in a child process (check_worker.py) that is ended when it takes longer than the deadline, so that a reward that
-hangs or crashes is a finding and not the end of the check. Each check is OK, WARN (worth knowing) or FAIL (training would
-stop, or be wrong). To add a check, write a function (Bench) -> Finding and put it into CHECKS.
+It reports in plain words. Every call runs in a child process (check_process.py) that is ended when it takes longer than the deadline, so
+that a reward that hangs or crashes is a finding and not the end of the check. Each check is OK, WARN (worth knowing) or FAIL (training
+would stop, or be wrong). To add a check, write a function (Bench) -> Finding and put it into CHECKS.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ QUESTION, ANSWER = "A shelf holds 14 red books and twice as many blue ones. How 
 GROUP = (
     r"14 + 28 = 42, so the answer is \boxed{42}.", "<think>\n14 + 28 = 42\n</think>\n<answer>42</answer>", r"Twice 14 is 28. \boxed{28}",
     "I do not know.", "The answer is 42.", r"28 + 14 = 41, hence \boxed{41}", r"\boxed{\frac{84}{2}}", "答案是42。",
-    "#### 42", r"\boxed{42 books}", "Let me think. 14, 28, ...", r"\boxed{42.0}", "x = 42", r"\boxed{-42}", "42", r"First \boxed{28}, then \boxed{42}",
+    "#### 42", r"\boxed{42 books}", "Let me think. 14, 28, ...", r"\boxed{42.0}", "x = 42", r"\boxed{-42}", "42",
+    r"First \boxed{28}, then \boxed{42}",
 )
 HOSTILE: Mapping[str, str] = {
-    "an empty completion": "", "spaces only": " \n\t ", "null bytes": "a\x00b \\boxed{\x00}", "right-to-left marks": "\u202e\\boxed{24}\u202c",
+    "an empty completion": "", "spaces only": " \n\t ", "null bytes": "a\x00b \\boxed{\x00}",
+    "right-to-left marks": "\u202e\\boxed{24}\u202c",
     "emoji and combining marks": "👩‍👩‍👧 e\u0301\u0301\u0301 \\boxed{４２}", "half of a surrogate pair": "\ud800",
     "100,000 open braces": "\\boxed" + "{" * 100_000, "100,000 nested boxes": "\\boxed{" * 100_000 + "1" + "}" * 100_000,
     "1 MB of digits": "\\boxed{" + "9" * 1_000_000 + "}", "towers of powers": "\\boxed{9^{9^{9^{9^{9}}}}} \\boxed{9**9**9**9}",
@@ -153,8 +155,9 @@ def check_order(bench: Bench) -> Finding:
     moved = [i for i, (a, b) in enumerate(zip(first.scores, reverse.scores[::-1], strict=True)) if a != b]
     if moved:
         i = moved[0]
-        return Finding(name, "WARN", f"with the group in reverse order completion {i} gets {reverse.scores[len(GROUP) - 1 - i]} in the place "
-                       f"of {first.scores[i]}", "a reward should depend on a completion and its group, not on its place in it; "
+        return Finding(name, "WARN", f"with the group in reverse order completion {i} gets "
+                       f"{reverse.scores[len(GROUP) - 1 - i]} in the place of {first.scores[i]}",
+                       "a reward should depend on a completion and its group, not on its place in it; "
                        "look for a loop that carries something over")
     return _ok(name, "values go with their completions when the group is reversed")
 
@@ -185,8 +188,8 @@ def check_missing(bench: Bench) -> Finding:
     if bare.scores is None:
         if bench.call(GROUP[:4], "a group of 4", with_answer=True, with_columns=False).scores is not None:
             return Finding(name, "FAIL", f"without a gold answer: {bare.problem}",
-                           "set the attribute needs_answer = True on the function, so that a question without one is refused before the run, "
-                           "or handle answer=None")
+                           "set the attribute needs_answer = True on the function, so that a question without one is refused before the "
+                           "run, or handle answer=None")
         return Finding(name, "WARN" if bench.columns else "FAIL", f"without other columns: {bare.problem}",
                        "set the attribute needs_columns = (\"NAME\",) on the function, or give the parameters a default")
     if info.needs_answer:
@@ -202,8 +205,8 @@ def check_time(bench: Bench) -> Finding:
     (_, median), (slowest, worst) = ordered[len(ordered) // 2], ordered[-1]
     seen = f"median {_shown(median)}, worst {_shown(worst)} ({slowest}); the budget is {BUDGET_S:g} s a group"
     if worst > BUDGET_S:
-        return Finding("time", "WARN", seen, "each step waits for it: bound the length of what it reads, or make it `async` if it waits for a "
-                       "service")
+        return Finding("time", "WARN", seen, "each step waits for it: bound the length of what it reads, or make it `async` if it waits "
+                       "for a service")
     return _ok("time", seen)
 
 
@@ -226,14 +229,16 @@ def check_manners(bench: Bench) -> Finding:
 
 
 CHECKS: tuple[Callable[[Bench], Finding], ...] = (
-    check_usual, check_small_groups, check_deterministic, check_inputs, check_order, check_hostile, check_missing, check_time, check_manners)
+    check_usual, check_small_groups, check_deterministic, check_inputs, check_order, check_hostile, check_missing, check_time,
+    check_manners)
 
 
 def check_reward(use: str, *, style: str = "group", arguments: Mapping[str, object] | None = None, question: str = QUESTION,
                  answer: str | None = ANSWER, columns: Mapping[str, object] | None = None, deadline_s: float = 10.0) -> list[Finding]:
     """All findings, in the order of CHECKS, up to the first that makes the others pointless.
 
-    question, answer: what the completions are said to answer; columns: further columns of the question, for a reward that needs them. deadline_s: seconds for one call."""
+    question, answer: what the completions are said to answer; columns: further columns of the question, for a reward that needs them.
+    deadline_s: seconds for one call."""
     with CheckProcess(use, style, dict(arguments or {}), deadline_s) as process:
         bench = Bench(process, question, answer, columns or {})
         loaded = process.load()
@@ -290,7 +295,8 @@ def main(words: Sequence[str] | None = None) -> int:
                             answer=None if given.no_answers else given.answer, columns=columns, deadline_s=given.deadline)
     broken = any(finding.level == "FAIL" for finding in findings)
     if given.json:
-        print(json.dumps({"reward": given.use, "keeps_contract": not broken, "findings": [asdict(finding) for finding in findings]}, indent=1))
+        report = {"reward": given.use, "keeps_contract": not broken, "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=1))
     else:
         print(render(given.use, findings))
     return int(broken)

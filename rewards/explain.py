@@ -52,7 +52,7 @@ def _of_completion(
 ) -> list[str]:
     found = extract(completion, last_number)
     answer = result.answers[i]
-    lines = [f"extracted  nothing (no rule applies; rewards/extraction.py lists them): {found.rule}" if found.answer is None else
+    lines = [f"extracted  nothing   by rule: {found.rule} (see rewards/extraction.py)" if found.answer is None else
              f"extracted  {_short(found.answer)}   by rule: {found.rule}"]
     if answer != found.answer:
         lines.append(f"answer     {_short(answer)}   (the reward's own extraction)")
@@ -116,7 +116,7 @@ def _short(text: str | None) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m rewards.explain", description="Why a reward gave what it gave.")
-    parser.add_argument("--reward", metavar="REWARD", help="package.module:name or file.py:name; with --rollouts the run's rewards by default")
+    parser.add_argument("--reward", metavar="REWARD", help="package.module:name or file.py:name; of --rollouts the run's own by default")
     parser.add_argument("--style", choices=("group", "trl"), default="group", help="trl: a function written for TRL")
     parser.add_argument("--arguments", default="{}", metavar="JSON", help="keyword arguments, as in a configuration")
     parser.add_argument("--columns", default="{}", metavar="JSON", help="further columns of the question")

@@ -58,6 +58,19 @@ def _entry(task: str, config: str, index: int) -> dict[str, Any]:
     return entry
 
 
+@lru_cache(maxsize=8)
+def _replay(task: str, config: str) -> tuple[Any, list[dict[str, Any]]]:
+    return reasoning_gym.create_dataset(task, **_as_tuples(task, json.loads(config))), []
+
+
+def _replayed_entry(task: str, config: str, index: int) -> dict[str, Any]:
+    """The entry as `generate` made it, after all before it: some tasks' questions (list_functions) depend on what was made earlier."""
+    dataset, entries = _replay(task, config)
+    while len(entries) <= index:
+        entries.append(dataset[len(entries)])
+    return entries[index]
+
+
 def score_entry(reference: str, question: str, answer: str) -> float:
     """The task's own score of `answer`, cut to [0, 1]. reference: JSON of task, config and index; question: the text it must lead to.
 
@@ -66,6 +79,8 @@ def score_entry(reference: str, question: str, answer: str) -> float:
     where = json.loads(reference)
     config = json.dumps(where["config"], sort_keys=True)
     entry = _entry(where["task"], config, where["index"])
+    if entry["question"] != question:
+        entry = _replayed_entry(where["task"], config, where["index"])
     if entry["question"] != question:
         return OTHER_QUESTION
     _scoring = True
@@ -111,7 +126,7 @@ def generate() -> None:
     found = describe(task, config)
     print(json.dumps(found), file=results, flush=True)
     if found["problem"] is None:
-        dataset = _dataset(task, json.dumps(config, sort_keys=True))
+        dataset, _ = _replay(task, json.dumps(config, sort_keys=True))  # a new one: describe() has made an entry of the other
         for index in range(len(dataset)):
             entry = dataset[index]
             print(json.dumps({"index": index, "question": entry["question"], "answer": entry["answer"]}), file=results)

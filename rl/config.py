@@ -186,7 +186,7 @@ class OptimSection(Section):
 
 
 class EvaluationSection(Section):
-    path: str | None = setting(None, "held-out questions with answers (JSONL, parquet, dataset id or reasoning_gym:TASK); null: no evaluation")
+    path: str | None = setting(None, "held-out questions with answers (JSONL, parquet, dataset id, reasoning_gym:TASK); null: none")
     task: dict[str, JsonValue] = setting(
         dict, "parameters of the reasoning-gym task, with seed (1000000000) and size; questions that occur in training are left out")
     split: str = setting("test", "split of a Hugging Face dataset")

@@ -26,7 +26,8 @@ FILE_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 # Names under which data sets keep gold answers. With columns.answer = null none of them leaves this file, so that no reward and
 # no template of a run without labels can see one. A reasoning-gym reference leads to the answer.
 ANSWER_COLUMNS = frozenset(
-    {"answer", "answers", "reasoning_gym", "final_answer", "gold", "gold_answer", "ground_truth", "reference_answer", "solution", "solutions"})
+    {"answer", "answers", "final_answer", "gold", "gold_answer", "ground_truth", "reference_answer", "solution", "solutions",
+     "reasoning_gym"})
 
 # Arguments that rewards receive from elsewhere: a column of such a name would collide with them.
 RESERVED_COLUMNS = frozenset({"question", "answer", "prompts", "completions", "completion_ids", "rollouts"})
@@ -39,8 +40,8 @@ class DataError(ValueError):
 @dataclass(frozen=True, slots=True)
 class QuestionCounts:
     """num_rows: rows read (no more than `limit` asks for). num_duplicates: rows dropped because an earlier one has the same
-    question text; num_excluded: those dropped because they are among `exclude`; num_contradicting: those among them whose answer differs from the kept one's. num_with_answer: kept questions
-    that have an answer."""
+    question text; num_contradicting: those among them whose answer differs from the kept one's. num_with_answer: kept questions
+    that have an answer. num_excluded: rows dropped because they are among `exclude`."""
 
     num_rows: int
     num_duplicates: int
@@ -65,11 +66,12 @@ class _Row:
 
 
 def load_questions(path: str, *, split: str = "train", subset: str | None = None, revision: str | None = None,
-                   columns: ColumnsSection | None = None, limit: int | None = None, section: str = "data", task: Mapping[str, Json] | None = None,
-                   exclude: Collection[str] = ()) -> LoadedQuestions:
+                   columns: ColumnsSection | None = None, limit: int | None = None, section: str = "data",
+                   task: Mapping[str, Json] | None = None, exclude: Collection[str] = ()) -> LoadedQuestions:
     """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the rows.
 
-    path: see rl.config_loading.resolve_path, or reasoning_gym:TASK with the parameters `task`. exclude: question texts to leave out. split, subset, revision: of data sets only. limit: stop after so many questions.
+    path: see rl.config_loading.resolve_path, or reasoning_gym:TASK with its parameters `task` (rl/generated_questions.py). split,
+    subset, revision: of data sets only. limit: stop after so many questions. exclude: texts of questions to leave out.
     section: the configuration's section, for messages. Rows with the same question text are dropped but for the first. Answers
     that are numbers become text (72 -> "72"); an empty one is none. Column names that rewards use for something else (question,
     answer, completions, ...) are not passed on; with columns.answer = None neither are ANSWER_COLUMNS.

@@ -242,7 +242,7 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(words: list[str], message: 
 
 @pytest.mark.parametrize(("use", "arguments", "seen"), [
     ("rewards.accuracy:acuracy", {}, "did you mean 'accuracy'?"), ("rewards.nothing:x", {}, "there is no module 'rewards.nothing'"),
-    ("rewards.accuracy:accuracy", {"last_numbre": True}, "has no parameter 'last_numbre', which its arguments set; did you mean 'last_number'"),
+    ("rewards.accuracy:accuracy", {"last_numbre": True}, "which its arguments set; did you mean 'last_number'"),
 ])
 def test_a_reward_that_cannot_be_loaded_is_a_finding(use: str, arguments: dict[str, object], seen: str) -> None:
     (finding,) = check_reward(use, arguments=arguments)

@@ -68,9 +68,11 @@ def run_dir(tmp_path: Path) -> Path:
     """A run's two files, as rl/tracking.py and rl/run.py write them; the last answer was recorded as another one."""
     def group(step: int, question_id: str) -> dict[str, Any]:
         texts = {r"\boxed{4}": "4", r"\boxed{8/2}": "8/2", "none": None, r"\boxed{5}": "6" if question_id == "q2" else "5"}
-        completions = [{"text": text, "answer": answer, "cluster": cluster, "reward": 0.25 * (2 if i < 2 else answer is not None),
-                        "scores": {}, "advantage": None, "num_tokens": 3, "finish_reason": "stop", "policy_version": 0}
-                       for i, ((text, answer), cluster) in enumerate(zip(texts.items(), (0, 0, 1, 2), strict=True))]
+        completions: list[dict[str, Any]] = []
+        for i, ((text, answer), cluster) in enumerate(zip(texts.items(), (0, 0, 1, 2), strict=True)):
+            reward = 0.0 if answer is None else 0.5 if i < 2 else 0.25
+            completions.append({"text": text, "answer": answer, "cluster": cluster, "reward": reward, "scores": {}, "advantage": None,
+                                "num_tokens": 3, "finish_reason": "stop", "policy_version": 0})
         return {"step": step, "question_id": question_id, "question": f"2+2 {question_id}", "answer": None, "columns": {"level": 3},
                 "prompt": "2+2?\n", "entropy": 1.04, "normalised_entropy": 0.75, "refused": None, "completions": completions}
 
@@ -94,7 +96,9 @@ def test_a_record_that_differs_from_what_is_computed_now_is_named(run_dir: Path,
 
 
 def test_which_group_is_taken(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, title in ((["--question-id", "q1"], "step 2, question q1"), (["--step", "1"], "step 1, question q1"), ([], "step 2, question q3")):
+    for words, title in (
+        (["--question-id", "q1"], "step 2, question q1"), (["--step", "1"], "step 1, question q1"), ([], "step 2, question q3")
+    ):
         assert explained(capsys, "--rollouts", str(run_dir), *words).startswith(title)
 
 
