@@ -13,10 +13,12 @@ import dataclasses
 import json
 import math
 import os
+import random
 import sys
 from functools import lru_cache
 from typing import Any
 
+import numpy
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
@@ -54,7 +56,14 @@ def _dataset(task: str, config: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _entry(task: str, config: str, index: int) -> dict[str, Any]:
-    entry: dict[str, Any] = _dataset(task, config)[index]
+    return _made(_dataset(task, config), index)
+
+
+def _made(dataset: Any, index: int) -> dict[str, Any]:
+    """Entry `index`; Python's and numpy's global generators, which some tasks (list_functions) draw from, start from the index."""
+    random.seed(index)
+    numpy.random.seed(index)
+    entry: dict[str, Any] = dataset[index]
     return entry
 
 
@@ -64,10 +73,10 @@ def _replay(task: str, config: str) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def _replayed_entry(task: str, config: str, index: int) -> dict[str, Any]:
-    """The entry as `generate` made it, after all before it: some tasks' questions (list_functions) depend on what was made earlier."""
+    """The entry as `generate` made it, after all before it: a task may depend on what was made earlier."""
     dataset, entries = _replay(task, config)
     while len(entries) <= index:
-        entries.append(dataset[len(entries)])
+        entries.append(_made(dataset, len(entries)))
     return entries[index]
 
 
@@ -128,6 +137,6 @@ def generate() -> None:
     if found["problem"] is None:
         dataset, _ = _replay(task, json.dumps(config, sort_keys=True))  # a new one: describe() has made an entry of the other
         for index in range(len(dataset)):
-            entry = dataset[index]
+            entry = _made(dataset, index)
             print(json.dumps({"index": index, "question": entry["question"], "answer": entry["answer"]}), file=results)
         results.flush()

@@ -63,7 +63,8 @@ def test_the_last_answer_tag_is_the_answer_and_else_the_usual_rules(completion: 
     assert result.answers == [answer]
 
 
-# Tasks whose questions follow the order of a set, and so Python's hash seed; and tasks whose questions depend on the size.
+# Tasks whose questions follow the order of a set, and so Python's hash seed; and tasks whose questions depend on the
+# size, or on Python's global random numbers.
 @pytest.mark.parametrize("task", ["ransom_note", "isomorphic_strings", "polynomial_multiplication", "list_functions", "word_ladder", "gcd"])
 def test_the_entry_is_made_again_from_its_reference_in_another_process(task: str) -> None:
     made = rows(task, 3)

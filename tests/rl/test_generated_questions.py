@@ -40,7 +40,7 @@ def test_a_task_becomes_questions_with_ids_answers_and_references() -> None:
 
 @pytest.mark.parametrize("task", ["chain_sum", "ransom_note", "list_functions"])
 def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> None:
-    """ransom_note's questions follow Python's hash seed, list_functions' what was made before."""
+    """ransom_note's questions follow Python's hash seed, list_functions' Python's global random numbers."""
     code = ("from rl.data import load_questions\n"
             f"print([(q.id, q.text, q.answer) for q in load_questions('reasoning_gym:{task}', limit=5).questions])")
     shown = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
