@@ -1,4 +1,4 @@
-"""Completions of a reasoning-gym question -> what the task's own scorer says: 106 procedural tasks, of which many have no single answer.
+"""Completions of a reasoning-gym question -> what the task's own scorer says: 105 procedural tasks, of which many have no single answer.
 
 Questions come from `data: reasoning_gym:TASK` (rl/generated_questions.py) with a column `reasoning_gym`: {"task", "config", "index"},
 from which the whole entry that a scorer needs is made again, in a worker that can be killed (reasoning_gym_worker.py). So
