@@ -3,9 +3,10 @@
     def reward(*, question: str, completions: list[str], answer: str | None, **columns) -> list[float] | GroupScore
 
 A parameter named `rollouts` receives the G rollouts (token_ids, logprobs). An `async def` is awaited, all groups of a batch at
-once. A function with the attribute `needs_answer = True` is never called for a question without a gold answer: that is refused
-before the run. `columns` are the other columns of the question's row. Primitives only, so that a plug-in is a plain function in
-anybody's file, testable without a GPU. Imports neither rl nor torch.
+once. A function with the attribute `needs_answer = True` is never called for a question without a gold answer, and one with
+`needs_columns = ("level",)` never for one without these columns: that is refused before the run. `columns` are the other
+columns of the question's row. Primitives only, so that a plug-in is a plain function in anybody's file, testable without a GPU.
+The page for users is docs/rewards.md. Imports neither rl nor torch.
 """
 
 from __future__ import annotations

@@ -34,14 +34,15 @@ def _leaf(leaf: Canonical) -> str:
     unit = f", unit {leaf.unit}" if leaf.unit else ""
     if leaf.kind == "expression":
         known = "" if leaf.term is not None else ", not of our grammar: left to computer algebra"
-        return f"expression {_short(leaf.latex)}{unit}{known}"
-    value = leaf.value if not isinstance(leaf.value, tuple) else f"{'-' if leaf.value[0] else ''}{_short(leaf.value[1])}e{leaf.value[2]}"
-    return f"{'number' if leaf.kind == 'number' else 'words'} {_short(str(value)) or 'that are empty'}{unit}"
+        return f"expression {shorten(leaf.latex)}{unit}{known}"
+    value = leaf.value if not isinstance(leaf.value, tuple) else f"{'-' if leaf.value[0] else ''}{shorten(leaf.value[1])}e{leaf.value[2]}"
+    return f"{'number' if leaf.kind == 'number' else 'words'} {shorten(str(value)) or 'that are empty'}{unit}"
 
 
 def _items(items: tuple[Node, ...]) -> str:
     return "; ".join(map(describe, items[:8])) + ("; ..." if len(items) > 8 else "")
 
 
-def _short(text: str) -> str:
+def shorten(text: str) -> str:
+    """The text, or its beginning and its length where it is long."""
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}... ({len(text)} characters)"

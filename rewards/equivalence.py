@@ -31,7 +31,7 @@ from functools import cache
 
 from rewards import expression, reading
 from rewards.comparison import Pair, TreeComparison
-from rewards.describing import describe
+from rewards.describing import describe, shorten
 from rewards.reading import read
 from rewards.structure import Node
 from rewards.workers import Outcome, WorkerPool
@@ -63,7 +63,7 @@ def compare_many(pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
 def explain(first: str, second: str) -> list[str]:
     """Plain lines: how each answer is read, what decided, and the verdict."""
     left, right = read(first), read(second)
-    lines = [f"read as: {describe(left)}", f"read as: {describe(right)}"]
+    lines = [f"{shorten(first)} is read as: {describe(left)}", f"{shorten(second)} is read as: {describe(right)}"]
     comparison = TreeComparison({})
     verdict = comparison.equal(left, right)
     if verdict is not None:

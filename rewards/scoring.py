@@ -92,6 +92,14 @@ class RewardSum:
                 raise RewardError(f"{reward.label} needs a gold answer, and question {question_id!r} has none; fill the answer "
                                   "column, or use a reward that needs none, such as rewards.semantic_entropy:semantic_entropy")
 
+    def check_columns(self, question_id: str, columns: Mapping[str, object]) -> None:
+        """Raises RewardError if the question lacks a column that a reward says it needs (`needs_columns`)."""
+        for _, reward in self._terms:
+            for column in getattr(reward.function, "needs_columns", ()):
+                if column not in columns:
+                    raise RewardError(f"{reward.label} needs the column {column!r}, and question {question_id!r} has "
+                                      f"{', '.join(map(repr, columns)) or 'no columns'}")
+
     def score(self, groups: Sequence[GroupInput]) -> list[GroupResult]:
         """One result per group, in order. Raises RewardError for whatever a function does wrong, and for an empty group."""
         if not groups:

@@ -37,7 +37,7 @@ class Outcome:
     """value: what the function returned if status is ok, otherwise None. failed: it raised. died: its process ended."""
 
     status: Status
-    value: bool | None = None
+    value: bool | float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +57,7 @@ class _Worker:
 
 
 class WorkerPool:
-    """Calls `function`, a "package.module:name" taking strings and returning a bool, on many argument lists.
+    """Calls `function`, a "package.module:name" taking strings and returning a bool or a number, on many argument lists.
 
     deadline_s: seconds one item may take, its worker's start not included. memory_gb: address space of one worker.
     """
@@ -123,7 +123,7 @@ class WorkerPool:
         process = subprocess.Popen(
             [sys.executable, "-c", "from rewards.workers import serve; serve()", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"})
         return _Worker(process, time.monotonic() + _START_S)
 
     def _send(self, worker: _Worker, item: int, items: Sequence[Sequence[str]]) -> None:
@@ -143,7 +143,7 @@ class WorkerPool:
         worker.received += data
         *lines, rest = bytes(worker.received).split(b"\n")
         worker.received = bytearray(rest)
-        return [Outcome("ok", value) if isinstance(value := json.loads(line), bool) else Outcome("failed") for line in lines]
+        return [Outcome("ok", value) if isinstance(value := json.loads(line), bool | int | float) else Outcome("failed") for line in lines]
 
     @staticmethod
     def _release(worker: _Worker, busy: list[_Worker], selector: selectors.BaseSelector) -> None:
@@ -164,7 +164,7 @@ class WorkerPool:
 
 
 def serve() -> None:
-    """A worker's whole life: one JSON list of arguments per line in, true, false or null (it raised) out."""
+    """A worker's whole life: one JSON list of arguments per line in, true, false, a number or null (it raised) out."""
     function_path, memory_bytes = sys.argv[1:]
     with contextlib.suppress(ValueError):  # a lower limit is set already
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))

@@ -64,7 +64,9 @@ class ColumnsSection(Section):
 
 
 class DataSection(Section):
-    path: str = setting("models/tiny-arith/questions/train.jsonl", "JSONL or parquet file, or a Hugging Face dataset id")
+    path: str = setting("models/tiny-arith/questions/train.jsonl", "JSONL or parquet file, Hugging Face dataset id, or reasoning_gym:TASK")
+    task: dict[str, JsonValue] = setting(
+        dict, "parameters of the reasoning-gym task, with seed (0) and size (limit, or 500); see docs/rewards.md")
     split: str = setting("train", "split of a Hugging Face dataset")
     subset: str | None = setting(None, "configuration name of a Hugging Face dataset")
     revision: str | None = setting(None, "revision of a Hugging Face dataset")
@@ -184,7 +186,9 @@ class OptimSection(Section):
 
 
 class EvaluationSection(Section):
-    path: str | None = setting(None, "held-out questions with answers (JSONL, parquet or dataset id); null: no evaluation")
+    path: str | None = setting(None, "held-out questions with answers (JSONL, parquet, dataset id, reasoning_gym:TASK); null: none")
+    task: dict[str, JsonValue] = setting(
+        dict, "parameters of the reasoning-gym task, with seed (1000000000) and size; questions that occur in training are left out")
     split: str = setting("test", "split of a Hugging Face dataset")
     subset: str | None = setting(None, "configuration name of a Hugging Face dataset")
     revision: str | None = setting(None, "revision of a Hugging Face dataset")
@@ -195,7 +199,9 @@ class EvaluationSection(Section):
     samples_during: int = setting(
         2, "completions per question in the evaluations between the first and the last", unit="completions", ge=1)
     temperature: float | None = setting(None, "sampling temperature; null: the training's", gt=0)
-    reward: str = setting("rewards.accuracy:accuracy", "the grader, a reward with values in [0, 1]")
+    reward: str | None = setting(
+        None, "the grader, a reward with values in [0, 1]; null: rewards.accuracy:accuracy, for a reasoning-gym task "
+        "rewards.reasoning_gym:solved")
 
 
 class WatchdogSection(Section):

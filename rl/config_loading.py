@@ -195,6 +195,9 @@ def _apply(values: dict[str, Any], override: str) -> str:
             container[part] = _typed(text, field, key, container.get(part))
             return key
         inner = section_of(field.annotation)
+        if get_origin(field.annotation) is dict:
+            _set_in_mapping(container, parts[depth:], _as_yaml(text, key, "a value as YAML has it"))
+            return key
         if inner is None:
             raise ConfigError([f"override {key}: {path} has no keys of its own; it is {expected(field)}"])
         container[part] = _opened(container.get(part), field)
@@ -202,6 +205,24 @@ def _apply(values: dict[str, Any], override: str) -> str:
         if not isinstance(container, dict | list):
             raise ConfigError([f"override {key}: {path} is {_seen(container)} in the file; expected {expected(field)}"])
     raise AssertionError("the last part of a key returns or raises")
+
+
+def _set_in_mapping(container: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    """Set data.task.max_terms where `task` takes any names; mappings on the way are copied, since an anchor may use them twice."""
+    for part in parts[:-1]:
+        inner = container.get(part)
+        copy = dict(inner) if isinstance(inner, dict) else {}
+        container[part] = copy
+        container = copy
+    container[parts[-1]] = value
+
+
+def _as_yaml(text: str, key: str, wanted: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError([f"override {key}: saw {text!r}, which is not valid YAML ({problem}); expected {wanted}"]) from None
 
 
 def _opened(value: Any, field: FieldInfo) -> Any:
@@ -237,15 +258,13 @@ def _spelt_out(value: Any, field: FieldInfo) -> Any:
 def _typed(text: str, field: FieldInfo, key: str, current: Any) -> Any:
     """The override's text as the kind of value that the field takes: text as it was typed, all else as YAML reads it."""
     options = get_args(field.annotation) or (field.annotation,)
-    takes_text = get_origin(field.annotation) is not list and (str in options or Path in options)
+    takes_text = get_origin(field.annotation) not in (list, dict) and (str in options or Path in options)
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        value = _as_yaml(text, key, expected(field))
+    except ConfigError:
         if takes_text:
             return text
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError([f"override {key}: saw {text!r}, which is not valid YAML ({problem}); "
-                           f"expected {expected(field)}"]) from None
+        raise
     if takes_text:
         is_null = value is None and type(None) in options
         is_quoted = isinstance(value, str) and text.lstrip()[:1] in ("'", '"')

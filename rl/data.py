@@ -1,4 +1,4 @@
-"""Turns a file of questions (JSONL, parquet) or a Hugging Face dataset into Questions.
+"""Turns a file of questions (JSONL, parquet), a Hugging Face dataset or a reasoning-gym task into Questions.
 
 A new file format is one more function from a path to an iterator of Rows, and one more line in `_rows`. The order in which
 questions are sampled is in rl/data_order.py, their prompts in rl/prompting.py.
@@ -11,21 +11,23 @@ import decimal
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rl.config import ColumnsSection
 from rl.config_loading import closest, resolve_path
+from rl.generated_questions import TaskError, is_generated, task_rows
 from rl.records import Json, Question
 
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 
 # Names under which data sets keep gold answers. With columns.answer = null none of them leaves this file, so that no reward and
-# no template of a run without labels can see one.
+# no template of a run without labels can see one. A reasoning-gym reference leads to the answer.
 ANSWER_COLUMNS = frozenset(
-    {"answer", "answers", "final_answer", "gold", "gold_answer", "ground_truth", "reference_answer", "solution", "solutions"})
+    {"answer", "answers", "final_answer", "gold", "gold_answer", "ground_truth", "reference_answer", "solution", "solutions",
+     "reasoning_gym"})
 
 # Arguments that rewards receive from elsewhere: a column of such a name would collide with them.
 RESERVED_COLUMNS = frozenset({"question", "answer", "prompts", "completions", "completion_ids", "rollouts"})
@@ -39,12 +41,13 @@ class DataError(ValueError):
 class QuestionCounts:
     """num_rows: rows read (no more than `limit` asks for). num_duplicates: rows dropped because an earlier one has the same
     question text; num_contradicting: those among them whose answer differs from the kept one's. num_with_answer: kept questions
-    that have an answer."""
+    that have an answer. num_excluded: rows dropped because they are among `exclude`."""
 
     num_rows: int
     num_duplicates: int
     num_contradicting: int
     num_with_answer: int
+    num_excluded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,12 @@ class _Row:
 
 
 def load_questions(path: str, *, split: str = "train", subset: str | None = None, revision: str | None = None,
-                   columns: ColumnsSection | None = None, limit: int | None = None, section: str = "data") -> LoadedQuestions:
+                   columns: ColumnsSection | None = None, limit: int | None = None, section: str = "data",
+                   task: Mapping[str, Json] | None = None, exclude: Collection[str] = ()) -> LoadedQuestions:
     """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the rows.
 
-    path: see rl.config_loading.resolve_path. split, subset, revision: of data sets only. limit: stop after so many questions.
+    path: see rl.config_loading.resolve_path, or reasoning_gym:TASK with its parameters `task` (rl/generated_questions.py). split,
+    subset, revision: of data sets only. limit: stop after so many questions. exclude: texts of questions to leave out.
     section: the configuration's section, for messages. Rows with the same question text are dropped but for the first. Answers
     that are numbers become text (72 -> "72"); an empty one is none. Column names that rewards use for something else (question,
     answer, completions, ...) are not passed on; with columns.answer = None neither are ANSWER_COLUMNS.
@@ -74,10 +79,13 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
     columns = columns or ColumnsSection()
     kept: dict[str, Question] = {}
     places: dict[str, str] = {}
-    num_rows = num_duplicates = num_contradicting = 0
-    for row in _rows(path, split, subset, revision, section):
+    num_rows = num_duplicates = num_contradicting = num_excluded = 0
+    for row in _rows(path, split, subset, revision, section, task or {}, limit):
         num_rows += 1
         question = _question(row, columns, section)
+        if question.text in exclude:
+            num_excluded += 1
+            continue
         earlier = kept.get(question.text)
         if earlier is not None:
             num_duplicates += 1
@@ -91,17 +99,26 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
         places[question.id] = row.where
         if limit is not None and len(kept) == limit:
             break
+    if not kept and num_excluded:
+        raise DataError(f"{path}: all of its {num_excluded} questions are training questions too; give {section}.task other parameters or "
+                        "another seed, or train on fewer")
     if not kept:
         raise DataError(f"{path}: has no questions; expected at least one row with a {columns.question!r} field")
     questions = tuple(kept.values())
     num_with_answer = sum(question.answer is not None for question in questions)
-    return LoadedQuestions(questions, QuestionCounts(num_rows, num_duplicates, num_contradicting, num_with_answer))
+    return LoadedQuestions(questions, QuestionCounts(num_rows, num_duplicates, num_contradicting, num_with_answer, num_excluded))
 
 
 # --- where rows come from --------------------------------------------------------------------------------------------
 
 
-def _rows(path: str, split: str, subset: str | None, revision: str | None, section: str) -> Iterator[_Row]:
+def _rows(path: str, split: str, subset: str | None, revision: str | None, section: str, task: Mapping[str, Json],
+          limit: int | None) -> Iterator[_Row]:
+    if is_generated(path):
+        return _generated_rows(path, task, limit, section)
+    if task:
+        raise DataError(f"{section}.task: saw {dict(task)!r}, and {section}.path is {path}; only reasoning_gym:TASK has task parameters. "
+                        "Remove the key")
     local = resolve_path(path)
     suffix = local.suffix.lower()
     if local.is_dir():
@@ -124,6 +141,15 @@ def _similar_file(path: Path) -> str:
     names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in FILE_SUFFIXES or entry.is_dir())
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _generated_rows(path: str, task: Mapping[str, Json], limit: int | None, section: str) -> Iterator[_Row]:
+    try:
+        rows = task_rows(path, task, limit, section)
+    except TaskError as error:
+        raise DataError(str(error)) from None
+    for number, values in enumerate(rows, start=1):
+        yield _Row(f"{path}: question {number}", number, values)
 
 
 def _jsonl_rows(path: Path) -> Iterator[_Row]:

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -19,9 +19,10 @@ from rl.config import DataSection, EvaluationSection, ModelSection, RewardSectio
 from rl.config_loading import ConfigError, resolve_path
 from rl.data import LoadedQuestions, load_questions
 from rl.generate.constants import BACKENDS
+from rl.generated_questions import is_generated
 from rl.prompting import PromptRenderer, load_template, render_prompts
 from rl.records import Prompt, Question
-from rl.rewarding import build_rewards, check_answers
+from rl.rewarding import build_rewards, check_answers, check_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def read_inputs(config: RunConfig) -> Inputs:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError([f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'"])
     rewards = build_rewards(config.rewards)
-    grader = None if config.evaluation.path is None else build_rewards([RewardSection(use=config.evaluation.reward)])
+    grader = None if config.evaluation.path is None else build_rewards([RewardSection(use=_grader(config.evaluation))])
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     template = load_template(config.prompt.template)
     renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)
@@ -59,14 +60,18 @@ def read_inputs(config: RunConfig) -> Inputs:
             "prompt.chat_template=auto with a tokenizer that has one, or another template such as boxed", stacklevel=2)
     training = _load(config.data, config.data.limit, "data")
     _check_training_answers(rewards, training.questions, config.data)
+    _check_columns(rewards, training.questions, "data", config.data)
     prompts, num_too_long = render_prompts(training.questions, renderer, config.data.max_prompt_tokens)
     dropped = {_duplicates(training): training.counts.num_duplicates, "too long": num_too_long}
     held_out: tuple[Prompt, ...] = ()
     if grader is not None:
-        loaded = _load(config.evaluation, config.evaluation.num_questions, "evaluation")
+        loaded = _load(config.evaluation, config.evaluation.num_questions, "evaluation",
+                       {question.text for question in training.questions} if is_generated(config.evaluation.path) else set())
+        _check_columns(grader, loaded.questions, "evaluation", config.evaluation)
         _check_held_out_answers(grader, loaded.questions)
         held_out, num_too_long = render_prompts(loaded.questions, renderer, config.data.max_prompt_tokens)
-        dropped |= {f"held-out {_duplicates(loaded)}": loaded.counts.num_duplicates, "held-out too long": num_too_long}
+        dropped |= {f"held-out {_duplicates(loaded)}": loaded.counts.num_duplicates, "held-out too long": num_too_long,
+                    "held-out that are training questions": loaded.counts.num_excluded}
         _warn_of_overlap(prompts, held_out)
     _check_lengths(config, model_config, (*prompts, *held_out))
     _check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
@@ -114,10 +119,11 @@ def _unreadable(model: ModelSection, what: str, error: Exception) -> ConfigError
                         "checkpoint, or a hub id that this machine can reach"])
 
 
-def _load(section: DataSection | EvaluationSection, limit: int | None, name: str) -> LoadedQuestions:
+def _load(section: DataSection | EvaluationSection, limit: int | None, name: str,
+          exclude: Collection[str] = ()) -> LoadedQuestions:
     assert section.path is not None
     return load_questions(section.path, split=section.split, subset=section.subset, revision=section.revision, columns=section.columns,
-                          limit=limit, section=name)
+                          limit=limit, section=name, task=section.task, exclude=exclude)
 
 
 def _duplicates(loaded: LoadedQuestions) -> str:
@@ -154,6 +160,22 @@ def _check_lengths(config: RunConfig, model_config: PretrainedConfig, prompts: S
             f"sampling.max_completion_tokens: {config.sampling.max_completion_tokens} tokens after the longest prompt "
             f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}. "
             f"Remedy: {f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower data.max_prompt_tokens"])
+
+
+def _grader(evaluation: EvaluationSection) -> str:
+    default = "rewards.reasoning_gym:solved" if is_generated(evaluation.path) else "rewards.accuracy:accuracy"
+    return evaluation.reward or default
+
+
+def _check_columns(rewards: RewardSum, questions: Sequence[Question], name: str,
+                   section: DataSection | EvaluationSection) -> None:
+    try:
+        check_columns(rewards, questions)
+    except RewardError as error:
+        remedy = "questions that have it, or another reward"
+        if section.columns.answer is None:
+            remedy = f"{name}.columns.answer=answer (null keeps columns that lead to the answer from rewards), or another reward"
+        raise ConfigError([f"{name}.path: {section.path}: {error}. Remedy: {remedy}"]) from error
 
 
 def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], data: DataSection) -> None:

@@ -22,6 +22,12 @@ def check_answers(rewards: RewardSum, questions: Sequence[Question]) -> None:
         rewards.check_question(question.id, question.answer)
 
 
+def check_columns(rewards: RewardSum, questions: Sequence[Question]) -> None:
+    """Refuse, before anything is sampled, questions without a column that a reward needs."""
+    for question in questions:
+        rewards.check_columns(question.id, question.columns)
+
+
 def score_groups(rewards: RewardSum, groups: Sequence[Group]) -> list[ScoredGroup]:
     """Score whole groups, in order."""
     inputs = [

@@ -180,6 +180,7 @@ def rollouts_record(step: int, scored: ScoredGroup, advantages: Sequence[float] 
         "question_id": question.id,
         "question": question.text,
         "answer": question.answer,
+        "columns": dict(question.columns),
         "prompt": scored.group.prompt.text,
         "entropy": scored.entropy,
         "normalised_entropy": scored.normalised_entropy,

@@ -41,7 +41,7 @@ def test_every_shipped_config_loads_names_a_template_and_says_what_it_needs(path
 
 
 def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:
-    assert {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math"} <= {path.stem for path in CONFIGS}
+    assert {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym"} <= {path.stem for path in CONFIGS}
 
 
 def test_the_quick_start_reads_no_answers_and_the_three_tiny_runs_differ_in_nothing_but_data_and_reward() -> None:
@@ -96,6 +96,16 @@ def test_later_overrides_win_and_the_file_is_not_changed_through_an_anchor(tmp_p
     path = write(tmp_path, "data: {columns: &columns {question: q}}\nevaluation: {columns: *columns}\n")
     config = load(path, ["data.columns.question=x", "data.columns.question=y"])
     assert (config.data.columns.question, config.evaluation.columns.question) == ("y", "q")
+
+
+def test_a_mapping_is_set_whole_or_by_its_names_and_the_file_is_not_changed_through_an_anchor(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {task: &task {a: {b: 1, c: 2}}}\nevaluation: {task: *task}\n")
+    config = load(path, ["data.task.a.b=7", "data.task.seed=3", "rewards.0.arguments={longest: 30}", "data.task.word=two"])
+    assert config.data.task == {"a": {"b": 7, "c": 2}, "seed": 3, "word": "two"}
+    assert config.evaluation.task == {"a": {"b": 1, "c": 2}}
+    assert config.rewards[0].arguments == {"longest": 30}
+    assert load(path, ["data.task={x: [1, 2]}"]).data.task == {"x": [1, 2]}
+    assert problems_of(None, "data.task.x={") and problems_of(None, "data.task=3")
 
 
 def test_all_problems_are_listed_at_once_a_line_each(tmp_path: Path) -> None:

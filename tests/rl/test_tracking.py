@@ -114,7 +114,7 @@ def test_a_group_is_written_with_everything_that_decided_its_gradient(tmp_path: 
     trained, refused = read_json_lines(tmp_path / "rollouts.jsonl")
     completions = trained.pop("completions")
     assert isinstance(completions, list) and len(completions) == 4
-    assert trained == {"step": 4, "question_id": "q1", "question": "question q1", "answer": None, "prompt": "question q1\n",
+    assert trained == {"step": 4, "question_id": "q1", "question": "question q1", "answer": None, "columns": {}, "prompt": "question q1\n",
                        "entropy": pytest.approx(1.0397207708), "normalised_entropy": pytest.approx(0.75), "refused": None}
     assert completions[3] == {
         "text": "no idea at all", "answer": None, "cluster": 3, "reward": 0.0, "scores": {"semantic_entropy": 0.0},

@@ -1,0 +1,156 @@
+"""`python -m rewards.explain`: one group, and for each completion what was extracted, what it was compared with, and what it scored.
+
+The command for a reward that looks wrong. The group is given on the command line, or taken from a run's rollouts.jsonl, whose
+rewards are then the run's own. Everything is computed anew by the functions that training calls; recorded values stand beside it.
+recorded.py reads runs; a line of the report is a line of `explain`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rewards.accuracy import gold_answer
+from rewards.calling import GroupInput
+from rewards.contract import RewardError
+from rewards.describing import describe
+from rewards.equivalence import explain as explain_pair
+from rewards.extraction import extract
+from rewards.reading import read
+from rewards.recorded import RecordedError, RecordedGroup, read_group, rewards_of_run
+from rewards.scoring import GroupResult, RewardSpec, RewardSum
+
+MAX_SHOWN = 300  # characters of a completion: its end, where the answer is
+
+
+def explain(specs: Sequence[RewardSpec], group: GroupInput, recorded: RecordedGroup | None = None) -> list[str]:
+    """The report's lines. Raises RewardError for whatever the rewards refuse."""
+    rewards = RewardSum(specs)
+    rewards.check_columns(group.question_id, group.columns)
+    (result,) = rewards.score([group])
+    last_number = any(spec.arguments.get("last_number") for spec in specs)
+    lines = [f"question     {group.question}"]
+    gold = None if group.answer is None else gold_answer(group.answer)
+    if group.answer is not None:
+        lines.append(f"gold answer  {gold}" + (f"   (from {_end(group.answer)})" if gold != group.answer else ""))
+    for i, completion in enumerate(group.completions):
+        lines += ["", f"completion {i}   {_end(completion)}"]
+        lines += [f"  {line}" for line in _of_completion(specs, result, i, completion, gold, last_number)]
+        if recorded is not None:
+            lines.append(f"  recorded   answer {recorded.answers[i]!r}, cluster {recorded.labels[i]}, reward {recorded.rewards[i]:g}"
+                         + ("" if _as_recorded(result, recorded, i) else "   -- differs from now"))
+    lines += ["", f"group        {len(set(result.labels))} clusters of {len(result.labels)}, semantic entropy {result.entropy:.4g} nats"]
+    lines += [f"  {name:<40} {value:.6g}" for name, value in result.metrics.items()]
+    return lines
+
+
+def _of_completion(
+    specs: Sequence[RewardSpec], result: GroupResult, i: int, completion: str, gold: str | None, last_number: bool
+) -> list[str]:
+    found = extract(completion, last_number)
+    answer = result.answers[i]
+    lines = [f"extracted  nothing   by rule: {found.rule} (see rewards/extraction.py)" if found.answer is None else
+             f"extracted  {_short(found.answer)}   by rule: {found.rule}"]
+    if answer != found.answer:
+        lines.append(f"answer     {_short(answer)}   (the reward's own extraction)")
+    if answer is not None and gold is not None:
+        lines += [f"{'against the gold answer' if n == 0 else '':<25}{line}" for n, line in enumerate(explain_pair(answer, gold))]
+    elif answer is not None:
+        lines.append(f"read as    {describe(read(answer))}")
+    label = result.labels[i]
+    others = [k for k, other in enumerate(result.labels) if other == label and k != i]
+    lines.append(f"cluster    {label}" + (f", with completion {', '.join(map(str, others))}" if others else ", alone"))
+    founder = result.labels.index(label)
+    if founder != i and answer is not None and (founding := result.answers[founder]) not in (None, answer):
+        assert founding is not None
+        lines += [f"{f'  since {_short(founding)!s} founded it:' if n == 0 else '':<25}{line}"
+                  for n, line in enumerate(explain_pair(founding, answer))]
+    for name, scores in result.scores.items():
+        lines.append(f"score      {scores[i]:g}   {name}")
+    if len(specs) > 1 or any(spec.weight != 1 for spec in specs):
+        lines.append(f"reward     {result.rewards[i]:g}   the weighted sum")
+    return lines
+
+
+def _as_recorded(result: GroupResult, recorded: RecordedGroup, i: int) -> bool:
+    """Labels are compared as partitions: whom the completion is with."""
+    def together(labels: Sequence[int]) -> list[bool]:
+        return [label == labels[i] for label in labels]
+
+    return (result.answers[i] == recorded.answers[i] and together(result.labels) == together(recorded.labels)
+            and abs(result.rewards[i] - recorded.rewards[i]) < 1e-9)
+
+
+def _end(text: str) -> str:
+    return repr(text) if len(text) <= MAX_SHOWN else f"...{text[-MAX_SHOWN:]!r} ({len(text)} characters)"
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "nothing"
+    return text if len(text) <= 120 else f"{text[:60]} ... {text[-50:]} ({len(text)} characters)"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """0, or 2 with one line that says what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m rewards.explain", description="Why a reward gave what it gave.")
+    parser.add_argument("--reward", metavar="REWARD", help="package.module:name or file.py:name; of --rollouts the run's own by default")
+    parser.add_argument("--style", choices=("group", "trl"), default="group", help="trl: a function written for TRL")
+    parser.add_argument("--arguments", default="{}", metavar="JSON", help="keyword arguments, as in a configuration")
+    parser.add_argument("--columns", default="{}", metavar="JSON", help="further columns of the question")
+    parser.add_argument("--question", default="", help="the question")
+    parser.add_argument("--answer", help="its gold answer")
+    parser.add_argument("--completion", action="append", default=[], help="a completion; once for each")
+    parser.add_argument("--rollouts", type=Path, metavar="PATH", help="a run's folder, or its rollouts.jsonl")
+    parser.add_argument("--step", type=int, help="which step of the run; the last one that has the question by default")
+    parser.add_argument("--question-id", metavar="ID", help="which question of the run; the first one of the step by default")
+    given = parser.parse_args(words)
+    try:
+        lines = _explain_given(given)
+    except (RewardError, RecordedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+def _explain_given(given: argparse.Namespace) -> list[str]:
+    columns = _object("--columns", given.columns)
+    if given.rollouts is None:
+        if given.reward is None:
+            raise RewardError("--reward is missing; name one, such as --reward rewards.accuracy:accuracy, or a run with --rollouts")
+        if not given.completion:
+            raise RewardError("there is no completion to explain; give at least one with --completion TEXT, or a run with --rollouts")
+        recorded = None
+        group = GroupInput("given here", given.question, given.completion, given.answer, columns)
+    else:
+        recorded = read_group(given.rollouts, given.step, given.question_id)
+        group = GroupInput(recorded.question_id, recorded.question, recorded.completions,
+                           recorded.answer if given.answer is None else given.answer, {**recorded.columns, **columns}, recorded.prompt)
+    if given.reward is not None:
+        specs = [RewardSpec(given.reward, style=given.style, arguments=_object("--arguments", given.arguments))]
+    else:
+        specs = rewards_of_run(given.rollouts)
+    if recorded is None:
+        return explain(specs, group)
+    title = f"step {recorded.step}, question {recorded.question_id}, rewards: {', '.join(spec.use for spec in specs)}"
+    # Another reward than the run's has nothing to be compared with.
+    return [title, *explain(specs, group, recorded if given.reward is None else None)]
+
+
+def _object(option: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RewardError(f"{option}: saw {text!r}, which is not JSON ({error}); expected an object such as '{{\"level\": 3}}'") from None
+    if not isinstance(value, dict):
+        raise RewardError(f"{option}: saw {text!r}; expected an object such as '{{\"level\": 3}}'")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
