@@ -60,6 +60,14 @@ def work(text):
     return text.startswith("yes")
 """
 
+OF_OTHERS: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def _note_processes_of_others() -> None:
+    OF_OTHERS.clear()
+    OF_OTHERS.update(psutil.Process().children(recursive=True))
+
 
 @pytest.fixture
 def new_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., WorkerPool]]:
@@ -94,7 +102,8 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def descendants(pid: int | None = None) -> list[psutil.Process]:
-    return [process for process in psutil.Process(pid).children(recursive=True) if is_alive(process)]
+    """Living ones, the template first, less those of pools that other tests have left open."""
+    return [process for process in psutil.Process(pid).children(recursive=True) if is_alive(process) and process not in OF_OTHERS]
 
 
 def assert_gone(processes: list[psutil.Process], within_s: float = 4.0) -> None:
@@ -254,7 +263,7 @@ def test_close_leaves_no_process_can_be_repeated_and_the_pool_is_usable_after_it
 def test_a_killed_template_takes_its_workers_along_and_is_replaced(new_pool: Callable[..., WorkerPool]) -> None:
     pool = new_pool(num_workers=2, deadline_s=20.0)
     outcomes(pool, "yes")
-    template = psutil.Process().children()[0]
+    template = descendants()[0]
     threading.Timer(0.5, template.kill).start()
     results = outcomes(pool, "hang in C", "yes")
     assert results == [DIED, YES]
@@ -267,8 +276,7 @@ def test_a_killed_template_takes_its_workers_along_and_is_replaced(new_pool: Cal
 def test_workers_killed_from_outside_while_idle_cost_no_item(new_pool: Callable[..., WorkerPool]) -> None:
     pool = new_pool(num_workers=1)
     outcomes(pool, "yes")
-    (template,) = psutil.Process().children()
-    (worker,) = template.children()
+    _, worker = descendants()
     worker.kill()
     assert_gone([worker])
     assert outcomes(pool, "yes") == [YES]
@@ -280,8 +288,7 @@ def test_an_interrupted_call_leaves_a_usable_pool(new_pool: Callable[..., Worker
     threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         outcomes(pool, "hang", "hang in C")
-    (template,) = psutil.Process().children()
-    assert_gone(template.children())
+    assert_gone(descendants()[1:])
     assert outcomes(pool, "yes", "no") == [YES, NO]
 
 
