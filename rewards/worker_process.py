@@ -11,8 +11,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from rewards.worker_server import START_S
 
@@ -21,14 +23,16 @@ _COMMAND_S = 30.0  # the template reads its commands at once unless it is stoppe
 
 
 class Worker:
-    """One forked process. `item`, `started_s` and `is_slow` are the pool's notes on what it is doing."""
+    """One forked process. Of what it is doing: `item`, and when it began and must end, on the monotonic clock."""
 
     def __init__(self, number: int, channel: socket.socket) -> None:
         self.number, self.channel = number, channel
         self.item = -1
-        self.started_s = self.deadline_s = 0.0  # on the monotonic clock
+        self.started_s = self.deadline_s = 0.0
         self.is_slow = False
         self.num_items = 0
+        self._pid: int | None = None
+        self._cpu_s = 0.0  # what it had used before this item
         self._received = b""
 
     def send(self, arguments: Sequence[str]) -> None:
@@ -36,19 +40,36 @@ class Worker:
         self.channel.sendall(json.dumps(list(arguments)).encode() + b"\n")
 
     def receive(self) -> dict[str, object] | None:
-        """The answer, {} if it is not complete yet, None if the process has ended. Call it when the channel is readable."""
+        """The answer, {} if there is none yet, None if the process has ended. Call it when the channel is readable."""
         try:
             data = self.channel.recv(65536)
         except ConnectionResetError:
             data = b""
         if not data:
             return None
-        line, newline, self._received = (self._received + data).partition(b"\n")
-        if not newline:
-            self._received = line
-            return {}
-        answer: dict[str, object] = json.loads(line)
+        *lines, self._received = (self._received + data).split(b"\n")
+        answer: dict[str, object] = {}
+        for line in lines:
+            answer = json.loads(line)
+            self._cpu_s = float(cast(float, answer["cpu_s"]))
+            if "pid" in answer:
+                self._pid, answer = cast(int, answer["pid"]), {}
         return answer
+
+    def has_spent(self, seconds: float) -> bool:
+        """Whether the item has had this much CPU time, or as much time in which it wanted no CPU (it sleeps).
+
+        Time in which other processes had the core does not count, so that a busy machine does not make an item look slow. Where
+        the system does not tell (there is no /proc), time is wall-clock time.
+        """
+        if time.monotonic() - self.started_s < seconds:
+            return False
+        try:
+            fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return self._pid is not None  # a process that has not begun has spent nothing
+        state, user, system = fields[0], fields[11], fields[12]
+        return state != "R" or (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") - self._cpu_s >= seconds
 
 
 class Template:
@@ -105,7 +126,7 @@ class Template:
         return Worker(self._last_number, ours)
 
     def slow(self, worker: Worker) -> None:
-        """Lowers the worker's priority, for good: it must not get further items."""
+        """Lowers the worker's priority, for good: only a privileged process could raise it again."""
         self._command(f"slow {worker.number}\n")
 
     def kill(self, worker: Worker) -> None:

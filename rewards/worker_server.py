@@ -25,6 +25,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from pathlib import Path
 
 START_S = 120  # a loaded machine imports sympy slowly; a start that takes longer is an error and no verdict
 _LOOK_S = 1.0  # how often the template looks whether its caller is alive and reaps
-_SLOW_NICE = 5  # at twice that, slow but honest items would starve beside busy cores
+_SLOW_NICE = 5  # a third of the weight; at 10, a tenth, slow but honest items would starve on busy cores
 _PR_SET_PDEATHSIG = 1
 
 
@@ -175,16 +176,20 @@ class _Template:
 
 
 def serve(channel: socket.socket, function: Callable[..., object], limits: Limits) -> None:
-    """A worker's whole life: one JSON list of arguments per line in, {"value": bool} or {"error": name of what it raised} out."""
+    """A worker's whole life: one JSON list of arguments per line in, {"value": bool} or {"error": name of what it raised} out.
+
+    First it says {"pid": its number}; `cpu_s` in each line is the CPU time that it has used so far.
+    """
     _limit(resource.RLIMIT_AS, limits.memory_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
+    answer: dict[str, object] = {"pid": os.getpid()}
+    channel.sendall(json.dumps(answer | {"cpu_s": time.process_time()}).encode() + b"\n")
     for line in channel.makefile("rb"):
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + limits.cpu_s))
+        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + limits.cpu_s))
         answer = _answer(function, json.loads(line))
-        channel.sendall(json.dumps(answer).encode() + b"\n")
+        channel.sendall(json.dumps(answer | {"cpu_s": time.process_time()}).encode() + b"\n")
 
 
 def _limit(what: int, soft: int) -> None:

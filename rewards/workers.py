@@ -7,15 +7,16 @@ function (rewards/worker_server.py). The template starts with the first item, do
 notebooks, under accelerate and without a main guard) and ends, with all workers, when the pool is closed or the caller's process
 ends, however it ends. A fork of the caller starts a template of its own. Calls from several threads take turns.
 
-How many at once. `num_workers` items run together; one that has run for longer than `_PATIENCE_S` does not count any more, gets a lower
-priority, and a further item starts beside it, up to `max_workers` in all. So a few hanging items hold nobody up: ten of them are
-over within one deadline + 1 s on 2 cores, and short items beside them get most of the cores. What this costs: an honest item that takes
-longer than that shares the cores with what hangs, so on a crowded machine it can miss a deadline that it would meet alone; in the
-worst case it gets a share of num_cores / max_workers of its deadline. Deadlines are wall-clock time, from sending the item.
+How many at once. `num_workers` items run together. One that has used `_PATIENCE_S` of CPU time, or has slept that long, does not
+count any more and gets a lower priority, and a further item starts beside it, up to `max_workers` in all. So a few hanging items
+hold nobody up: on 2 idle cores ten of them are over within one deadline + 1 s, and short items beside them get most of the cores. Deadlines
+are wall-clock time. What this costs: an item that is slow but honest shares the cores with what hangs. If all max_workers hang,
+it gets num_workers / max_workers of a core's time, at the defaults an eighth of its deadline (0.6 s), and times out if it needs more; fewer
+items at once would give each more, and all of them together longer.
 
-How long a call may take. Once `max_workers` items of one call have timed out, the items that start later in this call have a fifth of
-the deadline: n items that hang are over within (1 + ceil((n - max_workers) / max_workers) / 5) deadlines + 1 s; 200 of them
-within 17 s + 1 s at the defaults. There is no bound on a call's total time, since it would turn honest items of a long list into time-outs.
+How long a call may take. n hanging items are over within ceil(n / max_workers) deadlines + 1 s: 200 take 65 s with 16 workers. There is no bound on
+a call's total time, and the deadline does not shrink when many hang: on a busy machine either would turn honest items into time-outs. Where
+that is too long, choose a shorter deadline.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from rewards.worker_process import Template, Worker
 
 Status = Literal["ok", "failed", "died", "timed_out"]
 
-_PATIENCE_S = 0.15  # several times what honest algebra takes
-_HASTE = 5
+_PATIENCE_S = 0.08  # twice what a worker takes for its first item, in CPU time; later ones take a few milliseconds
+_LOOK_S = 0.02  # how often an item that has run longer is looked at while others wait
 _ITEMS_PER_WORKER = 500  # caches of the function must not add up to the memory limit
 _MAX_TEMPLATES = 3  # per call; the template runs nothing of the items, so that its end is the machine's doing
 _WANTS = {"MemoryError": "memory_errors", "RecursionError": "recursion_errors"}
@@ -62,24 +63,24 @@ class _Batch:
     outcomes: list[Outcome | None]
     waiting: deque[int]
     running: list[Worker]
-    num_timed_out: int = 0
     num_templates: int = 0
 
 
 class WorkerPool:
     """Calls `function`, a "package.module:name" taking strings and returning a bool, on many argument lists.
 
-    num_workers: items that run together; the default is the number of cores for each process of torchrun or accelerate, 2 to 8.
+    num_workers: items that run together; the default is the number of cores for each process of torchrun or accelerate, 2 to 8. max_workers: 8 times as
+    many by default.
     deadline_s: wall-clock seconds one item may take. memory_gb: what one worker may allocate on top of the imported modules; the
     worst case is max_workers times as much. To have lazy imports and caches ready in every worker, the function's module lists
     argument lists for a first call in WARM_UP; without it the function is called once with "1" for each parameter.
     """
 
     def __init__(self, function: str, *, num_workers: int | None = None, deadline_s: float = 5.0, memory_gb: float = 1.0,
-                 max_workers: int = 16) -> None:
+                 max_workers: int | None = None) -> None:
         self._function, self._deadline_s, self._memory_gb = function, deadline_s, memory_gb
         self._num_workers = _cores_per_process() if num_workers is None else num_workers
-        self._max_workers = max(max_workers, self._num_workers)
+        self._max_workers = max(8 * self._num_workers if max_workers is None else max_workers, self._num_workers)
         if self._num_workers < 1 or deadline_s <= 0 or memory_gb <= 0:
             raise ValueError(f"a pool needs num_workers >= 1, deadline_s > 0 and memory_gb > 0, got {num_workers=}, "
                              f"{deadline_s=}, {memory_gb=}")
@@ -111,7 +112,7 @@ class WorkerPool:
                 for worker in batch.running:  # an exception passed through
                     self._kill(worker)
                 while len(self._idle) > self._num_workers:
-                    self._kill(self._idle.pop())
+                    self._kill(self._idle.pop(0))
             return [outcome for outcome in batch.outcomes if outcome is not None]
 
     def close(self) -> None:
@@ -136,9 +137,8 @@ class WorkerPool:
     def _assign(self, batch: _Batch, selector: selectors.BaseSelector) -> None:
         """Starts waiting items as the rule of the module docstring allows."""
         assert self._template is not None
-        now = time.monotonic()
-        for worker in batch.running:
-            if not worker.is_slow and now - worker.started_s >= _PATIENCE_S:
+        for worker in batch.running if batch.waiting else ():
+            if not worker.is_slow and worker.has_spent(_PATIENCE_S):
                 worker.is_slow = True
                 self._template.slow(worker)
         num_quick = sum(not worker.is_slow for worker in batch.running)
@@ -147,8 +147,8 @@ class WorkerPool:
                 worker = self._idle.pop() if self._idle else self._template.fork()
             except OSError:
                 return self._lose_template(batch)
-            worker.item, worker.started_s = batch.waiting[0], time.monotonic()
-            worker.deadline_s = worker.started_s + self._deadline_s / (_HASTE if batch.num_timed_out >= self._max_workers else 1)
+            worker.item, worker.is_slow, worker.started_s = batch.waiting[0], False, time.monotonic()
+            worker.deadline_s = worker.started_s + self._deadline_s
             try:
                 worker.send(batch.items[worker.item])
             except OSError:
@@ -164,10 +164,11 @@ class WorkerPool:
         """Takes what has arrived, and only then looks at the deadlines: if the caller was stopped, answers still count."""
         if self._template is None:
             return
+        now = time.monotonic()
         until = [worker.deadline_s for worker in batch.running]
         if batch.waiting:
-            until += [worker.started_s + _PATIENCE_S for worker in batch.running if not worker.is_slow]
-        for key, _ in selector.select(max(0.0, min(until) - time.monotonic())):
+            until += [max(worker.started_s + _PATIENCE_S, now + _LOOK_S) for worker in batch.running if not worker.is_slow]
+        for key, _ in selector.select(max(0.0, min(until) - now)):
             if key.data is None:
                 self._hear(batch)
                 return
@@ -181,12 +182,11 @@ class WorkerPool:
         for worker in [worker for worker in batch.running if worker.deadline_s <= now]:
             selector.unregister(worker.channel)
             batch.running.remove(worker)
-            batch.num_timed_out += 1
             self._record(batch, worker, Outcome("timed_out"))
             self._replace(worker)
 
     def _finish(self, batch: _Batch, worker: Worker, answer: dict[str, object] | None) -> None:
-        """The item's outcome; the worker is kept unless it is dead, slow, worn out, or damaged by want of memory or stack."""
+        """The item's outcome; the worker is kept unless it is dead, worn out, or damaged by want of memory or stack."""
         if answer is None:
             self._record(batch, worker, Outcome("died"))
             self._replace(worker)
@@ -196,10 +196,10 @@ class WorkerPool:
         worker.num_items += 1
         if error in _WANTS:
             self._replace(worker)
-        elif worker.is_slow or worker.num_items >= _ITEMS_PER_WORKER:
+        elif worker.num_items >= _ITEMS_PER_WORKER:
             self._kill(worker)
-        else:
-            self._idle.append(worker)
+        else:  # those of low priority in front: the last to be used and the first to be let go
+            self._idle.insert(0 if worker.is_slow else len(self._idle), worker)
 
     def _record(self, batch: _Batch, worker: Worker, outcome: Outcome) -> None:
         batch.outcomes[worker.item] = outcome
