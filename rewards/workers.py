@@ -7,16 +7,16 @@ function (rewards/worker_server.py). The template starts with the first item, do
 notebooks, under accelerate and without a main guard) and ends, with all workers, when the pool is closed or the caller's process
 ends, however it ends. A fork of the caller starts a template of its own. Calls from several threads take turns.
 
-How many at once. `num_workers` items run together. One that has used `_PATIENCE_S` of CPU time, or has slept that long, does not
-count any more and gets a lower priority, and a further item starts beside it, up to `max_workers` in all. So a few hanging items
-hold nobody up: on 2 idle cores ten of them are over within one deadline + 1 s, and short items beside them get most of the cores. Deadlines
-are wall-clock time. What this costs: an item that is slow but honest shares the cores with what hangs. If all max_workers hang,
+How many at once. `num_workers` items run together. One that has used `_PATIENCE_S` of CPU time, or has slept that long, counts as slow: it
+gets a lower priority, and two more may run beside it (one in its place, one as it may not be the last of its kind), up to
+`max_workers` in all. So a few hanging items hold nobody up: on 2 idle cores ten of them are over within one deadline + 1 s, and
+short items beside them get most of the cores. Deadlines are wall-clock time. What this costs: an item that is slow but honest shares the cores with what hangs. If all max_workers hang,
 it gets num_workers / max_workers of a core's time, at the defaults an eighth of its deadline (0.6 s), and times out if it needs more; fewer
 items at once would give each more, and all of them together longer.
 
-How long a call may take. n hanging items are over within ceil(n / max_workers) deadlines + 1 s: 200 take 65 s with 16 workers. There is no bound on
-a call's total time, and the deadline does not shrink when many hang: on a busy machine either would turn honest items into time-outs. Where
-that is too long, choose a shorter deadline.
+How long a call may take. n hanging items are over within ceil(n / max_workers) deadlines + 1 s: 200 take 65 s with 16 workers. There is no
+bound on a call's total time, and the deadline does not shrink when many hang: on a busy machine either would turn honest items
+into time-outs. Where that is too long, choose a shorter deadline.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class _Batch:
 class WorkerPool:
     """Calls `function`, a "package.module:name" taking strings and returning a bool, on many argument lists.
 
-    num_workers: items that run together; the default is the number of cores for each process of torchrun or accelerate, 2 to 8. max_workers: 8 times as
-    many by default.
+    num_workers: items that run together; the default is the number of cores for each process of torchrun or accelerate, 2 to 8.
+    max_workers: workers in all, 8 times as many by default.
     deadline_s: wall-clock seconds one item may take. memory_gb: what one worker may allocate on top of the imported modules; the
     worst case is max_workers times as much. To have lazy imports and caches ready in every worker, the function's module lists
     argument lists for a first call in WARM_UP; without it the function is called once with "1" for each parameter.
@@ -141,8 +141,9 @@ class WorkerPool:
             if not worker.is_slow and worker.has_spent(_PATIENCE_S):
                 worker.is_slow = True
                 self._template.slow(worker)
-        num_quick = sum(not worker.is_slow for worker in batch.running)
-        while batch.waiting and num_quick < self._num_workers and len(batch.running) < self._max_workers:
+        num_slow = sum(worker.is_slow for worker in batch.running)
+        num_at_once = min(self._num_workers + 2 * num_slow, self._max_workers)
+        while batch.waiting and len(batch.running) < num_at_once:
             try:
                 worker = self._idle.pop() if self._idle else self._template.fork()
             except OSError:
@@ -158,7 +159,6 @@ class WorkerPool:
             batch.waiting.popleft()
             selector.register(worker.channel, selectors.EVENT_READ, worker)
             batch.running.append(worker)
-            num_quick += 1
 
     def _wait(self, batch: _Batch, selector: selectors.BaseSelector) -> None:
         """Takes what has arrived, and only then looks at the deadlines: if the caller was stopped, answers still count."""
@@ -259,6 +259,11 @@ class WorkerPool:
 
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+def total_counts() -> dict[str, int]:
+    """`WorkerPool.counts` summed over this process's pools."""
+    return {name: sum(pool.counts[name] for pool in _pools) for name in _COUNTS}
 
 
 def _cores_per_process() -> int:
