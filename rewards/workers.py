@@ -9,10 +9,10 @@ ends, however it ends. A fork of the caller starts a template of its own. Calls 
 
 How many at once. `num_workers` items run together. One that has used `_PATIENCE_S` of CPU time, or has slept that long, counts as slow: it
 gets a lower priority, and two more may run beside it (one in its place, one as it may not be the last of its kind), up to
-`max_workers` in all. So a few hanging items hold nobody up: on 2 idle cores ten of them are over within one deadline + 1 s, and
-short items beside them get most of the cores. Deadlines are wall-clock time. What this costs: an item that is slow but honest shares the cores with what hangs. If all max_workers hang,
-it gets num_workers / max_workers of a core's time, at the defaults an eighth of its deadline (0.6 s), and times out if it needs more; fewer
-items at once would give each more, and all of them together longer.
+`max_workers` in all. So a few hanging items hold nobody up: on 2 idle cores ten of them are over within one deadline + 1 s, and short
+items beside them get most of the cores. Deadlines are wall-clock time. What this costs: an item that is slow but honest shares the
+cores with what hangs. If all max_workers hang, it gets num_workers / max_workers of a core's time, at the defaults an eighth of
+its deadline (0.6 s), and times out if it needs more; fewer items at once would give each more, and all of them together longer.
 
 How long a call may take. n hanging items are over within ceil(n / max_workers) deadlines + 1 s: 200 take 65 s with 16 workers. There is no
 bound on a call's total time, and the deadline does not shrink when many hang: on a busy machine either would turn honest items

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards.workers import Outcome, WorkerPool
+from rewards.workers import Outcome, WorkerPool, total_counts
 
 ROOT = Path(__file__).resolve().parents[2]
 YES, NO, TIMED_OUT, DIED = Outcome("ok", True), Outcome("ok", False), Outcome("timed_out"), Outcome("died")
@@ -25,7 +25,7 @@ pool = WorkerPool("some_work:work", num_workers=2, deadline_s=0.5)
 """
 
 MODULE = r"""
-import ctypes, os, re, subprocess, sys, time
+import ctypes, os, re, resource, subprocess, sys, time
 from pathlib import Path
 
 WARM_UP = [["warm"], ["raise"]]
@@ -56,6 +56,9 @@ def work(text):
         print('{"value": false}', file=sys.stderr, flush=True)
         return True
     if text == "is warm": return seen[0] == "warm"
+    if text == "is limited":
+        core, cpu_s, memory = (resource.getrlimit(what)[0] for what in (resource.RLIMIT_CORE, resource.RLIMIT_CPU, resource.RLIMIT_AS))
+        return core == 0 and 1 <= cpu_s <= time.process_time() + 0.7 + 2 and 2**30 <= memory <= 2**31
     if text == "has one thread": return len(list(Path("/proc/self/task").iterdir())) == 1
     return text.startswith("yes")
 """
@@ -186,6 +189,10 @@ def test_workers_start_warm_and_are_forked_from_one_thread(new_pool: Callable[..
         assert outcomes(pool, "has one thread") == [YES]
 
 
+def test_workers_have_limits_as_a_second_line_of_defence(pool: WorkerPool) -> None:
+    assert outcomes(pool, "is limited", "is limited") == [YES, YES]
+
+
 # Many items
 
 # The bound holds on idle cores; items that burn CPU make room only as fast as a busy machine lets them, hence the second bound here.
@@ -215,6 +222,18 @@ def test_no_more_than_max_workers_run_at_once(new_pool: Callable[..., WorkerPool
     assert 3.0 <= took_s < 4.0  # ceil(9 / 3) deadlines + 1 s
 
 
+def test_a_slow_item_makes_room_and_yields_the_core(new_pool: Callable[..., WorkerPool]) -> None:
+    pool = new_pool(num_workers=1, deadline_s=2.0)
+    outcomes(pool, "yes")
+    niceness: list[int] = []
+    looking = threading.Timer(1.5, lambda: niceness.extend(int(process.nice()) for process in descendants()))
+    looking.start()
+    assert outcomes(pool, "hang in C", "hang", "yes") == [TIMED_OUT, TIMED_OUT, YES]
+    looking.join()
+    normal = psutil.Process().nice()
+    assert sorted(niceness) == [normal, normal, normal, normal + 5]  # template, sleeper for which nobody waits, idle worker; spinner
+
+
 def test_an_item_slower_than_the_patience_still_gets_its_whole_deadline(new_pool: Callable[..., WorkerPool]) -> None:
     pool = new_pool(num_workers=1, deadline_s=2.0)
     assert outcomes(pool, "doze", "doze", "yes") == [NO, NO, YES]
@@ -225,6 +244,16 @@ def test_nothing_starts_before_the_first_item_and_nothing_for_no_items(pool: Wor
     before = descendants()
     assert pool.call([]) == []
     assert descendants() == before
+
+
+def test_counts_of_all_pools_add_up(new_pool: Callable[..., WorkerPool]) -> None:
+    before = total_counts()
+    first, second = new_pool(), new_pool()
+    outcomes(first, "yes", "raise")
+    outcomes(second, "die")
+    after = total_counts()
+    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+        "items": 3, "failed": 1, "died": 1, "restarts": 1}
 
 
 def test_idle_workers_are_used_again(new_pool: Callable[..., WorkerPool]) -> None:
