@@ -85,6 +85,7 @@ class Template:
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in a terminal is the caller's to handle
                 env={**os.environ, "PYTHONPATH": _python_path(),
+                     "PYTHONHASHSEED": "0",  # what iterates over sets must not answer differently in another run
                      # One thread: a fork copies the calling thread only, and a library's locks as they are.
                      **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")})
         try:

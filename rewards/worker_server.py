@@ -176,7 +176,7 @@ class _Template:
 
 
 def serve(channel: socket.socket, function: Callable[..., object], limits: Limits) -> None:
-    """A worker's whole life: one JSON list of arguments per line in, {"value": bool} or {"error": name of what it raised} out.
+    """A worker's whole life: one JSON list of arguments per line in, {"value": ...} or {"error": name of what it raised} out.
 
     First it says {"pid": its number}; `cpu_s` in each line is the CPU time that it has used so far.
     """
@@ -200,7 +200,9 @@ def _limit(what: int, soft: int) -> None:
 def _answer(function: Callable[..., object], arguments: list[str]) -> dict[str, object]:
     try:
         value = function(*arguments)
-        return {"value": value} if isinstance(value, bool) else {"error": f"returned {type(value).__name__}, not bool"}
+        if isinstance(value, bool | int | float):
+            return {"value": value}
+        name = f"returned {type(value).__name__}, neither bool nor number"
     except BaseException as raised:  # what a parser raises on an answer that nobody foresaw, SystemExit too, is this item's outcome
         name = type(raised).__name__
     return {"error": name}  # after the clause has let go of the traceback, and of the memory that it holds

@@ -31,7 +31,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from rewards.worker_process import Template, Worker
 
@@ -51,7 +51,7 @@ class Outcome:
     process ended, by itself or for its memory. timed_out: it was killed at its deadline."""
 
     status: Status
-    value: bool | None = None
+    value: bool | float | None = None
     error: str = ""
 
 
@@ -67,7 +67,7 @@ class _Batch:
 
 
 class WorkerPool:
-    """Calls `function`, a "package.module:name" taking strings and returning a bool, on many argument lists.
+    """Calls `function`, a "package.module:name" taking strings and returning a bool or a number, on many argument lists.
 
     num_workers: items that run together; the default is the number of cores for each process of torchrun or accelerate, 2 to 8.
     max_workers: workers in all, 8 times as many by default.
@@ -192,7 +192,7 @@ class WorkerPool:
             self._replace(worker)
             return
         error = str(answer.get("error", ""))
-        self._record(batch, worker, Outcome("failed", None, error) if error else Outcome("ok", answer["value"] is True))
+        self._record(batch, worker, Outcome("failed", None, error) if error else Outcome("ok", cast(float, answer["value"])))
         worker.num_items += 1
         if error in _WANTS:
             self._replace(worker)

@@ -40,7 +40,9 @@ def work(text):
     if text == "doze": time.sleep(0.3)
     if text == "raise": raise ValueError(text)
     if text == "exit": sys.exit(0)
-    if text == "not a bool": return "yes"
+    if text == "a text": return "yes"
+    if text == "a number": return 0.25
+    if text == "hash": return hash("one text")
     if text == "die": os._exit(3)
     if text == "segfault": ctypes.string_at(0)
     if text == "eat at once": bytearray(1 << 33)
@@ -140,7 +142,7 @@ def output(process: subprocess.Popen[str]) -> str:
 
 def test_outcomes_come_in_order_whatever_single_items_do(pool: WorkerPool) -> None:
     expected = {"yes": YES, "hang": TIMED_OUT, "no": NO, "raise": Outcome("failed", None, "ValueError"), "yes 2": YES, "die": DIED,
-                "exit": Outcome("failed", None, "SystemExit"), "not a bool": Outcome("failed", None, "returned str, not bool"),
+                "exit": Outcome("failed", None, "SystemExit"), "a text": Outcome("failed", None, "returned str, neither bool nor number"),
                 "yes 3": YES}
     assert outcomes(pool, *expected) == list(expected.values())
     assert pool.counts == {"items": 9, "timed_out": 1, "died": 1, "failed": 3, "memory_errors": 0, "recursion_errors": 0, "restarts": 2}
@@ -180,6 +182,14 @@ def test_what_a_worker_prints_is_no_answer(pool: WorkerPool, capfd: pytest.Captu
 
 def test_any_text_arrives_as_it_is(pool: WorkerPool) -> None:
     assert outcomes(pool, "yes\x00\n\ud800\u202e", "yes" + "9" * 3_000_000) == [YES, YES]
+
+
+def test_a_number_is_returned_as_it_is(pool: WorkerPool) -> None:
+    assert outcomes(pool, "a number") == [Outcome("ok", 0.25)]
+
+
+def test_hashes_of_texts_are_the_same_in_every_run(new_pool: Callable[..., WorkerPool]) -> None:
+    assert outcomes(new_pool(), "hash") == outcomes(new_pool(), "hash")
 
 
 def test_workers_start_warm_and_are_forked_from_one_thread(new_pool: Callable[..., WorkerPool]) -> None:
