@@ -148,7 +148,7 @@ def measure_hanging() -> Row:
 
 def run(groups: list[list[Sampled]], *, repeats: int, with_plain: bool) -> list[Row]:
     num_items = sum(map(len, groups))
-    rows = [measure("ours, cold: first call, workers start", lambda: ours(groups), num_items),
+    rows = [measure("ours, cold: first call", lambda: ours(groups), num_items),
             measure("ours, warm, caches emptied", lambda: ours(groups), num_items, repeats=repeats, before=empty_caches),
             measure("ours, warm, verdicts cached", lambda: ours(groups), num_items, repeats=repeats)]
     if with_plain:

@@ -37,7 +37,7 @@ from rewards.worker_process import Template, Worker
 
 Status = Literal["ok", "failed", "died", "timed_out"]
 
-_PATIENCE_S = 0.08  # twice what a worker takes for its first item, in CPU time; later ones take a few milliseconds
+_PATIENCE_S = 0.05  # about what a new worker takes for its first item, in CPU time; later ones take a few milliseconds
 _LOOK_S = 0.02  # how often an item that has run longer is looked at while others wait
 _ITEMS_PER_WORKER = 500  # caches of the function must not add up to the memory limit
 _MAX_TEMPLATES = 3  # per call; the template runs nothing of the items, so that its end is the machine's doing
