@@ -37,3 +37,11 @@ def algebraically_equal(first: str, second: str) -> bool:
         return False
     return any(verify(gold, answer, float_rounding=30, numeric_precision=40, timeout_seconds=None)
                for gold, answer in (parsed, parsed[::-1]))
+
+# First calls of the workers' template, one for each kind of answer, so that imports, parser tables and caches are ready in every worker.
+WARM_UP = [
+    (r"\frac{x}{2}+\sqrt{3}", r"\frac{1}{2}x+3^{1/2}"), ("x^2-1", "(x-1)(x+1)"), ("(1,2]", "(1,3]"), (r"\{1,2\}", r"\{2,3\}"),
+    ("x=2y+1", "2y=x-1"), ("x<3", r"x\le 3"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
+    (r"\sin(x)+\pi", r"\cos(x)+e^{x}"), (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"), ("3+2i", "3-2i"),
+    (r"(-\infty,1)\cup(2,3)", r"(2,3)\cup(-\infty,1)"), (r"5\text{ cm}", "5"), ("10!", r"\binom{5}{2}"),
+]
