@@ -135,5 +135,6 @@ def _ask_algebra(questions: Sequence[Pair]) -> dict[Pair, Comparison]:
             _verdicts.clear()
             _verdicts.update(kept)
         for question, outcome in zip(new, outcomes, strict=True):
-            _verdicts[question] = Comparison(outcome.value is True, outcome.status in ("timed_out", "died"))
+            is_undecided = outcome.status in ("timed_out", "died") or outcome.error in ("MemoryError", "RecursionError")
+            _verdicts[question] = Comparison(outcome.value is True, is_undecided)
     return {question: _verdicts[question] for question in questions}
