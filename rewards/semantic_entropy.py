@@ -6,9 +6,9 @@ exact gradient of the Shannon entropy (the first version of its code), `power` s
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
+from rewards.agreement import agreement
 from rewards.clustering import cluster
 from rewards.contract import GroupScore
 from rewards.extraction import extract_answers
@@ -27,14 +27,5 @@ def semantic_entropy(*, completions: list[str], form: Literal["share", "log", "p
         raise ValueError(f"power is {power!r}, expected a number above 0")
     answers = extract_answers(completions, last_number)
     clusters = cluster(answers)
-    floor = math.log(1 / len(completions)) if form == "log" else 0.0
-    without_answer = floor if unanswered is None else unanswered
-    scores = [_value(share, form, power) if answer is not None else without_answer
-              for answer, share in zip(answers, clusters.shares, strict=True)]
+    scores = agreement(clusters, form, power, unanswered)
     return GroupScore(scores, clusters.metrics() | {"entropy": clusters.entropy}, clusters.labels, answers)
-
-
-def _value(share: float, form: str, power: float) -> float:
-    if form == "log":
-        return math.log(share)
-    return share**power if form == "power" else share
