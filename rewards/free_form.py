@@ -25,7 +25,7 @@ from rewards.agreement import Form, agreement, check_form
 from rewards.contract import GroupScore
 from rewards.extraction import extract
 from rewards.judged_clustering import DEFAULT_MAX_PAIRS, both_ways, cluster_by_judge, one_line, verdict_metrics
-from rewards.judging import DEFAULT_PROMPT, Judge, JudgeError, Judgement, Pair
+from rewards.judging import DEFAULT_PROMPT, Judge, JudgeError, Judgement, Pair, encodable
 
 AnswerFrom = Literal["extracted", "last_line", "whole"]
 OnFailure = Literal["error", "skip"]
@@ -97,7 +97,7 @@ def free_form_answers(completions: Sequence[str], answer_from: AnswerFrom, max_a
     """[G] completions -> [G] answers on one line each, None for an empty or an overlong one. Raises ValueError for another answer_from."""
     if answer_from not in get_args(AnswerFrom):
         raise ValueError(f"answer_from is {answer_from!r}, expected one of {', '.join(get_args(AnswerFrom))}")
-    found = [one_line(_answer_text(completion, answer_from)) for completion in completions]
+    found = [encodable(one_line(_answer_text(completion, answer_from))) for completion in completions]
     return [text if 0 < len(text) <= max_answer_length else None for text in found]
 
 
@@ -127,7 +127,7 @@ async def _entropy(judge: Judge, question: str, answers: list[str | None], form:
 async def _accuracy(judge: Judge, question: str, answers: list[str | None], gold: str, on_failure: OnFailure) -> GroupScore:
     """Answers with the gold answer's text are right without a call. No labels: answers were not compared with each other."""
     _check_on_failure(on_failure)
-    gold = one_line(gold)
+    gold = encodable(one_line(gold))
     others = [text for text in dict.fromkeys(answers) if text is not None and text != gold]
     pairs = [pair for text in others for pair in ((gold, text), (text, gold))]
     judgements = dict(zip(pairs, await judge.judge(question, pairs), strict=True))

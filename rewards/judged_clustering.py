@@ -92,13 +92,13 @@ def cluster_by_verdicts(texts: Sequence[str | None], judgements: Mapping[Pair, J
 def verdict_metrics(judgements: Mapping[Pair, Judgement], is_complete: bool) -> dict[str, float]:
     """How far a group's verdicts can be trusted; a share is left out where there is nothing that it is a share of.
 
-    num_calls: ordered pairs that the judge was asked about. failed_share: of these, calls without a reply. unclear_share: of the
+    num_pairs: ordered pairs that the judge was asked about. failed_share: of these, calls without a reply. unclear_share: of the
     replies, those that are no verdict. asymmetric_share: of the pairs {a, b} with both verdicts, those where the two differ.
     non_transitive_share: of the triples {a, b, c} in which at least two of the three pairs are equal both ways, and the third pair is
     decided, those where it is not equal; only where all pairs were asked.
     """
     replies = [judgement for judgement in judgements.values() if judgement.replied]
-    metrics = {"num_calls": float(len(judgements))}
+    metrics = {"num_pairs": float(len(judgements))}
     _add_share(metrics, "failed_share", len(judgements) - len(replies), len(judgements))
     _add_share(metrics, "unclear_share", sum(reply.equal is None for reply in replies), len(replies))
     texts = list(dict.fromkeys(text for pair in judgements for text in pair))

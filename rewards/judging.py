@@ -82,7 +82,12 @@ class JudgePrompt:
             raise ValueError("judge_prompt does not use {{ first }} and {{ second }}: the judge would not see the answers")
 
     def fill(self, question: str, pair: Pair) -> str:
-        return self._template.render(question=question, first=pair[0], second=pair[1])
+        return encodable(self._template.render(question=question, first=pair[0], second=pair[1]))
+
+
+def encodable(text: str) -> str:
+    """The text with ? for lone surrogates, which neither UTF-8 nor a tokenizer can take."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_verdict(reply: str) -> bool | None:

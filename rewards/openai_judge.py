@@ -56,7 +56,8 @@ class OpenAIJudge:
         self._endpoint = url.rstrip("/") + "/chat/completions"
         self._model = model
         self._prompt = JudgePrompt(prompt)
-        self._headers = {} if api_key_env is None else {"Authorization": f"Bearer {_read_key(api_key_env)}"}
+        self._key = None if api_key_env is None else _read_key(api_key_env)
+        self._headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         self._concurrency, self._timeout_s, self._attempts = concurrency, timeout_s, attempts
         self._fields = {"model": model, "temperature": 0, "max_tokens": max_tokens, **(extra_body or {})}
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
@@ -122,7 +123,8 @@ class OpenAIJudge:
                 status = response.status_code
                 if status == 200:
                     return _read(response)
-                seen = f"HTTP {status}: {shortened(response.text)}"
+                # A server may repeat the key; messages end up in logs.
+                seen = f"HTTP {status}: {shortened(response.text.replace(self._key, '***') if self._key else response.text)}"
                 if status in _CONFIGURATION:
                     raise JudgeError(f"{self.place}: {seen}; {_CONFIGURATION[status]}")
                 if status < 500 and status not in _ASKED_AGAIN:

@@ -52,7 +52,7 @@ class ChatServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_POST(self) -> None:  # noqa: N802, the name that http.server calls
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 call = Call(self.path, dict(self.headers), body, pair_of(body["messages"][-1]["content"]), time.monotonic())
                 with outer._lock:
@@ -110,6 +110,17 @@ def pair_of(prompt: str) -> Pair:
 def same(equal: Callable[[str, str], bool], **fields: Any) -> Script:
     """A judge that says Yes where equal(first, second)."""
     return lambda call, number: says("Yes" if equal(*call.pair) else "No", **fields)
+
+
+def together(number: int) -> Script:
+    """A judge that says No, to `number` calls at once: each waits for the others, and hangs up if they do not come."""
+    barrier = threading.Barrier(number, timeout=30)
+
+    def script(call: Call, _: int) -> Reply:
+        barrier.wait()
+        return says("No")
+
+    return script
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def test_the_rates_match_hand_computed_numbers() -> None:
     verdicts = symmetric(("a", "b"), ("b", "c"), ("a", "c"), ("c", "d"), among="abcd")
     verdicts[("a", "d")] = True  # its way back is a no
     metrics = judged([*"abcd", None], verdicts).metrics()
-    assert metrics["num_calls"] == 12
+    assert metrics["num_pairs"] == 12
     assert metrics["asymmetric_share"] == pytest.approx(1 / 6)
     # Linked triples: abc (closed), acd and bcd (both by way of c, and open); abd has one equal pair only.
     assert metrics["non_transitive_share"] == pytest.approx(2 / 3)
@@ -89,7 +89,7 @@ def test_equal_texts_and_missing_answers_are_never_asked_about() -> None:
     table = Table({})
     result = asyncio.run(cluster_by_judge(["Paris", " Paris ", "Paris\n", None, None], table.ask))
     assert labels(result) == (0, 0, 0, 1, 2) and not any(table.rounds)
-    assert result.metrics()["num_calls"] == 0 and "failed_share" not in result.metrics()
+    assert result.metrics()["num_pairs"] == 0 and "failed_share" not in result.metrics()
 
 
 def test_all_ordered_pairs_are_asked_once_in_one_round() -> None:

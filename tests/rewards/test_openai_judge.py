@@ -1,4 +1,4 @@
-"""A judge behind an endpoint: what is sent, and what becomes of every kind of bad reply. The servers are real, their replies are scripted."""
+"""A judge behind an endpoint: what is sent, and what becomes of each kind of bad reply. The servers are real, their replies scripted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from rewards.judging import JudgeError, Judgement
 from rewards.openai_judge import GIVE_UP_AFTER, OpenAIJudge
-from tests.reference.chat_server import ChatServer, Reply, Script, same, says, unused_url
+from tests.reference.chat_server import ChatServer, Reply, Script, same, says, together, unused_url
 
 PAIRS = [("a", "A"), ("A", "a"), ("a", "b"), ("b", "a")]
 
@@ -106,8 +106,8 @@ def test_calls_that_fail_in_a_row_end_the_asking_and_a_reply_between_them_does_n
 
 @pytest.mark.parametrize(("reply", "seen"), [
     (says("I would say so"), "'I would say so'"), (says(""), "''"), (says(None), "whose content is 'None'"),
-    (Reply(b"<html>Welcome to nginx</html>"), "not a chat completion: '<html>Welcome"), (Reply(b'{"choices": []}'), "not a chat completion"),
-    (Reply(b'{"error": "overloaded"}'), "not a chat completion"), (Reply(b"[1, 2"), "not a chat completion"), (Reply(b"\xff\xfe"), "not a chat"),
+    (Reply(b"<html>Welcome to nginx</html>"), "not a chat completion: '<html>Welcome"), (Reply(b'{"choices": []}'), "not a chat"),
+    (Reply(b'{"error": "overloaded"}'), "not a chat completion"), (Reply(b"[1, 2"), "not a chat"), (Reply(b"\xff\xfe"), "not a chat"),
     (Reply(b'{"choices": [{"message": null}]}'), "not a chat completion"),
 ])
 def test_nonsense_is_no_verdict_and_is_not_asked_again(reply: Reply, seen: str) -> None:
@@ -125,8 +125,9 @@ def test_what_only_the_configuration_can_mend_is_an_error_at_once(
     status: int, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sesame")
-    with ChatServer(lambda call, number: Reply(b"no", status)) as server:
-        with pytest.raises(JudgeError, match=rf"model 'm' at http://127.0.0.1:\d+/v1/chat/completions: HTTP {status}: 'no'; .*{remedy}") as caught:
+    with ChatServer(lambda call, number: Reply(f"{call.headers['Authorization']}?".encode(), status)) as server:
+        expected = rf"model 'm' at http://127.0.0.1:\d+/v1/chat/completions: HTTP {status}: 'Bearer \*\*\*\?'; .*{remedy}"
+        with pytest.raises(JudgeError, match=expected) as caught:
             judge(server.url, [("a", str(i)) for i in range(40)], api_key_env="JUDGE_KEY", concurrency=4)
         assert "sesame" not in str(caught.value)
         time.sleep(0.2)
@@ -134,7 +135,7 @@ def test_what_only_the_configuration_can_mend_is_an_error_at_once(
 
 
 def test_the_bound_on_requests_at_once_holds_over_all_groups() -> None:
-    with ChatServer(same(lambda a, b: True, delay_s=0.05)) as server:
+    with ChatServer(together(3)) as server:
         asked = OpenAIJudge(server.url, "m", concurrency=3)
 
         async def batch() -> None:
