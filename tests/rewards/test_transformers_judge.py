@@ -45,7 +45,7 @@ def test_verdicts_equal_a_literal_comparison_in_batches_of_any_size(batch_tokens
     for judgement, (yes, no) in zip(judge(batch_tokens=batch_tokens), literal_probabilities(), strict=True):
         assert judgement.equal is (yes > no)
         seen_yes, seen_no = (float(part.split(" = ")[1]) for part in judgement.seen.split(", "))
-        assert (seen_yes, seen_no) == (pytest.approx(yes, rel=0.01), pytest.approx(no, rel=0.01))
+        assert seen_yes == pytest.approx(yes, rel=0.01) and seen_no == pytest.approx(no, rel=0.01)
 
 
 def test_the_chat_template_is_used_where_there_is_one(tmp_path: Path) -> None:
@@ -91,4 +91,4 @@ def test_what_cannot_work_is_refused() -> None:
         TransformersJudge("/no/such/model")
     for settings in ({"min_mass": 1.5}, {"batch_tokens": 0}):
         with pytest.raises(ValueError, match="expected"):
-            TransformersJudge(MODEL, **settings)  # type: ignore[arg-type]
+            judge(**settings)

@@ -42,7 +42,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name", "tiny",
                "--host", "127.0.0.1", "--port", str(port), "--api-key", "sesame", "--chat-template", str(folder / "chat.jinja"),
-               "--max-model-len", "256", "--enforce-eager"]
+               "--max-model-len", "256", "--enforce-eager", "--dtype", "float32"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     log = folder / "server.log"
     with log.open("wb") as output:
