@@ -51,12 +51,17 @@ def test_skipped_groups_train_nothing_and_distort_nothing(tmp_path: Path, mode: 
     assert 0 < seen_skipped < len(lines), "both kinds of groups came up"
 
 
-def test_a_run_whose_judge_is_down_trains_nothing_and_says_so(tmp_path: Path) -> None:
-    with ChatServer(lambda call, number: Reply(b"overloaded", 400)) as server:
-        assert train(tmp_path / "run", rewards(server.url), "steps=1", "selection.low=0", "selection.high=1") == 0
-    [record] = [record for record in metrics_of(tmp_path / "run") if record["kind"] == "train"]
-    # A group of one answer needs no judge.
-    assert record["refused/skipped"] > 0.5 and record["groups/trained"] == 0  # type: ignore[operator]
+@pytest.mark.parametrize("mode", ["drop", "refill", "zero"])
+def test_a_run_in_which_nothing_can_be_judged_goes_on_without_training_and_without_numbers(tmp_path: Path, mode: str) -> None:
+    plugin = tmp_path / "away.py"
+    plugin.write_text("from rewards.contract import GroupScore\n\n"
+                      "def away(*, completions, **columns):\n    return GroupScore([None] * len(completions), skipped=True)\n")
+    words = (f"rewards=[{{use: {plugin}:away}}, {{use: rewards.semantic_entropy:semantic_entropy}}]", f"selection.mode={mode}", "steps=2")
+    assert train(tmp_path / "run", *words) == 0
+    for record in metrics_of(tmp_path / "run"):
+        if record["kind"] == "train":
+            assert record["refused/skipped"] == 1.0 and record["policy/version"] == 0
+            assert record["reward"] is None and record["normalised_entropy"] is None and "reward/semantic_entropy" not in record
 
 
 def test_a_judge_that_fails_ends_the_run_by_default(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
