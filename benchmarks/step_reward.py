@@ -11,7 +11,8 @@ POSITION_BONUS = 0.001
 def accuracy_and_position(*, completions: list[str], answer: str, **columns: object) -> GroupScore:
     """r_i = accuracy + 0.001 i: arbitrary, but no two rewards of a group are equal, whatever was sampled."""
     graded = accuracy(completions=completions, answer=answer)
-    return GroupScore(scores=[score + POSITION_BONUS * i for i, score in enumerate(graded.scores)], answers=graded.answers)
+    scores = [None if score is None else score + POSITION_BONUS * i for i, score in enumerate(graded.scores)]
+    return GroupScore(scores=scores, answers=graded.answers)
 
 
 accuracy_and_position.needs_answer = True  # type: ignore[attr-defined]

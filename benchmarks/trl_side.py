@@ -111,21 +111,21 @@ def _check_same_work(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prom
             raise ValueError(f"question {prompt.question.id!r}: TRL would tokenize its prompt differently from rl/prompting.py")
 
 
-def _reward_for_trl(config: RunConfig, token_counts: list[int]) -> Callable[..., list[float]]:
+def _reward_for_trl(config: RunConfig, token_counts: list[int]) -> Callable[..., list[float | None]]:
     """The configuration's own reward function, called for each group of TRL's flat batch; appends to token_counts per batch."""
     group_size, section = config.sampling.group_size, config.rewards[0]
     function = load(section.use)
 
     def reward(
         prompts: list[str], completions: list[str], completion_ids: list[list[int]], answer: list[str], **columns: object
-    ) -> list[float]:
+    ) -> list[float | None]:
         token_counts.append(sum(map(len, completion_ids)))
-        values: list[float] = []
+        values: list[float | None] = []
         for start in range(0, len(completions), group_size):
             group = slice(start, start + group_size)
             score = function(question=prompts[start], completions=completions[group], answer=answer[start], **section.arguments)
             values += score.scores if isinstance(score, GroupScore) else score
-        return [section.weight * value for value in values]
+        return [None if value is None else section.weight * value for value in values]
 
     return reward
 

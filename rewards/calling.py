@@ -50,12 +50,13 @@ class GroupInput:
 
 @dataclass(frozen=True, slots=True)
 class CheckedScore:
-    """scores: [G], finite; None (trl style only) means that the function has no score for this completion."""
+    """scores: [G], finite; None means that the function has no score for this completion. skipped: as in GroupScore."""
 
     scores: tuple[float | None, ...]
     metrics: Mapping[str, float]
     labels: tuple[int, ...] | None = None
     answers: tuple[str | None, ...] | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ def _checked(reward: Reward, group: GroupInput, result: object) -> CheckedScore:
     score = result if isinstance(result, GroupScore) else GroupScore(())
     values = _values(reward, group, score.scores if isinstance(result, GroupScore) else result)
     if len(values) != size:
-        raise reward.error(group, f"returned {len(values)} values for {size} completions; return one number for each")
+        raise reward.error(group, f"returned {len(values)} values for {size} completions; return one number or None for each")
     for what, items in (("labels", score.labels), ("answers", score.answers)):
         if items is not None and len(items) != size:
             raise reward.error(group, f"gave {len(items)} {what} for {size} completions; give one for each")
@@ -234,8 +235,9 @@ def _checked(reward: Reward, group: GroupInput, result: object) -> CheckedScore:
                 raise reward.error(group, f"answer {i} is {answer!r} ({type(answer).__name__}), expected text or None")
     labels = None if score.labels is None else tuple(_label(reward, group, i, label) for i, label in enumerate(score.labels))
     return CheckedScore(
-        tuple(_finite(reward, group, i, value) for i, value in enumerate(values)),
-        _checked_metrics(reward, group, score.metrics), labels, None if score.answers is None else tuple(score.answers))
+        tuple(None if value is None else _finite(reward, group, i, value) for i, value in enumerate(values)),
+        _checked_metrics(reward, group, score.metrics), labels, None if score.answers is None else tuple(score.answers),
+        bool(score.skipped))
 
 
 def _label(reward: Reward, group: GroupInput, i: int, label: object) -> int:
@@ -266,8 +268,7 @@ def _finite(reward: Reward, group: GroupInput, i: int, value: object) -> float:
     item = getattr(value, "item", None)  # a numpy or torch scalar
     number = item() if item is not None else value
     if not isinstance(number, numbers.Real):
-        remedy = ", return 0.0 or leave None to style: trl" if number is None else ""
-        raise reward.error(group, f"value {i} is {_short(value)} ({type(value).__name__}), expected a finite number{remedy}")
+        raise reward.error(group, f"value {i} is {_short(value)} ({type(value).__name__}), expected a finite number")
     if not math.isfinite(number):
         raise reward.error(group, f"value {i} is {float(number)}, expected a finite number")
     return float(number)

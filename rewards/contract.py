@@ -19,14 +19,17 @@ from dataclasses import dataclass, field
 class GroupScore:
     """A reward's values with what else it knows about the group.
 
-    scores: [G], finite. metrics: named numbers, averaged over the groups of a step. labels: [G], cluster of each completion
-    (equal label = equivalent answers). answers: [G], extracted final answers, None where nothing was found.
+    scores: [G], finite, or None for a completion that the reward has no score for: it gets the mean of the reward's others in the
+    group, hence no advantage. metrics: named numbers, averaged over the groups of a step. labels: [G], cluster of each completion
+    (equal label = equivalent answers). answers: [G], extracted final answers, None where nothing was found. skipped: the group as a
+    whole could not be judged (a service did not answer); it trains nothing, whatever the other rewards say.
     """
 
-    scores: Sequence[float]
+    scores: Sequence[float | None]
     metrics: Mapping[str, float] = field(default_factory=dict)
     labels: Sequence[int] | None = None
     answers: Sequence[str | None] | None = None
+    skipped: bool = False
 
 
 class RewardError(ValueError):

@@ -37,10 +37,12 @@ class RewardSpec:
 class GroupResult:
     """What the rewards say about one group.
 
-    rewards: [G], weighted sum. scores: each reward's own values [G] by name, unweighted, 0 where it had none. answers: [G],
+    rewards: [G], weighted sum. scores: each reward's own values [G] by name, unweighted; where it had none the
+    mean of its others in the group, or 0. answers: [G],
     None where nothing was found. labels: [G], cluster of each completion. entropy: over the labels, in nats, 0 <= H <= ln G.
     metrics: `name/metric` of each reward, and of the group `group/num_clusters`, `group/unparsable_share`,
-    `group/unscored_share` (completions for which no reward had a score).
+    `group/unscored_share` (completions for which no reward had a score), `group/skipped` (1 where skipped).
+    skipped: some reward could not judge the group. Its rewards are then all equal, its clusters mean nothing, and it must not train.
     """
 
     rewards: tuple[float, ...]
@@ -49,6 +51,7 @@ class GroupResult:
     labels: tuple[int, ...]
     entropy: float
     metrics: Mapping[str, float]
+    skipped: bool = False
 
 
 class RewardSum:
@@ -116,33 +119,47 @@ class RewardSum:
 
     def _combine(self, group: GroupInput, checked: Sequence[CheckedScore]) -> GroupResult:
         size = len(group.completions)
-        weights = [spec.weight for spec, _ in self._terms]
-        rewards, unscored = _weighted_sum(checked, weights, size)
+        skipped = any(score.skipped for score in checked)
+        fills = [_fill(score, spec) for score, (spec, _) in zip(checked, self._terms, strict=True)]
+        rewards, unscored = _weighted_sum(checked, [spec.weight for spec, _ in self._terms], fills, size)
+        if skipped:
+            rewards = (_mean(rewards),) * size
         if not all(map(math.isfinite, rewards)):
             raise RewardError(f"question {group.question_id!r}: the weighted sum of {', '.join(self.names)} is {rewards}, "
                               "expected finite numbers; the values or the weights are too large")
         answers, labels = _answers_and_labels(group, checked)
         metrics = {f"{name}/{metric}": value for name, score in zip(self.names, checked, strict=True)
                    for metric, value in score.metrics.items()}
-        metrics |= {"group/num_clusters": float(len(set(labels))), "group/unparsable_share": answers.count(None) / size,
-                    "group/unscored_share": unscored / size}
-        scores = {name: tuple(0.0 if value is None else value for value in score.scores)
-                  for name, score in zip(self.names, checked, strict=True)}
-        return GroupResult(rewards, scores, answers, labels, entropy_of(labels), metrics)
+        metrics |= {"group/unparsable_share": answers.count(None) / size, "group/unscored_share": unscored / size,
+                    "group/skipped": float(skipped)}
+        if not skipped:
+            metrics["group/num_clusters"] = float(len(set(labels)))
+        scores = {name: tuple((fill or 0.0) if value is None else value for value in score.scores)
+                  for name, score, fill in zip(self.names, checked, fills, strict=True)}
+        return GroupResult(rewards, scores, answers, labels, entropy_of(labels), metrics, skipped)
 
 
-def _weighted_sum(checked: Sequence[CheckedScore], weights: Sequence[float], size: int) -> tuple[tuple[float, ...], int]:
-    """[G] sums, in which "no score" counts nothing, and the number of completions that no reward had a score for.
+def _weighted_sum(checked: Sequence[CheckedScore], weights: Sequence[float], fills: Sequence[float | None],
+                  size: int) -> tuple[tuple[float, ...], int]:
+    """[G] sums, and the number of completions that no reward had a score for.
 
     Those get the mean of the group's others, hence no advantage: 0 would be a verdict that nobody gave.
     """
     sums: list[float | None] = []
     for i in range(size):
-        terms = [weight * value for score, weight in zip(checked, weights, strict=True) if (value := score.scores[i]) is not None]
-        sums.append(sum(terms) if terms else None)
+        terms = [weight * value for score, weight, fill in zip(checked, weights, fills, strict=True)
+                 if (value := fill if score.scores[i] is None else score.scores[i]) is not None]
+        is_scored = any(score.scores[i] is not None for score in checked)
+        sums.append(sum(terms) if is_scored else None)
     scored = [value for value in sums if value is not None]
     mean = _mean(scored) if scored else 0.0
     return tuple(mean if value is None else value for value in sums), size - len(scored)
+
+
+def _fill(score: CheckedScore, spec: RewardSpec) -> float | None:
+    """What stands for a reward's missing scores: the mean of its others in the group; None, nothing at all, in style trl, as in TRL."""
+    found = [value for value in score.scores if value is not None]
+    return _mean(found) if found and spec.style == "group" else None
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -155,5 +172,9 @@ def _answers_and_labels(group: GroupInput, checked: Sequence[CheckedScore]) -> t
     for score in checked:
         if score.answers is not None and score.labels is not None:
             return score.answers, score.labels
-    answers = extract_answers(list(group.completions))
-    return tuple(answers), cluster(answers).labels
+    unjudged = next((score for score in checked if score.skipped), None)
+    if unjudged is not None:  # no clusters: those of rewards/clustering.py would be another judge's verdict
+        answers = unjudged.answers if unjudged.answers is not None else tuple(extract_answers(list(group.completions)))
+        return answers, tuple(range(len(answers)))
+    extracted = extract_answers(list(group.completions))
+    return tuple(extracted), cluster(extracted).labels

@@ -6,9 +6,9 @@ exact gradient of the Shannon entropy (the first version of its code), `power` s
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
+from rewards.agreement import agreement
 from rewards.clustering import cluster
 from rewards.contract import GroupScore
 from rewards.extraction import extract_all, rule_shares
@@ -28,14 +28,5 @@ def semantic_entropy(*, completions: list[str], form: Literal["share", "log", "p
     extractions = extract_all(completions, last_number)
     answers = [extraction.answer for extraction in extractions]
     clusters = cluster(answers)
-    floor = math.log(1 / len(completions)) if form == "log" else 0.0
-    without_answer = floor if unanswered is None else unanswered
-    scores = [_value(share, form, power) if answer is not None else without_answer
-              for answer, share in zip(answers, clusters.shares, strict=True)]
+    scores = agreement(clusters, form, power, unanswered)
     return GroupScore(scores, clusters.metrics() | {"entropy": clusters.entropy} | rule_shares(extractions), clusters.labels, answers)
-
-
-def _value(share: float, form: str, power: float) -> float:
-    if form == "log":
-        return math.log(share)
-    return share**power if form == "power" else share

@@ -27,6 +27,7 @@ from rl.tracking import (
     HELD_OUT_LOW,
     NORMALISED_ENTROPY,
     REFUSED_EQUAL_REWARDS,
+    REFUSED_SKIPPED,
     REFUSED_TOO_HIGH,
     REFUSED_TOO_LOW,
     REWARD,
@@ -164,9 +165,10 @@ def _draw_entropy(axis: Axes, records: Sequence[Record]) -> None:
 
 def _draw_refused(axis: Axes, records: Sequence[Record]) -> None:
     axis.set(title="Groups that did not train", ylabel="share of sampled groups", ylim=(0, 1.02))
-    reasons = {"entropy too low": REFUSED_TOO_LOW, "entropy too high": REFUSED_TOO_HIGH, "equal rewards": REFUSED_EQUAL_REWARDS}
+    reasons = {"entropy too low": REFUSED_TOO_LOW, "entropy too high": REFUSED_TOO_HIGH, "equal rewards": REFUSED_EQUAL_REWARDS,
+               "not judged": REFUSED_SKIPPED}
     curves = {label: dict(_curve(records, name)) for label, name in reasons.items()}
-    colours = dict(zip(reasons, ("#748ffc", "#ffa94d", "#ced4da"), strict=True))
+    colours = dict(zip(reasons, ("#748ffc", "#ffa94d", "#ced4da", "#e03131"), strict=True))
     # A bound that is not set refuses nothing and needs no place in the legend.
     curves = {label: curve for label, curve in curves.items() if any(curve.values())}
     steps = sorted(set().union(*curves.values()))

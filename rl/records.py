@@ -89,7 +89,8 @@ class ScoredGroup:
     rewards: [G], the weighted sum. scores: each reward's own values [G] by name, unweighted.
     answers: [G], extracted final answers, None where nothing was found. labels: [G], cluster of each completion; one
     without an answer is a cluster of its own. entropy: semantic entropy over the clusters in nats, 0 <= H <= ln G.
-    metrics: what the rewards reported beside their values.
+    metrics: what the rewards reported beside their values. skipped: a reward could not judge the group (its service did not answer);
+    it never trains, and its clusters mean nothing.
     """
 
     group: Group
@@ -99,6 +100,7 @@ class ScoredGroup:
     labels: tuple[int, ...]
     entropy: float
     metrics: Mapping[str, float]
+    skipped: bool = False
 
     @property
     def normalised_entropy(self) -> float:

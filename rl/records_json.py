@@ -33,4 +33,5 @@ def scored_group_from_json(value: dict[str, Any]) -> ScoredGroup:
         labels=tuple(value["labels"]),
         entropy=value["entropy"],
         metrics=dict(value["metrics"]),
+        skipped=value.get("skipped", False),
     )

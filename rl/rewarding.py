@@ -40,7 +40,7 @@ def score_groups(rewards: RewardSum, groups: Sequence[Group]) -> list[ScoredGrou
     return [
         ScoredGroup(
             group=group, rewards=tuple(result.rewards), scores=dict(result.scores), answers=tuple(result.answers),
-            labels=tuple(result.labels), entropy=result.entropy, metrics=dict(result.metrics),
+            labels=tuple(result.labels), entropy=result.entropy, metrics=dict(result.metrics), skipped=result.skipped,
         )
         for group, result in zip(groups, rewards.score(inputs), strict=True)
     ]

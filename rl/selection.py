@@ -1,7 +1,7 @@
 """Scored groups -> which of them train (entropy thresholding; EMPO, arXiv:2504.05812, section 3).
 
-A group trains only if low < H / ln G < high and its rewards differ. What becomes of the others is `selection.mode`:
-drop and refill leave them out, zero keeps them in the loss denominator with advantage 0. A refused group costs no
+A group trains only if its rewards could judge it, low < H / ln G < high and its rewards differ. What becomes of the others is
+`selection.mode`: drop and refill leave them out, zero keeps them in the loss denominator with advantage 0. A refused group costs no
 forward and no backward pass (except under `zero` with a KL penalty or an entropy bonus, which act on it too).
 """
 
@@ -13,8 +13,8 @@ from typing import Literal
 
 from rl.records import ScoredGroup
 
-Refusal = Literal["too_low", "too_high", "equal_rewards"]
-REFUSALS: tuple[Refusal, ...] = ("too_low", "too_high", "equal_rewards")
+Refusal = Literal["skipped", "too_low", "too_high", "equal_rewards"]
+REFUSALS: tuple[Refusal, ...] = ("skipped", "too_low", "too_high", "equal_rewards")
 
 # H / ln G of a group whose answers all differ comes out as 1 - 1e-16 or 1 + 1e-16; thresholds mean the exact value.
 ROUNDING = 1e-9
@@ -38,6 +38,8 @@ class Selection:
 
 def refusal(group: ScoredGroup, low: float | None, high: float | None) -> Refusal | None:
     """Why this group does not train, or None; thresholds are on the normalised entropy and both are exclusive."""
+    if group.skipped:  # first: the entropy of clusters that nobody judged says nothing
+        return "skipped"
     if low is not None and group.normalised_entropy <= low + ROUNDING:
         return "too_low"
     if high is not None and group.normalised_entropy >= high - ROUNDING:

@@ -6,6 +6,7 @@ a checkpoint ends where the uninterrupted one ends, bit for bit on the CPU.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -226,15 +227,18 @@ class Trainer:
         parts, config = self._parts, self._config
         groups = collected.sampled
         # A step that lived on groups left over by refilling has sampled nothing; it is described by what it trained on.
-        described = groups or collected.batch
-        rewards = [reward for group in described for reward in group.rewards]
+        every_group = groups or collected.batch
+        # Groups that the rewards could not judge count in what the rewards report and in the refusals, and in nothing else.
+        described = tuple(group for group in every_group if not group.skipped)
+        reward = _mean([reward for group in described for reward in group.rewards]) if described else math.nan
         tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
         self._totals["sampled_tokens"] += tokens
-        self._rewards_since_evaluation.append(_mean(rewards))
-        collapse = parts.watchdog.measure(described)
+        if described:
+            self._rewards_since_evaluation.append(reward)
+        collapse = parts.watchdog.measure(described) if described else {}
         metrics = {
-            "reward": _mean(rewards), **_reward_metrics(described),
-            NORMALISED_ENTROPY: _mean([group.normalised_entropy for group in described]),
+            "reward": reward, **_reward_metrics(described, every_group),
+            NORMALISED_ENTROPY: _mean([group.normalised_entropy for group in described]) if described else math.nan,
             **collected.selection.shares(), "groups/sampled": len(groups), "groups/trained": len(collected.batch),
             "groups/refills": collected.num_refills, "groups/surplus": len(parts.collector.surplus),
             **{f"collapse/{name}": value for name, value in collapse.items()},
@@ -247,8 +251,10 @@ class Trainer:
         if parts.rollouts is not None and every and (self.step_number - 1) % every == 0:
             self._record_rollouts(parts.rollouts, collected, batch)
         parts.progress.step(self.step_number, metrics)
+        if not described:
+            return None
         return parts.watchdog.observe_step(StepSignals(
-            step=self.step_number, reward=metrics["reward"], num_questions=int(collapse["num_questions"]),
+            step=self.step_number, reward=reward, num_questions=int(collapse["num_questions"]),
             majority_answer_share=collapse["majority_answer_share"], unparsable_share=collapse["unparsable_share"]))
 
     def _record_rollouts(self, log: RolloutsLog, collected: Collected, batch: list[TrainingGroup]) -> None:
@@ -353,13 +359,13 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _reward_metrics(groups: tuple[ScoredGroup, ...]) -> dict[str, float]:
-    """Each reward's mean by name (`accuracy` among them, where it is one), and the means of what the rewards reported."""
-    if not groups:
-        return {}
+def _reward_metrics(judged: tuple[ScoredGroup, ...], groups: tuple[ScoredGroup, ...]) -> dict[str, float]:
+    """Each reward's mean by name over the judged groups (`accuracy` among them, where it is one), and the means of what the rewards
+    reported over all groups."""
+    names = judged[0].scores if judged else ()
     scores = {
-        (name if name == "accuracy" else f"reward/{name}"): _mean([score for group in groups for score in group.scores[name]])
-        for name in groups[0].scores
+        (name if name == "accuracy" else f"reward/{name}"): _mean([score for group in judged for score in group.scores[name]])
+        for name in names
     }
     reported = {name for group in groups for name in group.metrics}
     return scores | {f"reward/{name}": _mean([g.metrics[name] for g in groups if name in g.metrics]) for name in sorted(reported)}

@@ -48,7 +48,7 @@ def test_several_right_answers_are_right_and_solved_pays_the_full_mark_alone() -
     result = scored(
         row, f"<answer>{numbers}</answer>", f"####  not this\n<answer>{numbers.replace(', ', ',')}</answer>", "<answer>[]</answer>")
     assert result.scores[0] == 1.0 and result.answers is not None and result.answers[0] == numbers
-    assert result.scores[2] < 1.0
+    assert result.scores[2] is not None and result.scores[2] < 1.0
     whole = solved(question=row["question"], completions=[f"<answer>{numbers}</answer>", "<answer>[]</answer>"],
                    reasoning_gym=row["reasoning_gym"])
     assert list(whole.scores) == [1.0, 0.0]
@@ -90,7 +90,7 @@ def test_answers_that_are_programs_do_nothing(tmp_path: Path) -> None:
         "__import__('os').execv('/bin/true', ['true'])"]
     result = scored(row, *(f"<answer>{attack}</answer>" for attack in attacks), f"<answer>{row['answer']}</answer>")
     assert not target.exists() and kept.exists()
-    assert all(value < 1.0 for value in result.scores[:-1]) and result.scores[-1] == 1.0
+    assert all(value is not None and value < 1.0 for value in result.scores[:-1]) and result.scores[-1] == 1.0
     assert result.metrics["timed_out_share"] == 0.0
 
 
@@ -107,7 +107,7 @@ def test_any_text_gets_a_score(task: str) -> None:
     row = rows(task, 1)[0]
     texts = ["", "\x00", "\u202e7", "{" * 100_000, "9" * 1_000_000, "\ud800", r"\def\a{\a\a}\a", "[[[[", "None"]
     result = scored(row, *(f"<answer>{text}</answer>" for text in texts), *texts)
-    assert len(result.scores) == 2 * len(texts) and all(0.0 <= value < 1.0 for value in result.scores)
+    assert len(result.scores) == 2 * len(texts) and all(value is not None and 0.0 <= value < 1.0 for value in result.scores)
 
 
 @pytest.mark.parametrize("name", ["score", "solved"])

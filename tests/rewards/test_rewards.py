@@ -100,7 +100,7 @@ def test_random_reward_is_fair_repeatable_and_depends_on_its_seed() -> None:
     use = "rewards.controls:random_reward"
     completions = [f"completion {i}" for i in range(4000)]
     scores = call(use, completions).scores
-    assert abs(sum(scores) / len(scores) - 0.5) < 0.04
+    assert abs(scores.count(1.0) / len(scores) - 0.5) < 0.04
     assert scores == call(use, completions, answer=None).scores
     differing = sum(a != b for a, b in zip(scores, call(use, completions, seed=1).scores, strict=True))
     assert 1800 < differing < 2200

@@ -47,6 +47,12 @@ def returns(*, completions, value, **columns):
     special = {"nan": [float("nan"), 1.0], "inf": [1.0, float("inf")], "none_item": [None, 1.0], "text_item": ["1", 1.0]}
     return special.get(value, value) if isinstance(value, str) else value
 
+def fixed(*, completions, values, **columns):
+    return GroupScore(values, labels=[0] * len(completions), answers=["a"] * len(completions))
+
+def unjudged(*, completions, answers=None, **columns):
+    return GroupScore([None] * len(completions), {"failed_share": 1.0}, answers=answers, skipped=True)
+
 def bad_labels(*, completions, **columns):
     return GroupScore([0.0] * len(completions), labels=[1])
 
@@ -170,6 +176,40 @@ def test_completions_that_no_reward_scores_get_the_mean_of_the_others(folder: Pa
     assert result.metrics["group/unscored_share"] == pytest.approx(1 / 3)
 
 
+def test_a_group_reward_without_a_score_counts_the_mean_of_its_others(folder: Path) -> None:
+    one = group(completions=(r"\boxed{4}", r"\boxed{5}", "c", "d"))
+    partial = RewardSpec("mine.py:fixed", arguments={"values": [None, 0.25, 0.75, None]})
+    [alone] = score(folder, partial, groups=[one])
+    assert alone.rewards == (0.5, 0.25, 0.75, 0.5)
+    assert alone.scores["fixed"] == (0.5, 0.25, 0.75, 0.5)
+    assert alone.metrics["group/unscored_share"] == 0.5
+    [summed] = score(folder, partial, RewardSpec("rewards.accuracy:accuracy", 2.0), groups=[one])
+    assert summed.rewards == (2.5, 0.25, 0.75, 0.5), "a missing score takes no side"
+    assert summed.metrics["group/unscored_share"] == 0.0 and not summed.skipped
+
+
+def test_a_group_reward_without_any_score_leaves_the_others_alone(folder: Path) -> None:
+    nothing = RewardSpec("mine.py:fixed", arguments={"values": [None, None]})
+    [result] = score(folder, nothing, RewardSpec("rewards.accuracy:accuracy"))
+    assert result.rewards == (1.0, 0.0)
+    [result] = score(folder, nothing)
+    assert result.rewards == (0.0, 0.0) and result.metrics["group/unscored_share"] == 1.0
+
+
+def test_a_group_that_could_not_be_judged_is_skipped_whatever_the_other_rewards_say(folder: Path) -> None:
+    one = group(completions=(r"\boxed{4}", r"\boxed{4}", r"\boxed{5}"))
+    [result] = score(folder, RewardSpec("rewards.accuracy:accuracy"), RewardSpec("mine.py:unjudged"), groups=[one])
+    assert result.skipped and len(set(result.rewards)) == 1
+    assert result.labels == (0, 1, 2), "no clusters by another judge's rules"
+    assert result.answers == ("4", "4", "5")
+    assert result.metrics["unjudged/failed_share"] == 1.0 and result.metrics["group/skipped"] == 1.0
+    assert "group/num_clusters" not in result.metrics
+    [result] = score(folder, RewardSpec("mine.py:unjudged", arguments={"answers": ["x", None, "y"]}), groups=[one])
+    assert result.answers == ("x", None, "y") and result.rewards == (0.0, 0.0, 0.0)
+    [judged] = score(folder, RewardSpec("rewards.accuracy:accuracy"), groups=[one])
+    assert not judged.skipped and judged.metrics["group/skipped"] == 0.0
+
+
 def test_trl_functions_shipped_with_trl_run_unchanged() -> None:
     pytest.importorskip("trl")
     from trl.rewards import get_soft_overlong_punishment
@@ -190,7 +230,6 @@ def test_trl_functions_shipped_with_trl_run_unchanged() -> None:
     ("returns", {"value": [1.0, 2.0, 3.0]}, r"returned 3 values for 2 completions"),
     ("returns", {"value": "nan"}, r"question 'q1': value 0 is nan, expected a finite number"),
     ("returns", {"value": "inf"}, r"value 1 is inf, expected a finite number"),
-    ("returns", {"value": "none_item"}, r"value 0 is None \(NoneType\), expected a finite number, return 0.0 or"),
     ("returns", {"value": "text_item"}, r"value 0 is '1' \(str\), expected a finite number"),
     ("returns", {"value": 3.5}, r"returned float 3.5, expected a list"),
     ("returns", {"value": None}, r"returned NoneType None, expected a list"),

@@ -76,8 +76,15 @@ def test_a_threshold_is_named_before_equal_rewards() -> None:
 
 def test_shares_are_of_all_sampled_groups() -> None:
     selection = select([UNANIMOUS, UNANIMOUS, MIXED, ALL_DIFFERENT, with_rewards(HALVES, 1, 1, 1, 1)], 0.1, 0.9)
-    assert selection.shares() == {"refused/too_low": 0.4, "refused/too_high": 0.2, "refused/equal_rewards": 0.2}
-    assert Selection((), ()).shares() == {"refused/too_low": 0.0, "refused/too_high": 0.0, "refused/equal_rewards": 0.0}
+    assert selection.shares() == {"refused/skipped": 0.0, "refused/too_low": 0.4, "refused/too_high": 0.2, "refused/equal_rewards": 0.2}
+    assert set(Selection((), ()).shares().values()) == {0.0}
+
+
+def test_a_group_that_could_not_be_judged_is_refused_for_that_reason_alone() -> None:
+    for group in (UNANIMOUS, MIXED, ALL_DIFFERENT):
+        skipped = dataclasses.replace(with_rewards(group, 1, 0, 0, 0), skipped=True)
+        assert refusal(skipped, 0.1, 0.9) == refusal(skipped, None, None) == "skipped"
+        assert select([skipped], 0.1, 0.9).shares()["refused/skipped"] == 1.0
 
 
 def test_selections_add_up_in_order() -> None:

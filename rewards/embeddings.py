@@ -1,0 +1,49 @@
+"""Texts -> which of them are equal because their sentence embeddings point the same way: cosine similarity >= threshold.
+
+Cheap (one forward pass of a small model per different answer) and coarse: embeddings hear the topic more than the fact, so 600 and
+601, or a sentence and its negation, may well be equal. For answers in words where no judge can be afforded. sentence-transformers is
+imported when the model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from rewards.judging import JudgeError, Judgement, Pair
+
+
+class EmbeddingEquality:
+    """model: folder or hub id of a sentence-transformers model. threshold: cosine similarity, in [-1, 1]. device: None for the GPU if
+    there is one. Raises ValueError for an impossible threshold, JudgeError where the package or the model is missing."""
+
+    def __init__(self, model: str, threshold: float, *, device: str | None = None) -> None:
+        if not -1 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold!r}, expected a cosine similarity in [-1, 1], such as 0.8")
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise JudgeError(f"sentence-transformers cannot be imported ({error}); pip install -e '.[embeddings]'") from error
+        self._threshold = threshold
+        try:
+            self._model = SentenceTransformer(model, device=device)
+        except (OSError, ValueError) as error:
+            raise JudgeError(f"embedding model {model!r} cannot be loaded: {error}") from error
+        self.place = f"model {model!r}"
+
+    def similarities(self, texts: Sequence[str]) -> dict[Pair, float]:
+        """Cosine similarity in [-1, 1], up to rounding, of each pair of different texts, in both orders the same number."""
+        different = list(dict.fromkeys(texts))
+        if len(different) < 2:
+            return {}
+        vectors_UD = self._model.encode(different, normalize_embeddings=True, show_progress_bar=False)
+        similarities: dict[Pair, float] = {}
+        for i, j in combinations(range(len(different)), 2):
+            similarity = float(vectors_UD[i] @ vectors_UD[j])
+            similarities[different[i], different[j]] = similarities[different[j], different[i]] = similarity
+        return similarities
+
+    async def judge(self, question: str, pairs: Sequence[Pair]) -> list[Judgement]:
+        """The same in both directions; the question is not read. Nothing is awaited."""
+        similarities = self.similarities([text for pair in pairs for text in pair])
+        return [Judgement(pair[0] == pair[1] or similarities[pair] >= self._threshold) for pair in pairs]
