@@ -3,15 +3,21 @@
     def reward(*, question: str, completions: list[str], answer: str | None, **columns) -> list[float] | GroupScore
 
 A parameter named `rollouts` receives the G rollouts (token_ids, logprobs). An `async def` is awaited, all groups of a batch at
-once. A function with the attribute `needs_answer = True` is never called for a question without a gold answer: that is refused
-before the run. `columns` are the other columns of the question's row. Primitives only, so that a plug-in is a plain function in
+once. `columns` are the other columns of the question's row. Primitives only, so that a plug-in is a plain function in
 anybody's file, testable without a GPU. Imports neither rl nor torch.
+
+What a function needs beyond that it says by an attribute, which is read before the run:
+`needs_answer = True`: it is never called for a question without a gold answer; such questions are refused.
+`needs_token_statistics = True`: the rollouts also have entropies and self_certainties, one number per token (style group).
+`needs_policy = True`: a parameter named `policy` receives a PolicyLike, the policy that sampled the completions (style group).
+A parameter named `max_completion_tokens` that the configuration does not set receives the run's sampling.max_completion_tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,18 @@ class GroupScore:
     metrics: Mapping[str, float] = field(default_factory=dict)
     labels: Sequence[int] | None = None
     answers: Sequence[str | None] | None = None
+
+
+class PolicyLike(Protocol):
+    """The policy after one question's prompt, as it was when it sampled the completions; no gradient."""
+
+    def logprobs(self, continuations: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """For each (beginning, text): ln pi of every token of `text` after prompt + beginning, in order; at least one token each.
+
+        A beginning is the beginning of a completion as rewards see completions (it may be empty), and holds the template's assistant
+        prefix only where the completion does. Under the distribution that is sampled from: softmax of logits / temperature.
+        """
+        ...
 
 
 class RewardError(ValueError):

@@ -2,6 +2,7 @@
 
 Maximising the expected share lowers the semantic entropy over the clusters of final answers. Forms: `share` is EMPO, `log` the
 exact gradient of the Shannon entropy (the first version of its code), `power` sharpens towards the majority vote of majority.py.
+What the policy might agree on without solving anything is refused by guards.py.
 """
 
 from __future__ import annotations
@@ -12,26 +13,31 @@ from typing import Literal
 from rewards.clustering import cluster
 from rewards.contract import GroupScore
 from rewards.extraction import extract_answers
+from rewards.guards import refuse
 
 
-def semantic_entropy(*, completions: list[str], form: Literal["share", "log", "power"] = "share", power: float = 1.0,
-                     unanswered: float | None = None, last_number: bool = False, **columns: object) -> GroupScore:
+def semantic_entropy(*, completions: list[str], question: str = "", form: Literal["share", "log", "power"] = "share",
+                     power: float = 1.0, unanswered: float | None = None, last_number: bool = False,
+                     refuse_copied_question: bool = False, max_answer_length: int | None = None, **columns: object) -> GroupScore:
     """r_i = p(c(o_i)) for form share, ln p(c(o_i)) for log, p(c(o_i))^power for power, with p(c) = |c| / G.
 
     unanswered: the reward of a completion without an answer; None stands for 0 with share and power, and for ln(1/G) with
-    log, where 0 would be the best value of all. Raises ValueError for an unknown form, or a power that is not above 0.
+    log, where 0 would be the best value of all. refuse_copied_question, max_answer_length (characters): answers that hold the
+    whole question, or are longer, count as no answer. Raises ValueError for an unknown form, or a power that is not above 0.
     """
     if form not in ("share", "log", "power"):
         raise ValueError(f"form is {form!r}, expected one of share, log, power")
     if not power > 0:
         raise ValueError(f"power is {power!r}, expected a number above 0")
-    answers = extract_answers(completions, last_number)
+    guarded = refuse(extract_answers(completions, last_number), question, copied_question=refuse_copied_question,
+                     max_answer_length=max_answer_length)
+    answers = guarded.answers
     clusters = cluster(answers)
     floor = math.log(1 / len(completions)) if form == "log" else 0.0
     without_answer = floor if unanswered is None else unanswered
     scores = [_value(share, form, power) if answer is not None else without_answer
               for answer, share in zip(answers, clusters.shares, strict=True)]
-    return GroupScore(scores, clusters.metrics() | {"entropy": clusters.entropy}, clusters.labels, answers)
+    return GroupScore(scores, clusters.metrics() | {"entropy": clusters.entropy} | guarded.metrics, clusters.labels, answers)
 
 
 def _value(share: float, form: str, power: float) -> float:

@@ -237,7 +237,7 @@ def _spelt_out(value: Any, field: FieldInfo) -> Any:
 def _typed(text: str, field: FieldInfo, key: str, current: Any) -> Any:
     """The override's text as the kind of value that the field takes: text as it was typed, all else as YAML reads it."""
     options = get_args(field.annotation) or (field.annotation,)
-    takes_text = get_origin(field.annotation) is not list and (str in options or Path in options)
+    takes_text = get_origin(field.annotation) not in (list, dict) and (str in options or Path in options)
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
