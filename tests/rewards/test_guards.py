@@ -1,0 +1,66 @@
+"""Answers that only game agreement: the question copied, or text without end. They count as unanswered and agree with nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from rewards.contract import GroupScore
+from rewards.guards import copies_question, refuse
+from rewards.loading import load
+
+QUESTION = "What is 17 + 25?"
+COPY = r"\boxed{What is 17+25}"
+COMPLETIONS = [COPY, COPY, COPY, r"\boxed{42}", r"\boxed{42}", r"\boxed{7}"]
+USES = ["rewards.semantic_entropy:semantic_entropy", "rewards.majority:majority_vote"]
+
+
+def call(use: str, **arguments: object) -> GroupScore:
+    score = load(use)(question=QUESTION, completions=list(COMPLETIONS), answer=None, **arguments)
+    assert isinstance(score, GroupScore)
+    return score
+
+
+@pytest.mark.parametrize(("answer", "question", "is_copy"), [
+    ("What is 17 + 25?", QUESTION, True), ("what is\n17+25", QUESTION, True), ("so what is 17 + 25? I wonder", QUESTION, True),
+    ("42", QUESTION, False), ("17 + 25", QUESTION, False), ("19+28=47", "19+28=?", True), ("47", "19+28=?", False),
+    ("7", "7", False), ("7", "7?", False), ("x^2 + 1", "Simplify x^2 + 1", False), ("", "", False), ("anything", "", False),
+    ("十七加二十五是多少", "十七加二十五是多少？", True),
+])
+def test_a_copy_holds_the_whole_question(answer: str, question: str, is_copy: bool) -> None:
+    assert copies_question(answer, question) == is_copy
+
+
+def test_refused_answers_are_none_and_the_shares_say_how_many() -> None:
+    guarded = refuse(["42", QUESTION, "1" * 9, None], QUESTION, copied_question=True, max_answer_length=8)
+    assert guarded.answers == ["42", None, None, None]
+    assert guarded.metrics == {"copied_question_share": 0.25, "long_answer_share": 0.5}
+    unrefused = refuse(["42", QUESTION], QUESTION)
+    assert unrefused.answers == ["42", QUESTION]
+    assert unrefused.metrics == {"copied_question_share": 0.5, "long_answer_share": 0.0}
+    with pytest.raises(ValueError, match="max_answer_length is 0"):
+        refuse(["42"], QUESTION, max_answer_length=0)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_without_the_guard_the_copies_win(use: str) -> None:
+    score = call(use)
+    assert score.scores[0] == max(score.scores) > score.scores[3]
+    assert score.metrics["copied_question_share"] == 0.5
+
+
+def test_with_the_guard_copies_get_nothing_and_agree_with_nobody() -> None:
+    empo, vote = (call(use, refuse_copied_question=True) for use in USES)
+    assert empo.scores == pytest.approx([0, 0, 0, 2 / 6, 2 / 6, 1 / 6])
+    assert vote.scores == [0, 0, 0, 1, 1, 0]
+    for score in (empo, vote):
+        assert score.labels is not None and score.answers == [None, None, None, "42", "42", "7"]
+        assert len(set(score.labels)) == 5, "each copy is a cluster of its own"
+        assert score.metrics["unparsable_share"] == 0.5
+        assert score.metrics["copied_question_share"] == 0.5
+
+
+@pytest.mark.parametrize("use", USES)
+def test_long_answers_are_refused_by_their_characters(use: str) -> None:
+    score = call(use, max_answer_length=2)
+    assert score.scores[:3] == [0, 0, 0] and score.scores[3] > 0
+    assert score.metrics["long_answer_share"] == 0.5
