@@ -85,7 +85,7 @@ def test_verifree_by_hand() -> None:
     completions = [r"3+4=7 \boxed{7}", r"\boxed{1}", "none"]
 
     def scores(**settings: object) -> Sequence[float]:
-        return reference_likelihood(completions=completions, answer="42", policy=policy, **settings).scores
+        return reference_likelihood(completions=completions, answer="42", policy=policy, **settings).scores  # type: ignore[arg-type]
 
     assert scores(form="sequence_probability") == pytest.approx([0.63, 0.08, 0.0])
     assert scores(form="sequence_probability", debias=True) == pytest.approx([0.55, 0.0, 0.0])
@@ -101,7 +101,7 @@ def test_a_gold_solution_is_reduced_to_its_answer() -> None:
 def test_a_group_without_any_answer_asks_nothing() -> None:
     for form in ("mean_probability", "log_likelihood"):
         policy = TablePolicy({})
-        score = reference_likelihood(completions=["none", ""], answer="42", policy=policy, form=form)  # type: ignore[arg-type]
+        score = reference_likelihood(completions=["none", ""], answer="42", policy=policy, form=form)
         assert score.scores == [0.0, 0.0] and policy.asked == []
 
 
