@@ -25,7 +25,8 @@ _BY_FIRST_WORD = {word: script for script, words in SCRIPTS.items() for word in 
 _MATH = re.compile(r"\$\$|\$|\\\(|\\\[")
 _CLOSING = {"$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]"}
 _COMMAND_OR_TAG = re.compile(r"\\(?:begin|end)\{[a-z]{1,20}\*?\}|\\[A-Za-z]+|</?[A-Za-z]{1,20}>")
-_VARIABLE = re.compile(r"(?<![A-Za-z\u0370-\u03ff])[A-Za-z\u0370-\u03ff](?![A-Za-z\u0370-\u03ff])")
+_ALPHABETIC = r"[A-Za-z\u00c0-\u024f\u0370-\u03ff]"  # Latin with its accents, and Greek
+_VARIABLE = re.compile(f"(?<!{_ALPHABETIC}){_ALPHABETIC}(?!{_ALPHABETIC})")
 
 
 def language_consistency(*, question: str, completions: list[str], script: str | None = None, **columns: object) -> GroupScore:

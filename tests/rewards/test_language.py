@@ -53,6 +53,11 @@ def test_letters_of_scripts_without_a_name_count_as_other() -> None:
     assert count_scripts("ab ᚠᚢ") == {"latin": 2, "other": 2}
 
 
+def test_a_letter_beside_an_accented_one_is_no_variable() -> None:
+    assert count_scripts("été") == {"latin": 3}
+    assert count_scripts("x é α y2") == {}
+
+
 def test_an_opening_that_is_never_closed_opens_nothing() -> None:
     assert count_scripts("ab $ cd") == {"latin": 4}
     assert count_scripts(r"\( ab \[cd\] ef") == {"latin": 4}
