@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rewards.contract import GroupScore
 from rewards.equivalence import Comparison, compare_many
-from rewards.extraction import extract
+from rewards.extraction import bare_answer, extract, extract_all, rule_shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Verdict:
 
 
 def grade(prediction: str, gold: str) -> Verdict:
-    """Judges a whole completion or a bare answer: where no extraction rule applies, the text itself is the answer."""
+    """Judges a whole completion or a bare answer: where no extraction rule applies, the text itself, or what its last sentence states."""
     return grade_many([(prediction, gold)])[0]
 
 
@@ -33,15 +33,14 @@ def grade_many(pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
     answers: list[str | None] = []
     for prediction, _ in pairs:
         extraction = extract(prediction)
-        is_bare = extraction.rule == "none"
-        answers.append((prediction.strip() or None) if is_bare else extraction.answer)
+        answers.append(bare_answer(prediction) if extraction.rule == "none" else extraction.answer)
     return _judge(answers, [gold for _, gold in pairs])
 
 
 def gold_answer(answer: str) -> str:
-    """The final answer of a gold column: datasets keep whole solutions there, ending in \\boxed{} or after ####."""
+    """The final answer of a gold column: some datasets keep whole solutions there, ending in \\boxed{}, after #### or in a sentence."""
     extraction = extract(answer)
-    return extraction.answer if extraction.answer is not None and extraction.rule in ("boxed", "hash") else answer
+    return extraction.answer if extraction.answer is not None and extraction.rule in ("boxed", "hash", "phrase") else answer
 
 
 def accuracy(*, completions: list[str], answer: str, last_number: bool = False, **columns: object) -> GroupScore:
@@ -49,10 +48,11 @@ def accuracy(*, completions: list[str], answer: str, last_number: bool = False, 
 
     last_number: let the last number of a completion count as its answer where nothing else is stated.
     """
-    verdicts = _judge([extract(completion, last_number).answer for completion in completions], [answer] * len(completions))
+    extractions = extract_all(completions, last_number)
+    verdicts = _judge([extraction.answer for extraction in extractions], [answer] * len(completions))
     return GroupScore(
         scores=[float(verdict.correct) for verdict in verdicts],
-        metrics={"timed_out_share": sum(verdict.timed_out for verdict in verdicts) / len(verdicts)},
+        metrics={"timed_out_share": sum(verdict.timed_out for verdict in verdicts) / len(verdicts), **rule_shares(extractions)},
         answers=[verdict.extracted for verdict in verdicts])
 
 

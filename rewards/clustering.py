@@ -10,20 +10,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from rewards.canonical import Canonical, canonical
-from rewards.equivalence import compare_many, decide, equivalent
+from rewards.equivalence import compare_nodes, decide_now, equivalent
+from rewards.reading import read
+from rewards.structure import Node
 
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """labels: [G], 0, 1, ... in order of first appearance. sizes: [num_clusters]. answered: [G], False where it is None."""
+    """labels: [G], 0, 1, ... in order of first appearance. sizes: [num_clusters]. answered: [G], False where it is None.
+
+    num_non_transitive: different answers that equal the founders of two clusters, which differ from each other (5 beside 5 cm and 5 kg).
+    num_timed_out: comparisons that were not decided within the deadline, hence counted as not equal.
+    """
 
     labels: tuple[int, ...]
     sizes: tuple[int, ...]
     answered: tuple[bool, ...]
+    num_non_transitive: int = 0
+    num_timed_out: int = 0
 
     @property
     def num_clusters(self) -> int:
@@ -58,7 +66,8 @@ class Clusters:
 
     def metrics(self) -> dict[str, float]:
         return {"num_clusters": float(self.num_clusters), "normalised_entropy": self.normalised_entropy,
-                "unparsable_share": self.unparsable_share}
+                "unparsable_share": self.unparsable_share, "non_transitive": float(self.num_non_transitive),
+                "timed_out": float(self.num_timed_out)}
 
 
 def entropy_of(labels: Sequence[int]) -> float:
@@ -74,42 +83,69 @@ def cluster(answers: Sequence[str | None], equal: Callable[[str, str], bool] = e
     """
     if not answers:
         raise ValueError("cluster() needs at least one answer, got an empty group")
-    find = _find_by_canonical_form if equal is equivalent else _find_with(equal)
+    if equal is equivalent:
+        labels, matches = _labels(answers, read, _match_node)
+    else:
+        labels, matches = _labels(answers, str, _match_with(equal))
+    counts = Counter(labels)
+    return Clusters(
+        tuple(labels), tuple(counts[label] for label in range(len(counts))), tuple(answer is not None for answer in answers),
+        sum(match.is_ambiguous for match in matches), sum(match.num_timed_out for match in matches))
+
+
+_Form = TypeVar("_Form", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """founder: index of the first founder that the answer equals, None for none."""
+
+    founder: int | None
+    is_ambiguous: bool = False
+    num_timed_out: int = 0
+
+
+def _labels(
+    answers: Sequence[str | None], form: Callable[[str], _Form], match: Callable[[Sequence[_Form], _Form], _Match]
+) -> tuple[list[int], list[_Match]]:
+    """The founder rule over forms of answers; equal forms are one answer, compared once. Labels [G], and one match per form."""
     labels: list[int] = []
-    known: dict[object, int] = {}  # equal keys are one answer, compared once
-    founders: list[tuple[str, int]] = []
+    known: dict[_Form, int] = {}
+    founders: list[_Form] = []
+    founder_labels: list[int] = []
+    matches: list[_Match] = []
     num_clusters = 0
     for answer in answers:
         label = None
         if answer is not None:
-            key: object = canonical(answer) if equal is equivalent else answer
+            key = form(answer)
             label = known.get(key)
             if label is None:
-                at = find([founder for founder, _ in founders], answer)
-                if at is None:
-                    founders.append((answer, num_clusters))
+                matches.append(found := match(founders, key))
+                if found.founder is None:
+                    founders.append(key)
+                    founder_labels.append(num_clusters)
                 else:
-                    label = founders[at][1]
+                    label = founder_labels[found.founder]
                 known[key] = num_clusters if label is None else label
         if label is None:
             label = num_clusters
             num_clusters += 1
         labels.append(label)
-    counts = Counter(labels)
-    return Clusters(tuple(labels), tuple(counts[label] for label in range(num_clusters)),
-                    tuple(answer is not None for answer in answers))
+    return labels, matches
 
 
-def _find_with(equal: Callable[[str, str], bool]) -> Callable[[Sequence[str], str], int | None]:
-    return lambda founders, answer: next((i for i, founder in enumerate(founders) if equal(founder, answer)), None)
+def _match_with(equal: Callable[[str, str], bool]) -> Callable[[Sequence[str], str], _Match]:
+    """Asks the founders in order, up to the first that is equal."""
+    return lambda founders, answer: _Match(next((i for i, founder in enumerate(founders) if equal(founder, answer)), None))
 
 
-def _find_by_canonical_form(founders: Sequence[str], answer: str) -> int | None:
-    """Index of the first equivalent founder; those that need algebra are asked together, in parallel."""
-    form: Canonical = canonical(answer)
-    decisions = [decide(canonical(founder), form) for founder in founders]
+def _match_node(founders: Sequence[Node], node: Node) -> _Match:
+    """All founders at once; those that need algebra are asked together, in parallel, unless an earlier one is equal without."""
+    decisions = [decide_now(founder, node) for founder in founders]
     first = next((i for i, decision in enumerate(decisions) if decision), len(founders))
     undecided = [i for i, decision in enumerate(decisions[:first]) if decision is None]
-    comparisons = compare_many([(founders[i], answer) for i in undecided])
-    matches = [i for i, comparison in zip(undecided, comparisons, strict=True) if comparison.equal]
-    return matches[0] if matches else first if first < len(founders) else None
+    comparisons = compare_nodes([(founders[i], node) for i in undecided])
+    equal = sorted([i for i, decision in enumerate(decisions) if decision]
+                   + [i for i, comparison in zip(undecided, comparisons, strict=True) if comparison.equal])
+    return _Match(equal[0] if equal else None, len(equal) > 1, sum(comparison.timed_out for comparison in comparisons))

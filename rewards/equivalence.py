@@ -2,17 +2,23 @@
 
     equivalent("1/2", "0.5") -> True        equivalent("601", "600") -> False
 
-First by canonical form (rewards/canonical.py), without any process or import; only what that leaves undecided goes to computer
-algebra in killable workers. The rules, the same for grading and for clustering:
+Each answer is read into a tree (rewards/reading.py) whose leaves are numbers, words and expressions (rewards/canonical.py). Exact values,
+and values of expressions to 40 digits (rewards/numeric.py), decide nearly all of it here; the rest (sums, integrals, notation that our
+grammar does not know) goes to computer algebra in killable workers. The rules, the same for grading and for clustering:
 
 - Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance anywhere.
-- A unit, percent, degree or currency sign may stand on one side only: 50% equals 50 (and not 0.5), 5 cm equals 5 and not 5 kg.
-- `x = 5` equals 5, and not y = 5.
-- Words and letters of multiple choice compare without case; for choices the letter decides.
+- A unit, percent, degree or currency sign may stand on one side only: 50% equals 50 (and not 0.5), 5 cm equals 5 and not 5 kg. Spellings
+  of one unit are one; units are not converted; words that say what is counted (apples) are ignored.
+- `x = 5` equals 5, and not y = 5; of `x = 2 + 3 = 5` the last part counts, of `1/3 \\approx 0.33` the exact one. Other equations are
+  equal if one is a multiple of the other; inequalities likewise, with a positive factor.
+- Tuples, vectors and matrices are ordered; brackets matter. An interval, the inequality and the set notation for it are equal.
+- Lists and sets are unordered and must be complete; a \\pm b is the list of both. Repetitions count in lists and not in sets.
+- For choices the letter decides; without a letter on one side, what stands behind it. Words compare without case.
+- a : b equals c : d and the fraction of the same value. 52_8 is that, and no number.
 - What is not decided within the deadline is not equal, and is reported as timed out.
 
 Symmetric and reflexive. Not transitive, because units may be left out: 5 cm ~ 5 ~ 5 kg.
-To teach it a notation, extend canonical.py.
+To teach it a notation, see the table in CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -23,10 +29,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from rewards.canonical import Canonical, canonical
+from rewards import expression, reading
+from rewards.comparison import Pair, TreeComparison
+from rewards.describing import describe
+from rewards.reading import read
+from rewards.structure import Node
 from rewards.workers import Outcome, WorkerPool
 
-MAX_LENGTH = 1000  # characters; a longer expression is compared as text only
 _MAX_CACHED = 100_000
 
 
@@ -38,7 +47,7 @@ class Comparison:
     timed_out: bool = False
 
 
-_verdicts: dict[tuple[str, str], Comparison] = {}
+_verdicts: dict[Pair, Comparison] = {}
 
 
 def equivalent(first: str, second: str) -> bool:
@@ -48,62 +57,75 @@ def equivalent(first: str, second: str) -> bool:
 
 def compare_many(pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """One comparison per pair; what needs algebra is done together, in parallel, each distinct pair once."""
-    results: list[Comparison | None] = [None] * len(pairs)
-    undecided: dict[tuple[str, str], list[int]] = {}
-    for i, (first, second) in enumerate(pairs):
-        left, right = canonical(first), canonical(second)
-        decided = decide(left, right)
-        if decided is not None:
-            results[i] = Comparison(decided)
-        else:
-            undecided.setdefault(_for_algebra(left, right), []).append(i)
-    for question, comparison in _ask_algebra(list(undecided)).items():
-        for i in undecided[question]:
-            results[i] = comparison
+    return compare_nodes([(read(first), read(second)) for first, second in pairs])
+
+
+def explain(first: str, second: str) -> list[str]:
+    """Plain lines: how each answer is read, what decided, and the verdict."""
+    left, right = read(first), read(second)
+    lines = [f"read as: {describe(left)}", f"read as: {describe(right)}"]
+    comparison = TreeComparison({})
+    verdict = comparison.equal(left, right)
+    if verdict is not None:
+        reason = "the same canonical form" if left == right else "exact values, values to 40 digits and the rules for structure"
+        return [*lines, f"{'equal' if verdict else 'not equal'}, decided by {reason}"]
+    result = compare_nodes([(left, right)])[0]
+    asked = "; ".join(f"is {one} equal to {other}?" for one, other in comparison.asked)
+    outcome = "equal" if result.equal else "undecided within the deadline, counted as not equal" if result.timed_out else "not equal"
+    return [*lines, f"{outcome}, decided by computer algebra: {asked}"]
+
+
+def decide_now(first: Node, second: Node) -> bool | None:
+    """True or False where no algebra is needed, else None."""
+    return TreeComparison({}).equal(first, second)
+
+
+def compare_nodes(pairs: Sequence[tuple[Node, Node]]) -> list[Comparison]:
+    """As compare_many, for answers that have been read already."""
+    results: list[Comparison | None] = []
+    undecided: dict[int, list[Pair]] = {}
+    for i, (left, right) in enumerate(pairs):
+        comparison = TreeComparison({})
+        verdict = comparison.equal(left, right)
+        results.append(None if verdict is None else Comparison(verdict))
+        if verdict is None:
+            undecided[i] = comparison.asked
+    found = _ask_algebra(list(dict.fromkeys(pair for asked in undecided.values() for pair in asked)))
+    verdicts = {pair: comparison.equal for pair, comparison in found.items()}
+    for i, asked in undecided.items():
+        is_equal = _with_all_verdicts(*pairs[i], verdicts)
+        results[i] = Comparison(is_equal, not is_equal and any(found[pair].timed_out for pair in asked))
     return [result for result in results if result is not None]
 
 
-def decide(left: Canonical, right: Canonical) -> bool | None:
-    """True or False where canonical forms suffice, None where algebra has to be asked."""
-    if left == right:
-        return True
-    if left.kind == right.kind:
-        if left.value == right.value:
-            return _one_may_be_missing(left.unit, right.unit) and _one_may_be_missing(left.name, right.name)
-        if left.kind != "expression" or str(left.value).casefold() == str(right.value).casefold():
-            return False  # R and r are two variables; algebra would not tell them apart
-        if ("=" in left.latex) != ("=" in right.latex) and not (left.name or right.name):
-            return False  # 7 = 11a + c is not 11a + c
-    for one, other in ((left, right), (right, left)):
-        if one.kind == "text" and (other.kind == "number" or len(str(one.value)) > 1):
-            return False
-    if not left.latex or not right.latex or max(len(left.latex), len(right.latex)) > MAX_LENGTH:
-        return False
-    return None
+def _with_all_verdicts(left: Node, right: Node, verdicts: dict[Pair, bool]) -> bool:
+    """A verdict may lead to further pairs (a match that fails, another that is tried): asked until none is left."""
+    while True:
+        comparison = TreeComparison(verdicts)
+        verdict = comparison.equal(left, right)
+        if verdict is not None or not comparison.asked:
+            return bool(verdict)
+        verdicts |= {pair: result.equal for pair, result in _ask_algebra(comparison.asked).items()}
 
 
-def _one_may_be_missing(first: str, second: str) -> bool:
-    return first == second or not first or not second
-
-
-def _for_algebra(left: Canonical, right: Canonical) -> tuple[str, str]:
-    """The two texts in sorted order, so that the verdict is symmetric; names kept where the other side may need them."""
-    keep_names = (left.name != "" or "=" in left.latex) and (right.name != "" or "=" in right.latex)
-    texts = [f"{side.name} = {side.latex}" if side.name and keep_names else side.latex for side in (left, right)]
-    return min(texts), max(texts)
+def clear_cache() -> None:
+    """Forgets all verdicts and readings; the workers stay."""
+    _verdicts.clear()
+    reading._cached.cache_clear()
+    expression._cached.cache_clear()
 
 
 @cache
 def _pool() -> WorkerPool | None:
     """The workers, or None without math-verify, which is said once."""
     if importlib.util.find_spec("math_verify") is None:
-        warnings.warn("math-verify is not installed: expressions compare as text only "
+        warnings.warn("math-verify is not installed: sums, integrals and unusual notation compare as text only "
                       "(pip install math-verify==0.9.0)", stacklevel=2)
         return None
     return WorkerPool("rewards.symbolic:algebraically_equal")
 
 
-def _ask_algebra(questions: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Comparison]:
+def _ask_algebra(questions: Sequence[Pair]) -> dict[Pair, Comparison]:
     new = [question for question in questions if question not in _verdicts]
     if new:
         pool = _pool()

@@ -1,26 +1,30 @@
 """Completion text -> final answer, by stated rules, the first that finds something wins.
 
-1. `boxed`: the last \\boxed{...} or \\fbox{...} with balanced braces, or `\\boxed 5`. Boxes with nothing but `$`, commas, "and"
-   or spaces between them form one list. Of nested boxes the innermost counts. When the last box is never closed (a completion cut
-   short), nothing is found, and no later rule is asked: half an answer is not an answer.
+1. `boxed`: the last \\boxed{...} or \\fbox{...} with balanced braces, or `\\boxed 5`. Boxes with nothing but `$`, commas, "and", "or",
+   names (`y_2 =`) or spaces between them form one list. Of nested boxes the innermost counts. When the last box is never closed (a
+   completion cut short), nothing is found, and no later rule is asked: half an answer is not an answer.
 2. `hash`: the rest of the line after the last `####` (GSM8K).
 3. `answer_tag`: the last <answer>...</answer>.
-4. `phrase`: what follows the last "answer is", "answer:" or 答案是, to the end of its sentence or line; or a last line `A: ...`.
+4. `phrase`: what follows the last "answer is", "answer:", "correct option is", 答案是, 故选 and the like, to the end of its formula,
+   sentence or line; or a last line `A: ...`.
 5. `last_number`: the last number, only on request: in training it would pay for a number mentioned in passing.
 
-Nothing found is a case of its own (answer None, rule `none`), never an empty string. Each rule is one pass over the text: the
-time is linear in its length. To add a rule, write a function text -> answer | None and put it into RULES.
+A sentence in a box or behind a phrase ("the volume is 120") is cut down to the value that it states. What follows a chat template's control
+token is no part of the completion. Nothing found is a case of its own (answer None, rule `none`), never an empty string. Each rule is one
+pass over the text: the time is linear in its length. To add a rule, write a function text -> answer | None and put it into RULES.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Rule = Literal["boxed", "hash", "answer_tag", "phrase", "last_number", "none"]
+
+_MAX_SENTENCE = 2000  # characters; a longer text is not searched for the value that it states
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,26 @@ class _Box:
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])(?P<open>\s*+\{)?|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[ \t]*+([^\s${}\\]++)")
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,;]|\\[()\[\],; ]|\\quad|\\text\{\s*and\s*\}|and\b)*+")
-_PHRASE = re.compile(r"\banswer(?:\s{1,4}is\b|\s{0,4}:)|答案(?:是|为|:|：)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.(?=\s|$)|[。\n]")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;]|\\[()\[\],; ]|\\quad|\\text\{\s*(?:and|or)\s*\}|(?:and|or)\b|[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s?=)*+")
+_PHRASE = re.compile(
+    r"\banswers?(?:\s{1,4}(?:to|for|of|in)\s[^\n.:=$\\]{1,60}?)?\s{1,4}(?:is|are|equals|(?:should|would|must|will)\s(?:\w{1,10}\s)?be)\b"
+    r"|\banswers?\s?(?:\([^()\n]{0,30}\)\s?)?(?:\*\*)?\s{0,4}[:=]|\bfinal\sanswer\*{2}\s{0,4}(?=\n)"
+    r"|\bcorrect\s(?:option|choice|value|result)\s(?:is\b|:)|答案\s?(?:应该?|选|就)?\s?(?:是|为|选|:|：)|故选\s?(?:择)?\s?[:：]?|应选\s?[:：]?|(?<![\w])答\s?[:：]",
+    re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\.(?=\s|$)|[。！；\n]|,?\s(?:because|since|which|where|I\shope)\b")
+_FORMULA = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|(?<![\\$])\$([^$]+)\$", re.DOTALL)
+_CONTROL = re.compile(r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|end_of_text|start_header_id|end|eom_id)\|>|</s>|<eos>|<end_of_turn>")
+_ROLE = re.compile(r"\s*(?:assistant|user|system|model)\b[:\n]?", re.IGNORECASE)
+_TEXT_GROUP = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s?\{([^{}]*+)\}")
+_COMMAND = re.compile(r"\\(?:begin|end)\s?\{[A-Za-z*]{1,12}\}(?:\{[lcr|\s]{0,20}\})?|\\[A-Za-z]+(?:name\{[a-z]{1,12}\})?")
+_OPTION = re.compile(r"\(?[A-J][).:]\s.{0,100}")
+_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?![A-Za-z(])")
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|equals?|becomes?|be|gives?|yields?|get|have)\b"
+    r"(?:\s(?:equal\sto|approximately|about|exactly|simply|just|given\sby))?[\s:]*", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[.!?。！])\s+|\n")
+_MATHEMATICAL = re.compile(r"[0-9\\$]")
 _NUMBER = re.compile(r"(?<![0-9.])[-+]?[0-9][0-9,]*+(?:\.[0-9]++)?(?:/[0-9]++)?")
 
 
@@ -104,9 +125,63 @@ def _after_phrase(text: str) -> str | None:
     if last is None:
         last_line = text.rstrip().rpartition("\n")[2]
         return last_line[2:] if last_line.startswith("A:") else None
-    rest = text[last.end():].lstrip(" \t\r\n:*")
-    end = _SENTENCE_END.search(rest)
-    return (rest if end is None else rest[:end.start()]).rstrip(" *,;")
+    rest = text[last.end():].lstrip(" \t\r\n:：*")
+    formula = _FORMULA.match(rest) if rest[:2] in ("\\[", "\\(") or rest[:1] == "$" else None
+    start = formula.end() if formula is not None else 0
+    end = _SENTENCE_END.search(rest, start)
+    return stated_value((rest if end is None else rest[:end.start()]).rstrip(" *,;"))
+
+
+def stated_value(text: str) -> str:
+    """The value that a sentence states: "the volume is 120" -> "120"; text that is no sentence is returned as it is."""
+    if len(text) > _MAX_SENTENCE or not _is_sentence(plain := _TEXT_GROUP.sub(r" \1 ", text)):
+        return text
+    verb = _last_match(_VERB, plain)
+    after = plain[verb.end():].strip(" *") if verb is not None else ""
+    if _MATHEMATICAL.search(after):
+        return after
+    if formula := _last_match(_FORMULA, plain):
+        return formula.group()
+    return after or text
+
+
+def _is_sentence(text: str) -> bool:
+    words = _WORD.findall(_COMMAND.sub(" ", _FORMULA.sub(" ", text)))
+    if len(words) < 2 or text.lstrip()[:1].isdigit():
+        return False
+    return len(words) >= 3 or _VERB.search(text) is not None or _FORMULA.search(text) is not None
+
+
+def bare_answer(text: str) -> str | None:
+    """For grading, where no rule applies: the text itself, or the value that its last sentence states; None for no text.
+
+    Differs from `extract` in that it also takes the last formula, and then the last number, of a sentence.
+    """
+    text = _completion(text).strip()
+    is_sentence = len(text) > _MAX_SENTENCE or _is_sentence(_TEXT_GROUP.sub(r" \1 ", text)) or re.match(r"[Aa]nswer\b", text)
+    if not is_sentence or _OPTION.fullmatch(text):
+        return text or None
+    sentences = [sentence for sentence in _SENTENCE.split(text[-_MAX_SENTENCE:]) if sentence.strip()]
+    if not sentences:
+        return None
+    sentence = next((sentence for sentence in reversed(sentences) if _MATHEMATICAL.search(sentence)), sentences[-1]).strip().rstrip(".")
+    value = stated_value(sentence)
+    if value != sentence:
+        return value
+    if (formula := _last_match(_FORMULA, text)) is not None:
+        return formula.group()
+    return _last_number(sentence) or value
+
+
+def _completion(text: str) -> str:
+    """The first part of a text that control tokens divide, without the role that a template puts before it."""
+    if "<" not in text or _CONTROL.search(text) is None:
+        return text
+    for i, part in enumerate(_CONTROL.split(text)):
+        role = _ROLE.match(part) if i else None
+        if (content := part if role is None else part[role.end():]).strip():
+            return content
+    return ""
 
 
 def _last_number(text: str) -> str | None:
@@ -120,9 +195,10 @@ RULES: tuple[tuple[Rule, Callable[[str], str | None]], ...] = (
 
 def extract(text: str, last_number: bool = False) -> Extraction:
     """The final answer of a completion by the rules of the module docstring; last_number switches rule 5 on."""
+    text = _completion(text)
     boxed, has_box = _last_boxes(text)
     if has_box:
-        return Extraction(boxed or None, "boxed")
+        return Extraction(stated_value(boxed).strip() or None if boxed else None, "boxed")
     for rule, find in RULES:
         if answer := (find(text) or "").strip():
             return Extraction(answer, rule)
@@ -131,6 +207,17 @@ def extract(text: str, last_number: bool = False) -> Extraction:
     return Extraction(None, "none")
 
 
-def extract_answers(completions: list[str], last_number: bool = False) -> list[str | None]:
+def extract_all(completions: Sequence[str], last_number: bool = False) -> list[Extraction]:
+    """[G] completions -> [G] extractions."""
+    return [extract(completion, last_number) for completion in completions]
+
+
+def extract_answers(completions: Sequence[str], last_number: bool = False) -> list[str | None]:
     """[G] completions -> [G] answers."""
-    return [extract(completion, last_number).answer for completion in completions]
+    return [extraction.answer for extraction in extract_all(completions, last_number)]
+
+
+def rule_shares(extractions: Sequence[Extraction]) -> dict[str, float]:
+    """Metrics: the share of the group whose answer each rule found, rules that found nothing in the group included."""
+    counts = Counter(extraction.rule for extraction in extractions)
+    return {f"extracted_by/{rule}": counts[rule] / len(extractions) for rule in get_args(Rule)}

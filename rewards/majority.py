@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rewards.clustering import cluster
 from rewards.contract import GroupScore
-from rewards.extraction import extract_answers
+from rewards.extraction import extract_all, rule_shares
 from rewards.guards import refuse
 
 
@@ -15,11 +15,12 @@ def majority_vote(*, completions: list[str], question: str = "", last_number: bo
     Ties share nothing: with two largest clusters all rewards are 0, where TTRL takes the first. Unanswered is 0 and no majority.
     refuse_copied_question, max_answer_length (characters): answers that hold the whole question, or are longer, count as no answer.
     """
-    guarded = refuse(extract_answers(completions, last_number), question, copied_question=refuse_copied_question,
-                     max_answer_length=max_answer_length)
+    extractions = extract_all(completions, last_number)
+    guarded = refuse(completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
     answers = guarded.answers
     clusters = cluster(answers)
     is_tie = len(clusters.majority) > 1
     winner = clusters.majority[0] if len(clusters.majority) == 1 else None
     scores = [float(label == winner) for label in clusters.labels]
-    return GroupScore(scores, clusters.metrics() | {"tie": float(is_tie)} | guarded.metrics, clusters.labels, answers)
+    metrics = clusters.metrics() | {"tie": float(is_tie)} | rule_shares(extractions) | guarded.metrics
+    return GroupScore(scores, metrics, clusters.labels, answers)

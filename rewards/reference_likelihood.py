@@ -11,19 +11,13 @@ probabilities are those at the sampling temperature.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Literal
 
 from rewards.accuracy import gold_answer
+from rewards.answer_place import answer_place
 from rewards.contract import GroupScore, PolicyLike
 from rewards.extraction import extract
-
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s{0,8}\{?\s{0,8}")
-_HASHES = re.compile(r"####\s{0,8}")
-_TAG = re.compile(r"<answer>\s{0,8}")
-_PHRASE = re.compile(r"answer(?:\s{1,4}is\b|\s{0,4}[:：])[\s:*]{0,8}|答案(?:是|为|[:：])\s{0,8}", re.IGNORECASE)
-_OPENINGS = {"boxed": _BOX, "hash": _HASHES, "answer_tag": _TAG, "phrase": _PHRASE}
 
 
 def reference_likelihood(
@@ -67,19 +61,9 @@ reference_likelihood.needs_policy = True  # type: ignore[attr-defined]
 def reasoning_and_opening(completion: str, last_number: bool = False) -> tuple[str, str] | None:
     """(what stands before the final answer's container, the container's opening): the answer follows directly. None: no answer.
 
-    The rule that found the answer says which opening to look for, the last one in the text; of several adjacent boxes it is the last
-    box. An answer that stands in no container (a last number) has an empty opening."""
-    extraction = extract(completion, last_number)
-    if extraction.answer is None:
-        return None
-    pattern = _OPENINGS.get(extraction.rule)
-    last = None
-    for last in pattern.finditer(completion) if pattern is not None else ():  # noqa: B007
-        pass
-    if last is not None:
-        return completion[:last.start()], last.group()
-    start = completion.rfind(extraction.answer)
-    return (completion[:start], "") if start >= 0 else None
+    An answer that stands in no container (a last number) has an empty opening."""
+    place = answer_place(completion, extract(completion, last_number))
+    return None if place is None else (completion[:place.opening], completion[place.opening:place.start])
 
 
 def _value(logprobs: Sequence[float], form: str) -> float:

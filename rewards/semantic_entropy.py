@@ -12,7 +12,7 @@ from typing import Literal
 
 from rewards.clustering import cluster
 from rewards.contract import GroupScore
-from rewards.extraction import extract_answers
+from rewards.extraction import extract_all, rule_shares
 from rewards.guards import refuse
 
 
@@ -29,15 +29,16 @@ def semantic_entropy(*, completions: list[str], question: str = "", form: Litera
         raise ValueError(f"form is {form!r}, expected one of share, log, power")
     if not power > 0:
         raise ValueError(f"power is {power!r}, expected a number above 0")
-    guarded = refuse(extract_answers(completions, last_number), question, copied_question=refuse_copied_question,
-                     max_answer_length=max_answer_length)
+    extractions = extract_all(completions, last_number)
+    guarded = refuse(completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
     answers = guarded.answers
     clusters = cluster(answers)
     floor = math.log(1 / len(completions)) if form == "log" else 0.0
     without_answer = floor if unanswered is None else unanswered
     scores = [_value(share, form, power) if answer is not None else without_answer
               for answer, share in zip(answers, clusters.shares, strict=True)]
-    return GroupScore(scores, clusters.metrics() | {"entropy": clusters.entropy} | guarded.metrics, clusters.labels, answers)
+    metrics = clusters.metrics() | {"entropy": clusters.entropy} | rule_shares(extractions) | guarded.metrics
+    return GroupScore(scores, metrics, clusters.labels, answers)
 
 
 def _value(share: float, form: str, power: float) -> float:

@@ -50,6 +50,18 @@ def test_comparison_is_with_the_founder_only() -> None:
 def test_units_left_out_follow_the_founder_rule() -> None:
     assert cluster(["5", "5 cm", "5 kg"]).labels == (0, 0, 0)
     assert cluster(["5 cm", "5", "5 kg"]).labels == (0, 0, 1)
+    assert cluster(["5 cm", "5 kg", "5", "5.0"]).labels == (0, 1, 0, 0)
+
+
+def test_an_answer_that_equals_two_founders_is_counted() -> None:
+    assert cluster(["5 cm", "5 kg", "5", "5.0"]).metrics()["non_transitive"] == 1.0
+    assert cluster(["5 cm", "5", "5 kg"]).metrics()["non_transitive"] == 0.0
+
+
+def test_comparisons_that_time_out_are_counted_and_not_equal() -> None:
+    clusters = cluster(["9^{9^{9^{9}}}", "5"])
+    assert clusters.labels == (0, 1)
+    assert clusters.metrics()["timed_out"] == 1.0
 
 
 def test_each_pair_of_different_answers_is_compared_once() -> None:

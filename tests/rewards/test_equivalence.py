@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,10 +17,13 @@ from hypothesis import strategies as st
 
 from rewards import equivalence
 from rewards.accuracy import grade, grade_many
-from rewards.canonical import canonical
-from rewards.equivalence import compare_many, decide, equivalent
+from rewards.canonical import leaf
+from rewards.equivalence import compare_many, decide_now, equivalent, explain
+from rewards.extraction import bare_answer
+from rewards.reading import read
+from tests.rewards.answer_pairs import COMPLETIONS, DIFFERENT, EQUAL
 
-EQUAL = [
+DECIDED_HERE = [
     ("601", "601"), ("007", "7"), ("+5", "5"), ("5.0", "5"), ("-0", "0"), ("1/2", "0.5"), (r"\frac12", "0.5"),
     (r"\dfrac{1}{2}", r"\frac{2}{4}"),
     (r"\frac{-3}{8}", r"-\frac38"), (r"3\frac{1}{2}", "3.5"), ("3 1/2", "7/2"), (r"-2\frac14", r"-\frac{9}{4}"),
@@ -29,44 +36,85 @@ EQUAL = [
     (r"\text{even}", "Even."),
     (r"\text{(C)}", "C"), (r"\text{E. Hyperbola}", "(E)"), ("$7$", "7"), (r"\left( x+1 \right)", "(x + 1)"),
     ("\uff13\uff16", "36"), ("\u22127", "-7"),
-    ("5\u200b", "5"), ("9" * 5000, "0" + "9" * 5000), ("f(x) = x^2", "x^2"),
+    ("5\u200b", "5"), ("9" * 5000, "0" + "9" * 5000), ("f(x) = x^2", "x^2"), ("2^3", "8"), ("(r+5)(r+5)", "(r+5)^2"),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), ("2*pi", r"2\pi"), (r"x \in [-2,7]", r"-2 \le x \le 7"),
 ]
-DIFFERENT = [
-    ("601", "600"), ("0.33", "1/3"), ("0.3", "0.34"), ("50%", "0.5"), ("5 cm", "5 kg"), ("x = 5", "y = 5"), ("5", "-5"),
-    ("12", "1,2"),
-    ("5.001", "5"), ("9" * 5000, "9" * 4999 + "8"), ("1e999999999", "1e999999998"), ("yes", "no"), ("A", "B"), ("5", "five"),
-    ("", "5"),
-    ("52_8", "52_7"), ("3R^2", "3r^2"), ("7 = 11a+c", "11a+c"), (r"5\frac12", r"\frac{51}{2}"), (r"\$36", r"\$3.60"),
-    ("3/0", "4/0"),
+FURTHER_DIFFERENT = [
+    ("601", "600"), ("0.33", "1/3"), ("50%", "0.5"), ("5 cm", "5 kg"), ("x = 5", "y = 5"), ("12", "1,2"), ("5.001", "5"),
+    ("9" * 5000, "9" * 4999 + "8"), ("1e999999999", "1e999999998"), ("A", "B"), ("5", "five"), ("52_8", "52_7"), ("3R^2", "3r^2"),
+    ("7 = 11a+c", "11a+c"), (r"5\frac12", r"\frac{51}{2}"), (r"\$36", r"\$3.60"), ("3/0", "4/0"), (r"\sqrt{2}", "1.414214"), ("> 5", "5"),
+    ("(5,-1)", "(7,3)"), (r"\{5\}", r"\{6\}"), ("x > 1", "y > 1"), ("[1, 2)", "(1, 2]"), ("1:2", "1:3"),
 ]
+GROUPS = [("5", "5.0", "10/2", "x = 5", r"\frac{25}{5}"), (r"\sqrt{12}", r"2\sqrt3", "2*sqrt(3)", r"12^{1/2}"),
+          ("(1, 2]", "1 < x <= 2", r"x \in (1,2]", r"\{x \mid 1 < x \le 2\}"),
+          ("1, 2", r"\{2, 1\}", "x = 1 or x = 2"), ("y = 2x + 1", "2x - y = -1")]
+
+
+@pytest.mark.parametrize(("first", "second"), DECIDED_HERE)
+def test_equal_answers_are_decided_without_computer_algebra(first: str, second: str) -> None:
+    assert decide_now(read(first), read(second)) is True
+    assert decide_now(read(second), read(first)) is True
 
 
 @pytest.mark.parametrize(("first", "second"), EQUAL)
-def test_equal_answers_are_decided_without_computer_algebra(first: str, second: str) -> None:
-    assert decide(canonical(first), canonical(second)) is True
-    assert decide(canonical(second), canonical(first)) is True
+def test_equal_answers_are_equal_both_ways_round(first: str, second: str) -> None:
+    assert equivalent(first, second)
+    assert equivalent(second, first)
 
 
-@pytest.mark.parametrize(("first", "second"), DIFFERENT)
+@pytest.mark.parametrize(("first", "second"), DIFFERENT + FURTHER_DIFFERENT)
 def test_different_answers_are_not_equal_either_way_round(first: str, second: str) -> None:
     assert not equivalent(first, second)
     assert not equivalent(second, first)
 
 
-def test_numbers_and_words_never_start_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gold", "completion", "is_right"), COMPLETIONS)
+def test_completions_are_graded_by_their_final_answer(gold: str, completion: str, is_right: bool) -> None:
+    assert grade(completion, gold).correct is is_right
+
+
+def test_within_a_group_of_spellings_all_are_equal_and_between_groups_none() -> None:
+    for i, group in enumerate(GROUPS):
+        for j, other in enumerate(GROUPS):
+            for first in group:
+                for second in other:
+                    assert equivalent(first, second) == (i == j), (first, second)
+
+
+def test_units_are_not_converted_and_spellings_of_one_unit_are_one() -> None:
+    units = ["5 cm", "5 centimeters", "5 centimetre", r"5\text{ cm}"]
+    assert all(equivalent(first, second) for first in units for second in units)
+    assert not equivalent("100 cm", "1 m")
+    assert equivalent("5 square meters", r"5\text{ m}^2") and equivalent("5 m^2", "5 square metres")
+    assert not equivalent("5 m^2", "5 square feet")
+
+
+def test_nearly_all_pairs_are_decided_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def count(questions: Sequence[tuple[str, str]]) -> dict[tuple[str, str], equivalence.Comparison]:
+        asked.extend(questions)
+        return {question: equivalence.Comparison(False) for question in questions}
+
+    monkeypatch.setattr(equivalence, "_ask_algebra", count)
+    compare_many([*EQUAL, *DIFFERENT])
+    assert len(asked) <= 0.02 * len([*EQUAL, *DIFFERENT]), asked
+
+
+def test_numbers_words_and_structures_never_start_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(questions: object) -> dict[tuple[str, str], equivalence.Comparison]:
         assert not questions
         return {}
 
     monkeypatch.setattr(equivalence, "_ask_algebra", refuse)
-    answers = ["5", "1/3", "3.25", "50%", "12 cm", "yes", "(B)", "x = 4", "never mind", "1e50"]
+    answers = ["5", "1/3", "3.25", "50%", "12 cm", "yes", "(B)", "x = 4", "never mind", "1e50", "(1, 2]", r"\{1, 2\}",
+               r"2\sqrt{3}", "x^2 + 1", "x < 2"]
     compare_many([(first, second) for first in answers for second in answers])
 
 
-def test_algebra_decides_expressions() -> None:
-    pytest.importorskip("math_verify")
-    pairs = [("2^3", "8"), ("(r+5)(r+5)", "(r+5)^2"), (r"\sqrt{2}", "1.414214"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
-             ("2*pi", r"2\pi")]
+def test_algebra_decides_what_the_grammar_does_not_know() -> None:
+    pairs = [(r"\sum_{i=1}^{3} i", "6"), (r"\int_0^1 x dx", "1/2"), (r"\sum_{i=1}^{3} i", "7"), (r"(\sum_{i=1}^{3} i, 2)", "(6, 2)"),
+             (r"\{\sum_{i=1}^{3} i, \int_0^1 2x dx\}", r"\{1, 6\}")]
     assert [comparison.equal for comparison in compare_many(pairs)] == [True, True, False, True, True]
 
 
@@ -79,7 +127,6 @@ def test_an_answer_with_python_in_it_is_not_executed(tmp_path: Path) -> None:
 
 
 def test_what_hangs_is_timed_out_within_its_deadline_and_counted() -> None:
-    pytest.importorskip("math_verify")
     equivalent("x+x", "2x")  # warm
     start = time.monotonic()
     verdict = grade(r"\boxed{9^{9^{9^{9}}} + x}", "x + 1")
@@ -98,17 +145,30 @@ def test_hostile_length_is_answered_quickly(text: str) -> None:
     assert time.perf_counter() - start < 3.0
 
 
-_PIECES = st.sampled_from(["1", "23", "0", ".", ",", "/", "-", "+", "%", "\\frac", "{", "}", "^", "10", "e", "x", "=", " ",
-                           "\\text{", "cm", "$",
-                           "\\times", "\\overline", "(", ")", "_", "yes", "\x00", "\u202e", "\\", "\\boxed{"])
+_PIECES = st.sampled_from([
+    "1", "23", "0", ".", ",", "/", "-", "+", "%", "\\frac", "{", "}", "^", "10", "e", "x", "=", " ", "\\text{", "cm", "$",
+    "\\times", "\\overline", "(", ")", "[", "]", "\\{", "\\}", "_", "yes", "\x00", "\u202e", "\\", "\\boxed{", "\\cup", "\\infty", "<",
+    "\\le", "\\in", "\\pm",
+    "|", "\\sqrt", "\\sin", "\\begin{pmatrix}", "\\end{pmatrix}", "\\begin{vmatrix}", "\\end{vmatrix}", "&", "\\\\", " and ", " or ",
+    "!", ":", "°",
+    "\\pi", "i", "\\mathbb{R}", "\\setminus", "A", "(B)", "log", "'", ";", "\\approx", "\\neq", "m", "n", "\\text{ or }", "\\mid", "U"])
+_ANSWERS = st.lists(_PIECES, max_size=14).map("".join) | st.text(max_size=15)
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(_PIECES, max_size=10).map("".join) | st.text(max_size=15), st.lists(_PIECES, max_size=10).map("".join))
-def test_canonical_decisions_never_raise_and_are_symmetric_and_reflexive(first: str, second: str) -> None:
-    left, right = canonical(first), canonical(second)
-    assert decide(left, right) == decide(right, left)
-    assert decide(left, canonical(first)) is True
+@settings(max_examples=1500, deadline=None)
+@given(_ANSWERS, _ANSWERS)
+def test_decisions_never_raise_and_are_symmetric_and_reflexive(first: str, second: str) -> None:
+    left, right = read(first), read(second)
+    assert decide_now(left, right) == decide_now(right, left)
+    assert decide_now(left, read(first)) is True
+    bare_answer(first)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_ANSWERS, st.integers(0, 13), st.sampled_from(["", " ", "x", "1", "{", ")"]))
+def test_an_answer_and_its_near_copy_are_compared_symmetrically(answer: str, at: int, inserted: str) -> None:
+    left, right = read(answer), read(answer[:at] + inserted + answer[at:])
+    assert decide_now(left, right) == decide_now(right, left)
 
 
 @settings(max_examples=200, deadline=None)
@@ -121,13 +181,10 @@ def test_fractions_are_equal_exactly_where_their_values_are(first: object, secon
 @settings(max_examples=200, deadline=None)
 @given(st.decimals(allow_nan=False, allow_infinity=False), st.integers(-50, 50))
 def test_decimals_and_scientific_notation_are_read_exactly(value: object, exponent: int) -> None:
-    from decimal import Decimal
-    from fractions import Fraction
-
     assert isinstance(value, Decimal)
-    read = canonical(f"{value:f}e{exponent}")
-    if isinstance(read.value, Fraction):
-        assert read.value == Fraction(value) * Fraction(10) ** exponent
+    number = leaf(f"{value:f}e{exponent}")
+    if isinstance(number.value, Fraction):
+        assert number.value == Fraction(value) * Fraction(10) ** exponent
 
 
 def test_grade_reads_completions_bare_answers_and_whole_golds() -> None:
@@ -137,11 +194,44 @@ def test_grade_reads_completions_bare_answers_and_whole_golds() -> None:
     assert [verdict.extracted for verdict in verdicts] == ["1/2", "0.5", "3", None, None]
 
 
-@pytest.mark.skipif("OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with equivalence_dev.jsonl) is not set")
-def test_agreement_with_labelled_pairs_is_at_least_nine_in_ten() -> None:
-    pytest.importorskip("math_verify")
+needs_data = pytest.mark.skipif("OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with the benchmark data) is not set")
+
+
+@needs_data
+def test_agreement_with_labelled_pairs_is_at_least_97_percent() -> None:
     with (Path(os.environ["OTHERHALF_DATA"]) / "equivalence_dev.jsonl").open() as file:
         rows = [json.loads(line) for line in file]
     verdicts = grade_many([(row["prediction"], row["gold"]) for row in rows])
-    agreed = [verdict.correct == row["equivalent"] for verdict, row in zip(verdicts, rows, strict=True)]
-    assert sum(agreed) / len(agreed) >= 0.9
+    disagreements = [row["id"] for row, verdict in zip(rows, verdicts, strict=True) if verdict.correct != row["equivalent"]]
+    assert len(disagreements) <= 0.03 * len(rows), disagreements
+
+
+@needs_data
+def test_real_gold_answers_equal_themselves_rewritten_and_rarely_one_another() -> None:
+    """Golds of MATH-500: spaces, \\dfrac and \\left do not matter; of different golds none are equal but those with the same value."""
+    with (Path(os.environ["OTHERHALF_DATA"]) / "math500.jsonl").open() as file:
+        golds = sorted({json.loads(line)["answer"] for line in file})
+    rewritten = [gold.replace(r"\frac{", r"\dfrac{").replace("(", r"\left(").replace(")", r"\right)") for gold in golds]
+    assert all(comparison.equal for comparison in compare_many(list(zip(golds, rewritten, strict=True))))
+    trees = [read(gold) for gold in golds]
+    equal = [(golds[i], golds[j]) for i in range(len(golds)) for j in range(i) if decide_now(trees[i], trees[j])]
+    assert len(equal) < 0.002 * len(golds) ** 2 / 2
+    assert all(_plain(first) == _plain(second) for first, second in equal), equal
+
+
+def _plain(answer: str) -> str:
+    """Digits, letters and signs only, without units: a crude key of its own that equal golds must share."""
+    plain = re.sub(r"\\(?:text|mbox)\{[^}]*\}(?:\^\d)?|\\(?:circ|!|%|\$|left|right|dfrac|frac|tfrac)|[a-z] ?=|[\s{}^,$\\]", "", answer)
+    return "".join(sorted(plain.lstrip("0")))
+
+
+@pytest.mark.parametrize(("first", "second", "words"), [
+    ("1/2", "0.5", ["number 1/2", "equal, decided by the same canonical form"]),
+    ("x = 5 cm", "6", ["naming x", "unit cm", "not equal, decided by exact values"]),
+    (r"\int_0^1 x dx", "1/2", ["left to computer algebra", r"equal, decided by computer algebra: is 1/2 equal to \int_0^1 x dx?"]),
+    (r"\{1, 2\}", "(1, 2]", ["set of 2", "2 items in order in (...]", "not equal"]),
+    (r"9^{9^{9^9}}", "5", ["undecided within the deadline"]),
+])
+def test_an_explanation_says_how_both_were_read_and_what_decided(first: str, second: str, words: list[str]) -> None:
+    text = "\n".join(explain(first, second))
+    assert all(word in text for word in words), text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rewards.contract import GroupScore
-from rewards.guards import copies_question, refuse
+from rewards.extraction import extract_all
+from rewards.guards import Guarded, copies_question, refuse
 from rewards.loading import load
 
 QUESTION = "What is 17 + 25?"
@@ -30,21 +31,41 @@ def test_a_copy_holds_the_whole_question(answer: str, question: str, is_copy: bo
     assert copies_question(answer, question) == is_copy
 
 
+def guarded(completions: list[str], **settings: object) -> Guarded:
+    return refuse(completions, extract_all(completions), QUESTION, **settings)  # type: ignore[arg-type]
+
+
 def test_refused_answers_are_none_and_the_shares_say_how_many() -> None:
-    guarded = refuse(["42", QUESTION, "1" * 9, None], QUESTION, copied_question=True, max_answer_length=8)
-    assert guarded.answers == ["42", None, None, None]
-    assert guarded.metrics == {"copied_question_share": 0.25, "long_answer_share": 0.5}
-    unrefused = refuse(["42", QUESTION], QUESTION)
-    assert unrefused.answers == ["42", QUESTION]
-    assert unrefused.metrics == {"copied_question_share": 0.5, "long_answer_share": 0.0}
+    completions = [r"\boxed{42}", COPY, r"\boxed{111111111}", "none"]
+    both = guarded(completions, copied_question=True, max_answer_length=8)
+    assert both.answers == ["42", None, None, None]
+    assert both.metrics == {"copied_question_share": 0.25, "long_answer_share": 0.5}
+    neither = guarded(completions)
+    assert [answer is None for answer in neither.answers] == [False, False, False, True]
+    assert neither.metrics == {"copied_question_share": 0.25, "long_answer_share": 0.0}
     with pytest.raises(ValueError, match="max_answer_length is 0"):
-        refuse(["42"], QUESTION, max_answer_length=0)
+        guarded(completions, max_answer_length=0)
+
+
+@pytest.mark.parametrize("completion", [
+    COPY, r"\boxed{\text{What is 17 + 25?}}", "#### What is 17+25?", "<answer>What is 17 + 25</answer>", "The answer is: what is 17 + 25?",
+])
+def test_a_copy_is_seen_whatever_extraction_makes_of_it(completion: str) -> None:
+    """It cuts sentences down to the value that they state, and 17+25 would count as 42."""
+    assert guarded([completion], copied_question=True).answers == [None]
+
+
+@pytest.mark.parametrize("completion", [
+    r"What is 17 + 25? \boxed{42}", "\\boxed{42}\n\nWhat is 17 + 25?", "What is 17 + 25?\n#### 42\nWhat is 17 + 25?",
+])
+def test_the_question_before_or_behind_the_answer_is_no_copy(completion: str) -> None:
+    assert guarded([completion], copied_question=True).answers == ["42"]
 
 
 @pytest.mark.parametrize("use", USES)
 def test_without_the_guard_the_copies_win(use: str) -> None:
     score = call(use)
-    assert score.scores[0] == max(score.scores) > score.scores[3]
+    assert score.scores[0] == max(score.scores) > score.scores[5]
     assert score.metrics["copied_question_share"] == 0.5
 
 

@@ -1,0 +1,321 @@
+"""Two trees of terms -> are they the same function of their variables? Decided by values at fixed points, to 40 digits.
+
+Two different expressions made of roots, powers and elementary functions agree to 40 digits at several points of no special form only by
+a miracle, and a right identity always does: so one evaluation replaces a simplifier that may hang. The points depend on the
+variables' names alone. Letters that usually count (n, m, k) get integers, so that (-1)^(2n) is 1; others are positive and negative in
+turn, unless a root or logarithm of them is taken. Roots of odd degree of negative numbers are real: (-8)^(1/3) is -2.
+None, not decided, for what has no value there (1/0), is too large to write down (9^9^9^9), or is infinite. Nothing is
+computed that is large: magnitudes are bounded before each operation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from functools import cache, lru_cache
+from typing import Any
+
+from rewards.terms import Term, variables
+
+_DIGITS = 60
+_AGREE = 40  # digits
+_MAX_LOG2 = 100_000.0  # values lie between 2^-this and 2^this
+_NUM_POINTS = 3
+_INTEGERS = frozenset("nmk")
+_FRACTIONAL = frozenset(("root", "log", "ln", "arcsin", "arccos", "factorial"))
+
+
+class UndecidedError(Exception):
+    """A value that does not exist, or that this module refuses to compute."""
+
+
+def same(first: Term, second: Term) -> bool | None:
+    """True or False where values decide, else None."""
+    if first == second:
+        return True
+    points = _points(first, second)
+    try:
+        pairs = [(evaluate(first, point), evaluate(second, point)) for point in points]
+    except UndecidedError:
+        return None
+    return all(_close(left, right) for left, right in pairs)
+
+
+def proportional(first: Term, second: Term, *, positive: bool = False) -> bool | None:
+    """Whether first = c * second for a constant c that is not 0 (above 0 if positive): the equations first = 0 and second = 0 are one.
+
+    None where values do not decide, False for constants.
+    """
+    if not variables(first) or variables(first) != variables(second):
+        return False
+    try:
+        ratios = [_ratio(evaluate(first, point), evaluate(second, point)) for point in _points(first, second, _NUM_POINTS + 2)]
+    except UndecidedError:
+        return None
+    if any(ratio is None for ratio in ratios):
+        return False
+    if positive and not all(_is_real(ratio) and _context().re(ratio) > 0 for ratio in ratios):
+        return False
+    return all(_close(ratio, ratios[0]) for ratio in ratios)
+
+
+def real_value(term: Term) -> Any | None:
+    """The value of a term without variables as a real mpf, +-inf included; None if it has none."""
+    if variables(term):
+        return None
+    if (sign := infinite_sign(term)) is not None:
+        return _context().inf * sign
+    try:
+        value = evaluate(term, {})
+    except UndecidedError:
+        return None
+    return _context().re(value) if _is_real(value) else None
+
+
+def infinite_sign(term: Term) -> int | None:
+    """1 or -1 for plus or minus infinity, None for everything else."""
+    if term.op == "negate":
+        sign = infinite_sign(term.args[0])
+        return None if sign is None else -sign
+    return 1 if term == Term("constant", name="infinity") else None
+
+
+def exact(term: Term) -> Fraction | None:
+    """The value of a term made of numbers, + - * / and small integer powers; None for others."""
+    if term.op == "number":
+        return term.value
+    if term.op not in ("+", "*", "/", "^", "negate", "invert"):
+        return None
+    values: list[Fraction] = []
+    for arg in term.args:
+        if (value := exact(arg)) is None:
+            return None
+        values.append(value)
+    if term.op == "negate":
+        result = -values[0]
+    elif term.op == "+":
+        result = sum(values, Fraction(0))
+    elif term.op == "*":
+        result = math.prod(values, start=Fraction(1))
+    elif term.op == "^":
+        base, power = values
+        if power.denominator != 1 or abs(power) > 64 or (base == 0 and power < 0):
+            return None
+        result = base ** int(power)
+    else:
+        over, under = values if term.op == "/" else (Fraction(1), values[0])
+        if not under:
+            return None
+        result = over / under
+    return result if max(result.numerator.bit_length(), result.denominator.bit_length()) < 4096 else None
+
+
+@cache
+def _context() -> Any:
+    from mpmath import MPContext
+
+    context = MPContext()
+    context.dps = _DIGITS
+    return context
+
+
+def _points(first: Term, second: Term, count: int = _NUM_POINTS) -> Sequence[Mapping[str, Any]]:
+    names = variables(first) | variables(second)
+    if not names:
+        return ({},)
+    signed = not (_takes_roots(first) or _takes_roots(second))
+    return [{name: _value_at(name, i, signed) for name in names} for i in range(count)]
+
+
+def _takes_roots(term: Term) -> bool:
+    """Whether a root, logarithm or the like is taken of something with a variable in it."""
+    has_variable = bool(variables(term))
+    fractional = term.op in _FRACTIONAL or (term.op == "^" and ((power := exact(term.args[1])) is None or power.denominator != 1))
+    return (has_variable and fractional) or any(map(_takes_roots, term.args))
+
+
+@lru_cache(maxsize=4096)
+def _value_at(name: str, i: int, signed: bool) -> Any:
+    digest = int.from_bytes(hashlib.blake2b(f"{name} {i}".encode(), digest_size=6).digest(), "big")
+    if name in _INTEGERS:
+        return _context().mpf(3 + 2 * i + digest % 2 + (i == 2) * 4)
+    size = Fraction(1, 2) + Fraction(digest, 2**47)  # in [0.5, 2.5)
+    return _context().mpf(size.numerator) / size.denominator * (-1 if signed and i % 2 else 1)
+
+
+def _close(left: Any, right: Any) -> bool:
+    context = _context()
+    size = max(abs(left), abs(right))
+    return bool(abs(left - right) <= size * context.mpf(10) ** -_AGREE or size < context.mpf(10) ** -(_DIGITS - 8))
+
+
+def _is_real(value: Any) -> bool:
+    context = _context()
+    return bool(abs(context.im(value)) <= abs(value) * context.mpf(10) ** -_AGREE)
+
+
+def _ratio(left: Any, right: Any) -> Any | None:
+    tiny = _context().mpf(10) ** -_AGREE
+    return None if abs(left) < tiny or abs(right) < tiny else left / right
+
+
+def _bounded(value: Any) -> Any:
+    context = _context()
+    if not context.isfinite(value):
+        raise UndecidedError
+    size = abs(value)
+    if size and abs(context.mag(size)) > _MAX_LOG2:
+        raise UndecidedError
+    return value
+
+
+def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
+    """The value at a point, an mpf or mpc of 60 digits. Raises UndecidedError."""
+    if term.op == "number":
+        if max(term.value.numerator.bit_length(), term.value.denominator.bit_length()) > 2 * _MAX_LOG2:
+            raise UndecidedError
+        return _context().mpf(term.value.numerator) / term.value.denominator
+    if term.op == "variable":
+        return point[term.name]
+    if term.op == "constant":
+        return _constant(term.name)
+    if term.op == "^":
+        return _power(term, point)
+    if term.op == "root":
+        degree = exact(term.args[0])
+        if degree is None or degree.denominator != 1 or not 0 < degree < 1000:
+            raise UndecidedError
+        return _rational_power(evaluate(term.args[1], point), 1 / degree)
+    values = [evaluate(arg, point) for arg in term.args]
+    try:
+        return _bounded(_OPERATIONS[term.op](*values))
+    except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
+        raise UndecidedError from error
+
+
+def _constant(name: str) -> Any:
+    context = _context()
+    if name == "infinity":
+        raise UndecidedError
+    return {"pi": +context.pi, "e": +context.e, "i": context.j}[name]
+
+
+def _power(term: Term, point: Mapping[str, Any]) -> Any:
+    base = evaluate(term.args[0], point)
+    power = exact(term.args[1])
+    if power is not None:
+        return _rational_power(base, power)
+    return _general_power(base, evaluate(term.args[1], point))
+
+
+def _rational_power(base: Any, power: Fraction) -> Any:
+    """base^power; real for a negative base and an odd denominator."""
+    context = _context()
+    if _is_real(base) and context.re(base) < 0 and power.denominator % 2 and power.denominator != 1:
+        root = _general_power(-context.re(base), context.mpf(1) / power.denominator)
+        return _general_power(-root, context.mpf(power.numerator))
+    return _general_power(base, context.mpf(power.numerator) / power.denominator)
+
+
+def _general_power(base: Any, power: Any) -> Any:
+    context = _context()
+    if base == 0:
+        if not _is_real(power) or context.re(power) <= 0:
+            raise UndecidedError
+        return context.mpf(0)
+    if abs(power) * (abs(float(context.mag(base))) + 1) > _MAX_LOG2:
+        raise UndecidedError
+    if _is_real(power) and context.isint(context.re(power)):
+        return _bounded(base ** int(context.re(power)))
+    return _bounded(context.power(base, power))
+
+
+def _product(values: Sequence[Any]) -> Any:
+    result = values[0]
+    for value in values[1:]:
+        result = _bounded(result * value)
+    return result
+
+
+def _angle(value: Any) -> Any:
+    if abs(value) > 10**9:
+        raise UndecidedError
+    return value
+
+
+def _whole(*values: Any) -> list[int]:
+    context = _context()
+    if not all(_is_real(value) and abs(value - context.nint(context.re(value))) < context.mpf(10) ** -_AGREE and abs(value) < 10**30
+               for value in values):
+        raise UndecidedError
+    return [int(context.nint(context.re(value))) for value in values]
+
+
+def _factorial(value: Any) -> Any:
+    if abs(value) > 5000:
+        raise UndecidedError
+    return _context().factorial(value)
+
+
+def _binomial(n: Any, k: Any) -> Any:
+    if max(abs(n), abs(k)) > 5000:
+        raise UndecidedError
+    return _context().binomial(n, k)
+
+
+def _floor(value: Any) -> Any:
+    """The floor of a real number; a whole number up to rounding is itself."""
+    context = _context()
+    if not _is_real(value):
+        raise UndecidedError
+    value = context.re(value)
+    nearest = context.nint(value)
+    return nearest if abs(value - nearest) < context.mpf(10) ** -_AGREE * max(1, abs(value)) else context.floor(value)
+
+
+def _exp(value: Any) -> Any:
+    if abs(value) > _MAX_LOG2 / 2:
+        raise UndecidedError
+    return _context().exp(value)
+
+
+def _reals(*values: Any) -> list[Any]:
+    if not all(map(_is_real, values)):
+        raise UndecidedError
+    return [_context().re(value) for value in values]
+
+
+_OPERATIONS: Mapping[str, Callable[..., Any]] = {
+    "+": lambda *values: sum(values), "*": lambda *values: _product(values), "/": lambda over, under: over / under,
+    "invert": lambda value: 1 / value,
+    "negate": lambda value: -value, "degrees": lambda value: value * _context().pi / 180, "abs": abs,
+    "floor": _floor, "ceil": lambda value: -_floor(-value), "factorial": _factorial, "binom": _binomial, "exp": _exp,
+    "sin": lambda value: _context().sin(_angle(value)), "cos": lambda value: _context().cos(_angle(value)),
+    "tan": lambda value: _nonzero_cos(value, _context().tan), "cot": lambda value: _context().cot(_angle(value)),
+    "sec": lambda value: _nonzero_cos(value, _context().sec), "csc": lambda value: _context().csc(_angle(value)),
+    "arcsin": lambda value: _context().asin(value), "arccos": lambda value: _context().acos(value),
+    "arctan": lambda value: _context().atan(value),
+    "sinh": lambda value: (_exp(value) - _exp(-value)) / 2, "cosh": lambda value: (_exp(value) + _exp(-value)) / 2,
+    "tanh": lambda value: _context().tanh(value), "ln": lambda value: _context().log(value),
+    "log": lambda base, value: _context().log(value) / _context().log(base),
+    "max": lambda *values: max(_reals(*values)), "min": lambda *values: min(_reals(*values)),
+    "gcd": lambda *values: _context().mpf(math.gcd(*_whole(*values))), "lcm": lambda *values: _context().mpf(math.lcm(*_whole(*values))),
+}
+
+
+def _nonzero_cos(value: Any, function: Callable[[Any], Any]) -> Any:
+    """tan and sec have a pole where rounding leaves a huge number."""
+    if abs(_context().cos(_angle(value))) < _context().mpf(10) ** -_AGREE:
+        raise UndecidedError
+    return function(value)
+
+
+def infinity() -> Any:
+    return _context().inf
+
+
+def near(left: Any, right: Any) -> bool:
+    """Whether two real values agree to 40 digits; infinities are near themselves."""
+    return bool(left == right) or (bool(_context().isfinite(left)) and bool(_context().isfinite(right)) and _close(left, right))
