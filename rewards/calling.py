@@ -17,12 +17,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rewards.contract import GroupScore, RewardError
+from rewards.contract import GroupScore, PolicyLike, RewardError
 from rewards.loading import user_line
 
 
 class RolloutLike(Protocol):
-    """What rewards may read of a rollout; rl.records.Rollout is one."""
+    """What rewards may read of a rollout; rl.records.Rollout is one. All are [T].
+
+    entropies (nats) and self_certainties (KL from uniform, nats): None unless a reward of the run has `needs_token_statistics`."""
 
     @property
     def token_ids(self) -> Sequence[int]: ...
@@ -30,13 +32,19 @@ class RolloutLike(Protocol):
     @property
     def logprobs(self) -> Sequence[float]: ...
 
+    @property
+    def entropies(self) -> Sequence[float] | None: ...
+
+    @property
+    def self_certainties(self) -> Sequence[float] | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class GroupInput:
     """One question with its G completions, as rewards see it.
 
     answer: gold answer or None. columns: the question's other columns. prompt: rendered prompt, for TRL's functions ("": the
-    question). rollouts: [G], for rewards whose signature names `rollouts`.
+    question). rollouts: [G], for rewards whose signature names `rollouts`. policy: for rewards with `needs_policy`.
     """
 
     question_id: str
@@ -46,6 +54,7 @@ class GroupInput:
     columns: Mapping[str, object] = field(default_factory=dict)
     prompt: str = ""
     rollouts: Sequence[RolloutLike] | None = None
+    policy: PolicyLike | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +81,29 @@ class Reward:
     def needs_answer(self) -> bool:
         return bool(getattr(self.function, "needs_answer", False))
 
+    @property
+    def needs_token_statistics(self) -> bool:
+        return bool(getattr(self.function, "needs_token_statistics", False))
+
+    @property
+    def needs_policy(self) -> bool:
+        return bool(getattr(self.function, "needs_policy", False))
+
+    def takes(self, name: str) -> bool:
+        """Whether the function has a parameter of this name."""
+        return name in (_parameters(self.function) or {})
+
     def check_arguments(self, style: str) -> None:
         """Raises RewardError for a configured argument, or a required parameter, that the other side does not have."""
+        if style != "group" and (self.needs_policy or self.needs_token_statistics):
+            raise RewardError(f"{self.label} needs the policy or token statistics, which only style: group hands over")
         parameters = _parameters(self.function)
         if parameters is None:
             return
         named = [name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
         for argument in self.arguments:
             if argument not in named:
-                own = [name for name in named if name not in ("question", "completions", "answer", "rollouts")]
+                own = [name for name in named if name not in ("question", "completions", "answer", "rollouts", "policy")]
                 close = difflib.get_close_matches(argument, own, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"its parameters: {', '.join(own) or 'none'}"
                 raise RewardError(f"{self.label} has no parameter {argument!r}, which its arguments set; {hint}")
@@ -111,6 +134,8 @@ def score_per_group(reward: Reward, groups: Sequence[GroupInput]) -> list[Checke
                     **reward.arguments}
         if takes_rollouts:
             keywords["rollouts"] = group.rollouts
+        if reward.needs_policy:
+            keywords["policy"] = group.policy
         _check_signature(reward, group, keywords)
         calls.append((group, keywords))
     results = _call_all(reward, calls)

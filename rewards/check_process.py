@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -167,7 +167,10 @@ def _load(order: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     started = time.perf_counter()
     try:
         function = load(order["use"])
+        # A run fills its own limit in where the configuration sets none.
         reward = Reward(str(getattr(function, "__name__", type(function).__name__)), order["use"], function, order["arguments"])
+        if reward.takes("max_completion_tokens"):
+            reward = replace(reward, arguments={"max_completion_tokens": 16} | order["arguments"])
         reward.check_arguments(order["style"])
     except RewardError as error:
         return None, {"status": "error", "problem": str(error)}
@@ -181,10 +184,24 @@ def _load(order: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Rollout:
-    """Stands for a sampled completion: one token for each of its first characters, all equally likely."""
+    """Stands for a sampled completion: one token for each of its first 64 characters, whose numbers follow from the character."""
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
+    entropies: Sequence[float] | None
+    self_certainties: Sequence[float] | None
+
+
+def _rollout(text: str) -> _Rollout:
+    tokens = [ord(character) % 97 for character in text[:64] or " "]
+    return _Rollout(tokens, [-token / 97 for token in tokens], [token / 97 for token in tokens], [1 - token / 97 for token in tokens])
+
+
+class _Policy:
+    """Stands for the policy: one token for each character, likelier the more stands before it."""
+
+    def logprobs(self, continuations: Sequence[tuple[str, str]]) -> list[list[float]]:
+        return [[-1.0 / (1 + len(beginning))] * max(1, len(text)) for beginning, text in continuations]
 
 
 def _score(reward: Any, style: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,9 +209,9 @@ def _score(reward: Any, style: str, request: Mapping[str, Any]) -> dict[str, Any
     from rewards.contract import RewardError
 
     completions = request["completions"]
-    rollouts = [_Rollout(tuple(range(size)), (-1.0,) * size) for size in (max(1, min(len(text), 64)) for text in completions)]
+    rollouts = [_rollout(text) for text in completions]
     watched = _Watched(reward.function)
-    group = GroupInput("check", request["question"], completions, request["answer"], request["columns"], "", rollouts)
+    group = GroupInput("check", request["question"], completions, request["answer"], request["columns"], "", rollouts, _Policy())
     started = time.perf_counter()
     try:
         (checked,) = STYLES[style](watched.replace_in(reward), [group])

@@ -3,16 +3,22 @@
     def reward(*, question: str, completions: list[str], answer: str | None, **columns) -> list[float] | GroupScore
 
 A parameter named `rollouts` receives the G rollouts (token_ids, logprobs). An `async def` is awaited, all groups of a batch at
-once. A function with the attribute `needs_answer = True` is never called for a question without a gold answer, and one with
-`needs_columns = ("level",)` never for one without these columns: that is refused before the run. `columns` are the other
-columns of the question's row. Primitives only, so that a plug-in is a plain function in anybody's file, testable without a GPU.
-The page for users is docs/rewards.md. Imports neither rl nor torch.
+once. `columns` are the other columns of the question's row. Primitives only, so that a plug-in is a plain function in
+anybody's file, testable without a GPU. The page for users is docs/rewards.md. Imports neither rl nor torch.
+
+What a function needs beyond that it says by an attribute, which is read before the run:
+`needs_answer = True`: it is never called for a question without a gold answer; such questions are refused.
+`needs_columns = ("level",)`: likewise for questions without one of these columns.
+`needs_token_statistics = True`: the rollouts also have entropies and self_certainties, one number per token (style group).
+`needs_policy = True`: a parameter named `policy` receives a PolicyLike, the policy that sampled the completions (style group).
+A parameter named `max_completion_tokens` that the configuration does not set receives the run's sampling.max_completion_tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,18 @@ class GroupScore:
     labels: Sequence[int] | None = None
     answers: Sequence[str | None] | None = None
     skipped: bool = False
+
+
+class PolicyLike(Protocol):
+    """The policy after one question's prompt, as it was when it sampled the completions; no gradient."""
+
+    def logprobs(self, continuations: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """For each (beginning, text): ln pi of every token of `text` after prompt + beginning, in order; at least one token each.
+
+        A beginning is the beginning of a completion as rewards see completions (it may be empty), and holds the template's assistant
+        prefix only where the completion does. Under the distribution that is sampled from: softmax of logits / temperature.
+        """
+        ...
 
 
 class RewardError(ValueError):

@@ -5,17 +5,22 @@ from __future__ import annotations
 from rewards.clustering import cluster
 from rewards.contract import GroupScore
 from rewards.extraction import extract_all, rule_shares
+from rewards.guards import refuse
 
 
-def majority_vote(*, completions: list[str], last_number: bool = False, **columns: object) -> GroupScore:
+def majority_vote(*, completions: list[str], question: str = "", last_number: bool = False, refuse_copied_question: bool = False,
+                  max_answer_length: int | None = None, **columns: object) -> GroupScore:
     """r_i = 1 if c(o_i) is the one largest cluster of answers, else 0.
 
     Ties share nothing: with two largest clusters all rewards are 0, where TTRL takes the first. Unanswered is 0 and no majority.
+    refuse_copied_question, max_answer_length (characters): answers that hold the whole question, or are longer, count as no answer.
     """
     extractions = extract_all(completions, last_number)
-    answers = [extraction.answer for extraction in extractions]
+    guarded = refuse(completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
+    answers = guarded.answers
     clusters = cluster(answers)
     is_tie = len(clusters.majority) > 1
     winner = clusters.majority[0] if len(clusters.majority) == 1 else None
     scores = [float(label == winner) for label in clusters.labels]
-    return GroupScore(scores, clusters.metrics() | {"tie": float(is_tie)} | rule_shares(extractions), clusters.labels, answers)
+    metrics = clusters.metrics() | {"tie": float(is_tie)} | rule_shares(extractions) | guarded.metrics
+    return GroupScore(scores, metrics, clusters.labels, answers)

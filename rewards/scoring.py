@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,10 +57,12 @@ class GroupResult:
 class RewardSum:
     """r_i = sum over rewards of weight * score_i. Loads and checks all functions at once, before anything is sampled.
 
-    search_from: folder that files named by `use` are looked for in first. Raises RewardError, also for two rewards of one name.
+    search_from: folder that files named by `use` are looked for in first. run_arguments: what the run knows and a function takes by
+    name, where its own arguments do not set it. Raises RewardError, also for two rewards of one name.
     """
 
-    def __init__(self, specs: Sequence[RewardSpec], search_from: Path | None = None) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], search_from: Path | None = None,
+                 run_arguments: Mapping[str, object] | None = None) -> None:
         if not specs:
             raise RewardError("no reward is given; name at least one")
         self._terms: list[tuple[RewardSpec, Reward]] = []
@@ -75,6 +77,8 @@ class RewardSum:
                 raise RewardError(f"two rewards are named {name!r} (the second is {spec.use}); give one of them another `name`")
             reward = Reward(name, spec.use, function, dict(spec.arguments))
             reward.check_arguments(spec.style)
+            filled_in = {key: value for key, value in (run_arguments or {}).items() if reward.takes(key)}
+            reward = replace(reward, arguments=filled_in | dict(spec.arguments))
             self._terms.append((spec, reward))
 
     @property
@@ -85,6 +89,16 @@ class RewardSum:
     def needs_answer(self) -> bool:
         """Whether any of the rewards needs a gold answer."""
         return any(reward.needs_answer for _, reward in self._terms)
+
+    @property
+    def needs_token_statistics(self) -> bool:
+        """Whether any of the rewards reads per-token entropies or self-certainties of the rollouts."""
+        return any(reward.needs_token_statistics for _, reward in self._terms)
+
+    @property
+    def needs_policy(self) -> bool:
+        """Whether any of the rewards asks the policy for log-probabilities."""
+        return any(reward.needs_policy for _, reward in self._terms)
 
     def check_question(self, question_id: str, answer: str | None) -> None:
         """Raises RewardError if the question has no gold answer and a reward needs one."""
@@ -114,8 +128,17 @@ class RewardSum:
                 raise RewardError(f"question {group.question_id!r} has {len(group.rollouts)} rollouts for "
                                   f"{len(group.completions)} completions")
             self.check_question(group.question_id, group.answer)
+            self._check_needs(group)
         columns = [STYLES[spec.style](reward, groups) for spec, reward in self._terms]
         return [self._combine(group, [column[i] for column in columns]) for i, group in enumerate(groups)]
+
+    def _check_needs(self, group: GroupInput) -> None:
+        for _, reward in self._terms:
+            if reward.needs_policy and group.policy is None:
+                raise reward.error(group, "asks for the policy's log-probabilities, which only a training run has")
+            if reward.needs_token_statistics and (group.rollouts is None or any(
+                    rollout.entropies is None or rollout.self_certainties is None for rollout in group.rollouts)):
+                raise reward.error(group, "asks for per-token statistics, which these completions were sampled without")
 
     def _combine(self, group: GroupInput, checked: Sequence[CheckedScore]) -> GroupResult:
         size = len(group.completions)

@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewards.scoring import RewardSum
 from rl.config import RunConfig
@@ -18,7 +18,7 @@ from rl.data_order import QuestionOrder
 from rl.generate.protocol import Generator, Request, SamplingParameters, request_seed
 from rl.ranks import gather_shares, share_of_rank
 from rl.records import Prompt, ScoredGroup
-from rl.rewarding import score_groups
+from rl.rewarding import Scorer, score_groups
 from rl.selection import Selection, select
 
 
@@ -41,7 +41,7 @@ class Collector:
 
     def __init__(
         self, config: RunConfig, prompts: Sequence[Prompt], generator: Generator, parameters: SamplingParameters, rewards: RewardSum, *,
-        rank: int, num_ranks: int
+        rank: int, num_ranks: int, scorer: Scorer | None = None,
     ) -> None:
         self.order = QuestionOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.surplus: tuple[ScoredGroup, ...] = ()
@@ -49,8 +49,9 @@ class Collector:
         self._prompts = prompts
         self._generator = generator
         self._rewards = rewards
+        self._scorer = scorer
         self._rank, self._num_ranks = rank, num_ranks
-        self._parameters = parameters
+        self._parameters = replace(parameters, token_statistics=rewards.needs_token_statistics)
 
     def collect(self, step: int) -> Collected:
         """The groups of training step `step`; collective over ranks."""
@@ -86,7 +87,7 @@ class Collector:
         started = time.perf_counter()
         groups = self._generator.generate(requests, self._parameters)
         generated = time.perf_counter()
-        scored = score_groups(self._rewards, groups)
+        scored = score_groups(self._rewards, groups, self._scorer)
         finished = time.perf_counter()
         return gather_shares(scored, self._num_ranks), (generated - started, finished - generated)
 

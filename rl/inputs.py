@@ -49,8 +49,13 @@ def read_inputs(config: RunConfig) -> Inputs:
     for tracker in config.tracking.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError([f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'"])
-    rewards = build_rewards(config.rewards)
-    grader = None if config.evaluation.path is None else build_rewards([RewardSection(use=_grader(config.evaluation))])
+    rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
+    grader = None
+    if config.evaluation.path is not None:
+        grader = build_rewards([RewardSection(use=_grader(config.evaluation))], config.sampling.max_completion_tokens)
+        if grader.needs_policy or grader.needs_token_statistics:
+            raise ConfigError([f"evaluation.reward: {_grader(config.evaluation)} judges by the policy's own probabilities; expected a "
+                               "grader that reads the completions, such as rewards.accuracy:accuracy"])
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     template = load_template(config.prompt.template)
     renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)

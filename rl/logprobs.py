@@ -9,6 +9,7 @@ Shape legend: N predicting positions, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,10 +23,13 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """logprobs_N: ln pi(token), float32. entropies_N: token entropies in nats, 0 <= H <= ln V, float32."""
+    """logprobs_N: ln pi(token), float32. entropies_N: token entropies in nats, 0 <= H <= ln V, float32.
+
+    self_certainties_N: KL(uniform || pi) in nats, >= 0, float32; None unless asked for."""
 
     logprobs_N: Tensor
     entropies_N: Tensor
+    self_certainties_N: Tensor | None = None
 
 
 def chunk_tokens_for(vocab_size: int, *, budget_bytes: int = 256 * 2**20) -> int:
@@ -42,6 +46,7 @@ def token_logprobs(
     chunk_tokens: int,
     temperature: float = 1.0,
     entropy_grad: bool = False,
+    self_certainty: bool = False,
     upcast_head: bool = False,
     logit_scale: float = 1.0,
     softcap: float | None = None,
@@ -55,6 +60,7 @@ def token_logprobs(
         chunk_tokens: at most so many rows of logits live at once, forward and backward.
         temperature: the sampling temperature: the gradient is that of the distribution sampled from.
         entropy_grad: whether the entropies carry a gradient; costs memory and time, so only for an entropy bonus.
+        self_certainty: also KL(uniform || pi) = logsumexp(z) - mean_v(z) - ln V, without a gradient.
         upcast_head: the output layer's product itself in float32 (an nn.Linear only; slower on a GPU, closer to the exact
             log-probabilities). Without it the layer runs in its own dtype. Logits are float32 from there on in both cases.
         logit_scale: z = logit_scale * lm_head(hidden). softcap: then z = softcap * tanh(z / softcap), as in Gemma 2.
@@ -69,7 +75,7 @@ def token_logprobs(
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
     head = _float32_head(lm_head) if upcast_head else lm_head
 
-    def one_chunk(hidden_nH: Tensor, token_ids_n: Tensor) -> tuple[Tensor, Tensor]:
+    def one_chunk(hidden_nH: Tensor, token_ids_n: Tensor) -> tuple[Tensor, ...]:
         logits_nV = head(hidden_nH).float()
         if logit_scale != 1.0:
             logits_nV = logits_nV * logit_scale
@@ -81,7 +87,10 @@ def token_logprobs(
         logprobs_n = logits_nV.gather(-1, token_ids_n[:, None]).squeeze(-1) - log_normaliser_n
         # Detached, the entropy's intermediates are freed at once instead of being kept for the backward pass.
         z_nV, log_z_n = (logits_nV, log_normaliser_n) if entropy_grad else (logits_nV.detach(), log_normaliser_n.detach())
-        return logprobs_n, log_z_n - (torch.softmax(z_nV, dim=-1) * z_nV).sum(dim=-1)
+        entropies_n = log_z_n - (torch.softmax(z_nV, dim=-1) * z_nV).sum(dim=-1)
+        if not self_certainty:
+            return logprobs_n, entropies_n
+        return logprobs_n, entropies_n, (log_z_n - z_nV.mean(dim=-1) - math.log(z_nV.shape[-1])).detach()
 
     if token_ids_N.shape[0] <= chunk_tokens:
         return TokenLogprobs(*one_chunk(hidden_NH, token_ids_N))
@@ -90,8 +99,7 @@ def token_logprobs(
         parts = [checkpoint(one_chunk, hidden_nH, token_ids_n, use_reentrant=False) for hidden_nH, token_ids_n in chunks]
     else:
         parts = [one_chunk(hidden_nH, token_ids_n) for hidden_nH, token_ids_n in chunks]
-    logprobs, entropies = zip(*parts, strict=True)
-    return TokenLogprobs(torch.cat(logprobs), torch.cat(entropies))
+    return TokenLogprobs(*(torch.cat(chunks) for chunks in zip(*parts, strict=True)))
 
 
 def _float32_head(lm_head: Head) -> Head:

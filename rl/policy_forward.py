@@ -33,10 +33,11 @@ class PolicyForward(nn.Module):
         self._autocast = policy.dtype != torch.float32 and not policy.is_adapter
 
     def forward(
-        self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor, *, entropy_grad: bool = False
+        self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor, *, entropy_grad: bool = False,
+        self_certainty: bool = False,
     ) -> TokenLogprobs:
         with torch.autocast(token_ids.device.type, dtype=self._policy.dtype, enabled=self._autocast):
-            return self._compute(self._policy.causal_lm, token_ids, position_ids, predicting, targets, entropy_grad)
+            return self._compute(self._policy.causal_lm, token_ids, position_ids, predicting, targets, entropy_grad, self_certainty)
 
     @torch.no_grad()
     def reference(self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class PolicyForward(nn.Module):
 
     def _compute(
         self, model: PreTrainedModel, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor,
-        entropy_grad: bool,
+        entropy_grad: bool, self_certainty: bool = False,
     ) -> TokenLogprobs:
         backbone = getattr(model, model.base_model_prefix)
         hidden_BLH = backbone(input_ids=token_ids, position_ids=position_ids, use_cache=False).last_hidden_state
@@ -56,7 +57,7 @@ class PolicyForward(nn.Module):
         scale, softcap = _logit_settings(model)
         return token_logprobs(
             hidden_NH, model.get_output_embeddings(), targets, chunk_tokens=self._chunk_tokens, temperature=self._temperature,
-            entropy_grad=entropy_grad, logit_scale=scale, softcap=softcap,
+            entropy_grad=entropy_grad, self_certainty=self_certainty, logit_scale=scale, softcap=softcap,
         )
 
 

@@ -51,6 +51,8 @@ class Rollout:
 
     token_ids: [T], without the prompt, with the stop token where there was one: ending is an action and gets a gradient.
     logprobs: [T], natural log-probabilities under the sampler at the sampling temperature, before top_p and top_k.
+    entropies, self_certainties: [T], in nats, of the distribution that each token was drawn from (temperature included, before top_p
+    and top_k): its entropy, and KL(uniform || pi) = -ln V - mean of ln pi. Only between sampler and rewards, where one asks for them.
     text: assistant prefix + decoded completion, without special tokens: what rewards see.
     policy_version: number of optimiser updates behind the weights that sampled this.
     """
@@ -61,6 +63,8 @@ class Rollout:
     finish_reason: FinishReason
     policy_version: int
     seed: int
+    entropies: tuple[float, ...] | None = None
+    self_certainties: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.logprobs) > 0

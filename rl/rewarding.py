@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
 
+from rewards.contract import PolicyLike, RewardError
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
 from rl.config import RewardSection
-from rl.records import Group, Question, ScoredGroup
+from rl.records import Group, Prompt, Question, ScoredGroup
 
 
-def build_rewards(sections: Sequence[RewardSection]) -> RewardSum:
-    """The weighted sum that the configuration names. Raises RewardError where a function cannot be loaded."""
+class Scorer(Protocol):
+    """What rewards may ask of the policy; rl.policy_scorer.PolicyScorer is one."""
+
+    def after(self, prompt: Prompt) -> PolicyLike: ...
+
+    def with_statistics(self, groups: Sequence[Group]) -> list[Group]: ...
+
+
+def build_rewards(sections: Sequence[RewardSection], max_completion_tokens: int) -> RewardSum:
+    """The weighted sum that the configuration names; max_completion_tokens: the run's, for the rewards that take it by name.
+
+    Raises RewardError where a function cannot be loaded, or is given a length limit that no completion can reach."""
+    for i, section in enumerate(sections):
+        limit = section.arguments.get("max_completion_tokens")
+        if isinstance(limit, int | float) and limit > max_completion_tokens:
+            raise RewardError(f"rewards.{i}.arguments.max_completion_tokens is {limit}, above sampling.max_completion_tokens="
+                              f"{max_completion_tokens}: no completion can be so long. Leave it out to take the sampling's own")
     return RewardSum([
         RewardSpec(use=s.use, weight=s.weight, name=s.name, style=s.style, arguments=dict(s.arguments)) for s in sections
-    ])
+    ], run_arguments={"max_completion_tokens": max_completion_tokens})
 
 
 def check_answers(rewards: RewardSum, questions: Sequence[Question]) -> None:
@@ -28,19 +46,31 @@ def check_columns(rewards: RewardSum, questions: Sequence[Question]) -> None:
         rewards.check_columns(question.id, question.columns)
 
 
-def score_groups(rewards: RewardSum, groups: Sequence[Group]) -> list[ScoredGroup]:
-    """Score whole groups, in order."""
+def score_groups(rewards: RewardSum, groups: Sequence[Group], scorer: Scorer | None = None) -> list[ScoredGroup]:
+    """Score whole groups, in order. scorer: the policy that sampled them, for rewards that ask it something.
+
+    Token statistics that the sampler did not tell are computed by the scorer; the scored groups carry none."""
+    if rewards.needs_token_statistics and scorer is not None:
+        groups = scorer.with_statistics(groups)
     inputs = [
         GroupInput(
             question_id=group.question.id, question=group.question.text, completions=[r.text for r in group.rollouts],
             answer=group.question.answer, columns=group.question.columns, prompt=group.prompt.text, rollouts=group.rollouts,
+            policy=scorer.after(group.prompt) if scorer is not None and rewards.needs_policy else None,
         )
         for group in groups
     ]
     return [
         ScoredGroup(
-            group=group, rewards=tuple(result.rewards), scores=dict(result.scores), answers=tuple(result.answers),
+            group=_without_statistics(group), rewards=tuple(result.rewards), scores=dict(result.scores), answers=tuple(result.answers),
             labels=tuple(result.labels), entropy=result.entropy, metrics=dict(result.metrics), skipped=result.skipped,
         )
         for group, result in zip(groups, rewards.score(inputs), strict=True)
     ]
+
+
+def _without_statistics(group: Group) -> Group:
+    """Nobody reads them after the rewards: they need not travel between ranks or into checkpoints."""
+    if all(rollout.entropies is None for rollout in group.rollouts):
+        return group
+    return replace(group, rollouts=tuple(replace(r, entropies=None, self_certainties=None) for r in group.rollouts))

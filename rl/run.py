@@ -26,6 +26,7 @@ from rl.memory import available_memory, check_memory, estimate_memory
 from rl.picture import draw_curves
 from rl.policy import Policy, PolicyError, load_policy, resolve_dtype
 from rl.policy_forward import PolicyForward, check_head
+from rl.policy_scorer import PolicyScorer
 from rl.progress import open_progress
 from rl.rehearsal import longest_groups
 from rl.run_folder import RunFolder, prepare, write_atomically
@@ -149,10 +150,11 @@ def build_trainer(
                 file.unlink(missing_ok=True)
     stop_signals = StopSignals()
     stack.callback(stop_signals.close)
+    scorer = PolicyScorer(policy, forward, max_tokens=config.optim.micro_batch_tokens)
     parts = Parts(
         accelerator=accelerator, policy=policy, generator=generator, optimizer=prepared_optimizer,
         updater=updater,
-        collector=Collector(config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks),
+        collector=Collector(config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer),
         held_out=held_out, watchdog=Watchdog(config.watchdog), data=inputs.digests, folder=folder,
         metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,
         rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,

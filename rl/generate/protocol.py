@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class SamplingParameters:
     """temperature > 0 (near 0 is greedy); top_p in (0, 1]; top_k = 0 keeps all tokens; stop ids beside the model's own.
 
-    stop_strings: a completion ends with the token that completes one of these; rewards see the text before it."""
+    stop_strings: a completion ends with the token that completes one of these; rewards see the text before it. token_statistics: whether
+    rollouts shall carry entropies and self_certainties; a back end that cannot tell them leaves them None, and the policy computes them
+    (rl/policy_scorer.py)."""
 
     temperature: float
     top_p: float
@@ -30,6 +32,7 @@ class SamplingParameters:
     max_completion_tokens: int
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    token_statistics: bool = False
 
 
 def sampling_parameters(sampling: SamplingSection, stop_strings: tuple[str, ...] = ()) -> SamplingParameters:

@@ -8,6 +8,7 @@ Legend: B rows, V vocabulary, T longest completion.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,23 @@ def sample_tokens(
     thresholds_B1 = torch.minimum(uniforms_B[:, None] * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
     tokens_B1 = torch.searchsorted(cumulative_BV, thresholds_B1, right=True)
     return tokens_B1.squeeze(1), logprobs_BV.gather(1, tokens_B1).squeeze(1)
+
+
+def token_statistics(
+    logits_BV: torch.Tensor, temperature: float, *, chunk_elements: int = 1 << 24
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(entropies [B], self-certainties [B]), float32, in nats, of pi = softmax(logits / temperature).
+
+    Entropy: -sum_v pi_v ln pi_v. Self-certainty: KL(uniform || pi) = -ln V - mean_v ln pi_v (arXiv:2505.19590). At most
+    chunk_elements of the logits are in float32 at the same time, at least one row."""
+    vocab_size = logits_BV.shape[1]
+    entropies, certainties = [], []
+    for logits_bV in logits_BV.split(max(1, chunk_elements // vocab_size)):
+        logprobs_bV = torch.log_softmax(logits_bV.float() / temperature, dim=-1)
+        certainties.append(-math.log(vocab_size) - logprobs_bV.mean(dim=-1))
+        # entr and not a product with the logarithm: a token whose logit is -inf has no entropy, where the product is NaN.
+        entropies.append(torch.special.entr(logprobs_bV.exp_()).sum(dim=-1))
+    return torch.cat(entropies), torch.cat(certainties)
 
 
 def _restrict(probabilities_BV: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rl.generate.growing_cache import growing_cache
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.token_sampling import sample_tokens, uniform_streams
+from rl.generate.token_sampling import sample_tokens, token_statistics, uniform_streams
 from rl.policy import Policy, merged_weights
 from rl.records import FinishReason, Group, Rollout
 
@@ -108,11 +108,15 @@ class TransformersGenerator:
         num_rows, steps = len(rows_B), parameters.max_completion_tokens
         tokens_BT = torch.zeros(num_rows, steps, dtype=torch.long, device=device)
         logprobs_BT = torch.zeros(num_rows, steps, device=device)
+        # [2, B, T]: entropies and self-certainties, where a reward asks for them.
+        statistics_2BT = torch.zeros(2, num_rows, steps if parameters.token_statistics else 0, device=device)
         ended_at_B = torch.full((num_rows,), steps, device=device)  # index of the stop token; `steps` where there is none
         live = torch.arange(num_rows, device=device)  # which completion each row of the present batch is
         for step in range(steps):
             tokens, logprobs = sample_tokens(logits, uniforms_BT[live, step], parameters)
             tokens_BT[live, step], logprobs_BT[live, step] = tokens, logprobs
+            if parameters.token_statistics:
+                statistics_2BT[:, live, step] = torch.stack(token_statistics(logits, parameters.temperature))
             stops = torch.isin(tokens, stop_ids)
             if parameters.stop_strings:
                 stops |= self._complete_a_string(tokens_BT[live, : step + 1], parameters.stop_strings).to(device)
@@ -129,7 +133,8 @@ class TransformersGenerator:
                 input_ids=tokens[:, None], attention_mask=mask if is_padded else None,
                 position_ids=lengths_B1 + step if is_padded else None, past_key_values=cache, use_cache=True,
             ).logits[:, -1]
-        return self._collect(requests, tokens_BT.cpu(), logprobs_BT.cpu(), ended_at_B.tolist(), steps, parameters.stop_strings)
+        return self._collect(requests, tokens_BT.cpu(), logprobs_BT.cpu(), statistics_2BT.cpu() if parameters.token_statistics else None,
+                             ended_at_B.tolist(), steps, parameters.stop_strings)
 
     def _complete_a_string(self, tokens_BT: torch.Tensor, stop_strings: tuple[str, ...]) -> torch.Tensor:
         """[B] whether the text so far holds one of the strings. A token is at least a byte, of which a character has at most four."""
@@ -138,11 +143,12 @@ class TransformersGenerator:
         return torch.tensor([any(string in tail for string in stop_strings) for tail in tails])
 
     def _collect(
-        self, requests: Sequence[Request], tokens_BT: torch.Tensor, logprobs_BT: torch.Tensor, ended_at: list[int], steps: int,
-        stop_strings: tuple[str, ...],
+        self, requests: Sequence[Request], tokens_BT: torch.Tensor, logprobs_BT: torch.Tensor, statistics_2BT: torch.Tensor | None,
+        ended_at: list[int], steps: int, stop_strings: tuple[str, ...],
     ) -> list[Group]:
         tokens = [row[: min(end + 1, steps)] for row, end in zip(tokens_BT.tolist(), ended_at, strict=True)]
         logprobs = logprobs_BT.tolist()
+        statistics = None if statistics_2BT is None else statistics_2BT.tolist()
         texts = [_before_any(text, stop_strings) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         groups, row = [], 0
         for request in requests:
@@ -153,6 +159,8 @@ class TransformersGenerator:
                     token_ids=tuple(tokens[row]), logprobs=tuple(logprobs[row][: len(tokens[row])]),
                     text=request.prompt.assistant_prefix + texts[row], finish_reason=reason,
                     policy_version=self.policy_version, seed=seed,
+                    entropies=None if statistics is None else tuple(statistics[0][row][: len(tokens[row])]),
+                    self_certainties=None if statistics is None else tuple(statistics[1][row][: len(tokens[row])]),
                 ))
                 row += 1
             groups.append(Group(request.prompt, tuple(rollouts)))

@@ -89,9 +89,9 @@ def test_shares_of_any_size_come_together_in_order(ranks: Path) -> None:
         assert written(ranks, rank)["gathered"] == {str(n): list(range(n)) for n in range(6)}
 
 
-def train(folder: Path, launcher: list[str]) -> Path:
+def train(folder: Path, launcher: list[str], *more: str) -> Path:
     finished = subprocess.run(
-        [*launcher, "rl/train.py", *RUN, f"run_dir={folder}"], cwd=project_root(), env=environment(), timeout=150, text=True,
+        [*launcher, "rl/train.py", *RUN, *more, f"run_dir={folder}"], cwd=project_root(), env=environment(), timeout=150, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     assert finished.returncode == 0, finished.stdout[-3000:]
     return folder

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 
@@ -16,12 +17,48 @@ from rewards.scoring import GroupInput, RewardSpec, RewardSum
 BUILT_IN = [
     "rewards.accuracy:accuracy", "rewards.format:format_boxed", "rewards.format:format_think", "rewards.majority:majority_vote",
     "rewards.semantic_entropy:semantic_entropy", "rewards.controls:random_reward", "rewards.controls:inverted_accuracy",
+    "rewards.confidence:self_certainty", "rewards.confidence:token_entropy", "rewards.reference_likelihood:reference_likelihood",
+    "rewards.language:language_consistency", "rewards.overlong:overlong_penalty",
 ]
+NEEDS_ANSWER = ("rewards.accuracy:accuracy", "rewards.controls:inverted_accuracy", "rewards.reference_likelihood:reference_likelihood")
 COMPLETIONS = [r"\boxed{4}", r"so \boxed{4.0}", r"\boxed{5}", "no idea"]
 
 
+@dataclass(frozen=True)
+class CharacterRollout:
+    """A completion as tokens of one character, whose statistics follow from the character."""
+
+    text: str
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [*map(ord, self.text), 0]
+
+    @property
+    def logprobs(self) -> list[float]:
+        return [-1.0] * len(self.token_ids)
+
+    @property
+    def entropies(self) -> list[float]:
+        return [(token % 7) / 7 for token in self.token_ids]
+
+    @property
+    def self_certainties(self) -> list[float]:
+        return [token % 5 for token in self.token_ids]
+
+
+class CharacterPolicy:
+    """Each character has probability 0.9 after the word "so", which stands for reasoning, and 0.5 without it."""
+
+    def logprobs(self, continuations: Sequence[tuple[str, str]]) -> list[list[float]]:
+        return [[math.log(0.9 if "so" in before else 0.5) for _ in text] for before, text in continuations]
+
+
 def call(use: str, completions: Sequence[str] = COMPLETIONS, answer: str | None = "4", **arguments: object) -> GroupScore:
-    result = load(use)(question="2 + 2?", completions=list(completions), answer=answer, level="easy", **arguments)
+    needed: dict[str, object] = {"rollouts": [CharacterRollout(text) for text in completions], "policy": CharacterPolicy(),
+                                 "max_completion_tokens": 1000}
+    keywords = {"question": "2 + 2?", "completions": list(completions), "answer": answer, "level": "easy"} | needed | arguments
+    result = load(use)(**keywords)
     return result if isinstance(result, GroupScore) else GroupScore(result)
 
 
@@ -34,16 +71,19 @@ def test_every_reward_keeps_the_contract(use: str) -> None:
     assert len(first.scores) == len(hostile)
     assert all(isinstance(score, float) and math.isfinite(score) for score in first.scores)
     assert first == second, "the same input gives the same values"
-    assert len(set(first.scores)) > 1 or use.endswith("format_think")
-    result = RewardSum([RewardSpec(use)]).score([GroupInput("q1", "2 + 2?", hostile, "4", {"level": "easy"})])[0]
+    assert len(set(first.scores)) > 1 or use.endswith(("format_think", "language_consistency"))
+    group = GroupInput("q1", "2 + 2?", hostile, "4", {"level": "easy"}, rollouts=[CharacterRollout(text) for text in hostile],
+                       policy=CharacterPolicy())
+    result = RewardSum([RewardSpec(use)], run_arguments={"max_completion_tokens": 1000}).score([group])[0]
     assert result.rewards == tuple(first.scores)
+    assert len(call(use, hostile[:1]).scores) == 1, "a group of one"
     assert len(result.labels) == len(result.answers) == len(hostile)
 
 
 @pytest.mark.parametrize("use", BUILT_IN)
 def test_rewards_that_need_an_answer_say_so(use: str) -> None:
     needs = getattr(load(use), "needs_answer", False)
-    assert needs == ("accuracy" in use)
+    assert needs == (use in NEEDS_ANSWER)
     if not needs:
         call(use, answer=None)
 

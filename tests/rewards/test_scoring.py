@@ -86,6 +86,8 @@ def trl_nan(completions, **kwargs):
 class Sampled:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    entropies: tuple[float, ...] | None = None
+    self_certainties: tuple[float, ...] | None = None
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ def test_every_shipped_config_loads_names_a_template_and_says_what_it_needs(path
 
 
 def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:
-    assert {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym"} <= {path.stem for path in CONFIGS}
+    expected = {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym", "r1_rewards"}
+    assert expected <= {path.stem for path in CONFIGS}
 
 
 def test_the_quick_start_reads_no_answers_and_the_three_tiny_runs_differ_in_nothing_but_data_and_reward() -> None:
@@ -83,6 +84,8 @@ def test_a_list_of_rewards_can_be_set_as_a_whole_and_its_entries_changed_after(t
     assert [reward.weight for reward in load(path, ["rewards.1.weight=2"]).rewards] == [1.0, 2.0]
     replaced = load(path, ["rewards=[{use: e:f, weight: 0.5}]", "rewards.0.name=g"])
     assert replaced.rewards == [RewardSection(use="e:f", weight=0.5, name="g")]
+    assert load(path, ["rewards.1.arguments={form: log, power: 2}"]).rewards[1].arguments == {"form": "log", "power": 2}
+    assert load(path, ["rewards.1.arguments={}"]).rewards[1].arguments == {}
 
 
 def test_a_shorthand_sets_one_key_of_its_section_and_keeps_the_others(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def trainer(config: RunConfig, policy: Policy, sampled: Policy, folder: Path, *,
         return Trainer(config, Parts(
             accelerator=accelerator, policy=policy, generator=generator, optimizer=updater._optimizer, updater=updater,
             collector=Collector(
-                config, inputs().prompts, generator, sampling_parameters(config.sampling), build_rewards(config.rewards),
-                rank=0, num_ranks=1),
+                config, inputs().prompts, generator, sampling_parameters(config.sampling),
+                build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),
             held_out=None, watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder),
             metrics=None, rollouts=None, progress=progress,
             stop_requested=lambda: None))

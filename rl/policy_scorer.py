@@ -1,0 +1,116 @@
+"""Texts and rollouts -> token log-probabilities and statistics under the present policy, without a gradient, for rewards.
+
+Two uses: rewards with `needs_policy` (rewards/contract.py) receive `PolicyScorer.after(prompt)`, and rollouts of a sampler that
+tells no token statistics get them by `with_statistics`. Everything runs through rl/policy_forward.py, hence at the sampling
+temperature, in micro-batches of at most `max_tokens` padded tokens; equal rows are computed once. Each rank scores its own share.
+
+A continuation is tokenised together with what precedes it in the completion where that leaves the preceding tokens as they are,
+and apart from it where a token would straddle the boundary. Neither needs to be the split that was sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from rl.logprobs import TokenLogprobs
+from rl.policy import Policy
+from rl.policy_forward import PolicyForward
+from rl.records import Group, Prompt, Rollout
+
+Row = tuple[tuple[int, ...], tuple[int, ...]]
+"""(ids of what precedes, ids to be scored), neither empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPolicy:
+    """rewards.contract.PolicyLike: the policy after one question's prompt."""
+
+    scorer: PolicyScorer
+    prompt: Prompt
+
+    def logprobs(self, continuations: Sequence[tuple[str, str]]) -> list[list[float]]:
+        rows = [self.scorer.row(self.prompt, beginning, text) for beginning, text in continuations]
+        return [scored.logprobs_N.tolist() for scored in self.scorer.score(rows)]
+
+
+class PolicyScorer:
+    """max_tokens: of one forward pass, padding included; a longer row gets one of its own."""
+
+    def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int) -> None:
+        self._policy, self._forward, self._max_tokens = policy, forward, max_tokens
+        self._context: int | None = getattr(policy.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+
+    def after(self, prompt: Prompt) -> PromptPolicy:
+        return PromptPolicy(self, prompt)
+
+    def with_statistics(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with entropies and self-certainties in every rollout; those that have them already are left as they are."""
+        missing = [(group.prompt, rollout) for group in groups for rollout in group.rollouts if rollout.entropies is None]
+        scored = iter(self.score([(prompt.token_ids, rollout.token_ids) for prompt, rollout in missing], self_certainty=True))
+
+        def complete(rollout: Rollout) -> Rollout:
+            if rollout.entropies is not None:
+                return rollout
+            found = next(scored)
+            assert found.self_certainties_N is not None
+            return replace(rollout, entropies=tuple(found.entropies_N.tolist()), self_certainties=tuple(found.self_certainties_N.tolist()))
+
+        return [replace(group, rollouts=tuple(map(complete, group.rollouts))) for group in groups] if missing else list(groups)
+
+    def row(self, prompt: Prompt, beginning: str, text: str) -> Row:
+        """Token ids of prompt + beginning, and those of `text` after it. Raises ValueError where `text` has no tokens, or there is no
+        room for it in the model's context."""
+        beginning = beginning.removeprefix(prompt.assistant_prefix)  # the prompt ends with it
+        before, both = self._encode(beginning), self._encode(beginning + text)
+        scored = both[len(before):] if both[:len(before)] == before else self._encode(text)
+        if not scored:
+            raise ValueError(f"the text {text[:80]!r}, whose log-probability is asked for, has no tokens")
+        context = (*prompt.token_ids, *before)
+        if self._context is not None and len(context) + len(scored) > self._context:
+            raise ValueError(f"prompt, reasoning and {text[:80]!r} are {len(context) + len(scored)} tokens, above the model's context of "
+                             f"{self._context}; a lower sampling.max_completion_tokens leaves room")
+        return context, scored
+
+    def score(self, rows: Sequence[Row], *, self_certainty: bool = False) -> list[TokenLogprobs]:
+        """For each row the [T] log-probabilities and entropies of its scored ids, on the CPU; self-certainties where asked for."""
+        longest_first = sorted(dict.fromkeys(rows), key=lambda row: -_num_inputs(row))
+        found: dict[Row, TokenLogprobs] = {}
+        model = self._policy.model
+        was_training = model.training
+        model.eval()  # the sampler knows no dropout
+        try:
+            while longest_first:
+                count = max(1, self._max_tokens // _num_inputs(longest_first[0]))
+                batch, longest_first = longest_first[:count], longest_first[count:]
+                found |= zip(batch, self._forward_pass(batch, self_certainty), strict=True)
+        finally:
+            model.train(was_training)
+        return [found[row] for row in rows]
+
+    @torch.no_grad()
+    def _forward_pass(self, rows: Sequence[Row], self_certainty: bool) -> list[TokenLogprobs]:
+        """Right-padded: under the causal mask no token sees what follows it."""
+        device = next(self._policy.model.parameters()).device
+        width = max(map(_num_inputs, rows))
+        padding = self._policy.eos_token_ids[0]
+        token_ids_BL = torch.tensor([[*(ids := (*context, *scored)[:-1]), *[padding] * (width - len(ids))] for context, scored in rows])
+        lengths = [len(scored) for _, scored in rows]
+        predicting_N = torch.cat([torch.arange(len(scored)) + width * i + len(context) - 1 for i, (context, scored) in enumerate(rows)])
+        targets_N = torch.tensor([token for _, scored in rows for token in scored])
+        result = self._forward(token_ids_BL.to(device), None, predicting_N.to(device), targets_N.to(device), self_certainty=self_certainty)
+        certainties = result.self_certainties_N
+        return [
+            TokenLogprobs(logprobs, entropies, certainty) for logprobs, entropies, certainty in zip(
+                result.logprobs_N.cpu().split(lengths), result.entropies_N.cpu().split(lengths),
+                [None] * len(rows) if certainties is None else certainties.cpu().split(lengths), strict=True)]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _num_inputs(row: Row) -> int:
+    """Tokens that the model reads: the last one predicts nothing."""
+    return len(row[0]) + len(row[1]) - 1
