@@ -12,13 +12,13 @@ import re
 from collections import deque
 from dataclasses import dataclass
 
-from rewards.extraction import Extraction
+from rewards.extraction import PHRASE, Extraction
 
 _OPENINGS = {
     "boxed": re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s{0,8}(?:\{\s{0,8})?"),
     "hash": re.compile(r"####\s{0,8}"),
     "answer_tag": re.compile(r"<answer>\s{0,8}"),
-    "phrase": re.compile(r"answers?(?:\s{1,4}is\b|\s{0,4}[:：])[\s:*]{0,8}|答案(?:是|为|[:：])\s{0,8}", re.IGNORECASE),
+    "phrase": re.compile(rf"(?:{PHRASE.pattern})[\s:：*]{{0,8}}", re.IGNORECASE),
 }
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _SPACE = re.compile(r"\s")

@@ -46,7 +46,7 @@ _BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])(?P<open>\s*+\{)?|\\.|[{}]", 
 _BARE_BOX = re.compile(r"[ \t]*+([^\s${}\\]++)")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;]|\\[()\[\],; ]|\\quad|\\text\{\s*(?:and|or)\s*\}|(?:and|or)\b|[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s?=)*+")
-_PHRASE = re.compile(
+PHRASE = re.compile(
     r"\banswers?(?:\s{1,4}(?:to|for|of|in)\s[^\n.:=$\\]{1,60}?)?\s{1,4}(?:is|are|equals|(?:should|would|must|will)\s(?:\w{1,10}\s)?be)\b"
     r"|\banswers?\s?(?:\([^()\n]{0,30}\)\s?)?(?:\*\*)?\s{0,4}[:=]|\bfinal\sanswer\*{2}\s{0,4}(?=\n)"
     r"|\bcorrect\s(?:option|choice|value|result)\s(?:is\b|:)|答案\s?(?:应该?|选|就)?\s?(?:是|为|选|:|：)|故选\s?(?:择)?\s?[:：]?|应选\s?[:：]?|(?<![\w])答\s?[:：]",
@@ -121,7 +121,7 @@ def _in_answer_tag(text: str) -> str | None:
 
 
 def _after_phrase(text: str) -> str | None:
-    last = _last_match(_PHRASE, text)
+    last = _last_match(PHRASE, text)
     if last is None:
         last_line = text.rstrip().rpartition("\n")[2]
         return last_line[2:] if last_line.startswith("A:") else None

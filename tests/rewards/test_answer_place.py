@@ -41,3 +41,14 @@ def test_hostile_text_takes_linear_time(text: str) -> None:
     for rule in ("boxed", "answer_tag", "phrase", "hash", "last_number"):
         answer_place(text, Extraction("7", rule))
     assert time.process_time() - started < 5.0
+
+
+@pytest.mark.parametrize(("completion", "before"), [
+    ("The final answer should be 7", "The final "), ("so the correct option is (B).", "so the "), ("故选：C", ""), ("最终答案应该是 5",
+    "最终"),
+])
+def test_every_phrase_of_extraction_is_an_opening(completion: str, before: str) -> None:
+    place = answer_place(completion, extract(completion))
+    assert place is not None
+    assert completion[:place.opening] == before
+    assert completion[place.start:place.end].rstrip(".") == extract(completion).answer
