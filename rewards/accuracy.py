@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rewards.contract import GroupScore
 from rewards.equivalence import Comparison, compare_many
 from rewards.extraction import bare_answer, extract, extract_all, rule_shares
+from rewards.guards import refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,20 @@ def gold_answer(answer: str) -> str:
     return extraction.answer if extraction.answer is not None and extraction.rule in ("boxed", "hash", "phrase") else answer
 
 
-def accuracy(*, completions: list[str], answer: str, last_number: bool = False, **columns: object) -> GroupScore:
+def accuracy(*, completions: list[str], answer: str, question: str = "", last_number: bool = False, refuse_copied_question: bool = False,
+             **columns: object) -> GroupScore:
     """r_i = 1 if the final answer of completion i is equivalent to the gold answer, else 0; unanswered is 0.
 
-    last_number: let the last number of a completion count as its answer where nothing else is stated.
+    last_number: let the last number of a completion count as its answer where nothing else is stated. refuse_copied_question: an answer
+    that holds the whole question counts as none (guards.py): 17+25 is equal to 42, and no answer to "What is 17+25?".
     """
     extractions = extract_all(completions, last_number)
-    verdicts = _judge([extraction.answer for extraction in extractions], [answer] * len(completions))
+    guarded = refuse(completions, extractions, question, copied_question=refuse_copied_question)
+    verdicts = _judge(guarded.answers, [answer] * len(completions))
     return GroupScore(
         scores=[float(verdict.correct) for verdict in verdicts],
-        metrics={"timed_out_share": sum(verdict.timed_out for verdict in verdicts) / len(verdicts), **rule_shares(extractions)},
+        metrics={"timed_out_share": sum(verdict.timed_out for verdict in verdicts) / len(verdicts),
+                 "copied_question_share": guarded.metrics["copied_question_share"], **rule_shares(extractions)},
         answers=[verdict.extracted for verdict in verdicts])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rewards.accuracy import accuracy
 from rewards.contract import GroupScore
 from rewards.extraction import extract_all
 from rewards.guards import Guarded, copies_question, refuse
@@ -86,3 +87,11 @@ def test_long_answers_are_refused_by_their_characters(use: str) -> None:
     score = call(use, max_answer_length=2)
     assert score.scores[:3] == [0, 0, 0] and score.scores[3] != 0
     assert score.metrics["long_answer_share"] == 0.5
+
+
+def test_an_unevaluated_copy_of_the_question_is_right_unless_the_guard_refuses_it() -> None:
+    completions = [r"\boxed{17+25}", r"\boxed{42}", r"\boxed{40+2}", r"\boxed{43}"]
+    for refused, expected in ((False, [1, 1, 1, 0]), (True, [0, 1, 1, 0])):
+        score = accuracy(completions=completions, answer="42", question="17 + 25 = ?", refuse_copied_question=refused)
+        assert score.scores == expected
+        assert score.metrics["copied_question_share"] == 0.25
