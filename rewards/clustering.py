@@ -143,9 +143,10 @@ def _match_with(equal: Callable[[str, str], bool]) -> Callable[[Sequence[str], s
 def _match_node(founders: Sequence[Node], node: Node) -> _Match:
     """All founders at once; those that need algebra are asked together, in parallel, unless an earlier one is equal without."""
     decisions = [decide_now(founder, node) for founder in founders]
-    first = next((i for i, decision in enumerate(decisions) if decision), len(founders))
+    first = next((i for i, decision in enumerate(decisions) if decision is not None and decision.equal), len(founders))
     undecided = [i for i, decision in enumerate(decisions[:first]) if decision is None]
     comparisons = compare_nodes([(founders[i], node) for i in undecided])
-    equal = sorted([i for i, decision in enumerate(decisions) if decision]
+    equal = sorted([i for i, decision in enumerate(decisions) if decision is not None and decision.equal]
                    + [i for i, comparison in zip(undecided, comparisons, strict=True) if comparison.equal])
-    return _Match(equal[0] if equal else None, len(equal) > 1, sum(comparison.timed_out for comparison in comparisons))
+    num_timed_out = sum(comparison.timed_out for comparison in (*filter(None, decisions), *comparisons))
+    return _Match(equal[0] if equal else None, len(equal) > 1, num_timed_out)

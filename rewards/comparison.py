@@ -14,7 +14,7 @@ from collections.abc import Sequence as Several
 
 from rewards.canonical import Canonical, of_term
 from rewards.expression import MAX_LENGTH, parse
-from rewards.numeric import infinite_sign, proportional, same
+from rewards.numeric import hopeless, infinite_sign, proportional, same
 from rewards.quantity import unit_of_letter
 from rewards.region import region, same_region, term_of
 from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
@@ -83,11 +83,15 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 class TreeComparison:
-    """One comparison. verdicts: of algebra, by `for_algebra`. asked: pairs that were needed and are not in there."""
+    """One comparison. verdicts: of algebra, by `for_algebra`. asked: pairs that were needed and are not in there.
+
+    num_hopeless: pairs with a value that nobody could compute (9^9^9^9); they count as different, undecided, without being asked about.
+    """
 
     def __init__(self, verdicts: Mapping[Pair, bool]) -> None:
         self._verdicts = verdicts
         self.asked: list[Pair] = []
+        self.num_hopeless = 0
 
     def equal(self, left: Node, right: Node) -> bool | None:
         if left == right:
@@ -116,6 +120,9 @@ class TreeComparison:
         if verdict is None:
             if (one := region(left)) is not None and (other := region(right)) is not None:
                 return same_region(one, other)  # no solution, the empty set
+            if any(term is not None and hopeless(term) for term in (left.term, right.term)):
+                self.num_hopeless += 1
+                return False
             pair = for_algebra(left, right)
             verdict = self._verdicts.get(pair)
             if verdict is None:

@@ -15,7 +15,7 @@ grammar does not know) goes to computer algebra in killable workers. The rules, 
 - Lists and sets are unordered and must be complete; a \\pm b is the list of both. Repetitions count in lists and not in sets.
 - For choices the letter decides; without a letter on one side, what stands behind it. Words compare without case.
 - a : b equals c : d and the fraction of the same value. 52_8 is that, and no number.
-- What is not decided within the deadline is not equal, and is reported as timed out.
+- What is not decided within the deadline, or never could be (9^9^9^9), is not equal, and is reported as timed out.
 
 Symmetric and reflexive. Not transitive, because units may be left out: 5 cm ~ 5 ~ 5 kg.
 To teach it a notation, see the table in CONTRIBUTING.md.
@@ -66,6 +66,8 @@ def explain(first: str, second: str) -> list[str]:
     lines = [f"{shorten(first)} is read as: {describe(left)}", f"{shorten(second)} is read as: {describe(right)}"]
     comparison = TreeComparison({})
     verdict = comparison.equal(left, right)
+    if comparison.num_hopeless and not verdict:
+        return [*lines, "undecided, counted as not equal: a value that is too large to be computed"]
     if verdict is not None:
         reason = "the same canonical form" if left == right else "exact values, values to 40 digits and the rules for structure"
         return [*lines, f"{'equal' if verdict else 'not equal'}, decided by {reason}"]
@@ -75,9 +77,11 @@ def explain(first: str, second: str) -> list[str]:
     return [*lines, f"{outcome}, decided by computer algebra: {asked}"]
 
 
-def decide_now(first: Node, second: Node) -> bool | None:
-    """True or False where no algebra is needed, else None."""
-    return TreeComparison({}).equal(first, second)
+def decide_now(first: Node, second: Node) -> Comparison | None:
+    """The comparison where no algebra is needed, else None."""
+    comparison = TreeComparison({})
+    verdict = comparison.equal(first, second)
+    return None if verdict is None else Comparison(verdict, not verdict and comparison.num_hopeless > 0)
 
 
 def compare_nodes(pairs: Sequence[tuple[Node, Node]]) -> list[Comparison]:
@@ -87,7 +91,7 @@ def compare_nodes(pairs: Sequence[tuple[Node, Node]]) -> list[Comparison]:
     for i, (left, right) in enumerate(pairs):
         comparison = TreeComparison({})
         verdict = comparison.equal(left, right)
-        results.append(None if verdict is None else Comparison(verdict))
+        results.append(None if verdict is None else Comparison(verdict, not verdict and comparison.num_hopeless > 0))
         if verdict is None:
             undecided[i] = comparison.asked
     found = _ask_algebra(list(dict.fromkeys(pair for asked in undecided.values() for pair in asked)))

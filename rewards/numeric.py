@@ -23,6 +23,8 @@ from rewards.terms import Term, variables
 _DIGITS = 60
 _AGREE = 40  # digits
 _MAX_LOG2 = 100_000.0  # values lie between 2^-this and 2^this
+_HOPELESS_LOG2 = 1e7
+_HOPELESS_FACTORIAL = 100_000
 _MAX_BITS = 3300  # of exact values: about as many digits as rewards/quantity.py keeps in a Fraction
 _NUM_POINTS = 3
 _MAX_SUMMANDS = 200
@@ -35,6 +37,10 @@ class UndecidedError(Exception):
     """A value that does not exist, or that this module refuses to compute."""
 
 
+class HopelessError(UndecidedError):
+    """A value so large that nobody could compute it, computer algebra included: asking would only cost a deadline."""
+
+
 def same(first: Term, second: Term) -> bool | None:
     """True or False where values decide, else None."""
     if first == second:
@@ -45,6 +51,18 @@ def same(first: Term, second: Term) -> bool | None:
     except UndecidedError:
         return None
     return all(_close(left, right) for left, right in pairs)
+
+
+def hopeless(term: Term) -> bool:
+    """Whether the term's value could not be computed by anybody: a tower of powers, a factorial of a factorial."""
+    (point, *_) = _points(term, term)
+    try:
+        evaluate(term, point)
+    except HopelessError:
+        return True
+    except UndecidedError:
+        pass
+    return False
 
 
 def proportional(first: Term, second: Term, *, positive: bool = False) -> bool | None:
@@ -251,8 +269,8 @@ def _general_power(base: Any, power: Any) -> Any:
         if not _is_real(power) or context.re(power) <= 0:
             raise UndecidedError
         return context.mpf(0)
-    if abs(power) * (abs(float(context.mag(base))) + 1) > _MAX_LOG2:
-        raise UndecidedError
+    if (bits := abs(power) * (abs(float(context.mag(base))) + 1)) > _MAX_LOG2:
+        raise HopelessError if bits > _HOPELESS_LOG2 else UndecidedError
     if _is_real(power) and context.isint(context.re(power)):
         return _bounded(base ** int(context.re(power)))
     return _bounded(context.power(base, power))
@@ -281,7 +299,7 @@ def _whole(*values: Any) -> list[int]:
 
 def _factorial(value: Any) -> Any:
     if abs(value) > 5000:
-        raise UndecidedError
+        raise HopelessError if abs(value) > _HOPELESS_FACTORIAL else UndecidedError
     return _context().factorial(value)
 
 
