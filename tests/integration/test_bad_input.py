@@ -135,7 +135,7 @@ def test_bad_input_is_refused_before_anything_is_touched(
 
 @pytest.mark.parametrize(("function", "part"), [
     ("raises", "raised ZeroDivisionError: division by zero at {d}/rewards.py:5"),
-    ("too_few", "returned 1 values for 4 completions; return one number for each"),
+    ("too_few", "returned 1 values for 4 completions; return one number or None for each"),
     ("not_a_number", "value 0 is nan, expected a finite number"),
     ("infinite", "value 0 is inf, expected a finite number"),
     ("nothing", "returned NoneType None, expected a list with one number for each completion"),
