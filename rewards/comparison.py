@@ -14,7 +14,7 @@ from collections.abc import Sequence as Several
 
 from rewards.canonical import Canonical, of_term
 from rewards.expression import MAX_LENGTH, parse
-from rewards.numeric import hopeless, infinite_sign, proportional, same
+from rewards.numeric import Work, hopeless, infinite_sign, proportional, same
 from rewards.quantity import unit_of_letter
 from rewards.region import region, same_region, term_of
 from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
@@ -23,13 +23,14 @@ from rewards.terms import Term, number, variables
 Pair = tuple[str, str]
 
 _ORDER = (Choice, Relation, SetOperation, Collection, Matrix, Sequence, Ratio, Canonical)
+_MAX_ASKED = 64  # pairs of one comparison that algebra is asked about
 _MAX_UNMATCHED = 50  # items of two lists that are compared each with each
 _ASSIGNING = frozenset(("=", "in", "approx"))
 _LETTER_AT_END = re.compile(r"(.*[0-9)}])\s?([A-Za-z])(?:\s?\^\s?\{?([23])\}?)?", re.DOTALL)
 _CALL = re.compile(r"[A-Za-z]\([A-Za-z]\)")
 
 
-def decide(left: Canonical, right: Canonical) -> bool | None:
+def decide(left: Canonical, right: Canonical, work: Work | None = None) -> bool | None:
     """True or False where canonical forms and values suffice, None where algebra has to be asked."""
     if left == right:
         return True
@@ -48,7 +49,7 @@ def decide(left: Canonical, right: Canonical) -> bool | None:
     first, second = term_of(left), term_of(right)
     if first is not None and second is not None:
         signs = infinite_sign(first), infinite_sign(second)
-        verdict = signs[0] == signs[1] if any(signs) else same(first, second)
+        verdict = signs[0] == signs[1] if any(signs) else same(first, second, work)
         return one_may_be_missing(left.unit, right.unit) if verdict else verdict
     if str(left.value).casefold() == str(right.value).casefold():
         return False  # R and r are two variables; algebra would not tell them apart
@@ -92,6 +93,7 @@ class TreeComparison:
         self._verdicts = verdicts
         self.asked: list[Pair] = []
         self.num_hopeless = 0
+        self._work = Work()
 
     def equal(self, left: Node, right: Node) -> bool | None:
         if left == right:
@@ -116,11 +118,12 @@ class TreeComparison:
         return self._leaf(left, right)
 
     def _leaf(self, left: Canonical, right: Canonical) -> bool | None:
-        verdict = decide(left, right)
+        verdict = decide(left, right, self._work)
         if verdict is None:
             if (one := region(left)) is not None and (other := region(right)) is not None:
                 return same_region(one, other)  # no solution, the empty set
-            if any(term is not None and hopeless(term) for term in (left.term, right.term)):
+            is_hopeless = any(term is not None and hopeless(term) for term in (left.term, right.term))
+            if is_hopeless or self._work.left < 0 or len(self.asked) >= _MAX_ASKED:
                 self.num_hopeless += 1
                 return False
             pair = for_algebra(left, right)
@@ -179,6 +182,8 @@ class TreeComparison:
                 parts, names = parts[:at], names[:at]
         if len(parts) == 1 or names[0] is not None:
             return parts[-1]
+        if len(parts) >= 2 and _is_total(parts[0]) and _is_nonzero_number(parts[-1]):
+            return parts[-1]
         if names[-1] is not None and len(parts) == 2 and relation.signs == ("=",) and _is_constant(parts[0]):
             return parts[0]
         if all(map(_is_constant, parts)) and _all(self.equal(part, parts[-1]) for part in parts[:-1]):
@@ -207,7 +212,8 @@ class TreeComparison:
             return False
         unknown = False
         for sign, term in first:
-            verdicts = [sign == other_sign and proportional(term, other, positive=sign[0] == "<") for other_sign, other in second]
+            verdicts = [sign == other_sign and proportional(term, other, self._work, positive=sign[0] == "<")
+                        for other_sign, other in second]
             if True in verdicts:
                 del second[verdicts.index(True)]
             elif None in verdicts:
@@ -232,12 +238,15 @@ class TreeComparison:
             named = _named_values(left)
             if isinstance(right, Sequence) and right.brackets in ("()", "<>") and named is not None:
                 return self._in_order(named, right.items)
-            if isinstance(right, Sequence) and right.brackets == "[]" and len(right.items) > 2:
+            if isinstance(right, Sequence) and right.brackets == "[]" and len(right.items) > 2 and not left.is_set:
                 return self._in_any_order(left.items, right.items)
             return self.equal(left.items[0], right) if len(left.items) == 1 else False
         items, others = left.items, right.items
         if left.is_set or right.is_set:
             items, others = self._distinct(items), self._distinct(others)
+        are_conditions = all(isinstance(item, Relation) and item.signs[0] not in _ASSIGNING for item in (*items, *others))
+        if are_conditions and left.joined_by != right.joined_by:
+            return self._same_region(left, right) or False  # x > 1 and x < 2 is not x > 1 or x < 2
         verdict = self._in_any_order(items, others)
         if verdict is False:
             first, second = _named_values(left), _named_values(right)
@@ -316,6 +325,19 @@ def _same_name(first: str | None, second: str | None) -> bool:
     return any(one == "y" and other is not None and _CALL.fullmatch(other) for one, other in ((first, second), (second, first)))
 
 
+def _is_total(node: Node) -> bool:
+    """m + n, 100a + b, AB + BC: a sum of several letters with integer factors, which a question asks for as one number."""
+    term = term_of(node) if isinstance(node, Canonical) else None
+    if term is None or term.op != "+" or len(variables(term)) < 2:
+        return False
+    factors = [factor for summand in term.args for factor in (summand.args if summand.op == "*" else (summand,))]
+    return all(factor.op in ("variable", "number") for factor in factors)
+
+
+def _is_nonzero_number(node: Node) -> bool:
+    return isinstance(node, Canonical) and node.kind == "number" and node.value != 0
+
+
 def _is_constant(node: Node) -> bool:
     if not isinstance(node, Canonical):
         return False
@@ -324,10 +346,13 @@ def _is_constant(node: Node) -> bool:
 
 
 def _named_values(collection: Collection) -> tuple[Node, ...] | None:
-    """The values of x = 1, y = 2, None if it is not that."""
-    if not all(isinstance(item, Relation) and item.names[0] is not None and item.signs == ("=",) for item in collection.items):
-        return None
-    return tuple(item.parts[1] for item in collection.items if isinstance(item, Relation))
+    """The values of y = 2, x = 1 in the order of their names, None if it is not that."""
+    named: dict[str, Node] = {}
+    for item in collection.items:
+        if not isinstance(item, Relation) or item.names[0] is None or item.signs != ("=",):
+            return None
+        named[item.names[0]] = item.parts[1]
+    return tuple(named[name] for name in sorted(named)) if len(named) == len(collection.items) else None
 
 
 def _differences(relation: Relation) -> list[tuple[str, Term]] | None:
@@ -344,7 +369,8 @@ def _differences(relation: Relation) -> list[tuple[str, Term]] | None:
 
 
 def _proportional_items(left: Several[Node], right: Several[Node]) -> bool:
-    values = [item.value if isinstance(item, Canonical) and item.kind == "number" else None for item in (*left, *right)]
+    values = [item.value if isinstance(item, Canonical) and item.kind == "number" and not item.unit and not item.latex.startswith("00")
+              else None for item in (*left, *right)]  # 4:30 p.m. and 6:00 are times of day
     if any(value is None or isinstance(value, (str, tuple)) for value in values):
         return False
     over, under = values[:len(left)], values[len(left):]

@@ -22,7 +22,7 @@ _UNICODE |= str.maketrans({
     "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9", "⁻": "^-", "ⁿ": "^n", "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5",
     "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ",
     "⟩": "\\rangle ", "∠": "\\angle ", "△": "\\triangle ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ",
-    "\u202f": " ", "\u3000": " ", "，": ",", "、": ",", "。": ".", "º": "°", "˚": "°", "℃": "°C", "％": "%",
+    "\u202f": " ", "¯": "", "\u3000": " ", "，": ",", "、": ",", "。": ".", "º": "°", "˚": "°", "℃": "°C", "％": "%",
 })
 _UNICODE |= {ord(letter): f"\\{name} " for letter, name in {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "θ": "theta", "λ": "lambda", "μ": "mu", "ν": "nu",
@@ -60,6 +60,8 @@ _BOXES = ("\\boxed{", "\\fbox{")
 _TEXT_OF_MATHEMATICS = ("\\text{\\[", "\\text{\\(", "\\text{$")
 _DOTS = re.compile(r"\\[ld]?dots[cbmio]?(?![A-Za-z])|\\cdots(?![A-Za-z])|\.{3,}|…")
 _BOLD_OPTION = re.compile(r"\*\*(\(?[A-J]\)?[.):]?)\*\*")
+_STYLE = re.compile(
+    r"\\(?:textcolor|color)\s?(?:\[[^\]]{0,20}\])?\{[^{}]{0,30}\}|\\(?:large|Large|LARGE|huge|Huge|small|tiny|normalsize|bf|rm|it|strut)(?![A-Za-z])")
 _ESCAPED_TWICE = re.compile(
     r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|left|right|cdot|times|infty|cup|boxed|pm|circ|leq?|geq?)(?![A-Za-z]))")
 _INLINE_MATH = re.compile(r"(?<!\\)\$")
@@ -70,6 +72,8 @@ _PARENTHESES = re.compile(r"(?<!\\)\\[()\[\]]")
 def clean(answer: str) -> str:
     """The answer in one spelling; never raises, linear in its length."""
     text = _DOTS.sub(r"\\dots ", _INVISIBLE.sub("", answer).translate(_UNICODE)).strip()
+    if "\\" in text:
+        text = _STYLE.sub(" ", text).strip()
     text = _without_wrappers(_BOLD_OPTION.sub(r"\1", _ESCAPED_TWICE.sub(r"\\", text)))
     if text.replace("\\$", "").count("$") % 2 == 0:
         text = _INLINE_MATH.sub(" ", text)
@@ -94,6 +98,8 @@ def _without_wrappers(text: str) -> str:
         for command in _BOXES:
             if text.startswith(command) and matching(text, len(command) - 1) == len(text) - 1:
                 text = text[len(command):-1].strip()
+                if text.startswith("{") and matching(text, 0) == len(text) - 1:
+                    text = text[1:-1].strip()
         if text.startswith(_TEXT_OF_MATHEMATICS) and matching(text, len("\\text")) == len(text) - 1:
             text = text[len("\\text{"):-1].strip()
         if text.startswith("{") and "," not in text and matching(text, 0) == len(text) - 1:

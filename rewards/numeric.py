@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
@@ -26,9 +28,15 @@ _MAX_LOG2 = 100_000.0  # values lie between 2^-this and 2^this
 _HOPELESS_LOG2 = 1e7
 _HOPELESS_FACTORIAL = 100_000
 _MAX_BITS = 3300  # of exact values: about as many digits as rewards/quantity.py keeps in a Fraction
+_SLACK_BITS = 190  # between the largest number met and the last bit
+_MAX_PRECISION = 60_000  # bits
 _NUM_POINTS = 3
+_NUM_POINTS_PIECEWISE = 10
+_PIECEWISE = frozenset(("floor", "ceil", "min", "max", "binom", "gcd", "lcm"))
 _MAX_SUMMANDS = 200
-_WHICH, _IN_SUM = "", "\0"  # keys of a point beside its variables: its number, and whether an index runs
+# Keys of a point beside its variables: its number, whether an index runs, the work left, the largest binary exponent of a summand.
+_WHICH, _IN_SUM, _WORK, _TOP = "", "\0", "\1", "\2"
+_LOCK = threading.RLock()  # the precision is the context's
 _INTEGERS = frozenset("nmk")
 _FRACTIONAL = frozenset(("root", "log", "ln", "arcsin", "arccos", "factorial"))
 
@@ -41,16 +49,48 @@ class HopelessError(UndecidedError):
     """A value so large that nobody could compute it, computer algebra included: asking would only cost a deadline."""
 
 
-def same(first: Term, second: Term) -> bool | None:
-    """True or False where values decide, else None."""
+@dataclass(slots=True)
+class Work:
+    """What may still be computed, in terms evaluated: so that one comparison is short whatever is compared, on any machine alike."""
+
+    left: int = 60_000
+
+    def spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise HopelessError
+
+
+def same(first: Term, second: Term, work: Work | None = None) -> bool | None:
+    """True or False where values decide, else None. Raises nothing; `work` shrinks by what was computed."""
     if first == second:
         return True
-    points = _points(first, second)
+    work = work or Work()
     try:
-        pairs = [(evaluate(first, point), evaluate(second, point)) for point in points]
+        with _LOCK:
+            return all(_same_at(first, second, {**point, _WORK: work}) for point in _points(first, second))
     except UndecidedError:
         return None
-    return all(_close(left, right) for left, right in pairs)
+
+
+def _same_at(first: Term, second: Term, point: Mapping[str, Any]) -> bool:
+    """At one point, with as many digits as the largest summand met takes, so that 2022! - 1 is not 2022! - 2."""
+    context = _context()
+    try:
+        for _ in range(2):
+            top: list[int] = [0]
+            values = [evaluate(term, {**point, _TOP: top}) for term in (first, second)]
+            size = max(map(abs, values))
+            largest = max(top[0], context.mag(size) if size else 0)
+            if largest + _SLACK_BITS <= context.prec:
+                break
+            if largest > _MAX_PRECISION:
+                raise UndecidedError
+            context.prec = largest + _SLACK_BITS
+        noise = context.ldexp(1, (top[0] if top[0] else -_MAX_PRECISION) - context.prec + _SLACK_BITS // 2)
+        return bool(abs(values[0] - values[1]) <= max(noise, min(size, 1) * context.mpf(10) ** -_AGREE))
+    finally:
+        context.dps = _DIGITS
 
 
 def hopeless(term: Term) -> bool:
@@ -65,22 +105,35 @@ def hopeless(term: Term) -> bool:
     return False
 
 
-def proportional(first: Term, second: Term, *, positive: bool = False) -> bool | None:
+def proportional(first: Term, second: Term, work: Work | None = None, *, positive: bool = False) -> bool | None:
     """Whether first = c * second for a constant c that is not 0 (above 0 if positive): the equations first = 0 and second = 0 are one.
 
     None where values do not decide, False for constants.
     """
     if not variables(first) or variables(first) != variables(second):
         return False
+    work = work or Work()
+    points = _points(first, second, _NUM_POINTS + 2)
     try:
-        ratios = [_ratio(evaluate(first, point), evaluate(second, point)) for point in _points(first, second, _NUM_POINTS + 2)]
+        ratio = _ratio(evaluate(first, {**points[0], _WORK: work}), evaluate(second, {**points[0], _WORK: work}))
+        if ratio is None or not _is_real(ratio) or (positive and _context().re(ratio) < 0):
+            return False
+        with _LOCK:  # first = factor * second at all points, the factor from the first one to a few digits more
+            factor = _fraction_near(_context().re(ratio))
+            scaled = Term("*", (Term("number", value=factor), second)) if factor is not None else None
+            if scaled is not None:
+                return all(_same_at(first, scaled, {**point, _WORK: work}) for point in points)
+        ratios = [_ratio(evaluate(first, {**point, _WORK: work}), evaluate(second, {**point, _WORK: work})) for point in points]
     except UndecidedError:
         return None
-    if any(ratio is None for ratio in ratios):
-        return False
-    if positive and not all(_is_real(ratio) and _context().re(ratio) > 0 for ratio in ratios):
-        return False
-    return all(_close(ratio, ratios[0]) for ratio in ratios)
+    return all(other is not None and _close(other, ratio) for other in ratios)
+
+
+def _fraction_near(value: Any) -> Fraction | None:
+    """The fraction of small numerator and denominator that the value is to 40 digits, None if it is none."""
+    fraction = Fraction(str(_context().nstr(value, 50, min_fixed=-60, max_fixed=60))).limit_denominator(10**9)
+    close = abs(_context().mpf(fraction.numerator) / fraction.denominator - value) <= abs(value) * _context().mpf(10) ** -_AGREE
+    return fraction if close and fraction else None
 
 
 def real_value(term: Term) -> Any | None:
@@ -149,6 +202,8 @@ def _points(first: Term, second: Term, count: int = _NUM_POINTS) -> Sequence[Map
     if not names:
         return ({},)
     signed = not (_takes_roots(first) or _takes_roots(second))
+    if _is_piecewise(first) or _is_piecewise(second):
+        return [{name: _value_at(name, i, i % 3 > 0, wide=True) for name in names} | {_WHICH: i} for i in range(_NUM_POINTS_PIECEWISE)]
     return [{name: _value_at(name, i, signed) for name in names} | {_WHICH: i} for i in range(count)]
 
 
@@ -159,9 +214,18 @@ def _takes_roots(term: Term) -> bool:
     return (has_variable and fractional) or any(map(_takes_roots, term.args))
 
 
+def _is_piecewise(term: Term) -> bool:
+    return term.op in _PIECEWISE or any(map(_is_piecewise, term.args))
+
+
 @lru_cache(maxsize=4096)
-def _value_at(name: str, i: int, signed: bool) -> Any:
+def _value_at(name: str, i: int, signed: bool, *, wide: bool = False) -> Any:
     digest = int.from_bytes(hashlib.blake2b(f"{name} {i}".encode(), digest_size=6).digest(), "big")
+    if wide:  # integers for the letters that count and now and then for the others, up to some hundred
+        whole = 3 + digest % (17 if i % 2 else 400)
+        part = 0 if name in _INTEGERS or i % 4 == 3 else digest % 97
+        value = whole + _context().mpf(part) / 97
+        return -value if signed and digest % 2 and name not in _INTEGERS else value
     if name in _INTEGERS:
         return _context().mpf(3 + 2 * i + digest % 2 + (i == 2) * 4)
     size = Fraction(1, 2) + Fraction(digest, 2**47)  # in [0.5, 2.5)
@@ -195,7 +259,9 @@ def _bounded(value: Any) -> Any:
 
 
 def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
-    """The value at a point, an mpf or mpc of 60 digits. Raises UndecidedError."""
+    """The value at a point, an mpf or mpc of the context's digits. Raises UndecidedError."""
+    if _WORK in point:
+        point[_WORK].spend()
     if term.op == "number":
         if max(term.value.numerator.bit_length(), term.value.denominator.bit_length()) > 2 * _MAX_LOG2:
             raise UndecidedError
@@ -214,6 +280,8 @@ def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
             raise UndecidedError
         return _rational_power(evaluate(term.args[1], point), 1 / degree)
     values = [evaluate(arg, point) for arg in term.args]
+    if term.op == "+" and _TOP in point:
+        point[_TOP][0] = max(point[_TOP][0], *(_context().mag(value) if value else -_MAX_PRECISION for value in values))
     try:
         return _bounded(_OPERATIONS[term.op](*values))
     except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:

@@ -39,7 +39,11 @@ _POWER_IN_TEXT = re.compile(r"([A-Za-z. /-]++)\^?\{?([23])\}?")
 
 _NO_UNITS = frozenset((
     "or", "and", "to", "by", "if", "is", "are", "not", "for", "mod", "base", "when", "with", "where", "times", "over", "infinity",
-    "plus", "minus", "approximately", "about", "but", "then", "because", "hence", "so", "thus", "more", "less", "each", "half"))
+    "plus", "minus", "approximately", "about", "squared", "cubed", "dozen", "factorial", "halves", "thirds", "quarters", "fourths",
+    "fifths",
+    "sixths", "sevenths", "eighths", "ninths", "tenths", "hundredths", "pi", "maybe", "perhaps", "possibly", "incorrect", "wrong", "no",
+    "none", "never", "cannot", "million", "billion", "thousand", "hundred", "trillion", "unless", "except",
+    "but", "then", "because", "hence", "so", "thus", "more", "less", "each", "half"))
 _FUNCTIONS = ("sin", "cos", "tan", "sec", "csc", "cot", "log", "exp", "sqrt", "arc", "pi", "binom", "frac", "infinity")
 # Spellings of one unit; a word that is not listed (apples, daps) describes what is counted and is no unit that could differ.
 _SPELLINGS = {
@@ -56,6 +60,7 @@ _UNIT_NAMES = {spelling: unit for unit, spellings in _SPELLINGS.items() for spel
 _BARE_UNITS = frozenset(name for name in _UNIT_NAMES if len(name) in (2, 3, 4) and name.strip(".").replace("/", "").isalpha()) | {
     "sq", "a.m", "p.m", "hrs", "km/h", "m/s", "ft/s", "mi/h", "kj/mol"}  # short words that are units without \text{}
 _GENERIC = frozenset(("unit", "square", "cubic", "sq"))
+_MULTIPLE = re.compile(rf"{TEXT_OPEN}?\s?(hundred|thousand|million|billion|trillion)(?![A-Za-z])\s?{TEXT_CLOSE}?", re.IGNORECASE)
 _MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
@@ -71,9 +76,10 @@ def read_quantity(text: str) -> tuple[Fraction | Huge, str] | None:
     if parsed is None:
         return None
     value, rest = parsed
-    words = rest.split(maxsplit=1)
-    if words and isinstance(value, Fraction) and (multiple := _MULTIPLES.get(words[0].strip(TEXT_OPEN + TEXT_CLOSE).casefold())):
-        value, rest = value * 10 ** multiple, "".join(words[1:])
+    if isinstance(value, Fraction) and (multiple := _MULTIPLE.match(rest)):
+        is_marked = multiple.group(0).startswith(TEXT_OPEN) and not multiple.group(0).endswith(TEXT_CLOSE)
+        value *= 10 ** _MULTIPLES[multiple.group(1).casefold()]
+        rest = (TEXT_OPEN if is_marked else "") + rest[multiple.end():]
     unit = read_unit(rest)
     if unit is None or (unit and currency and unit != currency):
         return None

@@ -41,6 +41,8 @@ _ROW = re.compile(r"\\\\(?:\s?\[[^\]]{0,20}\])?|\\cr(?![A-Za-z])")
 _CHOICE = re.compile(
     rf"{TEXT_OPEN}?\s?(?:\((?P<round>[A-Ja-j])\)|(?P<half>[A-J])\)|(?P<stop>[A-J])[.:](?=\s|{TEXT_CLOSE}|{TEXT_OPEN}|$)|(?P<alone>[A-J])(?=\s?{TEXT_CLOSE}\s?[^\s^_]))"
     rf"[.:]?\s?{TEXT_CLOSE}?(?P<rest>.*)", re.DOTALL)
+_SECOND_OPTION = re.compile(
+    r"\([A-Ja-j]\)|(?<![A-Za-z\\])[A-J][).](?=\s)|(?:\b(?:and|or)\b|[,&/])[\s\ue000\ue001(]*[A-J](?![A-Za-z])")
 _OPTION = re.compile(rf"{TEXT_OPEN}?(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s?{TEXT_CLOSE}?\s?(?P<rest>.+)", re.DOTALL)
 _QUALIFIER = re.compile(
     rf"[,;(]?\s?{TEXT_OPEN}?\s?(?:where|for|with|for all)?\s?{TEXT_CLOSE}?\s?(?<![A-Za-z\\])[a-z]\s?\\in"
@@ -166,6 +168,8 @@ def _choice(text: str, depth: int) -> Choice | None:
             letter = unmark(rest)
             return _choice(rest, depth) or (Choice(letter.lower()) if re.fullmatch(r"[A-Ja-j]", letter) else None)
         return None
+    if _SECOND_OPTION.search(found.group("rest")):
+        return None  # (A) or (B) is a list, and A. 1 B. 2 C. 3 picks none
     letter = found.group("round") or found.group("half") or found.group("stop") or found.group("alone")
     raw_rest = found.group("rest")
     rest = raw_rest.strip()
