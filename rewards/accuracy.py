@@ -6,13 +6,16 @@ answer is in extraction.py, what counts as equal in equivalence.py. The control 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rewards.contract import GroupScore
-from rewards.equivalence import Comparison, compare_many
+from rewards.equivalence import compare_many
 from rewards.extraction import bare_answer, extract, extract_all, rule_shares
 from rewards.guards import refuse
+
+_MAX_WRITTEN = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,13 @@ def grade(prediction: str, gold: str) -> Verdict:
 def grade_many(pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
     """One verdict per (prediction, gold), as `grade`; what needs computer algebra runs in parallel."""
     answers: list[str | None] = []
+    written: list[str | None] = []
     for prediction, _ in pairs:
         extraction = extract(prediction)
-        answers.append(bare_answer(prediction) if extraction.rule == "none" else extraction.answer)
-    return _judge(answers, [gold for _, gold in pairs])
+        is_bare = extraction.rule == "none"
+        answers.append(bare_answer(prediction) if is_bare else extraction.answer)
+        written.append(prediction.strip() if is_bare else extraction.written)
+    return _judge(answers, written, [gold for _, gold in pairs])
 
 
 def gold_answer(answer: str) -> str:
@@ -53,7 +59,7 @@ def accuracy(*, completions: list[str], answer: str, question: str = "", last_nu
     """
     extractions = extract_all(completions, last_number)
     guarded = refuse(completions, extractions, question, copied_question=refuse_copied_question)
-    verdicts = _judge(guarded.answers, [answer] * len(completions))
+    verdicts = _judge(guarded.answers, [extraction.written for extraction in extractions], [answer] * len(completions))
     return GroupScore(
         scores=[float(verdict.correct) for verdict in verdicts],
         metrics={"timed_out_share": sum(verdict.timed_out for verdict in verdicts) / len(verdicts),
@@ -61,14 +67,28 @@ def accuracy(*, completions: list[str], answer: str, question: str = "", last_nu
         answers=[verdict.extracted for verdict in verdicts])
 
 
+def _prepare(batch: Sequence[Mapping[str, Any]]) -> None:
+    """All verdicts of the batch at once: what hangs costs one deadline, not one for each group."""
+    grade_completions = [(text, group["answer"]) for group in batch for text in group["completions"]]
+    extractions = extract_all([text for text, _ in grade_completions])
+    _judge([extraction.answer for extraction in extractions], [extraction.written for extraction in extractions],
+           [gold for _, gold in grade_completions])
+
+
 accuracy.needs_answer = True  # type: ignore[attr-defined]
+accuracy.prepare = _prepare  # type: ignore[attr-defined]
 
 
-def _judge(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
-    found = [(answer, gold_answer(gold)) for answer, gold in zip(answers, golds, strict=True) if answer is not None]
-    comparisons = iter(compare_many(found))
+def _judge(answers: Sequence[str | None], written: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
+    """An answer is right as the value that its sentence states, or as it was written: some golds are sentences themselves."""
+    pairs: list[list[tuple[str, str]]] = []
+    for answer, whole, gold in zip(answers, written, golds, strict=True):
+        texts = [] if answer is None else [answer] if whole is None or len(whole) > _MAX_WRITTEN else [answer, whole]
+        pairs.append([(text, reading) for text in dict.fromkeys(texts) for reading in dict.fromkeys((gold_answer(gold), gold))])
+    comparisons = iter(compare_many([pair for alternatives in pairs for pair in alternatives]))
     verdicts = []
-    for answer in answers:
-        comparison = next(comparisons) if answer is not None else Comparison(False)
-        verdicts.append(Verdict(comparison.equal, comparison.timed_out, answer))
+    for answer, alternatives in zip(answers, pairs, strict=True):
+        found = [next(comparisons) for _ in alternatives]
+        is_correct = any(comparison.equal for comparison in found)
+        verdicts.append(Verdict(is_correct, not is_correct and any(comparison.timed_out for comparison in found), answer))
     return verdicts

@@ -138,6 +138,8 @@ def score_per_group(reward: Reward, groups: Sequence[GroupInput]) -> list[Checke
             keywords["policy"] = group.policy
         _check_signature(reward, group, keywords)
         calls.append((group, keywords))
+    if (prepare := getattr(reward.function, "prepare", None)) is not None:
+        prepare([keywords for _, keywords in calls])
     results = _call_all(reward, calls)
     return [_checked(reward, group, result) for group, result in zip(groups, results, strict=True)]
 

@@ -40,9 +40,11 @@ _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' .,:;!()&/\"-])*+")
 _BASED = re.compile(r"[{(]?\s?(-?[0-9A-Fa-f]++(?:\.[0-9A-Fa-f]++)?)\s?[})]?\s?\\?_\s?\{?\s?\(?\s?([0-9]{1,2}|[a-z]{3,11})\s?\)?\s?\}?")
 _BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
                "eleven": "11", "twelve": "12", "sixteen": "16"}
+_RANGE = re.compile(r"([0-9]{1,9})\s?-{1,2}\s?([0-9]{1,9})")
 _CIRCLED = re.compile(r"[①-⑳](?:[①-⑳ ,;])*+")  # numbers of statements
 _TRAILING_TEXT = re.compile(rf"(.+?)\s?({TEXT_OPEN}[^{TEXT_CLOSE}]*+{TEXT_CLOSE}\s?(?:\^\s?\{{?[0-9]\}}?)?)", re.DOTALL)
-_TRAILING_WORD = re.compile(r"(.*[0-9)}])\s?((?:sq(?:uare)?\s|cubic\s)?[A-Za-z./]{2,20}(?:\s?\^\s?\{?[0-9]\}?)?|[%°])", re.DOTALL)
+_TRAILING_WORD = re.compile(
+    r"(.*(?:[0-9)}]|\\pi(?=\s?(?:sq|cubic|[A-Za-z]{4}|[cmk][mg](?![A-Za-z])))))\s?((?:sq(?:uare)?\s|cubic\s)?[A-Za-z./]{2,20}(?:\s?\^\s?\{?[0-9]\}?)?|[%°])", re.DOTALL)
 _LEADING_CURRENCY = re.compile(r"(-?)\s?([$€£¥])\s?(.+)", re.DOTALL)
 _FUNCTION_PREFIXES = ("sin", "cos", "tan", "sec", "csc", "cot", "log", "exp", "sqrt", "arc", "pi", "binom", "frac")
 _INFINITE = ("infinity", "infty", "inf")
@@ -57,6 +59,8 @@ def leaf(text: str) -> Canonical:
     if based := _BASED.fullmatch(plain):  # algebra would drop the base
         base = _BASE_NAMES.get(based.group(2).casefold(), based.group(2))
         return Canonical("text", f"{based.group(1).upper()}_{base}", "", plain)
+    if (span := _RANGE.fullmatch(plain)) and int(span.group(1)) < int(span.group(2)):
+        return Canonical("text", plain.replace(" ", ""), "", plain)  # 60-64, and no difference
     if _CIRCLED.fullmatch(plain):
         return Canonical("text", "".join(sorted(set(plain) - set(" ,;"))), "", plain)
     if _WORDS.fullmatch(plain) and _reads_as_words(plain, text):

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rewards.equivalence import compare_nodes, decide_now, equivalent
+from rewards.equivalence import compare_nodes, decide_now, equivalent, prefetch
+from rewards.extraction import extract_answers
 from rewards.reading import read
 from rewards.structure import Node
 
@@ -84,6 +85,7 @@ def cluster(answers: Sequence[str | None], equal: Callable[[str, str], bool] = e
     if not answers:
         raise ValueError("cluster() needs at least one answer, got an empty group")
     if equal is equivalent:
+        prefetch([answers])
         labels, matches = _labels(answers, read, _match_node)
     else:
         labels, matches = _labels(answers, str, _match_with(equal))
@@ -91,6 +93,11 @@ def cluster(answers: Sequence[str | None], equal: Callable[[str, str], bool] = e
     return Clusters(
         tuple(labels), tuple(counts[label] for label in range(len(counts))), tuple(answer is not None for answer in answers),
         sum(match.is_ambiguous for match in matches), sum(match.num_timed_out for match in matches))
+
+
+def prepare_clusters(batch: Sequence[Mapping[str, Any]]) -> None:
+    """What clustering the groups of a batch will ask computer algebra, asked together (a reward's `prepare`, see rewards/contract.py)."""
+    prefetch([extract_answers(group["completions"], bool(group.get("last_number", False))) for group in batch])
 
 
 _Form = TypeVar("_Form", bound=Hashable)

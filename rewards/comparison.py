@@ -14,7 +14,7 @@ from collections.abc import Sequence as Several
 
 from rewards.canonical import Canonical, of_term
 from rewards.expression import MAX_LENGTH, parse
-from rewards.numeric import Work, hopeless, infinite_sign, proportional, same
+from rewards.numeric import Work, has_value, hopeless, infinite_sign, proportional, same
 from rewards.quantity import unit_of_letter
 from rewards.region import region, same_region, term_of
 from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
@@ -169,7 +169,10 @@ class TreeComparison:
         value = self._value(left)
         if value is not None:
             return self.equal(value, right)
-        return self._same_region(left, right) or False
+        verdict = self._same_region(left, right)
+        if verdict is None and isinstance(right, Sequence) and (interval := _symbolic_interval(left)) is not None:
+            return self._sequence(interval, right)
+        return verdict or False
 
     def _value(self, relation: Relation) -> Node | None:
         """What the relation says that something is: 5 of x = 5, of 5 = x, of k = 2 * 5 = 10, of 5 \\approx 4.99 and of 2 + 3 = 5."""
@@ -240,7 +243,9 @@ class TreeComparison:
                 return self._in_order(named, right.items)
             if isinstance(right, Sequence) and right.brackets == "[]" and len(right.items) > 2 and not left.is_set:
                 return self._in_any_order(left.items, right.items)
-            return self.equal(left.items[0], right) if len(left.items) == 1 else False
+            is_one_value = len(left.items) == 1 or (
+                left.joined_by == "or" and _all(self.equal(left.items[0], item) for item in left.items[1:]) is True)
+            return self.equal(left.items[0], right) if is_one_value else False
         items, others = left.items, right.items
         if left.is_set or right.is_set:
             items, others = self._distinct(items), self._distinct(others)
@@ -305,6 +310,17 @@ def _has_perfect_match(edges: Several[Several[bool]]) -> bool:
     return all(place(row, set()) for row in range(len(edges)))
 
 
+def needs_algebra(node: Node) -> bool:
+    """Whether some leaf of the tree is no number, word or expression with a value: comparing it may need computer algebra."""
+    if isinstance(node, Canonical):
+        return node.kind == "expression" and (node.term is None or not has_value(node.term))
+    if isinstance(node, Choice):
+        return node.content is not None and needs_algebra(node.content)
+    if isinstance(node, Matrix):
+        return any(needs_algebra(entry) for row in node.rows for entry in row)
+    return any(map(needs_algebra, node.parts if isinstance(node, (Relation, SetOperation)) else node.items))
+
+
 def _rank(node: Node) -> int:
     return next(i for i, kind in enumerate(_ORDER) if isinstance(node, kind))
 
@@ -323,6 +339,26 @@ def _same_name(first: str | None, second: str | None) -> bool:
     if first == second or "text" in (first, second):
         return True
     return any(one == "y" and other is not None and _CALL.fullmatch(other) for one, other in ((first, second), (second, first)))
+
+
+def _symbolic_interval(relation: Relation) -> Sequence | None:
+    """a < x <= b, x < a and the like as (a, b], (-infinity, a): for ends with letters in them."""
+    signs, parts = relation.signs, relation.parts
+    if any(sign not in ("<", "<=", ">", ">=") for sign in signs) or len(parts) > 3:
+        return None
+    if signs[0][0] == ">":
+        signs, parts = tuple(sign.replace(">", "<") for sign in reversed(signs)), parts[::-1]
+        names = relation.names[::-1]
+    else:
+        names = relation.names
+    infinity = of_term("\\infty", parse("\\infty")), of_term("-\\infty", parse("-\\infty"))
+    if len(parts) == 3 and names[1] is not None and signs[0][0] == signs[1][0]:
+        return Sequence(("[" if "=" in signs[0] else "(") + ("]" if "=" in signs[1] else ")"), (parts[0], parts[2]))
+    if len(parts) == 2 and names[0] is not None:
+        return Sequence("(" + ("]" if "=" in signs[0] else ")"), (infinity[1], parts[1]))
+    if len(parts) == 2 and names[1] is not None:
+        return Sequence(("[" if "=" in signs[0] else "(") + ")", (parts[0], infinity[0]))
+    return None
 
 
 def _is_total(node: Node) -> bool:
@@ -370,7 +406,7 @@ def _differences(relation: Relation) -> list[tuple[str, Term]] | None:
 
 def _proportional_items(left: Several[Node], right: Several[Node]) -> bool:
     values = [item.value if isinstance(item, Canonical) and item.kind == "number" and not item.unit and not item.latex.startswith("00")
-              else None for item in (*left, *right)]  # 4:30 p.m. and 6:00 are times of day
+              else None for item in (*left, *right)]  # 4:30 p.m. and 6:00 are times of day and no ratios
     if any(value is None or isinstance(value, (str, tuple)) for value in values):
         return False
     over, under = values[:len(left)], values[len(left):]

@@ -30,13 +30,15 @@ from dataclasses import dataclass
 from functools import cache
 
 from rewards import expression, reading
-from rewards.comparison import Pair, TreeComparison
+from rewards.comparison import Pair, TreeComparison, needs_algebra
 from rewards.describing import describe, shorten
 from rewards.reading import read
 from rewards.structure import Node
 from rewards.workers import Outcome, WorkerPool
 
 _MAX_CACHED = 100_000
+_FEW = 8  # pairs that are asked about at once
+_NUMBER = "2.7182818"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Comparison:
 
 
 _verdicts: dict[Pair, Comparison] = {}
+_tried: dict[str, bool] = {}  # answers that algebra was asked about alone: whether it was through in time
 
 
 def equivalent(first: str, second: str) -> bool:
@@ -112,9 +115,27 @@ def _with_all_verdicts(left: Node, right: Node, verdicts: dict[Pair, bool]) -> b
         verdicts |= {pair: result.equal for pair, result in _ask_algebra(comparison.asked).items()}
 
 
+def prefetch(groups: Sequence[Sequence[str | None]]) -> None:
+    """Decides, together and in parallel, what clustering these groups of answers will ask algebra: a hanging answer then costs one deadline
+    for the whole batch and not one for each group."""
+    pairs: list[Pair] = []
+    for answers in groups:
+        nodes = list(dict.fromkeys(read(answer) for answer in answers if answer is not None))
+        doubtful = [node for node in nodes if needs_algebra(node)]
+        for node in doubtful:
+            for other in nodes:
+                if other is not node:
+                    comparison = TreeComparison({})
+                    if comparison.equal(node, other) is None:
+                        pairs.extend(comparison.asked)
+    if pairs:
+        _ask_algebra(list(dict.fromkeys(pairs)))
+
+
 def clear_cache() -> None:
     """Forgets all verdicts and readings; the workers stay."""
     _verdicts.clear()
+    _tried.clear()
     reading._cached.cache_clear()
     expression._cached.cache_clear()
 
@@ -133,12 +154,25 @@ def _ask_algebra(questions: Sequence[Pair]) -> dict[Pair, Comparison]:
     new = [question for question in questions if question not in _verdicts]
     if new:
         pool = _pool()
-        outcomes = [Outcome("ok", False)] * len(new) if pool is None else pool.call(new)
+        outcomes = [Outcome("ok", False)] * len(new) if pool is None else _ask_pool(pool, new)
         if len(_verdicts) + len(new) > _MAX_CACHED:
             kept = {question: _verdicts[question] for question in questions if question in _verdicts}
             _verdicts.clear()
             _verdicts.update(kept)
         for question, outcome in zip(new, outcomes, strict=True):
-            is_undecided = outcome.status in ("timed_out", "died") or outcome.error in ("MemoryError", "RecursionError")
-            _verdicts[question] = Comparison(outcome.value is True, is_undecided)
+            _verdicts[question] = Comparison(outcome.value is True, outcome.status != "ok")
     return {question: _verdicts[question] for question in questions}
+
+
+def _ask_pool(pool: WorkerPool, questions: Sequence[Pair]) -> Sequence[Outcome]:
+    """Many pairs may share an answer that hangs, and each would cost a deadline: then every answer is first tried alone, against a
+    number, and pairs with one that is not through in time are undecided without being asked."""
+    if len(questions) <= _FEW:
+        return pool.call(questions)
+    texts = sorted({text for question in questions for text in question} - _tried.keys())
+    if len(_tried) + len(texts) > _MAX_CACHED:
+        _tried.clear()
+    _tried.update(zip(texts, (outcome.status != "timed_out" for outcome in pool.call([(text, _NUMBER) for text in texts])), strict=True))
+    sound = [question for question in questions if all(_tried[text] for text in question)]
+    outcomes = dict(zip(sound, pool.call(sound), strict=True))
+    return [outcomes.get(question, Outcome("timed_out")) for question in questions]

@@ -281,6 +281,8 @@ class _Parser:
 
     def _variable(self, name: str) -> Term:
         """A name with its subscripts and primes."""
+        if name in ("f", "g", "h") and self._peek() == "(":  # a call: f(2) is not 2f
+            return Term("variable", name=name + self._raw_call())
         self._subscript_first()
         while True:
             if self._take("_"):
@@ -318,6 +320,15 @@ class _Parser:
             if depth == 0:
                 return at + 1
         raise _UnknownError
+
+    def _raw_call(self) -> str:
+        """(x, 2) as written, brackets included."""
+        pieces, depth = [], 0
+        while True:
+            pieces.append(token := self._next())
+            depth += (token == "(") - (token == ")")
+            if depth == 0:
+                return "".join(piece.lstrip(TEXT_OPEN) for piece in pieces)
 
     def _raw(self) -> str:
         """A group or one token, as written: {min}, 2."""

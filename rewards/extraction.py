@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Rule = Literal["boxed", "hash", "answer_tag", "phrase", "last_number", "none"]
@@ -29,10 +29,12 @@ _MAX_SENTENCE = 2000  # characters; a longer text is not searched for the value 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """answer: stripped and not empty, or None where nothing was found. rule: the rule that decided."""
+    """answer: stripped and not empty, or None where nothing was found. rule: the rule that decided. written: the answer before a sentence
+    was cut down to the value that it states."""
 
     answer: str | None
     rule: Rule
+    written: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +45,37 @@ class _Box:
 
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])(?P<open>\s*+\{)?|\\.|[{}]", re.DOTALL)
+_PLAIN_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_ONE_BRACE_GROUP = re.compile(r"\{.*\}", re.DOTALL)
 _BARE_BOX = re.compile(r"[ \t]*+([^\s${}\\]++)")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;]|\\[()\[\],; ]|\\quad|\\text\{\s*(?:and|or)\s*\}|(?:and|or)\b|[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s?=)*+")
 PHRASE = re.compile(
     r"\banswers?(?:\s{1,4}(?:to|for|of|in)\s[^\n.:=$\\]{1,60}?)?\s{1,4}(?:is|are|equals|(?:should|would|must|will)\s(?:\w{1,10}\s)?be)\b"
-    r"|\banswers?\s?(?:\([^()\n]{0,30}\)\s?)?(?:\*\*)?\s{0,4}[:=]|\bfinal\sanswer\*{2}\s{0,4}(?=\n)"
+    r"|\banswers?\s?(?:\([^()\n]{0,30}\)\s?)?(?:\*\*)?\s{0,4}[:=]|\b(?:final\s)?(?:result|ans)\b(?:\*\*)?\s{0,4}[:=]"
+    r"|(?:\A|\n)[#* \t]{0,8}(?:final\s)?(?:answer|result|ans)\b[* \t]{0,6}:?[* \t]{0,6}(?=\n)"
     r"|\bcorrect\s(?:option|choice|value|result)\s(?:is\b|:)|答案\s?(?:应该?|选|就)?\s?(?:是|为|选|:|：)|故选\s?(?:择)?\s?[:：]?|应选\s?[:：]?|(?<![\w])答\s?[:：]",
     re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|[。！；\n]|,?\s(?:because|since|which|where|I\shope)\b")
 _FORMULA = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|(?<![\\$])\$([^$]+)\$", re.DOTALL)
 _CONTROL = re.compile(r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|end_of_text|start_header_id|end|eom_id)\|>|</s>|<eos>|<end_of_turn>")
 _ROLE = re.compile(r"\s*(?:assistant|user|system|model)\b[:\n]?", re.IGNORECASE)
-_TEXT_GROUP = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s?\{([^{}]*+)\}")
+_TEXT_GROUP = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf)|mbox|hbox)\s?\{([^{}]*+)\}")
 _COMMAND = re.compile(r"\\(?:begin|end)\s?\{[A-Za-z*]{1,12}\}(?:\{[lcr|\s]{0,20}\})?|\\[A-Za-z]+(?:name\{[a-z]{1,12}\})?")
 _OPTION = re.compile(r"\(?[A-J][).:]\s.{0,100}")
-_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?![A-Za-z(])")
+_WORD = re.compile(r"(?<![A-Za-z\\])(?![A-Z]{1,4}(?![a-z]))[A-Za-z]{2,}(?![A-Za-z(])")  # AB and ABC are names
+_LABEL = re.compile(
+    r"\s*(?:the\s)?(?:(?:final\s)?(?:answer|result|ans)(?:\s*[:=]|(?=\s+[\\$0-9(]))|[A-Za-z][A-Za-z ]{2,30}:)\s+(?=\S)", re.IGNORECASE)
+_CONNECTIVE = re.compile(
+    r"\s*(?:and\s)?(?:so|thus|hence|therefore|then|finally|consequently|we\s(?:get|have|find|obtain)|it\sfollows\sthat)\b(?:\sthat)?"
+    r"[,:]?\s+", re.IGNORECASE)
+_FILLER = re.compile(
+    r"(?:(?:therefore|thus|hence|then|just|simply|indeed|only|clearly|now|also|precisely|exactly|approximately|about|actually)\s|:\s?"
+    r"|the\s(?:point|set|value|number|interval|pair|ordered\spair|ordered\striple|equation|function|matrix|vector|fraction|expression|integer)\s)+",
+    re.IGNORECASE)
+_TRAILING_CLAUSE = re.compile(r",\s+(?!and\b|or\b)[a-z]{3,}\b[^,]*$")
+_NEGATION = re.compile(r"\b(?:not|cannot|never|except|neither|no)\b|n't\b", re.IGNORECASE)
+_BOLD = re.compile(r"\*\*([^*]{1,200})\*\*")
 _VERB = re.compile(
     r"\b(?:is|are|was|were|equals?|becomes?|be|gives?|yields?|get|have)\b"
     r"(?:\s(?:equal\sto|approximately|about|exactly|simply|just|given\sby))?[\s:]*", re.IGNORECASE)
@@ -101,8 +118,25 @@ def _last_boxes(text: str) -> tuple[str | None, bool]:
         if len(between) > 40 or not _BETWEEN_BOXES.fullmatch(between):
             break
         run.append(box)
-    contents = list(dict.fromkeys(box.content.strip() for box in reversed(run)))
+    contents = list(dict.fromkeys(_without_braces(box.content.strip()) for box in reversed(run)))
     return ", ".join(content for content in contents if content), True
+
+
+def _without_braces(content: str) -> str:
+    """\\boxed{{52_8}}: braces around the whole content are grouping."""
+    for _ in range(8):
+        if not content.startswith("{") or not _ONE_BRACE_GROUP.fullmatch(content):
+            break
+        depth, at = 0, 0
+        for brace in _PLAIN_BRACE.finditer(content):
+            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+            if depth == 0:
+                at = brace.end()
+                break
+        if at != len(content):
+            break
+        content = content[1:-1].strip()
+    return content
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -129,17 +163,30 @@ def _after_phrase(text: str) -> str | None:
     formula = _FORMULA.match(rest) if rest[:2] in ("\\[", "\\(") or rest[:1] == "$" else None
     start = formula.end() if formula is not None else 0
     end = _SENTENCE_END.search(rest, start)
-    return stated_value((rest if end is None else rest[:end.start()]).rstrip(" *,;"))
+    return (rest if end is None else rest[:end.start()]).rstrip(" *,;")
 
 
 def stated_value(text: str) -> str:
     """The value that a sentence states: "the volume is 120" -> "120"; text that is no sentence is returned as it is."""
-    if len(text) > _MAX_SENTENCE or not _is_sentence(plain := _TEXT_GROUP.sub(r" \1 ", text)):
+    if len(text) > _MAX_SENTENCE:
         return text
-    verb = _last_match(_VERB, plain)
-    after = plain[verb.end():].strip(" *") if verb is not None else ""
+    text = _BOLD.sub(r"\1", text)
+    plain = _TEXT_GROUP.sub(r" \1 ", text)
+    for opening in (_CONNECTIVE, _LABEL):
+        if (found := opening.match(plain)) and _MATHEMATICAL.search(plain, found.end()):
+            text = plain = plain[found.end():]
+    if not _is_sentence(plain):
+        return text
+    verbs = list(_VERB.finditer(plain))
+    after = plain[verbs[-1].end():].strip(" *") if verbs else ""
+    about = plain[max(0, verbs[-1].start() - 8):verbs[-1].end() + 8] if verbs else plain
+    if _NEGATION.search(about) or sum(bool(_MATHEMATICAL.match(plain, verb.end())) for verb in verbs) > 1:
+        return text  # what it is not, or several values
+    if filler := _FILLER.match(after):
+        after = after[filler.end():]
     if _MATHEMATICAL.search(after):
-        return after
+        clause = _TRAILING_CLAUSE.search(after)
+        return after[:clause.start()] if clause is not None and _MATHEMATICAL.search(after[:clause.start()]) else after
     if formula := _last_match(_FORMULA, plain):
         return formula.group()
     return after or text
@@ -158,7 +205,8 @@ def bare_answer(text: str) -> str | None:
     Differs from `extract` in that it also takes the last formula, and then the last number, of a sentence.
     """
     text = _completion(text).strip()
-    is_sentence = len(text) > _MAX_SENTENCE or _is_sentence(_TEXT_GROUP.sub(r" \1 ", text)) or re.match(r"[Aa]nswer\b", text)
+    plain = _TEXT_GROUP.sub(r" \1 ", text)
+    is_sentence = len(text) > _MAX_SENTENCE or _is_sentence(plain) or _CONNECTIVE.match(plain) or _LABEL.match(plain)
     if not is_sentence or _OPTION.fullmatch(text):
         return text or None
     sentences = [sentence for sentence in _SENTENCE.split(text[-_MAX_SENTENCE:]) if sentence.strip(" .")]
@@ -166,7 +214,7 @@ def bare_answer(text: str) -> str | None:
         return text or None
     sentence = next((sentence for sentence in reversed(sentences) if _MATHEMATICAL.search(sentence)), sentences[-1]).strip().rstrip(".")
     value = stated_value(sentence)
-    if value == sentence:
+    if value == sentence and not _NEGATION.search(sentence):
         formula = _last_match(_FORMULA, text[-2 * _MAX_SENTENCE:])
         value = formula.group() if formula is not None else _last_number(sentence) or sentence
     return value.strip() or None
@@ -197,10 +245,10 @@ def extract(text: str, last_number: bool = False) -> Extraction:
     text = _completion(text)
     boxed, has_box = _last_boxes(text)
     if has_box:
-        return Extraction(stated_value(boxed).strip() or None if boxed else None, "boxed")
+        return Extraction(stated_value(boxed).strip() or None if boxed else None, "boxed", boxed)
     for rule, find in RULES:
-        if answer := (find(text) or "").strip():
-            return Extraction(answer, rule)
+        if written := (find(text) or "").strip():
+            return Extraction(stated_value(written).strip() or written, rule, written)
     if last_number and (answer := _last_number(text) or ""):
         return Extraction(answer, "last_number")
     return Extraction(None, "none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewards.clustering import cluster
+from rewards.clustering import cluster, prepare_clusters
 from rewards.contract import GroupScore
 from rewards.extraction import extract_all, rule_shares
 from rewards.guards import refuse
@@ -24,3 +24,6 @@ def majority_vote(*, completions: list[str], question: str = "", last_number: bo
     scores = [float(label == winner) for label in clusters.labels]
     metrics = clusters.metrics() | {"tie": float(is_tie)} | rule_shares(extractions) | guarded.metrics
     return GroupScore(scores, metrics, clusters.labels, answers)
+
+
+majority_vote.prepare = prepare_clusters  # type: ignore[attr-defined]

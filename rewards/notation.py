@@ -58,6 +58,18 @@ _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(patt
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _BOXES = ("\\boxed{", "\\fbox{")
 _TEXT_OF_MATHEMATICS = ("\\text{\\[", "\\text{\\(", "\\text{$")
+_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{2,}")
+# After the first cleaning: other notations of what has one here already.
+_NOTATIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(pattern), new) for pattern, new in (
+    (r"([0-9]*\.[0-9]*)\\(?:bar|dot)\s?\{?([0-9]{1,20})\}?", r"\1\\overline{\2}"),
+    (r"(?<![0-9.])([0-9]{1,20}\.[0-9]{0,6}?)([0-9]{1,3}?)\2{2,9}\s?\\dots\s?$", r"\1\\overline{\2}"),
+    (r"(?<![A-Za-z0-9\\])oo(?![A-Za-z0-9])", r"\\infty "), (r"(?<![A-Za-z\\])C\(([0-9]{1,9}),\s?([0-9]{1,9})\)", r"\\binom{\1}{\2}"),
+    (r"(?<![A-Za-z\\}])C_\{?([0-9]{1,9})\}?\^\{?([0-9]{1,9})\}?", r"\\binom{\1}{\2}"),
+    (r"(?:\{\s?\})?_\{?([0-9]{1,9})\}?\s?C_\{?([0-9]{1,9})\}?", r"\\binom{\1}{\2}"),
+    (rf"_\s?\{{{TEXT_OPEN}\s?base\s?{TEXT_CLOSE}?\s?([0-9]{{1,2}})\s?{TEXT_CLOSE}?\s?\}}", r"_{\1}"),
+    (rf"\s?\(?{TEXT_OPEN}?\s?\(?(?<![A-Za-z])base\s?{TEXT_CLOSE}?\s?([0-9]{{1,2}})\s?\)?\s?{TEXT_CLOSE}?\)?$", r"_{\1}"),
+    (r"^(?:USD|US\$)\s?(?=[0-9.])", "$"), (r"^(?:Rs\.?|INR|EUR|RMB)\s?(?=[0-9.])", ""),
+))
 _DOTS = re.compile(r"\\[ld]?dots[cbmio]?(?![A-Za-z])|\\cdots(?![A-Za-z])|\.{3,}|…")
 _BOLD_OPTION = re.compile(r"\*\*(\(?[A-J]\)?[.):]?)\*\*")
 _STYLE = re.compile(
@@ -71,7 +83,8 @@ _PARENTHESES = re.compile(r"(?<!\\)\\[()\[\]]")
 
 def clean(answer: str) -> str:
     """The answer in one spelling; never raises, linear in its length."""
-    text = _DOTS.sub(r"\\dots ", _INVISIBLE.sub("", answer).translate(_UNICODE)).strip()
+    text = _SUPERSCRIPTS.sub(lambda run: "^{" + run.group().translate(_UNICODE).replace("^", "") + "}", _INVISIBLE.sub("", answer))
+    text = _DOTS.sub(r"\\dots ", text.translate(_UNICODE)).strip()
     if "\\" in text:
         text = _STYLE.sub(" ", text).strip()
     text = _without_wrappers(_BOLD_OPTION.sub(r"\1", _ESCAPED_TWICE.sub(r"\\", text)))
@@ -83,7 +96,7 @@ def clean(answer: str) -> str:
         if not count:
             break
     text = _PARENTHESES.sub(" ", text)
-    for pattern, new in _SUBSTITUTIONS:
+    for pattern, new in (*_SUBSTITUTIONS, *_NOTATIONS):
         text = pattern.sub(new, text)
     return _without_wrappers(text.strip())
 
@@ -139,7 +152,9 @@ def _named_operator(name: str) -> str:
 def _marked(found: re.Match[str]) -> str:
     """\\mathrm{sin} is a function, \\mathrm{i} the imaginary unit, \\mathbf{v} a letter; the rest is text."""
     content = found.group(1).strip(TEXT_OPEN + TEXT_CLOSE)
-    if content.strip() in _FUNCTION_NAMES and not ("text" in found.group()[:6] and content.strip() in _UNIT_LIKE):
+    is_unit = content.strip() in _UNIT_LIKE and ("text" in found.group()[:6] or found.string[:found.start()].rstrip(" ~\\,;")[-1:].isdigit()
+                                                 or found.string[found.start() - 2:found.start()] == "_{")
+    if content.strip() in _FUNCTION_NAMES and not is_unit:
         return f"\\{content.strip()} "
     if "math" in found.group()[:6] and content.strip() in ("i", "e", "d"):
         return content

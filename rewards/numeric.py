@@ -68,9 +68,27 @@ def same(first: Term, second: Term, work: Work | None = None) -> bool | None:
     work = work or Work()
     try:
         with _LOCK:
-            return all(_same_at(first, second, {**point, _WORK: work}) for point in _points(first, second))
+            return all(_same_at(first, second, {**point, _WORK: work}) for point in _points(first, second)) and _same_where_both_are_real(
+                first, second, work)
     except UndecidedError:
         return None
+
+
+def _same_where_both_are_real(first: Term, second: Term, work: Work) -> bool:
+    """At points with negative numbers, where roots keep them out of _points: sqrt(x^2) is |x|, not x."""
+    names = variables(first) | variables(second)
+    if len(names) != 1 or not (_takes_roots(first) or _takes_roots(second)):
+        return True  # with more variables two complex roots may multiply to a real number
+    for i in (1, 3):
+        point = {name: _value_at(name, i, True) for name in names} | {_WHICH: i, _WORK: work}
+        try:
+            if all(_is_real(evaluate(term, point)) for term in (first, second)) and not _same_at(first, second, point):
+                return False
+        except HopelessError:
+            raise
+        except UndecidedError:
+            continue
+    return True
 
 
 def _same_at(first: Term, second: Term, point: Mapping[str, Any]) -> bool:
@@ -93,11 +111,21 @@ def _same_at(first: Term, second: Term, point: Mapping[str, Any]) -> bool:
         context.dps = _DIGITS
 
 
+def has_value(term: Term) -> bool:
+    """Whether the term can be evaluated here at its first point."""
+    (point, *_) = _points(term, term)
+    try:
+        evaluate(term, {**point, _WORK: Work()})
+    except UndecidedError:
+        return infinite_sign(term) is not None
+    return True
+
+
 def hopeless(term: Term) -> bool:
     """Whether the term's value could not be computed by anybody: a tower of powers, a factorial of a factorial."""
     (point, *_) = _points(term, term)
     try:
-        evaluate(term, point)
+        evaluate(term, {**point, _WORK: Work()})
     except HopelessError:
         return True
     except UndecidedError:

@@ -50,6 +50,7 @@ _QUALIFIER = re.compile(
     r"(?:\s?[_^]?\s?\{?[+*]\}?)?\s?\)?$")  # 2k\\pi, k \\in \\mathbb{Z}
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _LIST_IN_TEXT = re.compile(r"(,(?: and| or)?|(?<= )(?:and|or)(?= ))")
+_FRENCH = re.compile(r"(?:\][^\[\](),]{1,60},[^\[\](),]{1,60}[\[\])]|[\[(][^\[\](),]{1,60},[^\[\](),]{1,60}\[)")
 _PAIRS = (("\\{", "\\}", "{}"), ("\\langle", "\\rangle", "<>"), ("(", "", ""), ("[", "", ""), ("{", "}", "{}"))
 _POINT = re.compile(r"[A-Z]'?\s?\((?=[^()]*,)")
 _CALL = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\}|\^\{\([a-z0-9]\)\})?\s?\([^=<>]{1,30}\)")
@@ -125,6 +126,8 @@ def _node(text: str, depth: int) -> Node:
         text = TEXT_OPEN + _LIST_IN_TEXT.sub(rf"{TEXT_CLOSE}\1{TEXT_OPEN}", text[1:-1]) + TEXT_CLOSE  # \\text{A, B and C}
     if (choice := _choice(text, depth)) is not None:
         return choice
+    if _FRENCH.fullmatch(text):  # ]1, 2] and [1, 2[
+        text = text[0].replace("]", "(") + text[1:-1] + text[-1].replace("[", ")")
     marks = _marks(text)
     separators = [mark for mark in marks if mark.kind == "separator"]
     if separators and len(separators) < _MAX_ITEMS and (node := _list(text, separators, marks, depth)) is not None:

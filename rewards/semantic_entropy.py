@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rewards.agreement import agreement
-from rewards.clustering import cluster
+from rewards.clustering import cluster, prepare_clusters
 from rewards.contract import GroupScore
 from rewards.extraction import extract_all, rule_shares
 from rewards.guards import refuse
@@ -36,3 +36,6 @@ def semantic_entropy(*, completions: list[str], question: str = "", form: Litera
     scores = agreement(clusters, form, power, unanswered)
     metrics = clusters.metrics() | {"entropy": clusters.entropy} | rule_shares(extractions) | guarded.metrics
     return GroupScore(scores, metrics, clusters.labels, answers)
+
+
+semantic_entropy.prepare = prepare_clusters  # type: ignore[attr-defined]
