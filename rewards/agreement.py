@@ -17,7 +17,7 @@ def check_form(form: str, power: float) -> None:
     """Raises ValueError for an unknown form, or a power that is not above 0."""
     if form not in get_args(Form):
         raise ValueError(f"form is {form!r}, expected one of {', '.join(get_args(Form))}")
-    if not power > 0:
+    if not isinstance(power, (int, float)) or not power > 0:
         raise ValueError(f"power is {power!r}, expected a number above 0")
 
 

@@ -44,7 +44,8 @@ _RANGE = re.compile(r"([0-9]{1,9})\s?-{1,2}\s?([0-9]{1,9})")
 _CIRCLED = re.compile(r"[①-⑳](?:[①-⑳ ,;])*+")  # numbers of statements
 _TRAILING_TEXT = re.compile(rf"(.+?)\s?({TEXT_OPEN}[^{TEXT_CLOSE}]*+{TEXT_CLOSE}\s?(?:\^\s?\{{?[0-9]\}}?)?)", re.DOTALL)
 _TRAILING_WORD = re.compile(
-    r"(.*(?:[0-9)}]|\\pi(?=\s?(?:sq|cubic|[A-Za-z]{4}|[cmk][mg](?![A-Za-z])))))\s?((?:sq(?:uare)?\s|cubic\s)?[A-Za-z./]{2,20}(?:\s?\^\s?\{?[0-9]\}?)?|[%°])", re.DOTALL)
+    r"(.*(?:[0-9)}]|\\pi(?=\s?(?:sq|cubic|[A-Za-z]{4}|[cmk][mg](?![A-Za-z])))))"
+    r"\s?((?:sq(?:uare)?\s|cubic\s)?[A-Za-z./]{2,20}(?:\s?\^\s?\{?[0-9]\}?)?|[%°])", re.DOTALL)
 _LEADING_CURRENCY = re.compile(r"(-?)\s?([$€£¥])\s?(.+)", re.DOTALL)
 _FUNCTION_PREFIXES = ("sin", "cos", "tan", "sec", "csc", "cot", "log", "exp", "sqrt", "arc", "pi", "binom", "frac")
 _INFINITE = ("infinity", "infty", "inf")

@@ -95,6 +95,9 @@ def check_usual(bench: Bench) -> Finding:
         return _failed("values", reply, "a group of 16 completions")
     low, high = min(_numbers(reply), default=0.0), max(_numbers(reply), default=0.0)
     seen = f"16 completions, 16 finite values from {low:.4g} to {high:.4g}"
+    if reply.scores.count(None) == len(reply.scores):
+        return Finding("values", "WARN", "no completion got a score",
+        "a group without scores trains nothing; return a number where there is one")
     if None in reply.scores:
         return _ok("values", f"{seen}; {reply.scores.count(None)} without a score")
     if low == high:

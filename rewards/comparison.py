@@ -122,8 +122,8 @@ class TreeComparison:
         if verdict is None:
             if (one := region(left)) is not None and (other := region(right)) is not None:
                 return same_region(one, other)  # no solution, the empty set
-            is_hopeless = any(term is not None and hopeless(term) for term in (left.term, right.term))
-            if is_hopeless or self._work.left < 0 or len(self.asked) >= _MAX_ASKED:
+            is_over = self._work.left < 0 or len(self.asked) >= _MAX_ASKED
+            if is_over or any(term is not None and hopeless(term, self._work) for term in (left.term, right.term)):
                 self.num_hopeless += 1
                 return False
             pair = for_algebra(left, right)
@@ -247,7 +247,7 @@ class TreeComparison:
                 left.joined_by == "or" and _all(self.equal(left.items[0], item) for item in left.items[1:]) is True)
             return self.equal(left.items[0], right) if is_one_value else False
         items, others = left.items, right.items
-        if left.is_set or right.is_set:
+        if (left.is_set or right.is_set) and max(len(items), len(others)) <= _MAX_UNMATCHED:
             items, others = self._distinct(items), self._distinct(others)
         are_conditions = all(isinstance(item, Relation) and item.signs[0] not in _ASSIGNING for item in (*items, *others))
         if are_conditions and left.joined_by != right.joined_by:

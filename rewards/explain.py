@@ -8,6 +8,7 @@ recorded.py reads runs; a line of the report is a line of `explain`.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from rewards.contract import RewardError
 from rewards.describing import describe
 from rewards.equivalence import explain as explain_pair
 from rewards.extraction import extract
+from rewards.loading import load
 from rewards.reading import read
 from rewards.recorded import RecordedError, RecordedGroup, read_group, rewards_of_run
 from rewards.scoring import GroupResult, RewardSpec, RewardSum
@@ -135,11 +137,27 @@ def _explain_given(given: argparse.Namespace) -> list[str]:
         specs = [RewardSpec(given.reward, style=given.style, arguments=_object("--arguments", given.arguments))]
     else:
         specs = rewards_of_run(given.rollouts)
+    left_out = [spec for spec in specs if _reads_tokens(spec)]
+    specs = [spec for spec in specs if spec not in left_out]
+    notes = [f"not computed {spec.use}: it reads tokens or asks the policy, which only a training run has" for spec in left_out]
+    if not specs:
+        raise RewardError("; ".join(notes) + ". Name another with --reward, such as rewards.accuracy:accuracy, to see how answers are read")
+    if left_out and given.reward is None and recorded is not None:
+        notes.append("so the sums below are without it, and differ from the recorded ones")
     if recorded is None:
-        return explain(specs, group)
+        return [*notes, *explain(specs, group)]
     title = f"step {recorded.step}, question {recorded.question_id}, rewards: {', '.join(spec.use for spec in specs)}"
     # Another reward than the run's has nothing to be compared with.
-    return [title, *explain(specs, group, recorded if given.reward is None else None)]
+    return [title, *notes, *explain(specs, group, recorded if given.reward is None and not left_out else None)]
+
+
+def _reads_tokens(spec: RewardSpec) -> bool:
+    """Whether the function cannot be called without the tokens that were sampled, or the policy."""
+    function = load(spec.use)
+    if getattr(function, "needs_policy", False) or getattr(function, "needs_token_statistics", False):
+        return True
+    parameters = inspect.signature(function).parameters
+    return any(name in parameters and parameters[name].default is inspect.Parameter.empty for name in ("rollouts", "completion_ids"))
 
 
 def _object(option: str, text: str) -> dict[str, Any]:

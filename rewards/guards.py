@@ -37,7 +37,7 @@ def refuse(
     """The answers less the refused ones: copies of the question (if asked to) and those longer than max_answer_length characters.
 
     Raises ValueError for a max_answer_length below 1."""
-    if max_answer_length is not None and max_answer_length < 1:
+    if max_answer_length is not None and (not isinstance(max_answer_length, int) or max_answer_length < 1):
         raise ValueError(f"max_answer_length is {max_answer_length}, expected at least 1 character or null")
     written = [_written(completion, extraction) for completion, extraction in zip(completions, extractions, strict=True)]
     core = _core(question)

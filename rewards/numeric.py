@@ -32,6 +32,7 @@ _SLACK_BITS = 190  # between the largest number met and the last bit
 _MAX_PRECISION = 60_000  # bits
 _NUM_POINTS = 3
 _NUM_POINTS_PIECEWISE = 10
+_COSTLY = {"factorial": 30, "binom": 30, "^": 3, "root": 3}  # what a term takes, as a multiple of an addition
 _PIECEWISE = frozenset(("floor", "ceil", "min", "max", "binom", "gcd", "lcm"))
 _MAX_SUMMANDS = 200
 # Keys of a point beside its variables: its number, whether an index runs, the work left, the largest binary exponent of a summand.
@@ -55,8 +56,8 @@ class Work:
 
     left: int = 60_000
 
-    def spend(self) -> None:
-        self.left -= 1
+    def spend(self, terms: int = 1) -> None:
+        self.left -= terms
         if self.left < 0:
             raise HopelessError
 
@@ -121,11 +122,11 @@ def has_value(term: Term) -> bool:
     return True
 
 
-def hopeless(term: Term) -> bool:
+def hopeless(term: Term, work: Work) -> bool:
     """Whether the term's value could not be computed by anybody: a tower of powers, a factorial of a factorial."""
     (point, *_) = _points(term, term)
     try:
-        evaluate(term, {**point, _WORK: Work()})
+        evaluate(term, {**point, _WORK: work})
     except HopelessError:
         return True
     except UndecidedError:
@@ -289,7 +290,7 @@ def _bounded(value: Any) -> Any:
 def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
     """The value at a point, an mpf or mpc of the context's digits. Raises UndecidedError."""
     if _WORK in point:
-        point[_WORK].spend()
+        point[_WORK].spend(_COSTLY.get(term.op, 1))
     if term.op == "number":
         if max(term.value.numerator.bit_length(), term.value.denominator.bit_length()) > 2 * _MAX_LOG2:
             raise UndecidedError

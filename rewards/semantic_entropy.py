@@ -27,7 +27,7 @@ def semantic_entropy(*, completions: list[str], question: str = "", form: Litera
     """
     if form not in ("share", "log", "power"):
         raise ValueError(f"form is {form!r}, expected one of share, log, power")
-    if not power > 0:
+    if not isinstance(power, (int, float)) or not power > 0:
         raise ValueError(f"power is {power!r}, expected a number above 0")
     extractions = extract_all(completions, last_number)
     guarded = refuse(completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)

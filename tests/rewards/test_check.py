@@ -247,3 +247,9 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(words: list[str], message: 
 def test_a_reward_that_cannot_be_loaded_is_a_finding(use: str, arguments: dict[str, object], seen: str) -> None:
     (finding,) = check_reward(use, arguments=arguments)
     assert (finding.check, finding.level) == ("load", "FAIL") and seen in finding.seen
+
+
+def test_a_reward_that_scores_nothing_is_warned_about(tmp_path: Path) -> None:
+    file = tmp_path / "nothing.py"
+    file.write_text("def nothing(*, completions, **columns):\n    return [None] * len(completions)\n")
+    assert next(finding for finding in check_reward(f"{file}:nothing") if finding.check == "values").level == "WARN"

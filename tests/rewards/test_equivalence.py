@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 
 from rewards import equivalence
 from rewards.accuracy import grade, grade_many
+from rewards.calling import GroupInput
 from rewards.canonical import leaf
+from rewards.clustering import cluster
 from rewards.equivalence import Comparison, compare_many, decide_now, equivalent, explain
 from rewards.extraction import bare_answer
 from rewards.reading import read
+from rewards.scoring import RewardSpec, RewardSum
 from tests.rewards.answer_pairs import COMPLETIONS, DIFFERENT, EQUAL
 
 DECIDED_HERE = [
@@ -245,3 +248,33 @@ def _plain(answer: str) -> str:
 def test_an_explanation_says_how_both_were_read_and_what_decided(first: str, second: str, words: list[str]) -> None:
     text = "\n".join(explain(first, second))
     assert all(word in text for word in words), text
+
+
+HANGING = [rf"\int_0^{{{n}}} x^{{x^{{x^x}}}} \sin(x^{{x}}) dx" for n in range(20, 50)]
+
+
+def test_a_group_and_a_batch_with_hanging_answers_take_one_deadline_and_not_one_for_each() -> None:
+    equivalent(r"\int_0^1 x dx", "0.5")  # the workers are up
+    start = time.monotonic()
+    assert cluster(HANGING[:10]).num_clusters == 10
+    assert time.monotonic() - start < 9.0
+    groups = [GroupInput(str(i), "q", [rf"\boxed{{{HANGING[10 + i]}}}", r"\boxed{4}", r"\boxed{x^2}"], answer="4") for i in range(8)]
+    start = time.monotonic()
+    results = RewardSum([RewardSpec("rewards.semantic_entropy:semantic_entropy"), RewardSpec("rewards.accuracy:accuracy")]).score(groups)
+    assert time.monotonic() - start < 9.0
+    assert all(result.scores["accuracy"] == (0.0, 1.0, 0.0) for result in results)
+    # sympy gives some of these integrals up at once.
+    assert sum(result.metrics["accuracy/timed_out_share"] > 0.3 for result in results) >= 3
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    (r"\{" + ",".join(rf"\sum_{{k=1}}^{{200}}\binom{{4000}}{{k}}+{i}" for i in range(100)) + r"\}", r"\{1,2\}"),
+    (r"\{" + ",".join(rf"\sqrt{{{i}}}+\sin({i})" for i in range(188)) + r"\}", "5"),
+    (r"\sum_{k=1}^{200} " + "(k+1)" * 20, "5"), ("+".join(r"\sum_{k=1}^{200} k^2" for _ in range(24)), "5"),
+    (",".join(f"x^{i}+y={i}" for i in range(2, 52)), ",".join(f"x^{i}+z={i}" for i in range(2, 52))),
+    (",".join(rf"\sin({i}x)+{i}" for i in range(50)), ",".join(rf"\cos({i}x)+{i}" for i in range(50))),
+])
+def test_one_comparison_has_a_bound_of_work_in_this_process(first: str, second: str) -> None:
+    start = time.perf_counter()
+    assert decide_now(read(first), read(second)) in (Comparison(False), Comparison(False, True))
+    assert time.perf_counter() - start < 3.0

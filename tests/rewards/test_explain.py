@@ -141,3 +141,12 @@ def test_the_command_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "rewards.explain", *ACCURACY, "--completion", r"\boxed{2}", "--answer", "2"],
                           capture_output=True, text=True)
     assert done.returncode == 0 and "score      1   accuracy" in done.stdout and done.stderr == ""
+
+
+def test_rewards_that_read_tokens_are_left_out_with_a_note_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--question", "1+1?", "--answer", "2", "--completion", r"\boxed{2}"]
+    for use, style in (("rewards.overlong:overlong_penalty", "group"), ("docs/examples/trl_reward.py:ends_early", "trl"),
+                       ("rewards.reference_likelihood:reference_likelihood", "group")):
+        assert main(["--reward", use, "--style", style, *words]) == 2
+        error = capsys.readouterr().err
+        assert f"not computed {use}" in error and "--reward" in error
