@@ -128,7 +128,7 @@ class OpenAIJudge:
                 if status in _CONFIGURATION:
                     raise JudgeError(f"{self.place}: {seen}; {_CONFIGURATION[status]}")
                 if status < 500 and status not in _ASKED_AGAIN:
-                    return Judgement(None, seen, replied=False)
+                    return Judgement(None, seen)  # this request is at fault, such as a prompt above the context; the server is well
                 wait_s = _retry_after_s(response)
             if attempt + 1 < self._attempts:
                 back_off_s = FIRST_WAIT_S * 2**attempt * self._jitter.uniform(0.5, 1.0)
