@@ -30,12 +30,17 @@ _HOPELESS_FACTORIAL = 100_000
 _MAX_BITS = 3300  # of exact values: about as many digits as rewards/quantity.py keeps in a Fraction
 _SLACK_BITS = 190  # between the largest number met and the last bit
 _MAX_PRECISION = 60_000  # bits
+_NOTHING = -10 * _MAX_PRECISION  # the binary exponent of what is not there
+# What leaves a value's relative error as it is. Sums and functions cancel: what they leave is known to the last bit of what they were given.
+_KEEPS_RELATIVE_PRECISION = frozenset(("*", "/", "invert", "negate", "abs", "degrees", "exp", "factorial", "binom", "max", "min", "gcd",
+"lcm"))
 _NUM_POINTS = 3
 _NUM_POINTS_PIECEWISE = 10
 _COSTLY = {"factorial": 30, "binom": 30, "^": 3, "root": 3}  # what a term takes, as a multiple of an addition
 _PIECEWISE = frozenset(("floor", "ceil", "min", "max", "binom", "gcd", "lcm"))
 _MAX_SUMMANDS = 200
-# Keys of a point beside its variables: its number, whether an index runs, the work left, the largest binary exponent of a summand.
+# Keys of a point beside its variables: its number, whether an index runs, the work left, the largest binary exponent of what
+# was added up or given to a function.
 _WHICH, _IN_SUM, _WORK, _TOP = "", "\0", "\1", "\2"
 _LOCK = threading.RLock()  # the precision is the context's
 _INTEGERS = frozenset("nmk")
@@ -97,16 +102,16 @@ def _same_at(first: Term, second: Term, point: Mapping[str, Any]) -> bool:
     context = _context()
     try:
         for _ in range(2):
-            top: list[int] = [0]
+            top: list[int] = [_NOTHING]
             values = [evaluate(term, {**point, _TOP: top}) for term in (first, second)]
             size = max(map(abs, values))
-            largest = max(top[0], context.mag(size) if size else 0)
+            largest = max(top[0], context.mag(size) if size else _NOTHING)
             if largest + _SLACK_BITS <= context.prec:
                 break
             if largest > _MAX_PRECISION:
                 raise UndecidedError
             context.prec = largest + _SLACK_BITS
-        noise = context.ldexp(1, (top[0] if top[0] else -_MAX_PRECISION) - context.prec + _SLACK_BITS // 2)
+        noise = context.ldexp(1, top[0] - context.prec + _SLACK_BITS // 2)
         return bool(abs(values[0] - values[1]) <= max(noise, min(size, 1) * context.mpf(10) ** -_AGREE))
     finally:
         context.dps = _DIGITS
@@ -309,8 +314,8 @@ def evaluate(term: Term, point: Mapping[str, Any]) -> Any:
             raise UndecidedError
         return _rational_power(evaluate(term.args[1], point), 1 / degree)
     values = [evaluate(arg, point) for arg in term.args]
-    if term.op == "+" and _TOP in point:
-        point[_TOP][0] = max(point[_TOP][0], *(_context().mag(value) if value else -_MAX_PRECISION for value in values))
+    if _TOP in point and term.op not in _KEEPS_RELATIVE_PRECISION:
+        point[_TOP][0] = max(point[_TOP][0], *(_context().mag(value) if value else _NOTHING for value in values))
     try:
         return _bounded(_OPERATIONS[term.op](*values))
     except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
