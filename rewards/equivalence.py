@@ -3,10 +3,10 @@
     equivalent("1/2", "0.5") -> True        equivalent("601", "600") -> False
 
 Each answer is read into a tree (rewards/reading.py) whose leaves are numbers, words and expressions (rewards/canonical.py). Exact values,
-and values of expressions to 40 digits (rewards/numeric.py), decide nearly all of it here; the rest (sums, integrals, notation that our
-grammar does not know) goes to computer algebra in killable workers. The rules, the same for grading and for clustering:
+and values of expressions to 40 digits (rewards/numeric.py), decide nearly all of it here; the rest (integrals, infinite sums, notation that
+our grammar does not know) goes to computer algebra in killable workers. The rules, the same for grading and for clustering:
 
-- Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance anywhere.
+- Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance; expressions agree to 40 digits.
 - A unit, percent, degree or currency sign may stand on one side only: 50% equals 50 (and not 0.5), 5 cm equals 5 and not 5 kg. Spellings
   of one unit are one; units are not converted; words that say what is counted (apples) are ignored.
 - `x = 5` equals 5, and not y = 5; of `x = 2 + 3 = 5` the last part counts, of `1/3 \\approx 0.33` the exact one. Other equations are
@@ -43,7 +43,7 @@ _NUMBER = "2.7182818"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """equal: decided as equal. timed_out: not decided within a worker's time and memory; equal is then False."""
+    """equal: decided as equal. timed_out: not decided, for time, memory, size or an error of the algebra; equal is then False."""
 
     equal: bool
     timed_out: bool = False

@@ -46,7 +46,6 @@ class _Box:
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])(?P<open>\s*+\{)?|\\.|[{}]", re.DOTALL)
 _PLAIN_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_ONE_BRACE_GROUP = re.compile(r"\{.*\}", re.DOTALL)
 _BARE_BOX = re.compile(r"[ \t]*+([^\s${}\\]++)")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;]|\\[()\[\],; ]|\\quad|\\text\{\s*(?:and|or)\s*\}|(?:and|or)\b|[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s?=)*+")
@@ -125,7 +124,7 @@ def _last_boxes(text: str) -> tuple[str | None, bool]:
 def _without_braces(content: str) -> str:
     """\\boxed{{52_8}}: braces around the whole content are grouping."""
     for _ in range(8):
-        if not content.startswith("{") or not _ONE_BRACE_GROUP.fullmatch(content):
+        if not content.startswith("{"):
             break
         depth, at = 0, 0
         for brace in _PLAIN_BRACE.finditer(content):
