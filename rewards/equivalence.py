@@ -6,7 +6,8 @@ Each answer is read into a tree (rewards/reading.py) whose leaves are numbers, w
 and values of expressions to 40 digits (rewards/numeric.py), decide nearly all of it here; the rest (integrals, infinite sums, notation that
 our grammar does not know) goes to computer algebra in killable workers. The rules, the same for grading and for clustering:
 
-- Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance; expressions agree to 40 digits.
+- Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance; expressions agree to
+  40 digits.
 - A unit, percent, degree or currency sign may stand on one side only: 50% equals 50 (and not 0.5), 5 cm equals 5 and not 5 kg. Spellings
   of one unit are one; units are not converted; words that say what is counted (apples) are ignored.
 - `x = 5` equals 5, and not y = 5; of `x = 2 + 3 = 5` the last part counts, of `1/3 \\approx 0.33` the exact one. Other equations are

@@ -32,8 +32,8 @@ _SLACK_BITS = 190  # between the largest number met and the last bit
 _MAX_PRECISION = 60_000  # bits
 _NOTHING = -10 * _MAX_PRECISION  # the binary exponent of what is not there
 # What leaves a value's relative error as it is. Sums and functions cancel: what they leave is known to the last bit of what they were given.
-_KEEPS_RELATIVE_PRECISION = frozenset(("*", "/", "invert", "negate", "abs", "degrees", "exp", "factorial", "binom", "max", "min", "gcd",
-"lcm"))
+_KEEPS_RELATIVE_PRECISION = frozenset((
+    "*", "/", "invert", "negate", "abs", "degrees", "exp", "factorial", "binom", "max", "min", "gcd", "lcm"))
 _NUM_POINTS = 3
 _NUM_POINTS_PIECEWISE = 10
 _COSTLY = {"factorial": 30, "binom": 30, "^": 3, "root": 3}  # what a term takes, as a multiple of an addition
