@@ -31,7 +31,7 @@ _MAX_BITS = 3300  # of exact values: about as many digits as rewards/quantity.py
 _SLACK_BITS = 190  # between the largest number met and the last bit
 _MAX_PRECISION = 60_000  # bits
 _NOTHING = -10 * _MAX_PRECISION  # the binary exponent of what is not there
-# What leaves a value's relative error as it is. Sums and functions cancel: what they leave is known to the last bit of what they were given.
+# What leaves a value's relative error as it is. Sums and functions cancel: what they leave is known to the last bit of what they got.
 _KEEPS_RELATIVE_PRECISION = frozenset((
     "*", "/", "invert", "negate", "abs", "degrees", "exp", "factorial", "binom", "max", "min", "gcd", "lcm"))
 _NUM_POINTS = 3
