@@ -32,7 +32,7 @@ _CONFIGURATION = {401: "the API key is missing or wrong: set api_key_env to the 
 
 @dataclass(slots=True)
 class _Session:
-    """What the calls of one batch share. failed_in_a_row: calls without a reply since the last reply."""
+    """What the calls of one batch share. failed_in_a_row: calls without a reply since the server last showed that it is well."""
 
     client: httpx2.AsyncClient
     slots: asyncio.Semaphore
@@ -104,11 +104,12 @@ class OpenAIJudge:
         async with session.slots:
             if session.failed_in_a_row >= GIVE_UP_AFTER:
                 return Judgement(None, f"not asked, after {session.failed_in_a_row} calls in a row had failed", replied=False)
-            judgement = await self._ask(session.client, body)
-            session.failed_in_a_row = 0 if judgement.replied else session.failed_in_a_row + 1
+            judgement, is_well = await self._ask(session.client, body)
+            session.failed_in_a_row = 0 if is_well else session.failed_in_a_row + 1
             return judgement
 
-    async def _ask(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> Judgement:
+    async def _ask(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> tuple[Judgement, bool]:
+        """The judgement, and whether the server is well: it is where the request alone was at fault, such as a prompt above the context."""
         seen = ""
         for attempt in range(self._attempts):
             wait_s = 0.0
@@ -122,18 +123,18 @@ class OpenAIJudge:
             else:
                 status = response.status_code
                 if status == 200:
-                    return _read(response)
+                    return _read(response), True
                 # A server may repeat the key; messages end up in logs.
                 seen = f"HTTP {status}: {shortened(response.text.replace(self._key, '***') if self._key else response.text)}"
                 if status in _CONFIGURATION:
                     raise JudgeError(f"{self.place}: {seen}; {_CONFIGURATION[status]}")
                 if status < 500 and status not in _ASKED_AGAIN:
-                    return Judgement(None, seen)  # this request is at fault, such as a prompt above the context; the server is well
+                    return Judgement(None, seen, replied=False), True
                 wait_s = _retry_after_s(response)
             if attempt + 1 < self._attempts:
                 back_off_s = FIRST_WAIT_S * 2**attempt * self._jitter.uniform(0.5, 1.0)
                 await asyncio.sleep(min(max(back_off_s, wait_s), LONGEST_WAIT_S))
-        return Judgement(None, f"{seen} ({self._attempts} attempts)", replied=False)
+        return Judgement(None, f"{seen} ({self._attempts} attempts)", replied=False), False
 
 
 def _read_key(variable: str) -> str:

@@ -117,7 +117,13 @@ def test_nonsense_is_no_verdict_and_is_not_asked_again(reply: Reply, seen: str) 
 
 def test_a_refused_request_is_not_asked_again() -> None:
     judgement, server, _ = judge_one(lambda call, number: Reply(b"too many tokens", 400))
-    assert judgement == Judgement(None, "HTTP 400: 'too many tokens'") and len(server.calls) == 1
+    assert judgement == Judgement(None, "HTTP 400: 'too many tokens'", replied=False) and len(server.calls) == 1
+
+
+def test_refused_requests_do_not_end_the_asking() -> None:
+    with ChatServer(lambda call, number: Reply(b"too many tokens", 400)) as server:
+        judgements = judge(server.url, [("a", str(i)) for i in range(GIVE_UP_AFTER + 4)], concurrency=1)
+    assert len(server.calls) == GIVE_UP_AFTER + 4 and not any(judgement.replied for judgement in judgements)
 
 
 @pytest.mark.parametrize(("status", "remedy"), [(401, "set api_key_env"), (403, "may not use this model"), (404, "check url .* and model")])
