@@ -40,7 +40,9 @@ PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 # What may differ between a checkpoint and the run that goes on from it: nothing that changes what is computed before
 # the new end. Everything else has to be the same.
 FREE_KEYS = ("steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences",
-             "generator.max_mismatch", "model.gradient_checkpointing")
+             "generator.max_mismatch", "generator.proof_", "generator.memory_share", "generator.cache_gb", "generator.sleep",
+             "generator.urls", "generator.served_model", "generator.api_key_env", "generator.exchange_dir", "generator.start_timeout_s",
+             "generator.request_timeout_s", "model.gradient_checkpointing")
 
 
 class CheckpointError(ValueError):

@@ -83,14 +83,53 @@ class PromptSection(Section):
 
 
 class GeneratorSection(Section):
-    backend: str = setting("transformers", "which sampler: transformers")
-    sync: Literal["auto", "shared", "merge"] = setting(
-        "auto", "how the sampler gets new weights. shared: samples from the trained module itself (no second copy); "
-        "merge: base + BA computed in float32 into a copy (faster decoding); auto: merge where the copy is small")
-    max_sequences: int = setting(256, "sequences decoded at the same time", unit="sequences", ge=1)
+    backend: Literal["transformers", "vllm", "vllm_server"] = setting(
+        "transformers", "which sampler. transformers: embedded; vllm: an engine in each training process, on its device; vllm_server: "
+        "running `vllm serve` processes")
+    sync: Literal["auto", "shared", "adapter", "merge"] = setting(
+        "auto", "how the sampler gets new weights. shared (transformers): samples from the trained module itself, no second copy; adapter "
+        "(vLLM): only the LoRA adapter travels; merge: base + BA computed in float32 into the sampler's copy. auto: merge for "
+        "transformers where the copy is small, else shared; for vLLM adapter on a GPU and merge on a CPU or without LoRA")
+    max_sequences: int = setting(256, "sequences decoded at the same time (per engine)", unit="sequences", ge=1)
     max_mismatch: float | None = setting(
         None, "stop when the mean |trainer's - sampler's log-probability| exceeds this; null: 1e-3 in float32, 0.1 in bfloat16",
         unit="nats", gt=0)
+    proof_every: int = setting(
+        10, "steps between proofs that the sampler has the policy (the first one follows the first update); 0: none", unit="steps", ge=0)
+    proof_completions: int = setting(8, "completions that each proof scores again", unit="completions", ge=1)
+    max_staleness: Literal[0, 1] = setting(
+        0, "vllm_server: 1 samples step k+1 while step k trains, corrected by importance sampling; 0 is exactly on-policy", unit="steps")
+    memory_share: float | None = setting(
+        None, "vllm: share of the GPU's memory for the engine, weights included; null: what the memory estimate leaves", gt=0, lt=1)
+    cache_gb: float | None = setting(
+        None, "vllm: size of the key/value cache; null: on a GPU what memory_share leaves, on a CPU what max_sequences need",
+        unit="GB", gt=0)
+    eager: bool | None = setting(None, "vllm: no compilation, no CUDA graphs; null: true on a CPU, where compiling takes minutes")
+    sleep: Literal["off", "offload", "discard"] = setting(
+        "off", "vllm on a GPU: free the engine's memory while training. offload: weights go to host memory; discard: weights are dropped "
+        "and pushed again")
+    urls: list[str] = setting(list, "vllm_server: addresses of the servers, such as http://localhost:8000")
+    served_model: str | None = setting(None, "vllm_server: name under which they serve the base model; null: the one that they list first")
+    api_key_env: str | None = setting(None, "vllm_server: name of the environment variable that holds the API key; null: no key")
+    exchange_dir: str | None = setting(
+        None, "vllm_server: folder in which new versions are written for the servers, which must see it under the same path; null: the "
+        "run's folder")
+    start_timeout_s: float = setting(900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0)
+    request_timeout_s: float = setting(600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
+
+    @model_validator(mode="after")
+    def _settings_fit_the_backend(self) -> GeneratorSection:
+        syncs = ("auto", "shared", "merge") if self.backend == "transformers" else ("auto", "adapter", "merge")
+        if self.sync not in syncs:
+            raise ValueError(f"sync {self.sync} does not go with backend {self.backend}; expected one of: {', '.join(syncs)}")
+        if self.backend == "vllm_server" and not self.urls:
+            raise ValueError("backend vllm_server needs urls; expected the servers' addresses, such as generator.urls=[http://localhost:8000]")
+        for key, value, backend in (("urls", bool(self.urls), "vllm_server"), ("max_staleness", self.max_staleness > 0, "vllm_server"),
+                                    ("sleep", self.sleep != "off", "vllm")):
+            if value and self.backend != backend:
+                raise ValueError(f"{key} is for backend {backend} and is not read by {self.backend}. Remedy: leave it out, or "
+                                 f"generator.backend={backend}")
+        return self
 
 
 class SamplingSection(Section):

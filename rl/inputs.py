@@ -18,7 +18,6 @@ from rewards.scoring import RewardSum
 from rl.config import DataSection, EvaluationSection, ModelSection, RewardSection, RunConfig
 from rl.config_loading import ConfigError, resolve_path
 from rl.data import LoadedQuestions, load_questions
-from rl.generate.constants import BACKENDS
 from rl.generated_questions import is_generated
 from rl.prompting import PromptRenderer, load_template, render_prompts
 from rl.records import Prompt, Question
@@ -44,8 +43,6 @@ class Inputs:
 
 def read_inputs(config: RunConfig) -> Inputs:
     """Everything but the model. Raises ConfigError, DataError, PromptError or RewardError with the remedy."""
-    if config.generator.backend not in BACKENDS:
-        raise ConfigError([f"generator.backend: saw {config.generator.backend!r}; expected one of: {', '.join(BACKENDS)}"])
     for tracker in config.tracking.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError([f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'"])

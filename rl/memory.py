@@ -78,8 +78,6 @@ def estimate_memory(
     text = model_config.get_text_config()  # of a multimodal model, the language model's
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
     num_parameters = sum(_size(shape) for shape in shapes.values())
     adapted = [shape for name, shape in shapes.items() if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
     num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
@@ -103,8 +101,16 @@ def estimate_memory(
         activations=tokens * kept_layers * per_token_and_layer + checkpoints,
         logits=4 * min(tokens * vocabulary * 4, 256 * 2**20),
         # Half as much again while the cache grows into a larger buffer.
-        cache=int(1.5 * config.generator.max_sequences * row * layers * 2 * heads * head_width * bytes_per_weight),
+        cache=int(1.5 * config.generator.max_sequences * row * cache_bytes_per_token(model_config, bytes_per_weight)),
     )
+
+
+def cache_bytes_per_token(model_config: PretrainedConfig, bytes_per_value: int) -> int:
+    """Keys and values of one token over all layers."""
+    text = model_config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(text.num_hidden_layers * 2 * heads * head_width * bytes_per_value)
 
 
 def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: int, where: str) -> None:

@@ -17,12 +17,14 @@ from rewards.contract import RewardError
 from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_state, recover, verify
 from rl.collect import Collector
 from rl.config import RunConfig
-from rl.config_loading import load, to_yaml
+from rl.config_loading import load, resolve_path, to_yaml
 from rl.generate.build import build_generator
+from rl.generate.errors import SamplerError
+from rl.generate.plan import SamplerPlan
 from rl.generate.protocol import sampling_parameters
 from rl.held_out import HeldOut
 from rl.inputs import Inputs, read_inputs
-from rl.memory import available_memory, check_memory, estimate_memory
+from rl.memory import available_memory, cache_bytes_per_token, check_memory, estimate_memory
 from rl.picture import draw_curves
 from rl.policy import Policy, PolicyError, load_policy, resolve_dtype
 from rl.policy_forward import PolicyForward, check_head
@@ -58,6 +60,8 @@ def run(config: RunConfig, resume: Path | None) -> int:
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
         trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state)
+        if parts.generator.description:
+            parts.progress.message(parts.generator.description)
         left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
         if left_out:
             parts.progress.message(f"questions left out: {left_out}")
@@ -67,7 +71,8 @@ def run(config: RunConfig, resume: Path | None) -> int:
         try:
             summary = trainer.run()
         # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is kept.
-        except (RewardError, SamplerMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
+        except (RewardError, SamplerError, SamplerMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
+                KeyboardInterrupt) as error:
             if saved := list_checkpoints(folder.checkpoints):
                 error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
             raise
@@ -118,6 +123,18 @@ def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator)
                           "checkpoint of a causal language model, and model.attention=auto") from error
 
 
+def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder) -> SamplerPlan:
+    """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the run will need."""
+    longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
+    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize)
+    return SamplerPlan(
+        max_tokens=longest + config.sampling.max_completion_tokens,
+        cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
+        trainer_bytes=0 if estimate is None else estimate.total - estimate.sampler_copy - estimate.cache,
+        base_path=str(resolve_path(config.model.path)),
+        revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, run_dir=folder.path)
+
+
 def build_trainer(
     config: RunConfig, inputs: Inputs, policy: Policy, accelerator: Accelerator, folder: RunFolder, stack: contextlib.ExitStack,
     state: TrainerState | None,
@@ -129,7 +146,8 @@ def build_trainer(
         policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
         weight_decay=config.optim.weight_decay, fused=True)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
-    generator = build_generator(config.generator, policy)
+    plan = sampler_plan(config, inputs, policy, folder)
+    generator = build_generator(config.generator, policy, plan)
     stack.callback(generator.close)
     rank, num_ranks, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     sampling = config.sampling

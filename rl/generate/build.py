@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from rl.config import GeneratorSection
-from rl.generate.constants import MERGE_BELOW_BYTES
+from rl.generate.plan import SamplerPlan
 from rl.generate.protocol import Generator
+from rl.generate.sync import choose_sync
 from rl.policy import Policy
 
 
-def build_generator(config: GeneratorSection, policy: Policy) -> Generator:
-    """The generator that the configuration names, sampling from `policy`'s present weights."""
-    if config.backend != "transformers":
-        raise ValueError(
-            f"generator.backend: {config.backend!r} is not a sampler of this version. Known: transformers. "
-            "Remedy: generator.backend=transformers."
-        )
-    from rl.generate.transformers_generator import TransformersGenerator
+def build_generator(config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None, *, version: int = 0) -> Generator:
+    """The generator that the configuration names, sampling from `policy`'s present weights, which are those of `version`.
 
-    merge = config.sync == "merge" or (config.sync == "auto" and policy.base_bytes <= MERGE_BELOW_BYTES)
-    generator = TransformersGenerator(policy, merge=merge, max_sequences=config.max_sequences)
-    generator.take_over(policy, version=0)
+    plan: for vLLM. Raises SamplerError or PolicyError, with the remedy, where it cannot be had."""
+    sync = choose_sync(config, policy)
+    generator: Generator
+    if config.backend == "transformers":
+        from rl.generate.transformers_generator import TransformersGenerator
+
+        generator = TransformersGenerator(policy, merge=sync.way == "merge", max_sequences=config.max_sequences)
+    elif config.backend == "vllm":
+        from rl.generate.vllm_generator import VllmGenerator
+
+        assert plan is not None
+        generator = VllmGenerator(config, policy, plan, sync)
+    else:
+        from rl.generate.server_generator import ServerGenerator
+
+        assert plan is not None
+        generator = ServerGenerator(config, policy, plan, sync)
+    generator.take_over(policy, version)
     return generator

@@ -7,7 +7,7 @@ knows nothing else about it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,19 +49,41 @@ class Request:
     seeds: tuple[int, ...]
 
 
+Finished = Callable[[int, Group], None]
+"""Called with a request's position and its whole group."""
+
+Row = tuple[tuple[int, ...], tuple[int, ...]]
+"""(token ids of a prompt, token ids of a completion), neither empty."""
+
+
 class Generator(Protocol):
-    """A sampler. Log-probabilities in its rollouts are at the sampling temperature, before top_p and top_k."""
+    """A sampler. Log-probabilities in its rollouts are at the sampling temperature, before top_p and top_k.
+
+    description: one line for people: which sampler, and how new versions come to it; empty for the embedded one."""
 
     policy_version: int
+    description: str
 
-    def generate(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
+    def generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
+    ) -> list[Group]:
         """One group per request, in the order of the requests, with one rollout per seed, in the order of the seeds.
 
-        The same seeds, weights and requests give the same tokens."""
+        finished: called in this thread, once for each group as soon as it is whole, in whatever order they end.
+        The same seeds, weights and requests give the same tokens. Raises SamplerError where the sampler is lost."""
+        ...
+
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        """Log-probabilities of the completions' tokens at temperature 1 (whatever the sampling temperature), computed afresh from the
+        weights that the sampler has: nothing comes from a cache."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing is sampled for a while: memory may be given back until the next call."""
         ...
 
     def take_over(self, policy: Policy, version: int) -> None:
-        """From now on sample from this policy's present weights."""
+        """From now on sample from this policy's present weights. Raises SamplerError where they cannot be brought to the sampler."""
         ...
 
     def close(self) -> None:

@@ -6,13 +6,14 @@ on a GPU use vLLM. New weights come either by sharing the trained module or by m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rl.generate.growing_cache import growing_cache
-from rl.generate.protocol import Request, SamplingParameters
+from rl.generate.protocol import Finished, Request, Row, SamplingParameters
 from rl.generate.token_sampling import sample_tokens, token_statistics, uniform_streams
 from rl.policy import Policy, merged_weights
 from rl.records import FinishReason, Group, Rollout
@@ -24,6 +25,8 @@ class TransformersGenerator:
     """Generator (rl/generate/protocol.py) on a transformers causal language model.
 
     max_sequences bounds how many completions decode at the same time."""
+
+    description = ""
 
     def __init__(self, policy: Policy, *, merge: bool, max_sequences: int) -> None:
         self.policy_version = 0
@@ -41,20 +44,42 @@ class TransformersGenerator:
                     self._parameters[name].copy_(weight)
         self.policy_version = version
 
+    def rest(self) -> None:
+        """There is nothing to give back: the cache lives in `generate` alone."""
+
     def close(self) -> None:
         if self._is_copy:
             self._parameters = {}
             self._model.to("meta")
 
-    def generate(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
+    def generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
+    ) -> list[Group]:
+        with self._evaluating():
+            return self._generate(requests, parameters, finished)
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        found = []
+        with self._evaluating():
+            for prompt, completion in rows:
+                ids = torch.tensor([[*prompt, *completion]], device=self._model.device)
+                logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1).logits[0, :-1]
+                logprobs = torch.log_softmax(logits.float(), dim=-1).gather(1, ids[0, -len(completion):, None])
+                found.append(tuple(logprobs.squeeze(1).tolist()))
+        return found
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout, where the model is the trained module itself."""
         was_training = self._model.training
         self._model.eval()
         try:
-            return self._generate(requests, parameters)
+            yield
         finally:
             self._model.train(was_training)
 
-    def _generate(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
+    def _generate(self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None) -> list[Group]:
         # Neighbours in length share a batch, so that little padding is decoded.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
         pieces = [(i, piece) for i in order for piece in self._pieces(requests[i])]
@@ -64,6 +89,8 @@ class TransformersGenerator:
             batch, pieces = pieces[:count], pieces[count:]
             for (index, _), group in zip(batch, self._decode([piece for _, piece in batch], parameters), strict=True):
                 rollouts[index] += group.rollouts
+                if finished is not None and len(rollouts[index]) == len(requests[index].seeds):
+                    finished(index, Group(requests[index].prompt, rollouts[index]))
         return [Group(request.prompt, members) for request, members in zip(requests, rollouts, strict=True)]
 
     def _pieces(self, request: Request) -> list[Request]:

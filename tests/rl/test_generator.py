@@ -338,9 +338,20 @@ def test_closing_a_shared_sampler_leaves_the_policy_alone(policy: Policy) -> Non
     assert len(sampled_groups(policy, 1)) == 1
 
 
-def test_an_unknown_backend_is_refused_with_the_known_one(policy: Policy) -> None:
-    with pytest.raises(ValueError, match=r"generator\.backend: 'sglang'.*generator\.backend=transformers"):
-        build_generator(GeneratorSection(backend="sglang"), policy)
+def test_each_group_is_told_of_once_when_it_is_whole(policy: Policy) -> None:
+    told: list[tuple[int, Group]] = []
+    groups = sampler(policy, max_sequences=6).generate(requests(), PLAIN, lambda index, group: told.append((index, group)))
+    assert sorted(index for index, _ in told) == list(range(len(groups)))
+    assert all(group == groups[index] for index, group in told)
+
+
+@pytest.mark.parametrize("sync", ["shared", "merge"])
+def test_scores_are_the_sampled_log_probabilities(policy: Policy, sync: Sync) -> None:
+    generator = sampler(policy, sync)
+    [group] = generator.generate(requests(1, 4), PLAIN)
+    scores = generator.score([(group.prompt.token_ids, rollout.token_ids) for rollout in group.rollouts])
+    for rollout, found in zip(group.rollouts, scores, strict=True):
+        assert found == pytest.approx(rollout.logprobs, abs=1e-4)
 
 
 # ------------------------------------------------------------------ the cache
