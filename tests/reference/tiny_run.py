@@ -5,19 +5,27 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from rl.collect import Collector
 from rl.config import RunConfig
 from rl.config_loading import load
-from rl.generate.protocol import Request, SamplingParameters
+from rl.generate.protocol import Generator, Request, SamplingParameters, sampling_parameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.inputs import Inputs, read_inputs
 from rl.policy import Policy, load_policy
 from rl.policy_forward import PolicyForward
+from rl.progress import open_progress
 from rl.records import Group, Prompt, ScoredGroup, TrainingGroup
+from rl.rewarding import build_rewards
+from rl.run_folder import RunFolder
+from rl.tracking import MetricsLog
+from rl.trainer import Parts, Trainer
 from rl.update import Updater
+from rl.watchdog import Watchdog
 
 ANSWERED = "models/tiny-arith/questions/train_with_answers.jsonl"
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
@@ -95,6 +103,22 @@ def make_updater(config: RunConfig, policy: Policy, accelerator: Accelerator | N
     return Updater(
         config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
         attention=policy.causal_lm.config._attn_implementation)
+
+
+def make_trainer(
+    config: RunConfig, policy: Policy, generator: Generator, folder: Path, *, metrics: MetricsLog | None = None
+) -> Trainer:
+    """A trainer of `policy` that samples with `generator`; no evaluation, no display."""
+    accelerator = Accelerator(cpu=True)
+    updater = make_updater(config, policy, accelerator)
+    with open_progress("off", "test", config.steps, first_step=0, is_main=True) as progress:
+        return Trainer(config, Parts(
+            accelerator=accelerator, policy=policy, generator=generator, optimizer=updater._optimizer, updater=updater,
+            collector=Collector(
+                config, inputs().prompts, generator, sampling_parameters(config.sampling),
+                build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),
+            held_out=None, watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder),
+            metrics=metrics, rollouts=None, progress=progress, stop_requested=lambda: None))
 
 
 def trained(policy: Policy) -> dict[str, torch.Tensor]:
