@@ -24,12 +24,20 @@ from rl.generate.protocol import Finished, Generator, Request, Row, SamplingPara
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy import Policy
 from rl.proof import UNMOVED_UPDATES, Proof, SamplerMismatchError, spread
-from rl.records import Group, Rollout, ScoredGroup
+from rl.records import Group, Rollout
 from rl.run_folder import RunFolder
-from rl.selection import Selection
 from rl.tracking import MetricsLog, Record, read_json_lines
 from rl.trainer import Trainer
-from tests.reference.tiny_run import change_adapter, make_trainer, prompts, sampled_groups, tiny_config, tiny_policy, trained
+from tests.reference.tiny_run import (
+    as_collected,
+    change_adapter,
+    make_trainer,
+    prompts,
+    sampled_groups,
+    tiny_config,
+    tiny_policy,
+    trained,
+)
 
 torch.set_num_threads(1)
 SETTINGS = ("rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr=5e-3", "sampling.max_completion_tokens=24",
@@ -337,18 +345,11 @@ def test_completions_are_spread_over_questions_and_over_their_groups() -> None:
     assert spread([], 8) == []
 
 
-def collected(groups: Sequence[Group]) -> Collected:
-    scored = tuple(ScoredGroup(
-        group, tuple(map(float, range(size))), {}, (None,) * size, tuple(range(size)), 0.0, {})
-        for group in groups for size in [len(group.rollouts)])
-    return Collected(scored, Selection(scored, ()), scored, 0, 0.0, 0.0)
-
-
 def collected_from(policy: Policy, *, version: int = 0) -> Collected:
-    return collected(sampled_groups(policy, 6, version=version))
+    return as_collected(sampled_groups(policy, 6, version=version))
 
 
 def collected_by(generator: TransformersGenerator, *, version: int, count: int = 6) -> Collected:
     generator.policy_version = version
     requests = [Request(prompt, tuple(range(100 * i, 100 * i + 4))) for i, prompt in enumerate(prompts(count))]
-    return collected(generator.generate(requests, SamplingParameters(1.0, 1.0, 0, 24)))
+    return as_collected(generator.generate(requests, SamplingParameters(1.0, 1.0, 0, 24)))
