@@ -43,10 +43,11 @@ class Diagnosis:
 
 
 def find_cause(
-    policy: Policy, generator: Generator, rows: Sequence[Row], recorded_T: Tensor, *, temperature: float, bound: float, max_tokens: int
+    policy: Policy, generator: Generator, rows: Sequence[Row], recorded_T: Tensor, found: Distances, *, temperature: float, bound: float,
+    max_tokens: int,
 ) -> Diagnosis:
     """rows: the completions in question; recorded_T: the log-probabilities that the sampler gave with them, one row after the other, at
-    `temperature`. Local to the rank; changes neither weights nor random numbers."""
+    `temperature`; found: their distances. Local to the rank; changes neither weights nor random numbers."""
     scorer = PolicyScorer(policy, PolicyForward(policy, temperature=1.0), max_tokens=max_tokens)
     trainer_T = torch.cat([scored.logprobs_N for scored in scorer.score(rows)])
     base_T = torch.cat(scorer.reference_logprobs(rows)) if policy.has_reference else None
@@ -62,6 +63,8 @@ def find_cause(
     if not own <= max(tolerance, fresh.agreement / 2):
         return Diagnosis("trainer", fresh, own, from_plain)
     verdict = fresh.verdict(bound)
+    if verdict == "open" and found.is_on_base_side and fresh.share is not None and fresh.share < 0.5:
+        verdict = "base"  # what was recorded is known to be the base's: the fresh ones need not prove it once more
     if verdict in ("base", "other"):
         return Diagnosis("base" if verdict == "base" else "other", fresh, own, from_plain)
     is_raw = temperature != 1.0 and _mean_difference(recorded_T, trainer_T) <= bound

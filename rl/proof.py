@@ -103,11 +103,9 @@ class Proof:
         total, num_completions = pooled([found for found, _ in present]), sum(count for _, count in present)
         failed = [rank for rank, verdict in enumerate(verdicts) if verdict in ("base", "other")]
         if failed:
-            mine = find_cause(
-                self._policy, self._generator, evidence.rows, evidence.sampler_T, temperature=evidence.temperature, bound=self._bound,
-                max_tokens=self._config.optim.micro_batch_tokens) if evidence is not None and self._rank in failed else None
-            causes = self._gather(mine)
-            raise self._error(step, version, failed, parts, causes)
+            part = parts[self._rank]
+            cause = self._cause(evidence, part[0]) if evidence is not None and part is not None and self._rank in failed else None
+            raise self._error(step, version, failed, parts, self._gather(cause))
         if total.moved == 0.0 and self._num_updates >= UNMOVED_UPDATES:
             raise self._unmoved(step, version, total)
         if not is_due:
@@ -143,6 +141,11 @@ class Proof:
         trainer_T = torch.cat([scored.logprobs_N for scored in scorer.score(evidence.rows)])
         base_T = torch.cat(scorer.reference_logprobs(evidence.rows)) if self._policy.has_reference else None
         return distances(evidence.sampler_T, trainer_T, base_T)
+
+    def _cause(self, evidence: _Evidence, found: Distances) -> Diagnosis:
+        return find_cause(
+            self._policy, self._generator, evidence.rows, evidence.sampler_T, found, temperature=evidence.temperature, bound=self._bound,
+            max_tokens=self._config.optim.micro_batch_tokens)
 
     def _gather(self, mine: T) -> list[T]:
         """Every rank's value, in the order of the ranks."""

@@ -17,8 +17,8 @@ def describe(diagnosis: Diagnosis, config: RunConfig, way: Way, *, version: int)
         return _trainer(diagnosis)
     fresh = diagnosis.fresh
     if fresh is None:
-        return (f"The sampler could not be asked again ({diagnosis.error}), so that it is open which side is wrong. Remedy: "
-                "bring it back and go on with --resume, which begins with this proof")
+        return (f"The sampler could not be asked again ({diagnosis.error}), so that it is open which side is wrong. Check: "
+                "its log. Remedy: bring it back and go on with --resume, which begins with this proof")
     if diagnosis.cause == "sampling":
         return _sampling(diagnosis, fresh, config)
     key = (config.generator.backend, way)
@@ -28,7 +28,8 @@ def describe(diagnosis: Diagnosis, config: RunConfig, way: Way, *, version: int)
     if version == 0:
         return _other_model(fresh, config)
     share = "" if fresh.share is None else f", and show {fresh.share:.0%} of the policy's move from its base"
-    return ("The sampler's side is wrong: it has neither this version nor the base, so an earlier version, another model or another "
+    lacks = "does not have this version" if fresh.from_base is None else "has neither this version nor the base"
+    return (f"The sampler's side is wrong: it {lacks}, so an earlier version, another model or another "
             f"precision ({_numbers(fresh)}{share}). Check: {_STUCK[key]}. Remedy: {GO_ON}; {UNDERSTOOD}")
 
 

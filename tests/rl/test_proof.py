@@ -121,6 +121,7 @@ class Eager(Sampler):
 
 def run_steps(config: RunConfig, policy: Policy, generator: Generator, folder: Path, count: int) -> tuple[Trainer, list[Record]]:
     """The trainer after `count` steps, and its lines in metrics.jsonl."""
+    folder.mkdir(exist_ok=True)
     with MetricsLog(RunFolder(folder), []) as log:
         trainer = make_trainer(config, policy, generator, folder, metrics=log)
         for _ in range(count):
@@ -182,7 +183,7 @@ def test_full_parameters_without_a_reference_are_proven_by_agreement_alone(tmp_p
     _, metrics = run_steps(config, policy, Sampler(policy), tmp_path, 2)
     assert all(float(str(line["proof/agreement"])) < 1e-5 and "proof/moved" not in line for line in metrics)
     policy = tiny_policy(config)
-    assert "has neither this version nor the base" in failure(config, policy, Deaf(policy), tmp_path / "deaf", good_steps=1)
+    assert "it does not have this version, so an earlier version" in failure(config, policy, Deaf(policy), tmp_path / "deaf", good_steps=1)
 
 
 def test_a_proof_changes_neither_random_numbers_nor_the_models_state() -> None:
@@ -253,7 +254,7 @@ def test_a_sampler_that_cannot_be_asked_again_leaves_the_side_open(tmp_path: Pat
 
 
 def test_in_bfloat16_a_sampler_of_the_base_is_found_long_before_the_bound_is_reached(tmp_path: Path) -> None:
-    """The move is a third of the bound: agreement alone would let the run train on the base's samples."""
+    """The move is a thirtieth of the bound: agreement alone would let the run train on the base's samples."""
     config = tiny_config(*SETTINGS, "model.dtype=bfloat16", "sampling.questions_per_step=16", "generator.proof_completions=64")
     policy = tiny_policy(config)
     deaf = Deaf(policy)
@@ -263,7 +264,7 @@ def test_in_bfloat16_a_sampler_of_the_base_is_found_long_before_the_bound_is_rea
     with pytest.raises(SamplerMismatchError, match="the adapter never reached the sampler") as caught:
         proof.check(1, 1, collected)
     agreement = float(str(caught.value).split("sampler and trainer ")[1].split()[0])
-    assert agreement < 0.05
+    assert agreement < 0.01
 
 
 def test_samples_that_are_all_of_an_earlier_version_are_scored_again_by_the_sampler() -> None:
