@@ -26,6 +26,7 @@ from rl.held_out import Evaluation, HeldOut
 from rl.intervals import Interval
 from rl.policy import Policy
 from rl.progress import Progress
+from rl.proof import Proof, SamplerMismatchError, mismatch_bound
 from rl.records import ScoredGroup, TrainingGroup
 from rl.records_json import scored_group_from_json, scored_group_to_json
 from rl.run_folder import RunFolder
@@ -33,12 +34,6 @@ from rl.summary import Best, Summary, installed_versions, peak_rss_gb
 from rl.tracking import NORMALISED_ENTROPY, MetricsLog, RolloutsLog
 from rl.update import Updater
 from rl.watchdog import Alarm, StepSignals, Watchdog
-
-MISMATCH_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # nats, mean over tokens
-
-
-class SamplerMismatchError(RuntimeError):
-    """The sampler does not sample from the policy that is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +74,8 @@ class Trainer:
         self._clock = time.perf_counter()
         self._saved: Path | None = None  # the checkpoint of the present state, if it has been written
         self._stopped: tuple[str, str | None] | None = None  # (reason, message) of a run that has ended
+        ranks = parts.accelerator
+        self._proof = Proof(config, parts.policy, parts.generator, rank=ranks.process_index, num_ranks=ranks.num_processes)
 
     # ---------------------------------------------------------------- the algorithm
 
@@ -87,10 +84,12 @@ class Trainer:
         self._saved = self._after = None
         started = time.perf_counter()
         collected = self._parts.collector.collect(self.step_number)
+        proof = self._proof.check(self.step_number, self.policy_version, collected)
         batch = self._with_advantages(collected)
         update_started = time.perf_counter()
         report = self._parts.updater.update(batch, step=self.step_number, policy_version=self.policy_version)
         self._check_mismatch(report.metrics)
+        self._proof.note_update(report.metrics)
         sync_started = time.perf_counter()
         self.policy_version += report.num_updates
         if report.num_updates:
@@ -101,7 +100,7 @@ class Trainer:
             "generate_s": collected.generate_s, "reward_s": collected.reward_s, "train_s": sync_started - update_started,
             "sync_s": finished - sync_started, "step_s": finished - started,
         }
-        return self._record(collected, batch, report.metrics | times)
+        return self._record(collected, batch, report.metrics | proof | times)
 
     def _with_advantages(self, collected: Collected) -> list[TrainingGroup]:
         settings = self._config.advantage
@@ -114,15 +113,16 @@ class Trainer:
         return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
 
     def _check_mismatch(self, metrics: dict[str, float]) -> None:
-        """Pitfall of other frameworks: an adapter that never reaches the sampler trains on the base model's samples for weeks."""
-        bound = self._config.generator.max_mismatch or MISMATCH_BOUND[self._parts.policy.dtype]
+        """On every trained token of the present version; rl/proof.py looks at a few, but tells which side is wrong."""
+        bound = mismatch_bound(self._config, self._parts.policy)
         mismatch = metrics.get("mismatch/mean")
-        if mismatch is not None and mismatch > bound:
+        if mismatch is not None and not mismatch <= bound:
             raise SamplerMismatchError(
                 f"step {self.step_number}: the sampler's log-probabilities differ from the trainer's by {mismatch:.3g} nats on average, "
                 f"where at most {bound:g} is expected: the sampler does not have version {self.policy_version} of the policy, or computes "
-                "in another precision. Check generator.sync and model.dtype; raise generator.max_mismatch only if the difference is "
-                "understood (loss.correction then corrects for it)")
+                "in another precision. Check generator.sync and model.dtype; --resume begins with a proof that tells which side is wrong "
+                "(generator.proof_every > 0). Raise generator.max_mismatch only if the difference is understood (loss.correction then "
+                "corrects for it)")
 
     # ---------------------------------------------------------------- the run
 
@@ -294,7 +294,7 @@ class Trainer:
             step=self.step_number, policy_version=self.policy_version, num_ranks=parts.accelerator.num_processes,
             order=parts.collector.order.state_dict(), watchdog=dict(parts.watchdog.state_dict()),
             memory={"rewards_since_evaluation": self._rewards_since_evaluation, "held_out_after": self._after,
-                    "stopped": self._stopped},
+                    "stopped": self._stopped, "proof": self._proof.state_dict()},
             data=dict(parts.data), best=best, held_out_before=self._before, totals=totals,
             positions={"metrics": parts.metrics.position(), "rollouts": parts.rollouts.position()},
             surplus=[scored_group_to_json(group) for group in parts.collector.surplus],
@@ -314,6 +314,7 @@ class Trainer:
         self._totals = dict(state.totals)
         self._rewards_since_evaluation = list(state.memory["rewards_since_evaluation"])
         self._after = state.memory["held_out_after"]
+        self._proof.resume(state.memory.get("proof", {}))
         stopped = state.memory["stopped"]
         self._stopped = None if stopped is None else (stopped[0], stopped[1])
         if self._best is not None and parts.accelerator.is_main_process:
