@@ -100,16 +100,17 @@ class Trainer:
         collected = self._parts.collector.collect(self.step_number)
         self._saved = None
         batch = self._with_advantages(collected)
+        counts = self._sampler_counts()  # now: the sampler is asked nothing while it samples ahead
         self._sample_ahead()
         update_started = time.perf_counter()
         report = self._parts.updater.update(batch, step=self.step_number, policy_version=self.policy_version)
         self._check_mismatch(report.metrics)
         finished = time.perf_counter()
-        staleness = self._staleness(batch)
+        measured = report.metrics | self._staleness(batch) | counts
         self.policy_version += report.num_updates
         self.step_number += 1
         times = asdict(collected.times) | {"train_s": finished - update_started, "step_s": finished - started}
-        alarm = self._record(collected, batch, report.metrics | staleness | times)
+        alarm = self._record(collected, batch, measured | times)
         self._evaluation_due = self._is_evaluated_after(self.step_number)
         # Last: a run that is saved while the sampler does not answer goes on behind this step.
         if not self._parts.collector.in_flight:
@@ -138,6 +139,15 @@ class Trainer:
             self._parts.collector.sample_ahead(self.step_number + 1)
         if not self._parts.collector.in_flight:
             self._parts.generator.rest()
+
+    def _sampler_counts(self) -> dict[str, float]:
+        """What the generator counts, where it counts something, and the times of handing over, since the last call."""
+        times = dict(self._hand_over_times)
+        self._hand_over_times = dict.fromkeys(times, 0.0)
+        if not self._config.generator.max_staleness:
+            del times["ahead_wait_s"]
+        count: Callable[[], dict[str, float]] | None = getattr(self._parts.generator, "metrics", None)
+        return times | (count() if count is not None else {})
 
     def _with_advantages(self, collected: Collected) -> list[TrainingGroup]:
         settings = self._config.advantage
@@ -303,7 +313,7 @@ class Trainer:
             **collected.selection.shares(), "groups/sampled": len(groups), "groups/trained": len(collected.batch),
             "groups/refills": collected.num_refills, "groups/surplus": len(parts.collector.surplus),
             **{f"collapse/{name}": value for name, value in collapse.items()},
-            "policy/version": self.policy_version, "tokens/sampled": tokens, **measured, **self._sampler_metrics(),
+            "policy/version": self.policy_version, "tokens/sampled": tokens, **measured,
             "tokens_per_s": tokens / collected.times.generate_s if collected.times.generate_s else 0.0,
         }
         if parts.metrics is not None:
@@ -317,15 +327,6 @@ class Trainer:
         return parts.watchdog.observe_step(StepSignals(
             step=self.step_number, reward=reward, num_questions=int(collapse["num_questions"]),
             majority_answer_share=collapse["majority_answer_share"], unparsable_share=collapse["unparsable_share"]))
-
-    def _sampler_metrics(self) -> dict[str, float]:
-        """What the generator counts, where it counts something, and the times of handing over, since the last training line."""
-        times = dict(self._hand_over_times)
-        self._hand_over_times = dict.fromkeys(times, 0.0)
-        if not self._config.generator.max_staleness:
-            del times["ahead_wait_s"]
-        count: Callable[[], dict[str, float]] | None = getattr(self._parts.generator, "metrics", None)
-        return times | (count() if count is not None else {})
 
     def _record_rollouts(self, log: RolloutsLog, collected: Collected, batch: list[TrainingGroup]) -> None:
         trained = {id(item.scored): item.advantages for item in batch}
@@ -345,9 +346,9 @@ class Trainer:
     def _save_while_waiting(self) -> str:
         """What to tell after the run was saved in the middle of waiting for the sampler; several ranks cannot meet there to save."""
         if self._parts.accelerator.num_processes == 1:
-            return f"The run is saved up to {self._write().name}."
+            return f"the run is saved up to {self._write().name}"
         newest = [path.name for path in list_checkpoints(self._parts.folder.checkpoints)][-1:]
-        return f"The run is saved up to {newest[0]}." if newest else "Nothing is saved yet."
+        return f"the run is saved up to {newest[0]}" if newest else "nothing is saved yet"
 
     def _write(self, *, best: bool = False) -> Path:
         if self._saved is not None:

@@ -63,5 +63,5 @@ class Waiting:
 
     def _act(self, text: str, saves: bool) -> None:
         if saves:
-            text = " ".join(filter(None, (text, self._save())))
+            text = "; ".join(filter(None, (text, self._save())))
         self._say(text)
