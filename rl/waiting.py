@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from rl.generate.outages import Outages
 from rl.generate.protocol import Generator
+
+
+REPEAT_S = 60.0  # the same news is not told again earlier: a generator may tell it every second, so that a signal is soon seen
 
 
 class StoppedWaitingError(Exception):
@@ -30,6 +34,7 @@ class Waiting:
     def __init__(self, *, say: Callable[[str], None], save: Callable[[], str], stop_requested: Callable[[], str | None]) -> None:
         self._say, self._save, self._stop_requested = say, save, stop_requested
         self._thread = threading.get_ident()
+        self._told, self._told_at = "", -REPEAT_S
         self._noted: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
 
     def watch(self, generator: Generator) -> None:
@@ -62,6 +67,12 @@ class Waiting:
             self._noted.put((text, saves))
 
     def _act(self, text: str, saves: bool) -> None:
+        news = text
+        if text == self._told and time.monotonic() - self._told_at < REPEAT_S:
+            news = ""
+        elif text:
+            self._told, self._told_at = text, time.monotonic()
         if saves:
-            text = "; ".join(filter(None, (text, self._save())))
-        self._say(text)
+            news = "; ".join(filter(None, (news, self._save())))
+        if news:
+            self._say(news)

@@ -11,7 +11,8 @@ class Outages(Protocol):
     """A generator that may lose its sampler for a while. Both are called in the thread that called the generator, and may raise: the
     generator then stops waiting and lets the exception through.
 
-    on_outage: once at the beginning of each outage. on_message: every few seconds while it waits, and for other news."""
+    on_outage: once at the beginning of each outage. on_message: every second or two while it waits (whoever listens leaves out what it
+    has heard already, and raises where the run is to stop), and for other news."""
 
     on_outage: Callable[[str], None] | None
     on_message: Callable[[str], None] | None

@@ -102,14 +102,15 @@ def test_what_was_saved_in_an_outage_goes_on_to_the_same_end(
 
     def copy(generator: FailingGenerator) -> None:
         shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=True)
-        assert generator.on_message is not None
-        generator.on_message("still no server answers")
+        for _ in range(3):
+            assert generator.on_message is not None
+            generator.on_message("still no server answers")
 
     assert run(words(tmp_path / "run", *SERVERS), lambda policy: FailingGenerator(policy, position(calls, what), copy)) == 0
     assert_same_end(tmp_path / "run", whole)
     shown = capsys.readouterr().out
     assert shown.count("no server answers; the run is saved up to step-") == 1
-    assert "still no server answers" in shown
+    assert shown.count("still no server answers") == 1  # told three times
     RunFolder(tmp_path / "copy").lock_file.unlink(missing_ok=True)
     assert resume(tmp_path / "copy", *SERVERS) == 0
     assert_same_end(tmp_path / "copy", whole)
