@@ -259,7 +259,8 @@ def _pack_output_layer(model: torch.nn.Module) -> None:
     """On a CPU vLLM computes with packed copies of weights; that of an output layer tied to the embedding is not renewed by reloading."""
     for module in model.modules():
         if type(module).__name__ == "ParallelLMHead":
-            module.quant_method.process_weights_after_loading(module)
+            method: Any = module.quant_method
+            method.process_weights_after_loading(module)
 
 
 def _why_not_started(error: Exception, settings: EngineSettings) -> str:

@@ -96,7 +96,7 @@ def with_advantages(groups: Sequence[Group], *, zero: Sequence[int] = (), seed: 
 def as_collected(groups: Sequence[Group]) -> Collected:
     """A step in which exactly these groups were sampled and kept."""
     scored = tuple(item.scored for item in with_advantages(groups))
-    return Collected(scored, Selection(scored, ()), scored, 0, 0.0, 0.0)
+    return Collected(scored, Selection(scored, ()), scored, 0)
 
 
 def make_updater(config: RunConfig, policy: Policy, accelerator: Accelerator | None = None) -> Updater:
