@@ -90,16 +90,16 @@ def test_a_signal_waits_for_what_is_in_flight_and_saves_it(
 
 
 class SlowGenerator(EmbeddedGenerator):
-    """Half a second a step, most of which it sleeps, as a sampler on other devices lets the trainer's alone."""
+    """A second a step, most of which it sleeps, as a sampler on other devices lets the trainer's alone."""
 
-    max_together, generate_s = 64, 0.5
+    max_together, generate_s = 64, 1.0
 
 
 def test_a_step_takes_the_longer_of_sampling_and_training_and_not_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Updater.update
 
     def slow_update(self: Updater, *arguments: Any, **keywords: Any) -> UpdateReport:
-        ends = time.monotonic() + 0.5
+        ends = time.monotonic() + 1.0
         report = real(self, *arguments, **keywords)
         time.sleep(max(0.0, ends - time.monotonic()))
         return report
@@ -107,10 +107,10 @@ def test_a_step_takes_the_longer_of_sampling_and_training_and_not_both(tmp_path:
     monkeypatch.setattr(Updater, "update", slow_update)
     seconds = {}
     for name, settings in (("in turn", SERVERS), ("ahead", AHEAD)):
-        assert run([*SMALL, f"run_dir={tmp_path / name}", *settings, "steps=6", "evaluation.path=null"], SlowGenerator) == 0
+        assert run([*SMALL, f"run_dir={tmp_path / name}", *settings, "steps=5", "evaluation.path=null"], SlowGenerator) == 0
         seconds[name] = [line["step_s"] for line in train_lines(tmp_path / name)][1:]
-    assert min(seconds["in turn"]) >= 1.0
-    assert sorted(seconds["ahead"])[2] < 0.8  # the median of five
+    assert min(seconds["in turn"]) >= 2.0
+    assert sorted(seconds["ahead"])[1] < 1.6  # the second best of four
 
 
 def test_two_ranks_sample_ahead_and_meet_in_the_main_thread(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_finished_groups_are_scored_while_others_decode(policy: Policy, file: Pa
     assert found.times.generate_s >= 0.4
     after, _ = collector(policy, f"rewards.0.use={file}:alarmed", SEPARATELY, f"rewards.0.name={name}")
     expected = after.collect(0)
-    assert without_times(found) == without_times(expected) and len(found.batch) == 4
+    assert without_times(found) == without_times(expected) and len(found.sampled) == 4
     assert expected.times.reward_s >= 0.2 and expected.times.reward_overlapped_s == 0
 
 
