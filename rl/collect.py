@@ -90,7 +90,7 @@ class Collector:
         self.surplus: tuple[ScoredGroup, ...] = ()
         self._ahead: Round | None = None
         self._prefetch: Prefetch[_Share] = Prefetch()
-        self._repeatable: CollectorState | None = None  # while questions are drawn whose groups are not there yet
+        self._repeatable: CollectorState | None = None  # that before a draw whose groups are not there yet, or not yet trained on
         self._config = config
         self._prompts = prompts
         self._generator = generator
@@ -100,9 +100,11 @@ class Collector:
         self._parameters = replace(parameters, token_statistics=rewards.needs_token_statistics)
 
     def collect(self, step: int) -> Collected:
-        """The groups of training step `step`; collective over ranks. Nothing may be in flight (`settle`)."""
+        """The groups of training step `step`; collective over ranks. Nothing may be in flight (`settle`).
+
+        Until `move_on` the state stays that from which the same groups are collected again."""
         assert not self.in_flight
-        self._repeatable = self.state()
+        self._repeatable = self._present()
         wanted, selection_config = self._config.sampling.questions_per_step, self._config.selection
         refills = selection_config.max_refills if selection_config.mode == "refill" else 0
         selection, times, num_rounds = Selection((), ()), Times(), 0
@@ -119,8 +121,11 @@ class Collector:
             missing = wanted - len(self.surplus) - len(selection.kept)
         available = self.surplus + selection.kept
         self.surplus = available[wanted:]
-        self._repeatable = None
         return Collected(sampled, selection, available[:wanted], max(0, num_rounds - 1), times)
+
+    def move_on(self) -> None:
+        """The collected groups are now trained on: the state is that of the next step."""
+        self._repeatable = None
 
     # ---------------------------------------------------------------- sampling ahead
 
@@ -133,7 +138,7 @@ class Collector:
         """Begin with the first round of training step `step`, by the version that the sampler has now."""
         missing = self._config.sampling.questions_per_step - len(self.surplus)
         if missing > 0:
-            self._repeatable = self.state()
+            self._repeatable = self._present()
             requests = self._draw(self._round_size(missing, Selection((), ())), step, 0)
             self._prefetch.start(lambda: self._sample(requests))
 
@@ -146,8 +151,11 @@ class Collector:
     # ---------------------------------------------------------------- state
 
     def state(self) -> CollectorState:
-        """From which the next step samples what it would have sampled; in the middle of sampling, the state before it."""
-        return self._repeatable or CollectorState(self.order.state_dict(), self.surplus, self._ahead)
+        """From which the next step samples what it would have sampled; in the middle of a step, the state before it."""
+        return self._repeatable or self._present()
+
+    def _present(self) -> CollectorState:
+        return CollectorState(self.order.state_dict(), self.surplus, self._ahead)
 
     def load_state(self, state: CollectorState) -> None:
         self.order.load_state_dict(state.order)

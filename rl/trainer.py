@@ -95,7 +95,6 @@ class Trainer:
         started = time.perf_counter() - sum(self._hand_over_times.values())
         self._hand_over()
         collected = self._parts.collector.collect(self.step_number)
-        self._saved = None
         proof = self._proof.check(self.step_number, self.policy_version, collected)
         batch = self._with_advantages(collected)
         counts = self._sampler_counts()  # now: the sampler is asked nothing while it samples ahead
@@ -133,7 +132,9 @@ class Trainer:
             self._hand_over_times["ahead_wait_s"] += time.perf_counter() - started
 
     def _sample_ahead(self) -> None:
-        """The sampler goes on with the next step's questions, or rests."""
+        """The sampler goes on with the next step's questions, or rests; up to here the step can be repeated."""
+        self._saved = None
+        self._parts.collector.move_on()
         if self._config.generator.max_staleness and self.step_number + 1 < self._config.steps:
             self._parts.collector.sample_ahead(self.step_number + 1)
         if not self._parts.collector.in_flight:

@@ -217,6 +217,7 @@ def test_sampling_ahead_gives_the_groups_that_sampling_in_turn_gives(policy: Pol
         expected, found = turn.collect(step), ahead.collect(step)
         assert without_times(found) == without_times(expected)
         assert ahead.surplus == turn.surplus
+        ahead.move_on()
         before = ahead.state()
         ahead.sample_ahead(step + 1)
         assert ahead.state() == before  # until the groups are there, the step can only be repeated from before their draw
@@ -227,6 +228,7 @@ def test_sampling_ahead_gives_the_groups_that_sampling_in_turn_gives(policy: Pol
 def test_the_state_in_the_middle_of_sampling_is_that_before_it(policy: Policy) -> None:
     sampler, _ = collector(policy, "rewards.0.use=rewards.accuracy:accuracy", SEPARATELY)
     sampler.collect(0)
+    sampler.move_on()
     before, seen = sampler.state(), []
     real = sampler._generator.generate
 
@@ -238,3 +240,6 @@ def test_the_state_in_the_middle_of_sampling_is_that_before_it(policy: Policy) -
     sampler.collect(1)
     told, moved = json.loads(seen[0])
     assert told == json.loads(json.dumps(before.order)) != moved
+    assert sampler.state() == before  # a proof may yet ask the sampler, and find it gone
+    sampler.move_on()
+    assert sampler.state().order == moved
