@@ -124,6 +124,9 @@ class GeneratorSection(Section):
             raise ValueError(f"sync {self.sync} does not go with backend {self.backend}; expected one of: {', '.join(syncs)}")
         if self.backend == "vllm_server" and not self.urls:
             raise ValueError("backend vllm_server needs urls; expected the servers' addresses, such as generator.urls=[http://localhost:8000]")
+        if self.sleep == "discard" and self.sync == "adapter":
+            raise ValueError("sleep discard drops the base's weights too, which sync adapter does not bring back. Remedy: "
+                             "generator.sleep=offload, or generator.sync=merge")
         for key, value, backend in (("urls", bool(self.urls), "vllm_server"), ("max_staleness", self.max_staleness > 0, "vllm_server"),
                                     ("sleep", self.sleep != "off", "vllm")):
             if value and self.backend != backend:

@@ -84,6 +84,35 @@ def merged_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{name}.weight", base.float() + module.get_delta_weight(module.active_adapters[0]).float()
 
 
+def lora_rank(policy: Policy) -> int:
+    """The largest rank of the adapter; 0 where there is none."""
+    ranks = [module.r[module.active_adapters[0]] for module in policy.causal_lm.modules() if isinstance(module, LoraLayer)]
+    return max(ranks, default=0)
+
+
+def lora_targets(policy: Policy) -> tuple[str, ...]:
+    """The last parts of the adapted modules' names, such as q_proj."""
+    names = {name.rpartition(".")[2] for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
+    return tuple(sorted(names))
+
+
+def all_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the plain checkpoint, weight in the policy's dtype) of every weight, layer by layer; an adapter is merged into them, in
+    float32 and from the pristine base."""
+    adapted = {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
+    for name, parameter in policy.causal_lm.named_parameters():
+        owner, _, rest = name.partition(".base_layer.")
+        if rest:
+            module = adapted[owner]
+            weight = parameter
+            if rest == "weight":
+                with torch.no_grad():
+                    weight = parameter.float() + module.get_delta_weight(module.active_adapters[0]).float()
+            yield f"{owner}.{rest}", weight.detach().to(policy.dtype)
+        elif not any(part.startswith("lora_") for part in name.split(".")):
+            yield name, parameter.detach().to(policy.dtype)
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """auto: bfloat16 on a GPU that computes in it, float32 elsewhere, also where a GPU is there and the run is on the CPU."""
     if name == "auto":

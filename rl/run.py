@@ -20,7 +20,7 @@ from rl.config import RunConfig
 from rl.config_loading import load, resolve_path, to_yaml
 from rl.generate.build import build_generator
 from rl.generate.errors import SamplerError
-from rl.generate.plan import SamplerPlan
+from rl.generate.plan import SamplerPlan, logprobs_mode
 from rl.generate.protocol import sampling_parameters
 from rl.held_out import HeldOut
 from rl.inputs import Inputs, read_inputs
@@ -123,7 +123,7 @@ def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator)
                           "checkpoint of a causal language model, and model.attention=auto") from error
 
 
-def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder) -> SamplerPlan:
+def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int) -> SamplerPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the run will need."""
     longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
     estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize)
@@ -132,7 +132,9 @@ def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunF
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
         trainer_bytes=0 if estimate is None else estimate.total - estimate.sampler_copy - estimate.cache,
         base_path=str(resolve_path(config.model.path)),
-        revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, run_dir=folder.path)
+        revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
+        logprobs_mode="processed_logprobs" if config.generator.backend == "transformers" else logprobs_mode(config.sampling),
+        num_ranks=num_ranks, seed=config.seed, run_dir=folder.path)
 
 
 def build_trainer(
@@ -146,7 +148,7 @@ def build_trainer(
         policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
         weight_decay=config.optim.weight_decay, fused=True)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
-    plan = sampler_plan(config, inputs, policy, folder)
+    plan = sampler_plan(config, inputs, policy, folder, accelerator.num_processes)
     generator = build_generator(config.generator, policy, plan)
     stack.callback(generator.close)
     rank, num_ranks, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
@@ -154,6 +156,7 @@ def build_trainer(
     updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
                       attention=policy.causal_lm.config._attn_implementation)
     if accelerator.device.type == "cuda":
+        generator.rest()  # as it will while training
         updater.rehearse(longest_groups(config, _longest_prompt(inputs)))
     parameters = sampling_parameters(sampling, inputs.stop_strings)
     held_out = None

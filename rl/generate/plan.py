@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from rl.config import SamplingSection
+from rl.generate.errors import SamplerError
+
+LogprobsMode = Literal["processed_logprobs", "raw_logprobs"]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerPlan:
     """max_tokens: of the longest prompt with the longest completion. cache_bytes_per_token: key/value cache of one token over all
     layers. trainer_bytes: what everything but the sampler will need on the device, 0 where it cannot be estimated. base_path: folder or
-    hub id of the base model, with its revision. run_dir: the run's folder."""
+    hub id of the base model, with its revision. logprobs_mode: see `logprobs_mode`. num_ranks: training processes. run_dir: the run's
+    folder."""
 
     max_tokens: int
     cache_bytes_per_token: int
@@ -18,4 +25,19 @@ class SamplerPlan:
     base_path: str
     revision: str | None
     trust_remote_code: bool
+    logprobs_mode: LogprobsMode
+    num_ranks: int
+    seed: int
     run_dir: Path
+
+
+def logprobs_mode(sampling: SamplingSection) -> LogprobsMode:
+    """Which of vLLM's log-probabilities are those at the sampling temperature before top_p and top_k: processed where nothing is
+    restricted, raw (before the temperature) where the temperature is 1. Raises SamplerError where neither is."""
+    if sampling.top_p == 1.0 and sampling.top_k == 0:
+        return "processed_logprobs"
+    if sampling.temperature == 1.0:
+        return "raw_logprobs"
+    raise SamplerError(f"sampling.temperature={sampling.temperature:g} with top_p={sampling.top_p:g} and top_k={sampling.top_k}: vLLM "
+                       "reports log-probabilities before the temperature or after top_p and top_k; the trainer needs those in between. "
+                       "Remedy: sampling.temperature=1, or sampling.top_p=1 sampling.top_k=0, or generator.backend=transformers")

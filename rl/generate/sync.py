@@ -39,6 +39,8 @@ def choose_sync(config: GeneratorSection, policy: Policy) -> Sync:
         return Sync("merge", "all parameters train")
     if config.sync != "auto":
         return Sync("merge" if config.sync == "merge" else "adapter", "as configured")
+    if config.sleep == "discard":
+        return Sync("merge", "what sleeping drops comes back as a whole")
     if next(policy.model.parameters()).device.type == "cuda":
         return Sync("adapter", "only the adapter travels")
     return Sync("merge", "on a CPU vLLM decodes with an adapter about three times slower than without")

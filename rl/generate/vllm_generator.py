@@ -1,0 +1,128 @@
+"""The vLLM engine next to the trainer, on the same device: `generator: vllm`. With several training processes each has its own.
+
+Policy versions come to it as an adapter (a fresh name and path each) or as merged weights (see rl/generate/sync.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rl.config import GeneratorSection
+from rl.generate.completions import CompletedGroups
+from rl.generate.plan import SamplerPlan
+from rl.generate.protocol import Finished, Request, Row, SamplingParameters
+from rl.generate.sync import Sync
+from rl.generate.version_files import VersionFiles
+from rl.generate.vllm_engine import Engine, EngineSettings, Sampled
+from rl.policy import Policy, all_weights, lora_rank, lora_targets
+from rl.records import Group
+
+CACHE_BLOCK = 128  # tokens: the largest block that vLLM fills the key/value cache by (on a CPU)
+GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer and engine both waste some
+
+
+class VllmGenerator:
+    """Generator (rl/generate/protocol.py) on an engine in this process."""
+
+    def __init__(self, config: GeneratorSection, policy: Policy, plan: SamplerPlan, sync: Sync) -> None:
+        self.policy_version = 0
+        self._policy = policy
+        self._sync = sync
+        self._asleep = False
+        self._sleep_level = {"off": 0, "offload": 1, "discard": 2}[config.sleep]
+        self._adapters = 0  # loaded so far; the number of each is its identity in the engine
+        device = next(policy.model.parameters()).device
+        on_gpu = device.type == "cuda"
+        if self._sleep_level and not on_gpu:
+            self._sleep_level = 0  # there is nothing to gain on a CPU, and vLLM has no such mode there
+        self._engine = Engine(EngineSettings(
+            model=plan.base_path, revision=plan.revision, trust_remote_code=plan.trust_remote_code, dtype=policy.dtype,
+            max_tokens=plan.max_tokens, max_sequences=config.max_sequences,
+            lora_rank=lora_rank(policy) if sync.way == "adapter" else None, lora_targets=lora_targets(policy),
+            logprobs_mode=plan.logprobs_mode,
+            memory_share=_memory_share(config, plan, device) if on_gpu else None, cache_bytes=_cache_bytes(config, plan, on_gpu),
+            eager=config.eager if config.eager is not None else not on_gpu, can_sleep=self._sleep_level > 0, num_ranks=plan.num_ranks,
+            seed=plan.seed))
+        self._files = VersionFiles(_shared_memory())
+        self.description = f"sampler: vLLM {self._engine.version} in this process; new versions by {sync.way}: {sync.reason}"
+
+    def generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
+    ) -> list[Group]:
+        self._wake()
+        completed = CompletedGroups(requests, self._policy.tokenizer, parameters.stop_strings, self.policy_version, finished)
+
+        def add(position: int, sampled: Sampled) -> None:
+            completed.add(position, sampled.token_ids, sampled.logprobs, "stop" if sampled.is_stopped else "length")
+
+        # All stop ids by name: vLLM reads one end-of-sequence id from the checkpoint, and models may have several.
+        stop_ids = sorted({*self._policy.eos_token_ids, *parameters.stop_token_ids})
+        self._engine.sample(
+            [request.prompt.token_ids for request in requests for _ in request.seeds],
+            [seed for request in requests for seed in request.seeds], parameters, stop_ids, add)
+        return completed.groups()
+
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        self._wake()
+        return self._engine.score(rows)
+
+    def take_over(self, policy: Policy, version: int) -> None:
+        self._policy = policy
+        self._wake(push=False)
+        self._push(version)
+        self.policy_version = version
+
+    def rest(self) -> None:
+        if self._sleep_level and not self._asleep:
+            self._engine.sleep(self._sleep_level)
+            self._asleep = True
+
+    def close(self) -> None:
+        self._engine.close()
+        self._files.close()
+
+    def _wake(self, *, push: bool = True) -> None:
+        """push: bring back what discarding has dropped; not needed where new weights follow at once."""
+        if self._asleep:
+            self._engine.wake()
+            self._asleep = False
+            if self._sleep_level == 2 and push:
+                self._push(self.policy_version)
+
+    def _push(self, version: int) -> None:
+        if self._sync.way == "merge":
+            self._engine.load_weights(all_weights(self._policy))
+            return
+        path = self._files.adapter(self._policy, version)
+        self._adapters += 1
+        self._engine.load_adapter(f"policy-{version}-{self._adapters}", self._adapters, path)
+        self._files.drop(path)  # the engine has read it
+
+
+def _memory_share(config: GeneratorSection, plan: SamplerPlan, device: torch.device) -> float | None:
+    """Of the GPU's memory: all that is free less what the trainer will still allocate. An engine that sleeps while training takes turns."""
+    if config.memory_share is not None:
+        return config.memory_share
+    free, total = torch.cuda.mem_get_info(device)
+    still_to_come = max(0, plan.trainer_bytes - torch.cuda.memory_reserved(device)) if config.sleep == "off" else 0
+    return max(0.05, GPU_RESERVE * (free - still_to_come) / total)
+
+
+def _cache_bytes(config: GeneratorSection, plan: SamplerPlan, on_gpu: bool) -> int | None:
+    """On a CPU room for max_sequences of full length; on a GPU None, what the memory share leaves."""
+    if config.cache_gb is not None:
+        return int(config.cache_gb * 1e9)
+    if on_gpu:
+        return None
+    blocks = -(-plan.max_tokens // CACHE_BLOCK) + 1
+    return plan.cache_bytes_per_token * CACHE_BLOCK * blocks * config.max_sequences
+
+
+def _shared_memory() -> Path:
+    """Adapters are written to memory where there is such a file system."""
+    path = Path("/dev/shm")
+    return path if path.is_dir() else Path(tempfile.gettempdir())
