@@ -8,7 +8,7 @@ Parts (benchmarks/gpu_parts.py, gpu_trl.py):
     trl      the same step with TRL's GRPOTrainer, vLLM in colocate mode, gradient checkpointing off and on; the ratio
     run      SmolLM2-135M-Instruct with GRPO and with EMPO: accuracy before and after, wall time
 
-Every measurement runs in a process of its own with a time limit, so that none takes another's memory or time; what fails or is cut is
+Every variant of a part runs in a process of its own with a time limit, so that none takes another's memory or time; what fails or is cut is
 a line of the table with the reason. --tiny runs everything on small shapes, on a CPU too: it shows that the script works. The
 rows are also appended to --out as JSON, one object a line: parts can be run in separate calls. See benchmarks/README.md.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -27,8 +28,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PARTS = ("decode", "swap", "train", "step", "trl", "run")
-PER_MODEL = ("decode", "swap", "train", "step", "trl")
+PARTS = {
+    "decode": ("merged", "half_rank", "full_rank"), "swap": ("adapter", "merge"), "train": ("lora", "full"), "step": ("",),
+    "trl": ("off", "on"), "run": ("grpo", "empo")}
+"""The variants of each part: what is measured in one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,10 @@ class Row:
     problem: str = ""
 
 
-def measure_apart(part: str, model: str, arguments: argparse.Namespace) -> list[Row]:
-    """The rows of one part and model, from a process of its own; one row with the reason where it fails or is cut."""
+def measure_apart(part: str, variant: str, model: str, arguments: argparse.Namespace) -> list[Row]:
+    """The rows of one measurement, from a process of its own; a row with the reason where it fails or is cut."""
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as rows_file:
-        command = [sys.executable, str(Path(__file__).with_name("gpu_parts.py")), part, model, rows_file.name, str(arguments.work)]
+        command = [sys.executable, str(Path(__file__).with_name("gpu_parts.py")), part, variant, model, rows_file.name, str(arguments.work)]
         command += ["--tiny"] if arguments.tiny else []
         process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
         try:
@@ -60,7 +63,7 @@ def measure_apart(part: str, model: str, arguments: argparse.Namespace) -> list[
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         rows = [Row(**json.loads(line)) for line in rows_file.read().splitlines()]
-    return [*rows, Row(part, model, "", "", None, problem)] if problem else rows
+    return [*rows, Row(part, model, variant, "", None, problem)] if problem else rows
 
 
 def table(rows: list[Row]) -> str:
@@ -84,7 +87,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"which parts (default: {' '.join(PARTS)})")
     parser.add_argument("--models", nargs="+", default=None, help="shapes of benchmarks/random_models.py (default: both Qwen2.5)")
     parser.add_argument("--tiny", action="store_true", help="small shapes and sizes, on a CPU too: shows that the script works")
-    parser.add_argument("--limit-s", type=int, default=540, help="seconds for each part and model (default 540)")
+    parser.add_argument("--limit-s", type=int, default=540, help="seconds for each measurement (default 540)")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "otherhalf-gpu",
                         help="folder for the models made here, up to 19 GB (default: in the temporary folder)")
     parser.add_argument("--out", type=Path, default=None, help="file to which the rows are appended as JSON, one object a line")
@@ -100,14 +103,14 @@ def main() -> None:
     models = arguments.models or (["tiny"] if arguments.tiny else ["qwen2.5-1.5b", "qwen2.5-7b"])
     rows = []
     for part in arguments.parts or PARTS:
-        for model in models if part in PER_MODEL else ["smollm2"]:
+        for model, variant in itertools.product(["smollm2"] if part == "run" else models, PARTS[part]):
             started = time.monotonic()
-            found = measure_apart(part, model, arguments)
+            found = measure_apart(part, variant, model, arguments)
             rows += found
             if arguments.out is not None:
                 with arguments.out.open("a") as stream:
                     stream.writelines(json.dumps(asdict(row)) + "\n" for row in found)
-            print(f"{part} {model}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            print(f"{part} {variant} {model}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     print(table([*rows, *ratios(rows)]))
 
 

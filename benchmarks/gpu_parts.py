@@ -1,7 +1,7 @@
-"""The measurements of benchmarks/gpu.py, each run by it in a process of its own: `gpu_parts.py PART MODEL ROWS_FILE WORK_FOLDER [--tiny]`.
+"""The measurements of benchmarks/gpu.py, which runs each variant in a process of its own.
 
 Models have random weights (benchmarks/random_models.py): speed does not depend on what the weights are, and lengths are set by the
-number of stop tokens. A further measurement is a function here with a name in PARTS, and one in gpu.py.
+number of stop tokens. A further measurement is a function here with a name in PARTS, and its variants in gpu.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Sizes:
     sequences: tuple[int, ...] = (64, 256, 512)
     decode_tokens: int = 256
     rounds: int = 3
-    micro_batch_tokens: int = 16_384
+    micro_batch_tokens: int = 8192
 
 
 TINY = Sizes(questions=4, group_size=2, prompt_tokens=10, mean_tokens=12, max_tokens=24, rank=4, sequences=(4, 8), decode_tokens=8,
@@ -107,37 +107,36 @@ def synchronize() -> None:
 # -------------------------------------------------------------------- 1. decoding
 
 
-def decode(case: Case) -> Iterator[Row]:
+def decode(case: Case, variant: str) -> Iterator[Row]:
     """All completions have the same length: no stop tokens, so that the number of sequences does not fall while they decode."""
     sizes = case.sizes
-    for way, rank in (("merge", sizes.rank), ("adapter", sizes.rank // 2), ("adapter", sizes.rank)):
-        config = case.config(f"generator.sync={way}", f"lora.rank={rank}", f"lora.alpha={rank}", "sampling.stop_token_ids=[]")
-        with open_sampler(config) as side:
-            parameters = dataclasses.replace(side.parameters, max_completion_tokens=sizes.decode_tokens)
-            for state in ("base weights", "merged weights") if way == "merge" else (f"adapter r{rank}",):
-                if state != "base weights":
-                    side.nudge()
-                    side.generator.take_over(side.policy, 1)
-                for count in sizes.sequences:
-                    speeds = []
-                    for number in range(sizes.rounds + 1):
-                        requests = [Request(side.inputs.prompts[(number * count + i) % len(side.inputs.prompts)], (1000 * number + i,))
-                                    for i in range(count)]
-                        started = time.perf_counter()
-                        tokens = num_tokens(side.generator.generate(requests, parameters))
-                        speeds.append(tokens / (time.perf_counter() - started))
-                    yield case.row("decode", f"{state}, {count} sequences", "tokens/s", statistics.median(speeds[1:]))
+    way, rank = ("merge", sizes.rank) if variant == "merged" else ("adapter", sizes.rank // 2 if variant == "half_rank" else sizes.rank)
+    config = case.config(f"generator.sync={way}", f"lora.rank={rank}", f"lora.alpha={rank}", "sampling.stop_token_ids=[]")
+    with open_sampler(config) as side:
+        parameters = dataclasses.replace(side.parameters, max_completion_tokens=sizes.decode_tokens)
+        for state in ("base weights", "merged weights") if way == "merge" else (f"adapter r{rank}",):
+            if state != "base weights":
+                side.nudge()
+                side.generator.take_over(side.policy, 1)
+            for count in sizes.sequences:
+                speeds = []
+                for number in range(sizes.rounds + 1):
+                    requests = [Request(side.inputs.prompts[(number * count + i) % len(side.inputs.prompts)], (1000 * number + i,))
+                                for i in range(count)]
+                    started = time.perf_counter()
+                    tokens = num_tokens(side.generator.generate(requests, parameters))
+                    speeds.append(tokens / (time.perf_counter() - started))
+                yield case.row("decode", f"{state}, {count} sequences", "tokens/s", statistics.median(speeds[1:]))
 
 
 # -------------------------------------------------------------------- 2. a new version
 
 
-def swap(case: Case) -> Iterator[Row]:
-    for way in ("adapter", "merge"):
-        with open_sampler(case.config(f"generator.sync={way}")) as side:
-            found = measure_swaps(side, case.sizes.rounds)
-        yield case.row("swap", way, "take over, s", found.take_over_s)
-        yield case.row("swap", way, "first token after, s", found.first_token_s)
+def swap(case: Case, variant: str) -> Iterator[Row]:
+    with open_sampler(case.config(f"generator.sync={variant}")) as side:
+        found = measure_swaps(side, case.sizes.rounds)
+    yield case.row("swap", variant, "take over, s", found.take_over_s)
+    yield case.row("swap", variant, "first token after, s", found.first_token_s)
 
 
 # -------------------------------------------------------------------- 3. the update
@@ -163,38 +162,33 @@ def made_up_groups(case: Case, questions: int) -> list[TrainingGroup]:
     return groups
 
 
-def train(case: Case) -> Iterator[Row]:
-    for setting, overrides in (("LoRA", []), ("all weights", ["lora.enabled=false"])):
-        if setting == "all weights" and SHAPES[case.model].hidden > 2048:
-            yield case.row("train", setting, "", None, "left out: 16 bytes a parameter do not fit one GPU")
-            continue
-        config = case.config(*overrides)
-        accelerator = Accelerator(mixed_precision="no", cpu=not case.on_gpu)
-        policy = load_run_policy(config, read_inputs(config), accelerator)
-        optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=config.optim.lr, fused=True)
-        forward, prepared = accelerator.prepare(PolicyForward(policy, temperature=1.0), optimizer)
-        updater = Updater(config, accelerator, forward, prepared, pad_token_id=policy.eos_token_ids[0],
-                          attention=policy.causal_lm.config._attn_implementation)
-        groups = made_up_groups(case, case.sizes.questions)
-        if case.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        seconds = []
-        for number in range(case.sizes.rounds + 1):
-            synchronize()
-            started = time.perf_counter()
-            updater.update(groups, step=0, policy_version=number)
-            synchronize()
-            seconds.append(time.perf_counter() - started)
-        update_s = statistics.median(seconds[1:])
-        # Prompts are computed too, once for each completion.
-        num_trained = sum(case.sizes.prompt_tokens + len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
-        num_parameters = sum(p.numel() for name, p in policy.causal_lm.named_parameters() if "lora_" not in name)
-        flops = (4 if setting == "LoRA" else 6) * num_parameters * num_trained / update_s
-        yield case.row("train", setting, "tokens/s, prompts included", num_trained / update_s)
-        yield case.row("train", setting, "update, s", update_s)
-        yield from _peaks(case, setting, flops)
-        del policy, optimizer, forward, prepared, updater
-        accelerator.free_memory()
+def train(case: Case, variant: str) -> Iterator[Row]:
+    setting = "LoRA" if variant == "lora" else "all weights"
+    if variant == "full" and SHAPES[case.model].hidden > 2048:
+        yield case.row("train", setting, "", None, "left out: 16 bytes a parameter do not fit one GPU")
+        return
+    config = case.config(f"lora.enabled={str(variant == 'lora').lower()}")
+    accelerator = Accelerator(mixed_precision="no", cpu=not case.on_gpu)
+    policy = load_run_policy(config, read_inputs(config), accelerator)
+    optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=config.optim.lr, fused=True)
+    forward, prepared = accelerator.prepare(PolicyForward(policy, temperature=1.0), optimizer)
+    updater = Updater(config, accelerator, forward, prepared, pad_token_id=policy.eos_token_ids[0],
+                      attention=policy.causal_lm.config._attn_implementation)
+    groups = made_up_groups(case, case.sizes.questions)
+    seconds = []
+    for _ in range(case.sizes.rounds + 1):
+        synchronize()
+        started = time.perf_counter()
+        updater.update(groups, step=0, policy_version=0)
+        synchronize()
+        seconds.append(time.perf_counter() - started)
+    update_s = statistics.median(seconds[1:])
+    # Prompts are computed too, once for each completion.
+    num_computed = sum(case.sizes.prompt_tokens + len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
+    num_parameters = sum(p.numel() for name, p in policy.causal_lm.named_parameters() if "lora_" not in name)
+    yield case.row("train", setting, "tokens/s, prompts included", num_computed / update_s)
+    yield case.row("train", setting, "update, s", update_s)
+    yield from _peaks(case, setting, (4 if variant == "lora" else 6) * num_parameters * num_computed / update_s)
 
 
 def _peaks(case: Case, setting: str, flops: float) -> list[Row]:
@@ -211,7 +205,7 @@ def _peaks(case: Case, setting: str, flops: float) -> list[Row]:
 # -------------------------------------------------------------------- 4. the whole step
 
 
-def step(case: Case) -> Iterator[Row]:
+def step(case: Case, variant: str) -> Iterator[Row]:
     config = case.config(f"steps={case.sizes.rounds + 1}")
     with open_trainer(config, cpu=not case.on_gpu) as ours:
         for _ in range(case.sizes.rounds + 1):
@@ -229,43 +223,39 @@ def step(case: Case) -> Iterator[Row]:
 # -------------------------------------------------------------------- 5. TRL
 
 
-def trl(case: Case) -> Iterator[Row]:
+def trl(case: Case, variant: str) -> Iterator[Row]:
     from gpu_trl import measure  # imports TRL, which takes its time
 
+    setting = f"gradient checkpointing {variant}"
+    if not case.on_gpu:
+        yield case.row("trl", setting, "", None, "TRL 1.16's colocate mode fails on a CPU: it samples with transformers here")
     config = case.config()
     inputs = read_inputs(config)
-    prompts = prompts_in_training_order(config, inputs, case.sizes.rounds + 1)
-    if not case.on_gpu:
-        yield case.row("trl", "colocate", "", None, "TRL 1.16's colocate mode fails on a CPU; below it samples with transformers")
-    for checkpointing in (False, True):
-        setting = f"gradient checkpointing {'on' if checkpointing else 'off'}"
-        try:
-            found = measure(config, inputs.tokenizer, prompts, steps=case.sizes.rounds + 1, on_gpu=case.on_gpu, checkpointing=checkpointing,
-                            micro_batch=4 if case.is_tiny else 8, output_dir=case.work / "trl")
-        except torch.OutOfMemoryError as error:
-            yield case.row("trl", setting, "", None, f"out of memory: {str(error).splitlines()[0][:80]}")
-            continue
-        yield case.row("trl", setting, "step, s", statistics.median(each.seconds for each in found[1:]))
-        yield case.row("trl", setting, "completion tokens", statistics.mean(each.completion_tokens for each in found[1:]))
+    rounds = case.sizes.rounds + 1
+    found = measure(config, inputs.tokenizer, prompts_in_training_order(config, inputs, rounds), steps=rounds, on_gpu=case.on_gpu,
+                    checkpointing=variant == "on", micro_batch=4 if case.is_tiny else 8, output_dir=case.work / "trl")
+    yield case.row("trl", setting, "step, s", statistics.median(each.seconds for each in found[1:]))
+    yield case.row("trl", setting, "completion tokens", statistics.mean(each.completion_tokens for each in found[1:]))
+    if case.on_gpu:
+        yield case.row("trl", setting, "trainer's peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)
 
 
 # -------------------------------------------------------------------- 6. a real run
 
 
-def run(case: Case) -> Iterator[Row]:
+def run(case: Case, variant: str) -> Iterator[Row]:
     """The shipped configurations as they are; tiny: two steps on models/tiny-arith."""
-    for method in ("grpo", "empo"):
-        folder = RunFolder(case.work / f"smollm2_{method}")
-        words = ["--config", f"configs/smollm2_{method}.yaml", f"run_dir={folder.path}"]
-        if case.is_tiny:
-            words += ["steps=2", "model=models/tiny-arith", "prompt=tiny_chain_sum", "sampling.questions_per_step=4",
-                      "sampling.group_size=4", "sampling.max_completion_tokens=48", "evaluation.num_questions=8", "evaluation.samples=2", "generator.cache_gb=0.2"]
-        subprocess.run([sys.executable, "-m", "rl.train", *words], cwd=project_root(), check=True, stdout=sys.stderr)
-        summary = read_summary(folder)
-        for name, held_out in (("before", summary.held_out_before), ("after", summary.held_out_after)):
-            for metric, interval in (held_out or {}).items():
-                yield case.row("run", method, f"{metric} {name}", interval.value)
-        yield case.row("run", method, f"wall time of {summary.steps} steps and the evaluations, s", summary.wall_s)
+    folder = RunFolder(case.work / f"smollm2_{variant}")
+    words = ["--config", f"configs/smollm2_{variant}.yaml", f"run_dir={folder.path}"]
+    if case.is_tiny:
+        words += ["steps=2", "model=models/tiny-arith", "prompt=tiny_chain_sum", "sampling.questions_per_step=4", "sampling.group_size=4",
+                  "sampling.max_completion_tokens=48", "evaluation.num_questions=8", "evaluation.samples=2", "generator.cache_gb=0.2"]
+    subprocess.run([sys.executable, "-m", "rl.train", *words], cwd=project_root(), check=True, stdout=sys.stderr)
+    summary = read_summary(folder)
+    for name, held_out in (("before", summary.held_out_before), ("after", summary.held_out_after)):
+        for metric, interval in (held_out or {}).items():
+            yield case.row("run", variant, f"{metric} {name}", interval.value)
+    yield case.row("run", variant, f"wall time of {summary.steps} steps and the evaluations, s", summary.wall_s)
 
 
 PARTS = {"decode": decode, "swap": swap, "train": train, "step": step, "trl": trl, "run": run}
@@ -274,6 +264,7 @@ PARTS = {"decode": decode, "swap": swap, "train": train, "step": step, "trl": tr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
+    parser.add_argument("variant")
     parser.add_argument("model")
     parser.add_argument("rows_file", type=Path)
     parser.add_argument("work", type=Path)
@@ -281,7 +272,7 @@ def main() -> None:
     arguments = parser.parse_args()
     case = Case(arguments.model, arguments.work, TINY if arguments.tiny else Sizes(), arguments.tiny)
     with arguments.rows_file.open("a") as stream:
-        for row in PARTS[arguments.part](case):
+        for row in PARTS[arguments.part](case, arguments.variant):
             stream.write(json.dumps(dataclasses.asdict(row)) + "\n")
             stream.flush()  # what is measured is kept where the rest is cut
 

@@ -15,7 +15,7 @@ from random import Random
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -40,18 +40,21 @@ SHAPES = {
 }
 
 
+def model_config(shape: Shape) -> PretrainedConfig:
+    return AutoConfig.for_model(
+        "qwen2", hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=shape.vocabulary,
+        tie_word_embeddings=shape.tied, max_position_embeddings=4096, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+
+
 def write_checkpoint(shape: Shape, out: Path, *, dtype: torch.dtype) -> Path:
     """The folder, with weights drawn from seed 0 (written once) and a tokenizer of one word a token."""
     if (out / "tokenizer.json").is_file():
         return out
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "qwen2", hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=shape.vocabulary,
-        tie_word_embeddings=shape.tied, max_position_embeddings=4096, bos_token_id=None, eos_token_id=1, pad_token_id=0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(model_config(shape), dtype=dtype)
     model.save_pretrained(out)
     tokens = [PAD, EOS, UNKNOWN, *(f"w{number}" for number in range(3, shape.vocabulary))]
     tokenizer = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=UNKNOWN))
