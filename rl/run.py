@@ -76,6 +76,7 @@ def run(config: RunConfig, resume: Path | None) -> int:
             if saved := list_checkpoints(folder.checkpoints):
                 error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
             raise
+        parts.generator.close()  # before the process group, which a sampler may share, is gone
         accelerator.end_training()
     if accelerator.is_main_process:
         write_summary(folder, summary)

@@ -212,15 +212,13 @@ class Engine:
         self._llm.wake_up()
 
     def close(self) -> None:
-        if self._llm is None:
+        """Free what the engine holds. Where the process group is the trainer's, only its requests end: vLLM's shutdown would destroy the
+        group, so the rest goes with the process."""
+        if self._llm is None or not self._owns_process_group:
             return
-        self._engine.engine_core.shutdown()
+        if torch.distributed.is_initialized():  # accelerate's end_training has destroyed it otherwise, and shutdown would fail
+            self._engine.engine_core.shutdown()
         self._llm = self._engine = None
-        if self._owns_process_group:
-            from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
-
-            destroy_model_parallel()
-            destroy_distributed_environment()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
