@@ -79,7 +79,7 @@ class Case:
         sizes, shape = self.sizes, SHAPES[self.model]
         dtype = "bfloat16" if self.on_gpu else "float32"
         checkpoint = write_checkpoint(shape, self.work / f"{self.model}-{dtype}", dtype=getattr(torch, dtype))
-        questions = write_questions(shape, self.work / f"{self.model}.jsonl", count=4096 if not self.is_tiny else 64,
+        questions = write_questions(self.work / f"{self.model}.jsonl", count=64 if self.is_tiny else 4096,
                                     prompt_tokens=sizes.prompt_tokens)
         stops = stop_token_ids(shape, mean_tokens=sizes.mean_tokens, max_tokens=sizes.max_tokens)
         return load(None, [

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import WordLevel
+from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+PAD, EOS = "<|endoftext|>", "<|im_end|>"  # the names that Qwen2's tokenizer class expects: it adds the first where it is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def model_config(shape: Shape) -> PretrainedConfig:
 
 
 def write_checkpoint(shape: Shape, out: Path, *, dtype: torch.dtype) -> Path:
-    """The folder, with weights drawn from seed 0 (written once) and a tokenizer of one word a token."""
+    """The folder, with weights drawn from seed 0 (written once) and a tokenizer."""
     if (out / "tokenizer.json").is_file():
         return out
     torch.manual_seed(0)
@@ -56,23 +57,28 @@ def write_checkpoint(shape: Shape, out: Path, *, dtype: torch.dtype) -> Path:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(model_config(shape), dtype=dtype)
     model.save_pretrained(out)
-    tokens = [PAD, EOS, UNKNOWN, *(f"w{number}" for number in range(3, shape.vocabulary))]
-    tokenizer = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.decoder = decoders.WordPiece(prefix="", cleanup=False)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, model_max_length=4096,
-        clean_up_tokenization_spaces=False).save_pretrained(out)
+    build_tokenizer(shape.vocabulary).save_pretrained(out)
     return out
 
 
-def write_questions(shape: Shape, out: Path, *, count: int, prompt_tokens: int) -> Path:
-    """`count` questions of `prompt_tokens` random words each."""
+def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A token for each byte, without merges, and words that no text is read as: of every other id. Byte-level, as Qwen2's own: transformers
+    reads any tokenizer beside a Qwen2 model as one."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fillers = (f"Ġw{number}" for number in range(len(alphabet) + 2, vocabulary))
+    tokenizer = Tokenizer(BPE({token: number for number, token in enumerate([PAD, EOS, *alphabet, *fillers])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, model_max_length=4096)
+
+
+def write_questions(out: Path, *, count: int, prompt_tokens: int) -> Path:
+    """`count` different questions of `prompt_tokens` random letters, a token each."""
     random = Random(0)
     with out.open("w") as stream:
         for number in range(count):
-            words = " ".join(f"w{random.randrange(3, shape.vocabulary)}" for _ in range(prompt_tokens))
-            stream.write(json.dumps({"id": f"q{number}", "question": words, "answer": "0"}) + "\n")
+            letters = "".join(random.choices(string.ascii_lowercase, k=prompt_tokens))
+            stream.write(json.dumps({"id": f"q{number}", "question": letters, "answer": "0"}) + "\n")
     return out
 
 
@@ -81,7 +87,7 @@ def stop_token_ids(shape: Shape, *, mean_tokens: int, max_tokens: int) -> list[i
 
     Raises ValueError where the mean is not between 1 and the limit."""
     count = max(1, round(_stop_share(mean_tokens, max_tokens) * shape.vocabulary))
-    return sorted(Random(1).sample(range(3, shape.vocabulary), count))
+    return sorted(Random(1).sample(range(2, shape.vocabulary), count))
 
 
 def drawn_lengths(count: int, *, mean_tokens: int, max_tokens: int) -> list[int]:

@@ -4,21 +4,20 @@ model's shapes without weights, and the memory that their headers name."""
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
 import torch
 import yaml
-from random_models import SHAPES, model_config
+from random_models import SHAPES, build_tokenizer, model_config
 from transformers import AutoModelForCausalLM
 
-from rl.config_loading import differences, load, project_root, resolve_path
+from rl.config_loading import differences, load, project_root
 from rl.inputs import read_inputs
 from rl.memory import estimate_memory
 
@@ -28,11 +27,10 @@ QUESTIONS = [{"id": f"q{i}", "question": f"What is {i} + {i}?", "answer": str(2 
 
 
 def hollow_checkpoint(name: str, folder: Path) -> Path:
-    """config.json, the tokenizer of tiny-arith, and a safetensors file with the model's names and shapes whose data are a hole."""
+    """config.json, a tokenizer, and a safetensors file with the model's names and shapes whose data are a hole."""
     config = model_config(SHAPES[name])
     config.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(resolve_path("models/tiny-arith") / file, folder / file)
+    build_tokenizer(config.vocab_size).save_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     header, position = {}, 0
