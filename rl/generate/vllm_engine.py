@@ -26,6 +26,8 @@ from rl.generate.protocol import Row, SamplingParameters
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can make room for; an adapter fits into the next larger."""
 
+CPU_BATCH_TOKENS = 4096  # of prompts and decoding in one pass, on a CPU: vLLM's own default there
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -113,6 +115,10 @@ class Engine:
             self._llm = vllm.LLM(**_arguments(settings))
         # vLLM's own errors are of many kinds: ValueError, RuntimeError, AssertionError, pydantic's, torch's.
         except Exception as error:
+            if self._owns_process_group:  # half an engine would keep the next one from starting
+                from vllm.distributed import cleanup_dist_env_and_memory
+
+                cleanup_dist_env_and_memory()
             raise SamplerError(_why_not_started(error, settings)) from error
         finally:
             # vLLM on a CPU replaces the function by one that does nothing, and the trainer may have been given fewer threads.
@@ -199,6 +205,8 @@ class Engine:
         except Exception as error:  # of many kinds, as above
             raise SamplerError(f"generator.sync: vLLM cannot take the merged weights ({_last_line(error)}). Remedy: "
                                "generator.sync=adapter, or generator.backend=transformers") from error
+        if not torch.cuda.is_available():
+            self._llm.apply_model(_pack_output_layer)
         # What it holds was computed with the weights before.
         if not self._llm.reset_prefix_cache():
             raise SamplerError("generator.sync: vLLM did not empty its prefix cache after new weights (requests are under way). Remedy: "
@@ -239,6 +247,10 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
                           lora_target_modules=list(settings.lora_targets))
     if settings.memory_share is not None:
         arguments["gpu_memory_utilization"] = settings.memory_share
+    else:
+        # On a CPU a prompt must be computed in one piece: after a piece vLLM sets the seeded generator back, which fails there
+        # ("CPU Generator does not use offset").
+        arguments |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(CPU_BATCH_TOKENS, settings.max_tokens))
     if settings.cache_bytes is not None:
         arguments["kv_cache_memory_bytes"] = settings.cache_bytes
     if settings.can_sleep:
@@ -247,6 +259,14 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
         # torch.distributed belongs to the trainer: the engine joins the process group that is there, as a group of one.
         arguments["distributed_executor_backend"] = "external_launcher"
     return arguments
+
+
+def _pack_output_layer(model: torch.nn.Module) -> None:
+    """On a CPU vLLM computes with packed copies of weights; that of an output layer tied to the embedding is not renewed by reloading."""
+    for module in model.modules():
+        if type(module).__name__ == "ParallelLMHead":
+            method: Any = module.quant_method
+            method.process_weights_after_loading(module)
 
 
 def _why_not_started(error: Exception, settings: EngineSettings) -> str:

