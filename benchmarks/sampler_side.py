@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from rl.policy import Policy
 from rl.records import Group
 from rl.run import load_run_policy, sampler_plan
 from rl.run_folder import RunFolder
+
+# What the benchmarks print is read by programs too; vLLM writes its log to standard output.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 
 @dataclass(frozen=True, slots=True)

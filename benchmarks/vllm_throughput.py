@@ -22,6 +22,7 @@ import torch
 from sampler_side import SamplerSide, num_tokens, open_sampler
 
 from rl.config_loading import load
+from rl.generate.vllm_engine import CPU_BATCH_TOKENS
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 Tokens = list[tuple[int, ...]]
@@ -47,7 +48,7 @@ def plain_side(side: SamplerSide, max_tokens: int) -> Callable[[int], tuple[floa
         disable_log_stats=True, use_tqdm_on_load=False)
     if next(side.policy.model.parameters()).device.type == "cpu":
         arguments |= dict(enforce_eager=True, kv_cache_memory_bytes=int((config.generator.cache_gb or 1) * 1e9),
-                          enable_chunked_prefill=False, max_num_batched_tokens=max(8192, max_tokens))
+                          enable_chunked_prefill=False, max_num_batched_tokens=max(CPU_BATCH_TOKENS, max_tokens))
     else:
         arguments["gpu_memory_utilization"] = config.generator.memory_share
     llm = vllm.LLM(**arguments)

@@ -250,7 +250,8 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
     else:
         # On a CPU a prompt must be computed in one piece: after a piece vLLM sets the seeded generator back, which fails there
         # ("CPU Generator does not use offset").
-        arguments |= dict(enable_chunked_prefill=False, max_num_batched_tokens=max(CPU_BATCH_TOKENS, settings.max_tokens))
+        arguments |= dict(enable_chunked_prefill=False,
+                          max_num_batched_tokens=max(CPU_BATCH_TOKENS, settings.max_tokens, settings.max_sequences))
     if settings.cache_bytes is not None:
         arguments["kv_cache_memory_bytes"] = settings.cache_bytes
     if settings.can_sleep:
