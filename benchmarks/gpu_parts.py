@@ -137,6 +137,7 @@ def swap(case: Case, variant: str) -> Iterator[Row]:
         found = measure_swaps(side, case.sizes.rounds)
     yield case.row("swap", variant, "take over, s", found.take_over_s)
     yield case.row("swap", variant, "first token after, s", found.first_token_s)
+    yield case.row("swap", variant, "token after that, s", found.next_token_s)
 
 
 # -------------------------------------------------------------------- 3. the update

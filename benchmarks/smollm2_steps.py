@@ -2,7 +2,7 @@
 
     python benchmarks/smollm2_steps.py [--config configs/smollm2_grpo.yaml] [key=value ...]
 
-The configuration's steps, but smaller: 4 questions x 8 and 64 sequences at a time. Needs `make smollm2`.
+The configuration's steps, but smaller: 6 questions x 8 and 32 sequences at a time. Needs `make smollm2`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rl.run_folder import RunFolder
 from rl.summary import read_summary
 
 MAX_GB = 6.0
-SMALLER = ("steps=3", "sampling.questions_per_step=4", "generator.max_sequences=64", "optim.micro_batch_tokens=1024",
+SMALLER = ("steps=3", "sampling.questions_per_step=6", "generator.max_sequences=32", "optim.micro_batch_tokens=1024",
            "optim.warmup_steps=0", "evaluation.path=null", "tracking.progress=lines")
 PARTS = ("generate", "reward", "train", "sync", "step")
 

@@ -2,8 +2,8 @@
 
     python benchmarks/vllm_swap.py [--config configs/vllm_tiny.yaml] [--way adapter merge] [--rounds 7] [--json] [key=value ...]
 
-The policy is changed a little before each round, and one completion of one token is sampled after it (its own column: what the
-engine put off until then). The first round is a warm-up.
+The policy is changed a little before each round. After it one completion of one token is sampled, and then another one of another prompt:
+what the first takes longer than the second is what the engine had put off. The first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -23,28 +23,33 @@ from rl.generate.protocol import Request
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """Medians in seconds: of take_over, its slowest, and of the first token after it."""
+    """Medians in seconds: of take_over, its slowest, of the first token after it, and of a token after that."""
 
     take_over_s: float
     slowest_s: float
     first_token_s: float
+    next_token_s: float
 
     def as_json(self) -> dict[str, float]:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 def measure(side: SamplerSide, rounds: int) -> Swap:
-    swaps, firsts = [], []
+    swaps, firsts, nexts = [], [], []
+    prompts = side.inputs.prompts
     one_token = replace(side.parameters, max_completion_tokens=1)
     for version in range(1, rounds + 2):
         side.nudge()
         started = time.perf_counter()
         side.generator.take_over(side.policy, version)
         taken_over = time.perf_counter()
-        side.generator.generate([Request(side.inputs.prompts[0], (version,))], one_token)
+        side.generator.generate([Request(prompts[2 * version % len(prompts)], (version,))], one_token)
+        sampled = time.perf_counter()
+        side.generator.generate([Request(prompts[(2 * version + 1) % len(prompts)], (version,))], one_token)
         swaps.append(taken_over - started)
-        firsts.append(time.perf_counter() - taken_over)
-    return Swap(statistics.median(swaps[1:]), max(swaps[1:]), statistics.median(firsts[1:]))
+        firsts.append(sampled - taken_over)
+        nexts.append(time.perf_counter() - sampled)
+    return Swap(statistics.median(swaps[1:]), max(swaps[1:]), statistics.median(firsts[1:]), statistics.median(nexts[1:]))
 
 
 def main() -> None:
@@ -64,9 +69,9 @@ def main() -> None:
         print(json.dumps({way: swap.as_json() for way, swap in found.items()}))
         return
     print(f"{config.model.path}, LoRA r{config.lora.rank}, medians of {arguments.rounds} rounds, seconds")
-    print(f"{'way':<10}{'take over':>11}{'slowest':>11}{'first token after':>20}")
+    print(f"{'way':<10}{'take over':>11}{'slowest':>11}{'first token after':>20}{'next token':>13}")
     for way, swap in found.items():
-        print(f"{way:<10}{swap.take_over_s:11.3f}{swap.slowest_s:11.3f}{swap.first_token_s:20.3f}")
+        print(f"{way:<10}{swap.take_over_s:11.3f}{swap.slowest_s:11.3f}{swap.first_token_s:20.3f}{swap.next_token_s:13.3f}")
 
 
 if __name__ == "__main__":
