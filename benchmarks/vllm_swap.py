@@ -2,8 +2,8 @@
 
     python benchmarks/vllm_swap.py [--config configs/vllm_tiny.yaml] [--way adapter merge] [--rounds 7] [--json] [key=value ...]
 
-The policy is changed a little before each round. After it one completion of one token is sampled, and then another one of another prompt:
-what the first takes longer than the second is what the engine had put off. The first round is a warm-up.
+The policy is changed a little before each round. After it one completion of one token is sampled, and then one of the same prompt backwards,
+which no prefix cache knows: what the first takes longer than the second is what the engine had put off. The first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ class Swap:
 
 def measure(side: SamplerSide, rounds: int) -> Swap:
     swaps, firsts, nexts = [], [], []
-    prompts = side.inputs.prompts
+    prompt = side.inputs.prompts[0]
+    backwards = replace(prompt, token_ids=prompt.token_ids[::-1])
     one_token = replace(side.parameters, max_completion_tokens=1)
     for version in range(1, rounds + 2):
         side.nudge()
         started = time.perf_counter()
         side.generator.take_over(side.policy, version)
         taken_over = time.perf_counter()
-        side.generator.generate([Request(prompts[2 * version % len(prompts)], (version,))], one_token)
+        side.generator.generate([Request(prompt, (version,))], one_token)
         sampled = time.perf_counter()
-        side.generator.generate([Request(prompts[(2 * version + 1) % len(prompts)], (version,))], one_token)
+        side.generator.generate([Request(backwards, (version,))], one_token)
         swaps.append(taken_over - started)
         firsts.append(sampled - taken_over)
         nexts.append(time.perf_counter() - sampled)
