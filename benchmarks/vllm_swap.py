@@ -3,7 +3,8 @@
     python benchmarks/vllm_swap.py [--config configs/vllm_tiny.yaml] [--way adapter merge] [--rounds 7] [--json] [key=value ...]
 
 The policy is changed a little before each round. After it one completion of one token is sampled, and then one of the same prompt
-backwards, which no prefix cache knows: what the first takes longer than the second is what the engine had put off. The first round is a warm-up.
+backwards, which no prefix cache knows: what the first takes longer than the second is what the engine had put off. The first round
+is a warm-up.
 """
 
 from __future__ import annotations
