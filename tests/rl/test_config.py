@@ -41,7 +41,8 @@ def test_every_shipped_config_loads_names_a_template_and_says_what_it_needs(path
 
 
 def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:
-    expected = {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym", "r1_rewards"}
+    expected = {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym", "r1_rewards", "vllm_tiny",
+                "smollm2_grpo", "smollm2_empo", *(f"qwen2.5_{size}_{method}" for size in ("1.5b", "7b") for method in ("empo", "grpo"))}
     assert expected <= {path.stem for path in CONFIGS}
 
 
@@ -53,6 +54,11 @@ def test_the_quick_start_reads_no_answers_and_the_three_tiny_runs_differ_in_noth
     assert {key for key, _, _ in differences(quick, random)} == {"run_dir", "rewards.0.use", "watchdog.enabled", *thresholds}
     assert {key for key, _, _ in differences(quick, grpo)} == {
         "run_dir", "rewards.0.use", "data.path", "data.columns.answer", *thresholds}
+
+
+def test_the_vllm_run_is_the_quick_start_with_another_sampler() -> None:
+    quick, vllm = (load(project_root() / "configs" / f"{name}.yaml", []) for name in ("quickstart", "vllm_tiny"))
+    assert {key for key, _, _ in differences(quick, vllm)} == {"run_dir", "generator.backend"}
 
 
 def test_an_empty_file_and_no_file_give_the_defaults(tmp_path: Path) -> None:
