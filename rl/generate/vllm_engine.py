@@ -220,9 +220,12 @@ class Engine:
         self._llm.wake_up()
 
     def close(self) -> None:
-        """Free what the engine holds. Where the process group is the trainer's, only its requests end: vLLM's shutdown would destroy the
-        group, so the rest goes with the process."""
-        if self._llm is None or not self._owns_process_group:
+        """Free what the engine holds. Where the process group is the trainer's, that goes with the process: vLLM's shutdown, which it calls
+        at the interpreter's exit too, would destroy the group."""
+        if self._llm is None:
+            return
+        if not self._owns_process_group:
+            self._engine.engine_core._finalizer.detach()
             return
         if torch.distributed.is_initialized():  # accelerate's end_training has destroyed it otherwise, and shutdown would fail
             self._engine.engine_core.shutdown()
