@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+END_TIMEOUT_S = 5.0  # for a cancelled coroutine to end
+
 T = TypeVar("T")
 
 
@@ -26,8 +28,10 @@ class BackgroundLoop:
         self._acts.put(act)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. What is posted is done in the order of posting; when it fails, the coroutine is cancelled."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """The coroutine's result. What is posted is done in the order of posting. When that raises, the coroutine is cancelled, and what
+        is still to be done is dropped."""
+        has_ended = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_ending(coroutine, has_ended), self._loop)
         is_done = _nothing()
         future.add_done_callback(lambda _: self._acts.put(is_done))
         try:
@@ -36,6 +40,9 @@ class BackgroundLoop:
             return future.result()
         except BaseException:
             future.cancel()
+            has_ended.wait(END_TIMEOUT_S)
+            while not self._acts.empty():
+                self._acts.get()
             raise
 
     def close(self) -> None:
@@ -44,6 +51,13 @@ class BackgroundLoop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _ending(coroutine: Coroutine[Any, Any, T], has_ended: threading.Event) -> T:
+    try:
+        return await coroutine
+    finally:
+        has_ended.set()
 
 
 def _nothing() -> Callable[[], None]:

@@ -221,7 +221,7 @@ class PolicyServer:
                                 "generator.exchange_dir=DIR, a folder that this machine and the server's see under the same path")
         if error.status in (404, 405):
             return SamplerError(f"generator.sync: adapter, but {self.url} does not load adapters while it runs ({words}). Remedy: start it "
-                                f"with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True: {self._wanted.launch}; or generator.sync=merge")
+                                f"with {self._wanted.launch}; or generator.sync=merge")
         return SamplerError(f"generator.sync: adapter, but {self.url} cannot load the adapter in {files.path} ({words}). Remedy: start it "
                             f"as the adapter needs it: {self._wanted.launch}; or generator.sync=merge")
 
@@ -233,7 +233,7 @@ class PolicyServer:
         except ServerRefusedError as error:
             self._refuse_key(error)
             raise SamplerError(f"generator.sync: merge, but {self.url} does not load weights while it runs ({error}). Remedy: start it "
-                               f"with VLLM_SERVER_DEV_MODE=1: {self._wanted.launch}; or generator.sync=adapter") from error
+                               f"with {self._wanted.launch}; or generator.sync=adapter") from error
         except ServerLostError as error:
             if error.status != 500:
                 raise

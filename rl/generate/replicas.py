@@ -102,6 +102,11 @@ class ReplicaPool(Generic[S]):
             task.cancel()
         await asyncio.gather(*self._reviving, return_exceptions=True)
 
+    def forget_requests(self) -> None:
+        """Nothing is under way: what was counted belongs to a batch that was given up."""
+        for replica in self.replicas:
+            replica.under_way = 0
+
     async def open_home(self, num_requests: int) -> Home[S]:
         """The server with the fewest requests under way, as soon as one has room; the requests count as under way from here on."""
         while True:

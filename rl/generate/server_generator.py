@@ -169,6 +169,7 @@ class ServerGenerator:
         self, requests: Sequence[Request], parameters: SamplingParameters, add: Callable[[int, Sequence[Sampled]], None]
     ) -> None:
         stop_token_ids = tuple(sorted({*self._eos_token_ids, *parameters.stop_token_ids}))
+        self._pool.forget_requests()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for index, request in enumerate(requests):
