@@ -32,7 +32,8 @@ class VllmProcess:
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name", "tiny",
             "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", *arguments]
         self._environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
-                             **(variables or {})}
+                             # Several servers on the same cores: threads that spin while they wait would hold each other up.
+                             "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", **(variables or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -67,6 +67,15 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The trainer's threads would wait for cores that the servers hold."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVER_KEY", "sesame")
     monkeypatch.setenv("WRONG_KEY", "open up")
@@ -108,7 +117,7 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
     policy, asked = tiny_policy(), requests(4)
     drawn: list[list[Group]] = []
     with sampler(policy, tmp_path, servers.pair, way) as generator:
-        for version, scale in enumerate((0.0, 0.05, 0.1)):
+        for version, scale in enumerate((0.0, 0.1)):
             change_adapter(policy, scale)
             generator.take_over(policy, version)
             ended: list[int] = []
@@ -120,8 +129,8 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
             for row, logprobs in zip(rows, generator.score(rows), strict=True):
                 assert (literal_logprobs(policy, *row) - torch.tensor(logprobs)).abs().max().item() < BOUND
         # The same seeds, weights and requests give the same tokens, whichever server they go to.
-        assert tokens(generator.generate(asked[::-1], SAMPLING)) == tokens(drawn[2])[::-1]
-    assert tokens(drawn[0]) != tokens(drawn[1]) != tokens(drawn[2])
+        assert tokens(generator.generate(asked[::-1], SAMPLING)) == tokens(drawn[1])[::-1]
+    assert tokens(drawn[0]) != tokens(drawn[1])
     servers.restore_base()
 
 
@@ -130,12 +139,13 @@ def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_p
     policy, asked = tiny_policy(), requests(4)
     with sampler(policy, tmp_path, servers.pair, way) as generator:
         generator.take_over(policy, 0)
-        plain = [rollout for group in generator.generate(asked, SAMPLING) for rollout in group.rollouts]
+        plain = [
+            rollout for group in generator.generate(asked, SamplingParameters(1.0, 1.0, 0, 16)) for rollout in group.rollouts]
         groups = generator.generate(asked, SamplingParameters(0.7, 1.0, 0, 32, stop_strings=("=",)))
     assert {rollout.finish_reason for rollout in plain} == {"stop", "length"}
     for rollout in plain:
         assert (rollout.token_ids[-1] in policy.eos_token_ids) == (rollout.finish_reason == "stop")
-        assert rollout.finish_reason == "stop" or len(rollout.token_ids) == 32
+        assert rollout.finish_reason == "stop" or len(rollout.token_ids) == 16
     assert largest_mismatch(policy, groups, temperature=0.7) < BOUND
     cut = [rollout for group in groups for rollout in group.rollouts if rollout.token_ids[-1] not in policy.eos_token_ids]
     texts = [policy.tokenizer.decode(rollout.token_ids, skip_special_tokens=True) for rollout in cut]
