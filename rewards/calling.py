@@ -89,6 +89,13 @@ class Reward:
     def needs_policy(self) -> bool:
         return bool(getattr(self.function, "needs_policy", False))
 
+    @property
+    def any_thread(self) -> bool:
+        """Whether it may be called outside the main thread: this package's may, others say so. Time-outs by alarm, which many graders
+        have, work in the main thread only; some then score 0 without a word."""
+        module = str(getattr(self.function, "__module__", type(self.function).__module__))
+        return bool(getattr(self.function, "any_thread", module.partition(".")[0] == __name__.partition(".")[0]))
+
     def takes(self, name: str) -> bool:
         """Whether the function has a parameter of this name."""
         return name in (_parameters(self.function) or {})

@@ -100,6 +100,14 @@ class RewardSum:
         """Whether any of the rewards asks the policy for log-probabilities."""
         return any(reward.needs_policy for _, reward in self._terms)
 
+    @property
+    def any_thread(self) -> bool:
+        """Whether groups may be scored as they come, a few at a time, outside the main thread, and while the policy trains.
+
+        Not where a reward asks the policy, which is not what it was then, or is called on a flat batch, of which it may need all."""
+        return all(spec.style == "group" and reward.any_thread and not reward.needs_policy and not reward.needs_token_statistics
+                   for spec, reward in self._terms)
+
     def check_question(self, question_id: str, answer: str | None) -> None:
         """Raises RewardError if the question has no gold answer and a reward needs one."""
         if answer is not None and answer.strip():

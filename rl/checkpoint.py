@@ -4,7 +4,7 @@
         adapter/            PEFT's format (PeftModel.from_pretrained reads it); model/ where all parameters train
         optimizer.pt        AdamW's state (the learning rate is a function of the step and needs no state)
         rng.pt              torch's generator state of each rank
-        state.json          step, data order, watchdog, position in metrics.jsonl, groups not yet trained on
+        state.json          step, data order, watchdog, position in metrics.jsonl, groups not yet trained on or sampled ahead
         config.yaml         the run's configuration
         manifest.json       size and SHA-256 of each file above; written last
     checkpoints/best        link to the checkpoint with the best held-out accuracy
@@ -54,7 +54,8 @@ class TrainerState:
     """The part of a run's state that is not tensors; JSON values only.
 
     step: training steps done. policy_version: optimiser updates done. data: digests of the training and held-out questions.
-    positions: bytes of metrics.jsonl and rollouts.jsonl."""
+    positions: bytes of metrics.jsonl and rollouts.jsonl. surplus: groups left over for the next step; ahead: its first round, where
+    that was sampled ahead."""
 
     step: int
     policy_version: int
@@ -67,6 +68,7 @@ class TrainerState:
     held_out_before: dict[str, Any] | None = None
     positions: dict[str, int] = field(default_factory=dict)
     surplus: list[dict[str, Any]] = field(default_factory=list)
+    ahead: dict[str, Any] | None = None
     totals: dict[str, float] = field(default_factory=dict)
 
 

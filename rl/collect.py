@@ -2,6 +2,10 @@
 
 Under `selection.mode: refill` further questions are sampled until the batch is full, at most `max_refills` rounds; groups
 beyond a full batch are kept for the next step, which then trains them with the importance ratio of the version that sampled them.
+
+Finished groups are scored while others still decode, where that is safe. With `generator.max_staleness: 1` the first round of the next
+step is sampled ahead, in a thread, while the present step trains. It begins when the present step's groups are complete: the sampler
+never has two things to do, refilling takes the newest version, and how many questions to draw is known.
 """
 
 from __future__ import annotations
@@ -9,35 +13,74 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rewards.scoring import RewardSum
 from rl.config import RunConfig
 from rl.data_order import QuestionOrder
 from rl.generate.protocol import Generator, Request, SamplingParameters, request_seed
+from rl.prefetch import Prefetch
 from rl.ranks import gather_shares, share_of_rank
-from rl.records import Prompt, ScoredGroup
+from rl.records import Group, Json, Prompt, ScoredGroup
 from rl.rewarding import Scorer, score_groups
+from rl.scoring_thread import ScoringThread
 from rl.selection import Selection, select
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
-    """sampled: every group sampled in this step, over all ranks, in the order of the draw. selection: which of those were kept and refused.
+class Times:
+    """Seconds, this rank's. generate_s: sampling. reward_s: scoring after sampling had ended. reward_overlapped_s: scoring during it."""
 
-    batch: the groups that train now: those left over by the step before, then newly kept ones. Times in seconds, this rank's."""
+    generate_s: float = 0.0
+    reward_s: float = 0.0
+    reward_overlapped_s: float = 0.0
+
+    def __add__(self, other: Times) -> Times:
+        return Times(self.generate_s + other.generate_s, self.reward_s + other.reward_s,
+                     self.reward_overlapped_s + other.reward_overlapped_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The scored groups of one round of sampling, over all ranks, in the order of the draw."""
+
+    groups: tuple[ScoredGroup, ...]
+    times: Times
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """sampled: every group sampled for this step, over all ranks, in the order of the draw. selection: which of those were kept and
+    refused. batch: the groups that train now: those left over by the step before, then newly kept ones."""
 
     sampled: tuple[ScoredGroup, ...]
     selection: Selection
     batch: tuple[ScoredGroup, ...]
     num_refills: int
-    generate_s: float
-    reward_s: float
+    times: Times = Times()
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorState:
+    """What decides the groups of the next step. ahead: its first round, where that was sampled ahead; otherwise None."""
+
+    order: Mapping[str, Json]
+    surplus: tuple[ScoredGroup, ...]
+    ahead: Round | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What this rank sampled of a round. scored: the same groups, where they were scored as they came."""
+
+    groups: Sequence[Group]
+    scored: Sequence[ScoredGroup] | None
+    times: Times
 
 
 class Collector:
-    """Draws questions in order and returns groups; the same on every rank. State: the order and the surplus."""
+    """Draws questions in order and returns groups; the same on every rank. State: the order, the surplus, the round sampled ahead."""
 
     def __init__(
         self, config: RunConfig, prompts: Sequence[Prompt], generator: Generator, parameters: SamplingParameters, rewards: RewardSum, *,
@@ -45,6 +88,9 @@ class Collector:
     ) -> None:
         self.order = QuestionOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.surplus: tuple[ScoredGroup, ...] = ()
+        self._ahead: Round | None = None
+        self._prefetch: Prefetch[_Share] = Prefetch()
+        self._repeatable: CollectorState | None = None  # while questions are drawn whose groups are not there yet
         self._config = config
         self._prompts = prompts
         self._generator = generator
@@ -54,42 +100,105 @@ class Collector:
         self._parameters = replace(parameters, token_statistics=rewards.needs_token_statistics)
 
     def collect(self, step: int) -> Collected:
-        """The groups of training step `step`; collective over ranks."""
+        """The groups of training step `step`; collective over ranks. Nothing may be in flight (`settle`)."""
+        assert not self.in_flight
+        self._repeatable = self.state()
         wanted, selection_config = self._config.sampling.questions_per_step, self._config.selection
         refills = selection_config.max_refills if selection_config.mode == "refill" else 0
-        selection, generate_s, reward_s, num_rounds = Selection((), ()), 0.0, 0.0, 0
+        selection, times, num_rounds = Selection((), ()), Times(), 0
         sampled: tuple[ScoredGroup, ...] = ()
         missing = wanted - len(self.surplus)
         while missing > 0 and num_rounds <= refills:
-            num_questions = wanted if selection_config.mode != "refill" else self._round_size(missing, selection, wanted)
-            groups, times = self._sample(num_questions, step, num_rounds)
-            sampled += tuple(groups)
-            selection += select(groups, selection_config.low, selection_config.high)
-            generate_s, reward_s, num_rounds = generate_s + times[0], reward_s + times[1], num_rounds + 1
+            if self._ahead is not None:
+                found, self._ahead = self._ahead, None
+            else:
+                found = self._complete(self._sample(self._draw(self._round_size(missing, selection), step, num_rounds)))
+            sampled += found.groups
+            selection += select(found.groups, selection_config.low, selection_config.high)
+            times, num_rounds = times + found.times, num_rounds + 1
             missing = wanted - len(self.surplus) - len(selection.kept)
         available = self.surplus + selection.kept
         self.surplus = available[wanted:]
-        return Collected(sampled, selection, available[:wanted], max(0, num_rounds - 1), generate_s, reward_s)
+        self._repeatable = None
+        return Collected(sampled, selection, available[:wanted], max(0, num_rounds - 1), times)
 
-    def _round_size(self, missing: int, selection: Selection, wanted: int) -> int:
-        """As many questions as fill the batch at this step's rate of acceptance, at most a whole batch."""
+    # ---------------------------------------------------------------- sampling ahead
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether groups of a later step are being sampled: the sampler's weights must not change then."""
+        return self._prefetch.in_flight
+
+    def sample_ahead(self, step: int) -> None:
+        """Begin with the first round of training step `step`, by the version that the sampler has now."""
+        missing = self._config.sampling.questions_per_step - len(self.surplus)
+        if missing > 0:
+            self._repeatable = self.state()
+            requests = self._draw(self._round_size(missing, Selection((), ())), step, 0)
+            self._prefetch.start(lambda: self._sample(requests))
+
+    def settle(self, poll: Callable[[], None] = lambda: None) -> None:
+        """Wait for what is sampled ahead; nothing where nothing is. Collective over ranks. poll: called while waiting."""
+        if self.in_flight:
+            self._ahead = self._complete(self._prefetch.join(poll))
+            self._repeatable = None
+
+    # ---------------------------------------------------------------- state
+
+    def state(self) -> CollectorState:
+        """From which the next step samples what it would have sampled; in the middle of sampling, the state before it."""
+        return self._repeatable or CollectorState(self.order.state_dict(), self.surplus, self._ahead)
+
+    def load_state(self, state: CollectorState) -> None:
+        self.order.load_state_dict(state.order)
+        self.surplus, self._ahead, self._repeatable = state.surplus, state.ahead, None
+
+    # ---------------------------------------------------------------- one round
+
+    def _round_size(self, missing: int, selection: Selection) -> int:
+        """A whole batch; under refill as many questions as fill it at this step's rate of acceptance, at most a whole batch."""
+        wanted = self._config.sampling.questions_per_step
+        if self._config.selection.mode != "refill":
+            return wanted
         total = len(selection.kept) + len(selection.refused)
         rate = len(selection.kept) / total if total else 1.0
         return min(wanted, math.ceil(missing / max(rate, missing / wanted)))
 
-    def _sample(self, num_questions: int, step: int, round_number: int) -> tuple[list[ScoredGroup], tuple[float, float]]:
+    def _draw(self, num_questions: int, step: int, round_number: int) -> list[Request]:
+        """This rank's requests for the next questions in the order."""
         prompts = [self._prompts[i] for i in self.order.next(num_questions)]
-        requests = [
+        return [
             Request(prompt, tuple(
                 request_seed(self._config.seed, purpose, step, prompt.question.id, i) for i in range(self._config.sampling.group_size)))
             for prompt, purpose in share_of_rank(_with_purpose(prompts, round_number), self._rank, self._num_ranks)
         ]
+
+    def _sample(self, requests: Sequence[Request]) -> _Share:
+        """In any thread: samples, and scores meanwhile where that is safe and worth while."""
         started = time.perf_counter()
-        groups = self._generator.generate(requests, self._parameters)
-        generated = time.perf_counter()
-        scored = score_groups(self._rewards, groups, self._scorer)
-        finished = time.perf_counter()
-        return gather_shares(scored, self._num_ranks), (generated - started, finished - generated)
+        if not self._rewards.any_thread or self._ends_at_once(requests):
+            groups = self._generator.generate(requests, self._parameters)
+            return _Share(groups, None, Times(generate_s=time.perf_counter() - started))
+        with ScoringThread(lambda groups: score_groups(self._rewards, groups)) as scoring:
+            groups = self._generator.generate(requests, self._parameters, scoring.take)
+            generated = time.perf_counter()
+            overlapped_s = scoring.busy_s()
+            found = scoring.results()
+        scored = [found[i] for i in range(len(groups))]
+        assert len(found) == len(groups) and all(s.group == g for s, g in zip(scored, groups, strict=True))
+        return _Share(groups, scored, Times(generated - started, time.perf_counter() - generated, overlapped_s))
+
+    def _complete(self, share: _Share) -> Round:
+        """In the main thread: scores what is not scored yet, and brings the ranks' shares together."""
+        started = time.perf_counter()
+        scored = share.scored if share.scored is not None else score_groups(self._rewards, share.groups, self._scorer)
+        times = share.times if share.scored is not None else share.times + Times(reward_s=time.perf_counter() - started)
+        return Round(tuple(gather_shares(scored, self._num_ranks)), times)
+
+    def _ends_at_once(self, requests: Sequence[Request]) -> bool:
+        """The embedded sampler decodes as many sequences together as it may, and tells of none before the last of them has ended."""
+        generator = self._config.generator
+        return generator.backend == "transformers" and sum(len(request.seeds) for request in requests) <= generator.max_sequences
 
 
 def _with_purpose(prompts: Sequence[Prompt], round_number: int) -> list[tuple[Prompt, str]]:

@@ -12,7 +12,7 @@ def user_errors() -> tuple[type[BaseException], ...]:
     names = {
         "rl.config_loading": "ConfigError", "rl.run_folder": "RunFolderError", "rl.data": "DataError", "rl.prompting": "PromptError",
         "rewards.contract": "RewardError", "rl.checkpoint": "CheckpointError", "rl.policy": "PolicyError",
-        "rl.tracking": "JsonLinesError", "rl.trainer": "SamplerMismatchError", "rl.generate.errors": "SamplerError",
+        "rl.tracking": "JsonLinesError", "rl.proof": "SamplerMismatchError", "rl.generate.errors": "SamplerError",
         "torch": "OutOfMemoryError",
     }
     own = tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)

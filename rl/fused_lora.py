@@ -11,7 +11,8 @@ Layers that are not a plain LoRA over nn.Linear in one dtype without dropout kee
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +54,18 @@ def fuse_lora(model: PeftModel) -> int:
     for layer in layers:
         layer.forward = types.MethodType(_forward, layer)
     return len(layers)
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Within, the layers compute by PEFT's own forward: what ours is compared with where something is wrong."""
+    fused = [module for module in model.modules() if isinstance(module, LoraLinear) and "forward" in vars(module)]
+    forwards = [vars(layer).pop("forward") for layer in fused]
+    try:
+        yield
+    finally:
+        for layer, forward in zip(fused, forwards, strict=True):
+            layer.forward = forward
 
 
 def _is_plain(layer: LoraLinear) -> bool:

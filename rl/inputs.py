@@ -47,6 +47,10 @@ def read_inputs(config: RunConfig) -> Inputs:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError([f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'"])
     rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
+    if config.generator.max_staleness and (rewards.needs_policy or rewards.needs_token_statistics):
+        raise ConfigError([f"generator.max_staleness: 1 samples a step's groups before the step before it has trained, and a reward among "
+                           f"{', '.join(rewards.names)} asks the policy itself, which has changed by then. Remedy: "
+                           "generator.max_staleness=0, or rewards that read the completions"])
     grader = None
     if config.evaluation.path is not None:
         grader = build_rewards([RewardSection(use=_grader(config.evaluation))], config.sampling.max_completion_tokens)

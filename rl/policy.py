@@ -63,6 +63,10 @@ class Policy:
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def has_reference(self) -> bool:
+        return self.is_adapter or self.reference is not None
+
     def reference_model(self) -> tuple[PreTrainedModel, AbstractContextManager[object]]:
         """The KL penalty's reference, and the context in which to run it."""
         if isinstance(self.model, PeftModel):

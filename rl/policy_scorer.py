@@ -10,10 +10,12 @@ and apart from it where a token would straddle the boundary. Neither needs to be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from rl.logprobs import TokenLogprobs
 from rl.policy import Policy
@@ -22,6 +24,10 @@ from rl.records import Group, Prompt, Rollout
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]
 """(ids of what precedes, ids to be scored), neither empty."""
+
+Result = TypeVar("Result")
+_Inputs = tuple[Tensor, None, Tensor, Tensor]
+"""token_ids [B, L], position_ids, predicting [N], targets [N]: what rl/policy_forward.py takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +82,24 @@ class PolicyScorer:
 
     def score(self, rows: Sequence[Row], *, self_certainty: bool = False) -> list[TokenLogprobs]:
         """For each row the [T] log-probabilities and entropies of its scored ids, on the CPU; self-certainties where asked for."""
+        def compute(inputs: _Inputs, lengths: list[int]) -> list[TokenLogprobs]:
+            result = self._forward(*inputs, self_certainty=self_certainty)
+            certainties = result.self_certainties_N
+            return [
+                TokenLogprobs(logprobs, entropies, certainty) for logprobs, entropies, certainty in zip(
+                    result.logprobs_N.cpu().split(lengths), result.entropies_N.cpu().split(lengths),
+                    [None] * len(lengths) if certainties is None else certainties.cpu().split(lengths), strict=True)]
+
+        return self._in_batches(rows, compute)
+
+    def reference_logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
+        """For each row the [T] log-probabilities of its scored ids under the policy's reference (`Policy.has_reference`), on the CPU."""
+        return self._in_batches(rows, lambda inputs, lengths: list(self._forward.reference(*inputs).cpu().split(lengths)))
+
+    @torch.no_grad()
+    def _in_batches(self, rows: Sequence[Row], compute: Callable[[_Inputs, list[int]], list[Result]]) -> list[Result]:
         longest_first = sorted(dict.fromkeys(rows), key=lambda row: -_num_inputs(row))
-        found: dict[Row, TokenLogprobs] = {}
+        found: dict[Row, Result] = {}
         model = self._policy.model
         was_training = model.training
         model.eval()  # the sampler knows no dropout
@@ -85,27 +107,20 @@ class PolicyScorer:
             while longest_first:
                 count = max(1, self._max_tokens // _num_inputs(longest_first[0]))
                 batch, longest_first = longest_first[:count], longest_first[count:]
-                found |= zip(batch, self._forward_pass(batch, self_certainty), strict=True)
+                found |= zip(batch, compute(self._inputs(batch), [len(scored) for _, scored in batch]), strict=True)
         finally:
             model.train(was_training)
         return [found[row] for row in rows]
 
-    @torch.no_grad()
-    def _forward_pass(self, rows: Sequence[Row], self_certainty: bool) -> list[TokenLogprobs]:
+    def _inputs(self, rows: Sequence[Row]) -> _Inputs:
         """Right-padded: under the causal mask no token sees what follows it."""
         device = next(self._policy.model.parameters()).device
         width = max(map(_num_inputs, rows))
         padding = self._policy.eos_token_ids[0]
         token_ids_BL = torch.tensor([[*(ids := (*context, *scored)[:-1]), *[padding] * (width - len(ids))] for context, scored in rows])
-        lengths = [len(scored) for _, scored in rows]
         predicting_N = torch.cat([torch.arange(len(scored)) + width * i + len(context) - 1 for i, (context, scored) in enumerate(rows)])
         targets_N = torch.tensor([token for _, scored in rows for token in scored])
-        result = self._forward(token_ids_BL.to(device), None, predicting_N.to(device), targets_N.to(device), self_certainty=self_certainty)
-        certainties = result.self_certainties_N
-        return [
-            TokenLogprobs(logprobs, entropies, certainty) for logprobs, entropies, certainty in zip(
-                result.logprobs_N.cpu().split(lengths), result.entropies_N.cpu().split(lengths),
-                [None] * len(rows) if certainties is None else certainties.cpu().split(lengths), strict=True)]
+        return token_ids_BL.to(device), None, predicting_N.to(device), targets_N.to(device)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._policy.tokenizer(text, add_special_tokens=False)["input_ids"])

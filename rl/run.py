@@ -30,12 +30,13 @@ from rl.policy import Policy, PolicyError, load_policy, resolve_dtype
 from rl.policy_forward import PolicyForward, check_head
 from rl.policy_scorer import PolicyScorer
 from rl.progress import open_progress
+from rl.proof import SamplerMismatchError
 from rl.rehearsal import longest_groups
 from rl.run_folder import RunFolder, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import render_summary, write_summary
 from rl.tracking import Forward, MetricsLog, RolloutsLog
-from rl.trainer import Parts, SamplerMismatchError, Trainer
+from rl.trainer import Parts, Trainer
 from rl.update import Updater
 from rl.watchdog import Watchdog
 
@@ -76,6 +77,7 @@ def run(config: RunConfig, resume: Path | None) -> int:
             if saved := list_checkpoints(folder.checkpoints):
                 error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
             raise
+        parts.generator.close()  # before the process group, which a sampler may share, is gone
         accelerator.end_training()
     if accelerator.is_main_process:
         write_summary(folder, summary)

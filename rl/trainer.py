@@ -1,7 +1,11 @@
-"""The loop: sample, score, select, advantages, update, hand the new version to the sampler; evaluate, watch, save.
+"""The loop: hand the present version to the sampler, sample, score, select, advantages, update; evaluate, watch, save.
 
 `Trainer.step` is the algorithm on one screen. Everything that decides a step is in `TrainerState`, so that a run resumed from
 a checkpoint ends where the uninterrupted one ends, bit for bit on the CPU.
+
+Nothing but the update is done while groups are sampled ahead (`generator.max_staleness: 1`): before the sampler gets another version,
+evaluates, or the run is saved or ends, what is in flight is waited for. A sampler that does not answer (rl/waiting.py) finds the
+run between two steps, or in one whose weights have not changed yet: it can be saved there, and the step repeated.
 """
 
 from __future__ import annotations
@@ -18,27 +22,23 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from rl.advantages import compute_advantages
-from rl.checkpoint import TrainerState, checkpoint_name, load_weights, mark_best, prune, save_checkpoint
-from rl.collect import Collected, Collector
+from rl.checkpoint import TrainerState, checkpoint_name, list_checkpoints, load_weights, mark_best, prune, save_checkpoint
+from rl.collect import Collected, Collector, CollectorState, Round, Times
 from rl.config import RunConfig
 from rl.generate.protocol import Generator
 from rl.held_out import Evaluation, HeldOut
 from rl.intervals import Interval
 from rl.policy import Policy
 from rl.progress import Progress
+from rl.proof import Proof, SamplerMismatchError, mismatch_bound
 from rl.records import ScoredGroup, TrainingGroup
 from rl.records_json import scored_group_from_json, scored_group_to_json
 from rl.run_folder import RunFolder
 from rl.summary import Best, Summary, installed_versions, peak_rss_gb
 from rl.tracking import NORMALISED_ENTROPY, MetricsLog, RolloutsLog
 from rl.update import Updater
+from rl.waiting import StoppedWaitingError, Waiting
 from rl.watchdog import Alarm, StepSignals, Watchdog
-
-MISMATCH_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # nats, mean over tokens
-
-
-class SamplerMismatchError(RuntimeError):
-    """The sampler does not sample from the policy that is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +79,74 @@ class Trainer:
         self._clock = time.perf_counter()
         self._saved: Path | None = None  # the checkpoint of the present state, if it has been written
         self._stopped: tuple[str, str | None] | None = None  # (reason, message) of a run that has ended
+        ranks = parts.accelerator
+        self._proof = Proof(config, parts.policy, parts.generator, rank=ranks.process_index, num_ranks=ranks.num_processes)
+        self._evaluation_due = False  # the evaluation after the last finished step is not complete
+        self._hand_over_times = dict.fromkeys(("ahead_wait_s", "sync_s"), 0.0)  # since the last training line
+        self._waiting = Waiting(say=lambda text: self._parts.progress.message(text), save=self._save_while_waiting,
+                                stop_requested=lambda: self._parts.stop_requested())
 
     # ---------------------------------------------------------------- the algorithm
 
     def step(self) -> Alarm | None:
-        """One batch of questions -> a better policy, in the sampler's hands. Returns the watchdog's alarm, if any."""
-        self._saved = self._after = None
-        started = time.perf_counter()
+        """One batch of questions -> a better policy, in the sampler's hands (unless that samples ahead). Returns the watchdog's alarm."""
+        self._after = None
+        # With the hand-over of the version that this step samples with, which the step before has seen to.
+        started = time.perf_counter() - sum(self._hand_over_times.values())
+        self._hand_over()
         collected = self._parts.collector.collect(self.step_number)
+        self._saved = None
+        proof = self._proof.check(self.step_number, self.policy_version, collected)
         batch = self._with_advantages(collected)
+        counts = self._sampler_counts()  # now: the sampler is asked nothing while it samples ahead
+        self._sample_ahead()
         update_started = time.perf_counter()
         report = self._parts.updater.update(batch, step=self.step_number, policy_version=self.policy_version)
         self._check_mismatch(report.metrics)
-        sync_started = time.perf_counter()
-        self.policy_version += report.num_updates
-        if report.num_updates:
-            self._parts.generator.take_over(self._parts.policy, self.policy_version)
+        self._proof.note_update(report.metrics)
         finished = time.perf_counter()
+        measured = report.metrics | self._staleness(batch) | counts
+        self.policy_version += report.num_updates
         self.step_number += 1
-        times = {
-            "generate_s": collected.generate_s, "reward_s": collected.reward_s, "train_s": sync_started - update_started,
-            "sync_s": finished - sync_started, "step_s": finished - started,
-        }
-        return self._record(collected, batch, report.metrics | times)
+        times = asdict(collected.times) | {"train_s": finished - update_started, "step_s": finished - started}
+        alarm = self._record(collected, batch, measured | proof | times)
+        self._evaluation_due = self._is_evaluated_after(self.step_number)
+        # Last: a run that is saved while the sampler does not answer goes on behind this step.
+        if not self._parts.collector.in_flight:
+            self._hand_over()
+        return alarm
+
+    def _hand_over(self) -> None:
+        """Wait for what is sampled ahead; then bring the present version to the sampler, where it has an older one."""
+        self._settle()
+        started = time.perf_counter()
+        if self._parts.generator.policy_version != self.policy_version:
+            self._parts.generator.take_over(self._parts.policy, self.policy_version)
+        self._hand_over_times["sync_s"] += time.perf_counter() - started
+
+    def _settle(self) -> None:
+        """Afterwards nothing is in flight."""
+        if self._parts.collector.in_flight:
+            started = time.perf_counter()
+            self._parts.collector.settle(self._waiting.poll)
+            self._saved = None
+            self._hand_over_times["ahead_wait_s"] += time.perf_counter() - started
+
+    def _sample_ahead(self) -> None:
+        """The sampler goes on with the next step's questions, or rests."""
+        if self._config.generator.max_staleness and self.step_number + 1 < self._config.steps:
+            self._parts.collector.sample_ahead(self.step_number + 1)
+        if not self._parts.collector.in_flight:
+            self._parts.generator.rest()
+
+    def _sampler_counts(self) -> dict[str, float]:
+        """What the generator counts, where it counts something, and the times of handing over, since the last call."""
+        times = dict(self._hand_over_times)
+        self._hand_over_times = dict.fromkeys(times, 0.0)
+        if not self._config.generator.max_staleness:
+            del times["ahead_wait_s"]
+        count: Callable[[], dict[str, float]] | None = getattr(self._parts.generator, "metrics", None)
+        return times | (count() if count is not None else {})
 
     def _with_advantages(self, collected: Collected) -> list[TrainingGroup]:
         settings = self._config.advantage
@@ -113,21 +158,44 @@ class Trainer:
         found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
         return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
 
+    def _staleness(self, batch: list[TrainingGroup]) -> dict[str, float]:
+        """Optimiser updates between the version that sampled a completion and the one that trains on it: the mean over the batch."""
+        lags = [self.policy_version - rollout.policy_version for item in batch for rollout in item.group.rollouts]
+        return {"policy/staleness": _mean([float(lag) for lag in lags])}
+
     def _check_mismatch(self, metrics: dict[str, float]) -> None:
-        """Pitfall of other frameworks: an adapter that never reaches the sampler trains on the base model's samples for weeks."""
-        bound = self._config.generator.max_mismatch or MISMATCH_BOUND[self._parts.policy.dtype]
+        """On every trained token of the present version; rl/proof.py looks at a few, but tells which side is wrong."""
+        bound = mismatch_bound(self._config, self._parts.policy)
         mismatch = metrics.get("mismatch/mean")
-        if mismatch is not None and mismatch > bound:
+        if mismatch is not None and not mismatch <= bound:
             raise SamplerMismatchError(
                 f"step {self.step_number}: the sampler's log-probabilities differ from the trainer's by {mismatch:.3g} nats on average, "
                 f"where at most {bound:g} is expected: the sampler does not have version {self.policy_version} of the policy, or computes "
-                "in another precision. Check generator.sync and model.dtype; raise generator.max_mismatch only if the difference is "
-                "understood (loss.correction then corrects for it)")
+                "in another precision. Check generator.sync and model.dtype; --resume begins with a proof that tells which side is wrong "
+                "(generator.proof_every > 0). Raise generator.max_mismatch only if the difference is understood (loss.correction then "
+                "corrects for it)")
 
     # ---------------------------------------------------------------- the run
 
     def run(self) -> Summary:
         """Evaluate, train until the last step, an alarm or a signal, evaluate; saves as it goes."""
+        self._waiting.watch(self._parts.generator)
+        try:
+            reason, message = self._train()
+        except StoppedWaitingError as stop:
+            if self._parts.accelerator.num_processes > 1:
+                # The other processes may be waiting for this one: an exit code makes the launcher end them.
+                raise KeyboardInterrupt from stop
+            reason, message = stop.signal, f"{stop}; go on with --resume {self._parts.folder.path}"
+            self._parts.progress.message(message)
+            return self._summary(reason, message)
+        if message is not None:
+            self._parts.progress.message(message)
+        self.save()
+        return self._summary(reason, message)
+
+    def _train(self) -> tuple[str, str | None]:
+        """Returns why the run has ended, and what to tell about it."""
         if self.step_number == 0 and self._before is None:
             self._evaluate_before()
         if self.step_number < self._config.steps:
@@ -138,15 +206,14 @@ class Trainer:
                 reason = signal
                 message = f"stopped by {signal} after step {self.step_number}; go on with --resume {self._parts.folder.path}"
                 break
-            alarm = self.step()
-            last = self.step_number == self._config.steps
-            every = self._config.evaluation.every
-            if alarm is None and not last and every and self.step_number % every == 0:
+            alarm = None if self._evaluation_due else self.step()
+            if alarm is None and self._evaluation_due:
                 alarm = self._evaluate_during()
             if alarm is not None:
                 reason, message = "watchdog", alarm.message
+                self._evaluation_due = False
                 break
-            if not last and self.step_number % self._config.checkpoint.every == 0:
+            if self.step_number < self._config.steps and self.step_number % self._config.checkpoint.every == 0:
                 self.save()
         if reason in ("completed", "watchdog"):
             alarm = self._evaluate_after()
@@ -155,10 +222,7 @@ class Trainer:
                 reason, message = "watchdog", alarm.message
             if self._stopped is None:
                 self._stopped, self._saved = (reason, message), None
-        if message is not None:
-            self._parts.progress.message(message)
-        self.save()
-        return self._summary(reason, message)
+        return reason, message
 
     def _agreed_signal(self) -> str | None:
         """The signal that any rank received; all ranks stop at the same step."""
@@ -173,9 +237,11 @@ class Trainer:
         held_out, parts = self._parts.held_out, self._parts
         if held_out is None:
             return None
-        self._saved = self._after = None
+        self._after = None
+        self._hand_over()
         started = time.perf_counter()
         evaluation = held_out.evaluate(parts.generator, samples)
+        self._saved = None
         interval = evaluation.accuracy
         reward = _mean(self._rewards_since_evaluation) if self._rewards_since_evaluation else None
         self._rewards_since_evaluation = []
@@ -189,6 +255,10 @@ class Trainer:
         parts.progress.held_out(self.step_number, interval.value, interval.low, interval.high)
         return evaluation, alarm
 
+    def _is_evaluated_after(self, step: int) -> bool:
+        every = self._config.evaluation.every
+        return self._parts.held_out is not None and every > 0 and step % every == 0 and step < self._config.steps
+
     def _evaluate_before(self) -> None:
         if result := self._evaluate(self._config.evaluation.samples):
             self._before = result[0].as_json()
@@ -198,6 +268,7 @@ class Trainer:
 
     def _evaluate_during(self) -> Alarm | None:
         result = self._evaluate(self._config.evaluation.samples_during)
+        self._evaluation_due = False
         if result is None:
             return None
         self._keep_if_best(result[0])
@@ -243,7 +314,7 @@ class Trainer:
             "groups/refills": collected.num_refills, "groups/surplus": len(parts.collector.surplus),
             **{f"collapse/{name}": value for name, value in collapse.items()},
             "policy/version": self.policy_version, "tokens/sampled": tokens, **measured,
-            "tokens_per_s": tokens / collected.generate_s if collected.generate_s else 0.0,
+            "tokens_per_s": tokens / collected.times.generate_s if collected.times.generate_s else 0.0,
         }
         if parts.metrics is not None:
             parts.metrics.log(self.step_number, "train", metrics)
@@ -269,6 +340,17 @@ class Trainer:
 
     def save(self, *, best: bool = False) -> Path:
         """Write a checkpoint of the present state (main rank) and drop the oldest; nothing where it has been written already."""
+        self._settle()
+        return self._write(best=best)
+
+    def _save_while_waiting(self) -> str:
+        """What to tell after the run was saved in the middle of waiting for the sampler; several ranks cannot meet there to save."""
+        if self._parts.accelerator.num_processes == 1:
+            return f"the run is saved up to {self._write().name}"
+        newest = [path.name for path in list_checkpoints(self._parts.folder.checkpoints)][-1:]
+        return f"the run is saved up to {newest[0]}" if newest else "nothing is saved yet"
+
+    def _write(self, *, best: bool = False) -> Path:
         if self._saved is not None:
             return self._saved
         parts = self._parts
@@ -290,14 +372,16 @@ class Trainer:
         now = time.perf_counter()
         totals = self._totals | {"wall_s": self._totals["wall_s"] + now - self._clock}
         best = None if self._best is None else asdict(self._best)
+        collector = parts.collector.state()
         return TrainerState(
             step=self.step_number, policy_version=self.policy_version, num_ranks=parts.accelerator.num_processes,
-            order=parts.collector.order.state_dict(), watchdog=dict(parts.watchdog.state_dict()),
+            order=dict(collector.order), watchdog=dict(parts.watchdog.state_dict()),
             memory={"rewards_since_evaluation": self._rewards_since_evaluation, "held_out_after": self._after,
-                    "stopped": self._stopped},
+                    "stopped": self._stopped, "evaluation_due": self._evaluation_due, "proof": self._proof.state_dict()},
             data=dict(parts.data), best=best, held_out_before=self._before, totals=totals,
             positions={"metrics": parts.metrics.position(), "rollouts": parts.rollouts.position()},
-            surplus=[scored_group_to_json(group) for group in parts.collector.surplus],
+            surplus=[scored_group_to_json(group) for group in collector.surplus],
+            ahead=None if collector.ahead is None else _round_to_json(collector.ahead),
         )
 
     def restore(self, path: Path, state: TrainerState) -> None:
@@ -306,14 +390,16 @@ class Trainer:
         rng_states = load_weights(path, parts.policy, parts.optimizer)
         _set_rng_state(rng_states[parts.accelerator.process_index], parts.accelerator.device)
         self.step_number, self.policy_version = state.step, state.policy_version
-        parts.collector.order.load_state_dict(state.order)
-        parts.collector.surplus = tuple(_surplus(state.surplus))
+        parts.collector.load_state(CollectorState(
+            state.order, tuple(map(scored_group_from_json, state.surplus)), None if state.ahead is None else _round_from_json(state.ahead)))
         parts.watchdog.load_state_dict(state.watchdog)
         self._best = None if state.best is None else Best(**state.best)
         self._before = state.held_out_before
         self._totals = dict(state.totals)
         self._rewards_since_evaluation = list(state.memory["rewards_since_evaluation"])
         self._after = state.memory["held_out_after"]
+        self._proof.resume(state.memory.get("proof", {}))
+        self._evaluation_due = state.memory.get("evaluation_due", False)
         stopped = state.memory["stopped"]
         self._stopped = None if stopped is None else (stopped[0], stopped[1])
         if self._best is not None and parts.accelerator.is_main_process:
@@ -347,8 +433,12 @@ def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def _surplus(values: list[dict[str, Any]]) -> list[ScoredGroup]:
-    return [scored_group_from_json(value) for value in values]
+def _round_to_json(sampled: Round) -> dict[str, Any]:
+    return {"groups": [scored_group_to_json(group) for group in sampled.groups], "times": asdict(sampled.times)}
+
+
+def _round_from_json(value: dict[str, Any]) -> Round:
+    return Round(tuple(map(scored_group_from_json, value["groups"])), Times(**value["times"]))
 
 
 def _intervals(values: dict[str, dict[str, float]] | None) -> dict[str, Interval] | None:

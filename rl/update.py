@@ -32,8 +32,9 @@ from rl.batching import (
     trains,
 )
 from rl.config import RunConfig
+from rl.distances import effective_sample_share
 from rl.logprobs import TokenLogprobs
-from rl.losses import LossOutput, entropy_threshold, mean_statistics, policy_loss
+from rl.losses import LossOutput, entropy_threshold, mean_statistics, policy_loss, sampler_correction
 from rl.policy_forward import PolicyForward
 from rl.records import TrainingGroup
 
@@ -53,7 +54,8 @@ class _Sums:
     """What adds up over the micro-batches of one batch on one rank."""
 
     statistics: list[Tensor] = field(default_factory=list)
-    mismatch: list[Tensor] = field(default_factory=list)
+    mismatch: list[Tensor] = field(default_factory=list)  # trainer's less sampler's log-probability, of tokens of the present version
+    importance: list[Tensor] = field(default_factory=list)  # what such a token counts for under the correction
     loss: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
 
@@ -136,7 +138,8 @@ class Updater:
                 sums.statistics.append(output.sums_K)
                 sums.loss += output.loss.item()
                 if record_mismatch:
-                    sums.mismatch.append((old_T - batch.sampler_logprobs_T)[fresh_T].abs())
+                    sums.mismatch.append((old_T - batch.sampler_logprobs_T)[fresh_T])
+                    sums.importance.append(self._importance(batch, old_T)[fresh_T])
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.optim.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
@@ -206,6 +209,15 @@ class Updater:
             correction_cap=loss.correction.cap, correction_low=loss.correction.low, correction_high=loss.correction.high,
         )
 
+    def _importance(self, batch: MicroBatch, old_T: Tensor) -> Tensor:
+        """[T]: s_t = pi_trainer / pi_sampler, after the truncation or masking of loss.correction; as it is where that is none."""
+        correction = self._config.loss.correction
+        if correction.mode == "none":
+            return torch.exp(old_T - batch.sampler_logprobs_T)
+        return sampler_correction(
+            correction.mode, old_logprobs_T=old_T, sampler_logprobs_T=batch.sampler_logprobs_T, sequence_ids_T=batch.sequence_ids_T,
+            num_sequences=batch.num_sequences, cap=correction.cap, low=correction.low, high=correction.high).weights_T
+
     @torch.no_grad()
     def _before_first_update(
         self, groups: Sequence[TrainingGroup], policy_version: int
@@ -230,20 +242,25 @@ class Updater:
         return {key: torch.tensor(logprobs) for key, (logprobs, _) in found.items()}, threshold
 
     def _report(self, sums: _Sums, lr: float) -> dict[str, float]:
-        """Means over all ranks' tokens, and quantiles of the mismatch between trainer and sampler."""
+        """Means over all ranks' tokens.
+
+        mismatch/mean, p95, p99, max: of |trainer's - sampler's log-probability| in nats, over the trained tokens that the present version
+        sampled. mismatch/effective_sample_share: (sum w)^2 / (n sum w^2) of their importance weights w (`_importance`), 1 where sampler
+        and trainer agree."""
         mine = (
             torch.stack(sums.statistics).sum(0).tolist() if sums.statistics else None,
-            torch.cat(sums.mismatch).tolist() if sums.mismatch else [], sums.loss,
+            torch.cat(sums.mismatch).tolist() if sums.mismatch else [],
+            torch.cat(sums.importance).tolist() if sums.importance else [], sums.loss,
         )
         shares = gather_object([mine]) if self._accelerator.num_processes > 1 else [mine]
-        present = [torch.tensor(statistics) for statistics, _, _ in shares if statistics is not None]
+        present = [torch.tensor(statistics) for statistics, *_ in shares if statistics is not None]
         metrics: dict[str, float] = {"optim/lr": lr, "optim/updates": float(len(sums.grad_norms))}
         if not present:
             return metrics
         means = mean_statistics(torch.stack(present).sum(0))
-        mismatch = np.array([value for _, values, _ in shares for value in values])
+        mismatch = np.abs([value for _, values, _, _ in shares for value in values])
         metrics |= {
-            "loss/value": sum(loss for _, _, loss in shares) / len(sums.grad_norms),
+            "loss/value": sum(loss for *_, loss in shares) / len(sums.grad_norms),
             "optim/grad_norm": float(np.mean(sums.grad_norms)), "loss/tokens": means["num_tokens"],
             "loss/ratio": means["ratio"], "loss/clip_low_share": means["clip_low"], "loss/clip_high_share": means["clip_high"],
             "loss/kl": means["kl"], "policy/token_entropy": means["entropy"], "loss/corrected_share": means["corrected"],
@@ -253,6 +270,8 @@ class Updater:
             metrics |= {
                 "mismatch/mean": float(mismatch.mean()), "mismatch/p95": float(np.quantile(mismatch, 0.95)),
                 "mismatch/p99": float(np.quantile(mismatch, 0.99)), "mismatch/max": float(mismatch.max()),
+                "mismatch/effective_sample_share": effective_sample_share(
+                    torch.tensor([value for _, _, values, _ in shares for value in values])),
             }
         return metrics
 

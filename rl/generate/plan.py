@@ -9,6 +9,7 @@ from typing import Literal
 from rl.config import SamplingSection
 from rl.generate.errors import SamplerError
 
+HIGHEST_TEMPERATURE = 2.0  # vLLM's own bound
 LogprobsMode = Literal["processed_logprobs", "raw_logprobs"]
 
 
@@ -33,7 +34,11 @@ class SamplerPlan:
 
 def logprobs_mode(sampling: SamplingSection) -> LogprobsMode:
     """Which of vLLM's log-probabilities are those at the sampling temperature before top_p and top_k: processed where nothing is
-    restricted, raw (before the temperature) where the temperature is 1. Raises SamplerError where neither is."""
+    restricted, raw (before the temperature) where the temperature is 1. Raises SamplerError where neither is, or vLLM refuses the
+    temperature."""
+    if sampling.temperature > HIGHEST_TEMPERATURE:
+        raise SamplerError(f"sampling.temperature: {sampling.temperature:g}, but vLLM samples at {HIGHEST_TEMPERATURE:g} at most. Remedy: "
+                           "a lower sampling.temperature, or generator.backend=transformers")
     if sampling.top_p == 1.0 and sampling.top_k == 0:
         return "processed_logprobs"
     if sampling.temperature == 1.0:

@@ -113,6 +113,10 @@ class Engine:
             self._llm = vllm.LLM(**_arguments(settings))
         # vLLM's own errors are of many kinds: ValueError, RuntimeError, AssertionError, pydantic's, torch's.
         except Exception as error:
+            if self._owns_process_group:  # half an engine would keep the next one from starting
+                from vllm.distributed import cleanup_dist_env_and_memory
+
+                cleanup_dist_env_and_memory()
             raise SamplerError(_why_not_started(error, settings)) from error
         finally:
             # vLLM on a CPU replaces the function by one that does nothing, and the trainer may have been given fewer threads.
@@ -199,6 +203,8 @@ class Engine:
         except Exception as error:  # of many kinds, as above
             raise SamplerError(f"generator.sync: vLLM cannot take the merged weights ({_last_line(error)}). Remedy: "
                                "generator.sync=adapter, or generator.backend=transformers") from error
+        if not torch.cuda.is_available():
+            self._llm.apply_model(_pack_output_layer)
         # What it holds was computed with the weights before.
         if not self._llm.reset_prefix_cache():
             raise SamplerError("generator.sync: vLLM did not empty its prefix cache after new weights (requests are under way). Remedy: "
@@ -212,15 +218,13 @@ class Engine:
         self._llm.wake_up()
 
     def close(self) -> None:
-        if self._llm is None:
+        """Free what the engine holds. Where the process group is the trainer's, only its requests end: vLLM's shutdown would destroy the
+        group, so the rest goes with the process."""
+        if self._llm is None or not self._owns_process_group:
             return
-        self._engine.engine_core.shutdown()
+        if torch.distributed.is_initialized():  # accelerate's end_training has destroyed it otherwise, and shutdown would fail
+            self._engine.engine_core.shutdown()
         self._llm = self._engine = None
-        if self._owns_process_group:
-            from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
-
-            destroy_model_parallel()
-            destroy_distributed_environment()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -249,6 +253,14 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
         # torch.distributed belongs to the trainer: the engine joins the process group that is there, as a group of one.
         arguments["distributed_executor_backend"] = "external_launcher"
     return arguments
+
+
+def _pack_output_layer(model: torch.nn.Module) -> None:
+    """On a CPU vLLM computes with packed copies of weights; that of an output layer tied to the embedding is not renewed by reloading."""
+    for module in model.modules():
+        if type(module).__name__ == "ParallelLMHead":
+            method: Any = module.quant_method
+            method.process_weights_after_loading(module)
 
 
 def _why_not_started(error: Exception, settings: EngineSettings) -> str:

@@ -64,6 +64,14 @@ def written(ranks: Path, rank: int) -> dict[str, Any]:
     return value
 
 
+def test_ranks_prove_their_samplers_together_and_stop_together_where_one_is_wrong(ranks: Path) -> None:
+    (found, error), (found_there, error_there) = (written(ranks, rank)["proofs"] for rank in range(2))
+    without_time = {name: value for name, value in found.items() if name != "proof_s"}
+    assert without_time == {name: value for name, value in found_there.items() if name != "proof_s"}
+    assert without_time["proof/completions"] == 6.0 and without_time["proof/inconclusive"] == 0.0
+    assert error == error_there and "(process 1 of 2)" in error and "the adapter never reached the sampler" in error
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_one_update_by_two_ranks_is_the_update_by_one(ranks: Path, name: str) -> None:
     weights, metrics, num_micro_batches = updated(Accelerator(cpu=True), CASES[name])

@@ -5,19 +5,28 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from rl.collect import Collected, Collector
 from rl.config import RunConfig
 from rl.config_loading import load
-from rl.generate.protocol import Request, SamplingParameters
+from rl.generate.protocol import Generator, Request, SamplingParameters, sampling_parameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.inputs import Inputs, read_inputs
 from rl.policy import Policy, load_policy
 from rl.policy_forward import PolicyForward
+from rl.progress import open_progress
 from rl.records import Group, Prompt, ScoredGroup, TrainingGroup
+from rl.rewarding import build_rewards
+from rl.run_folder import RunFolder
+from rl.selection import Selection
+from rl.tracking import MetricsLog
+from rl.trainer import Parts, Trainer
 from rl.update import Updater
+from rl.watchdog import Watchdog
 
 ANSWERED = "models/tiny-arith/questions/train_with_answers.jsonl"
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
@@ -84,6 +93,12 @@ def with_advantages(groups: Sequence[Group], *, zero: Sequence[int] = (), seed: 
     return batch
 
 
+def as_collected(groups: Sequence[Group]) -> Collected:
+    """A step in which exactly these groups were sampled and kept."""
+    scored = tuple(item.scored for item in with_advantages(groups))
+    return Collected(scored, Selection(scored, ()), scored, 0)
+
+
 def make_updater(config: RunConfig, policy: Policy, accelerator: Accelerator | None = None) -> Updater:
     """An Updater with AdamW over the policy's trainable parameters, prepared by accelerate."""
     accelerator = accelerator or Accelerator(cpu=True)
@@ -95,6 +110,23 @@ def make_updater(config: RunConfig, policy: Policy, accelerator: Accelerator | N
     return Updater(
         config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
         attention=policy.causal_lm.config._attn_implementation)
+
+
+def make_trainer(
+    config: RunConfig, policy: Policy, generator: Generator, folder: Path, *, metrics: MetricsLog | None = None,
+    questions: Sequence[Prompt] | None = None,
+) -> Trainer:
+    """A trainer of `policy` that samples with `generator`, on all questions of the tiny configuration; no evaluation, no display."""
+    accelerator = Accelerator(cpu=True)
+    updater = make_updater(config, policy, accelerator)
+    with open_progress("off", "test", config.steps, first_step=0, is_main=True) as progress:
+        return Trainer(config, Parts(
+            accelerator=accelerator, policy=policy, generator=generator, optimizer=updater._optimizer, updater=updater,
+            collector=Collector(
+                config, questions or inputs().prompts, generator, sampling_parameters(config.sampling),
+                build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),
+            held_out=None, watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder),
+            metrics=metrics, rollouts=None, progress=progress, stop_requested=lambda: None))
 
 
 def trained(policy: Policy) -> dict[str, torch.Tensor]:

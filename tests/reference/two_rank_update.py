@@ -13,8 +13,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from rl.generate.transformers_generator import TransformersGenerator
+from rl.proof import Proof, SamplerMismatchError
 from rl.ranks import gather_shares, share_of_rank
-from tests.reference.tiny_run import make_updater, sampled_groups, tiny_config, tiny_policy, trained, with_advantages
+from tests.reference.tiny_run import as_collected, make_updater, sampled_groups, tiny_config, tiny_policy, trained, with_advantages
 
 SCALE = 0.02
 # Adam's step is g / (|g| + eps): with a larger eps, rounding in a gradient near zero is not blown up to a whole step.
@@ -42,6 +44,23 @@ def updated(accelerator: Accelerator, overrides: tuple[str, ...]) -> tuple[dict[
     return trained(policy), report.metrics, num_micro_batches
 
 
+def proofs(accelerator: Accelerator) -> tuple[dict[str, float], str]:
+    """What this rank gets of a proof where all samplers have the policy, and the error where the second rank's has the base."""
+    config = tiny_config("generator.proof_completions=7")
+    policy, rank = tiny_policy(config, adapter_scale=SCALE), accelerator.process_index
+    good, bad = (TransformersGenerator(sampled, merge=True, max_sequences=64) for sampled in (policy, tiny_policy(config)))
+    good.take_over(policy, 1)
+    bad.policy_version = 1
+    # Of an earlier version: each rank's sampler has to score them itself.
+    step = as_collected(sampled_groups(policy, 5, version=0))
+    found = Proof(config, policy, good, rank=rank, num_ranks=2).check(1, 1, step)
+    try:
+        Proof(config, policy, bad if rank == 1 else good, rank=rank, num_ranks=2).check(1, 1, step)
+    except SamplerMismatchError as error:
+        return found, str(error)
+    return found, ""
+
+
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
@@ -51,7 +70,8 @@ def main(out: Path) -> None:
         weights, metrics[name], counts[name] = updated(accelerator, overrides)
         save_file(weights, out / f"{name}-{rank}.safetensors")
     gathered = {n: gather_shares(share_of_rank(range(n), rank, 2), 2) for n in range(6)}
-    (out / f"{rank}.json").write_text(json.dumps({"metrics": metrics, "counts": counts, "gathered": gathered}))
+    (out / f"{rank}.json").write_text(json.dumps({
+        "metrics": metrics, "counts": counts, "gathered": gathered, "proofs": proofs(accelerator)}))
     accelerator.end_training()
 
 

@@ -117,7 +117,7 @@ def test_a_surplus_that_fills_the_batch_samples_nothing(tmp_path: Path, policy: 
     setting.collector.surplus = (*kept, kept[0])
     collected = setting.collector.collect(1)
     assert collected.batch == kept and collected.sampled == () and setting.collector.surplus == (kept[0],)
-    assert collected.generate_s == 0
+    assert collected.times.generate_s == 0
 
 
 @pytest.mark.parametrize("max_refills", [0, 1, 3])

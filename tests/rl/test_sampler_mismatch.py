@@ -9,19 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from rl.collect import Collector
 from rl.config import RunConfig
-from rl.generate.protocol import sampling_parameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy import Policy
-from rl.progress import open_progress
-from rl.rewarding import build_rewards
-from rl.run_folder import RunFolder
-from rl.trainer import Parts, SamplerMismatchError, Trainer
-from rl.watchdog import Watchdog
-from tests.reference.tiny_run import inputs, make_updater, tiny_config, tiny_policy
+from rl.proof import SamplerMismatchError
+from rl.trainer import Trainer
+from tests.reference.tiny_run import make_trainer, tiny_config, tiny_policy
 
 torch.set_num_threads(1)
 # Semantic entropy's groups differ from the first step on; accuracy needs luck.
@@ -30,23 +24,13 @@ SETTINGS = ("rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr
 
 def trainer(config: RunConfig, policy: Policy, sampled: Policy, folder: Path, *, merge: bool) -> Trainer:
     """A trainer of `policy` whose sampler is built over `sampled`."""
-    accelerator = Accelerator(cpu=True)
-    updater = make_updater(config, policy, accelerator)
     generator = TransformersGenerator(sampled, merge=merge, max_sequences=64)
     generator.take_over(sampled, 0)
-    with open_progress("off", "test", config.steps, first_step=0, is_main=True) as progress:
-        return Trainer(config, Parts(
-            accelerator=accelerator, policy=policy, generator=generator, optimizer=updater._optimizer, updater=updater,
-            collector=Collector(
-                config, inputs().prompts, generator, sampling_parameters(config.sampling),
-                build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),
-            held_out=None, watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder),
-            metrics=None, rollouts=None, progress=progress,
-            stop_requested=lambda: None))
+    return make_trainer(config, policy, generator, folder)
 
 
 def test_a_sampler_that_stays_behind_stops_the_run_after_the_first_update(tmp_path: Path) -> None:
-    config = tiny_config(*SETTINGS)
+    config = tiny_config(*SETTINGS, "generator.proof_every=0")
     run = trainer(config, tiny_policy(config), tiny_policy(config), tmp_path, merge=False)
     run.step()
     assert run.policy_version == 1
@@ -66,7 +50,7 @@ def test_a_sampler_that_takes_over_passes_for_several_steps(tmp_path: Path, merg
 
 
 def test_a_wider_bound_lets_the_run_go_on(tmp_path: Path) -> None:
-    config = tiny_config(*SETTINGS, "generator.max_mismatch=10")
+    config = tiny_config(*SETTINGS, "generator.max_mismatch=10", "generator.proof_every=0")
     run = trainer(config, tiny_policy(config), tiny_policy(config), tmp_path, merge=False)
     for _ in range(2):
         run.step()

@@ -17,7 +17,7 @@ def test_refused_groups_keep_their_place_among_the_minibatches(mode: str, expect
     """Behind the others they would all be in the last minibatches, which then train nothing, and the first are not damped."""
     groups = tuple(scored_group(f"q{i}", answers) for i, answers in enumerate((["1"] * 3, ["1", "1", "2"], ["3"] * 3, ["4", "4", "5"])))
     selection = select(groups, None, None)
-    collected = Collected(groups, selection, selection.kept, 0, 0.0, 0.0)
+    collected = Collected(groups, selection, selection.kept, 0)
     trainer = Trainer(tiny_config(f"selection.mode={mode}", "selection.low=null", "selection.high=null"), None)  # type: ignore[arg-type]
     batch = trainer._with_advantages(collected)
     assert [any(value != 0 for value in item.advantages) for item in batch] == expected

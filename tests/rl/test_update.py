@@ -219,6 +219,21 @@ def test_fresh_groups_take_the_policys_logprobs_as_old_and_stale_ones_the_sample
     assert_close(stale[0], {name: 1.5 * weight for name, weight in fresh[0].items()}, rtol=1e-3)
 
 
+def test_the_effective_sample_share_is_that_of_the_corrections_weights(groups: list[Group]) -> None:
+    """The sampler's numbers of half of the completions are shifted, so that these weigh 3 and the others 1."""
+    mixed = [dataclasses.replace(group, rollouts=(*shifted(group, -math.log(3.0)).rollouts[:2], *group.rollouts[2:])) for group in groups]
+    heavy, light = (sum(len(r.token_ids) for group in mixed for r in group.rollouts[part]) for part in (slice(0, 2), slice(2, 4)))
+
+    def share(*overrides: str) -> float:
+        return gradient(with_advantages(mixed), "loss.clip_high=10", *overrides)[1].metrics["mismatch/effective_sample_share"]
+
+    assert share() == pytest.approx((3 * heavy + light) ** 2 / ((heavy + light) * (9 * heavy + light)), rel=1e-4)
+    truncated = (2 * heavy + light) ** 2 / ((heavy + light) * (4 * heavy + light))
+    assert share("loss.correction.mode=truncate", "loss.correction.cap=2") == pytest.approx(truncated, rel=1e-4)
+    assert share("loss.correction.mode=mask_sequence", "loss.correction.high=2") == pytest.approx(light / (heavy + light), rel=1e-4)
+    assert share("loss.correction.mode=mask_token", "loss.correction.low=4", "loss.correction.high=5") == 0.0
+
+
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
 def test_a_second_update_takes_its_ratio_against_the_policy_before_the_first(groups: list[Group], aggregation: str) -> None:
     """Two passes equal two literal ones whose old log-probabilities are those of the start."""

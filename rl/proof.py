@@ -1,0 +1,196 @@
+"""Proof at run time that the policy which is trained is the one that samples.
+
+On a few completions that the present version has just sampled, the log-probabilities that the sampler recorded are compared with the
+trainer's and with the base's (rl/distances.py), before anything trains on them. A run whose sampler fails stops, and is told which side
+is wrong (rl/diagnosis.py). Nothing of this draws random numbers or changes the model's state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from rl.collect import Collected
+from rl.config import RunConfig
+from rl.diagnosis import Diagnosis, find_cause
+from rl.distances import Distances, distances, pooled
+from rl.generate.protocol import Generator, Row
+from rl.generate.sync import choose_sync
+from rl.policy import Policy
+from rl.policy_forward import PolicyForward
+from rl.policy_scorer import PolicyScorer
+from rl.ranks import share_of_rank
+from rl.records import Group, Prompt, Rollout
+from rl.remedies import describe
+
+T = TypeVar("T")
+
+MISMATCH_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # nats, mean over tokens
+
+UNMOVED_UPDATES = 10
+"""Updates with a gradient after which a policy that still equals its base to the last bit is an error."""
+
+
+class SamplerMismatchError(RuntimeError):
+    """The sampler does not sample from the policy that is trained."""
+
+
+def mismatch_bound(config: RunConfig, policy: Policy) -> float:
+    return config.generator.max_mismatch or MISMATCH_BOUND[policy.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """rows: completions, [N], none where the rank has no share. sampler_T: the sampler's log-probabilities of their tokens, one row after
+    the other, at `temperature`."""
+
+    rows: list[Row]
+    sampler_T: Tensor
+    temperature: float
+
+
+class Proof:
+    """Due in the run's first step (does the sampler have the same model?), in the first one after an update, then every
+    `generator.proof_every` steps; one that stays open, because the policy has moved too little, is repeated in each step until it is not.
+
+    A run that goes on from a checkpoint is proven once more in its first step, without a trace in metrics or state: its metrics equal the
+    uninterrupted run's."""
+
+    def __init__(self, config: RunConfig, policy: Policy, generator: Generator, *, rank: int, num_ranks: int) -> None:
+        self._config, self._policy, self._generator = config, policy, generator
+        self._rank, self._num_ranks = rank, num_ranks
+        self._bound = mismatch_bound(config, policy)
+        self._way = choose_sync(config.generator, policy).way
+        self._is_owed = True  # no version above 0 has been proven since the last proof that was due
+        self._num_updates = 0  # with a gradient, as far as they are of interest
+        self._is_resumed = False
+
+    def state_dict(self) -> dict[str, int | bool]:
+        return {"is_owed": self._is_owed, "num_updates": self._num_updates}
+
+    def resume(self, state: Mapping[str, int | bool]) -> None:
+        """state: of the checkpoint; empty in one of a version that knew no proof."""
+        self._is_owed, self._num_updates = bool(state.get("is_owed", True)), int(state.get("num_updates", 0))
+        self._is_resumed = True
+
+    def note_update(self, metrics: Mapping[str, float]) -> None:
+        """metrics: of the update that a step has made."""
+        if metrics.get("optim/grad_norm", 0.0) > 0.0:
+            self._num_updates = min(UNMOVED_UPDATES, self._num_updates + int(metrics["optim/updates"]))
+
+    def check(self, step: int, version: int, collected: Collected) -> dict[str, float]:
+        """The metrics of step `step`'s proof, empty where none is due or there is nothing to prove it on; collective over ranks.
+
+        Raises SamplerMismatchError, on every rank, where the sampler does not have version `version` of the policy."""
+        every, is_resumed, self._is_resumed = self._config.generator.proof_every, self._is_resumed, False
+        is_due = every > 0 and (step % every == 0 or (version > 0 and self._is_owed))
+        if not is_due and not (every > 0 and is_resumed):
+            return {}
+        started = time.perf_counter()
+        evidence = self._evidence(version, collected)
+        parts = self._gather((self._compare(evidence), len(evidence.rows)) if evidence is not None and evidence.rows else None)
+        present = [part for part in parts if part is not None]
+        if not present:
+            self._is_owed |= is_due
+            return {}
+        verdicts = [None if part is None else part[0].verdict(self._bound) for part in parts]
+        total, num_completions = pooled([found for found, _ in present]), sum(count for _, count in present)
+        failed = [rank for rank, verdict in enumerate(verdicts) if verdict in ("base", "other")]
+        if failed:
+            part = parts[self._rank]
+            cause = self._cause(evidence, part[0]) if evidence is not None and part is not None and self._rank in failed else None
+            raise self._error(step, version, failed, parts, self._gather(cause))
+        if total.moved == 0.0 and self._num_updates >= UNMOVED_UPDATES:
+            raise self._unmoved(step, version, total)
+        if not is_due:
+            return {}
+        is_open = version > 0 and "open" in verdicts
+        self._is_owed = is_open or version == 0
+        values = {
+            "agreement": total.agreement, "from_base": total.from_base, "moved": total.moved, "share": total.share,
+            "inconclusive": float(is_open), "completions": float(num_completions)}
+        return {f"proof/{name}": value for name, value in values.items() if value is not None} | {"proof_s": time.perf_counter() - started}
+
+    def _evidence(self, version: int, collected: Collected) -> _Evidence | None:
+        """What this rank compares: completions that `version` has sampled in this step; where there are none (refilling left enough over,
+        or the step before has sampled this one's), the sampler scores some of the batch with the weights that it has now.
+
+        None where its weights are not those of `version`, the same on every rank."""
+        num_each = max(1, self._config.generator.proof_completions // self._num_ranks)
+        fresh = [found for scored in collected.sampled if (found := _sampled_by(version, scored.group)).rollouts]
+        if fresh:
+            chosen = spread(share_of_rank(fresh, self._rank, self._num_ranks), num_each)
+            recorded = [value for _, rollout in chosen for value in rollout.logprobs]
+            return _Evidence(_rows(chosen), torch.tensor(recorded), self._config.sampling.temperature)
+        if self._generator.policy_version != version:
+            return None
+        batch = [scored.group for scored in collected.batch]
+        rows = _rows(spread(share_of_rank(batch, self._rank, self._num_ranks), num_each))
+        return _Evidence(rows, torch.tensor([value for scored in self._generator.score(rows) for value in scored]), 1.0)
+
+    def _compare(self, evidence: _Evidence) -> Distances:
+        scorer = PolicyScorer(
+            self._policy, PolicyForward(self._policy, temperature=evidence.temperature),
+            max_tokens=self._config.optim.micro_batch_tokens)
+        trainer_T = torch.cat([scored.logprobs_N for scored in scorer.score(evidence.rows)])
+        base_T = torch.cat(scorer.reference_logprobs(evidence.rows)) if self._policy.has_reference else None
+        return distances(evidence.sampler_T, trainer_T, base_T)
+
+    def _cause(self, evidence: _Evidence, found: Distances) -> Diagnosis:
+        return find_cause(
+            self._policy, self._generator, evidence.rows, evidence.sampler_T, found, temperature=evidence.temperature, bound=self._bound,
+            max_tokens=self._config.optim.micro_batch_tokens)
+
+    def _gather(self, mine: T) -> list[T]:
+        """Every rank's value, in the order of the ranks."""
+        return gather_object([mine]) if self._num_ranks > 1 else [mine]
+
+    def _error(
+        self, step: int, version: int, failed: Sequence[int], parts: Sequence[tuple[Distances, int] | None],
+        causes: Sequence[Diagnosis | None],
+    ) -> SamplerMismatchError:
+        """Told by the first rank that failed; the others are named."""
+        part, cause = parts[failed[0]], causes[failed[0]]
+        assert part is not None and cause is not None
+        found, count = part
+        where = "" if self._num_ranks == 1 else f" (process {', '.join(map(str, failed))} of {self._num_ranks})"
+        to_base = "" if found.from_base is None else f", sampler and base {found.from_base:.3g}, trainer and base {found.moved:.3g}"
+        return SamplerMismatchError(
+            f"step {step}: the sampler does not sample from version {version} of the policy{where}. Mean |difference| of their "
+            f"log-probabilities over {found.num_tokens} tokens of {count} completions: sampler and trainer {found.agreement:.3g} nats "
+            f"(at most {self._bound:g} expected){to_base}. {describe(cause, self._config, self._way, version=version)}")
+
+    def _unmoved(self, step: int, version: int, total: Distances) -> SamplerMismatchError:
+        return SamplerMismatchError(
+            f"step {step}: version {version} of the policy equals its base to the last bit (mean |difference| of their log-probabilities "
+            f"over {total.num_tokens} tokens is 0), after at least {UNMOVED_UPDATES} updates with a gradient. The trainer's side is wrong: "
+            "the adapter takes no part in its forward, or the updates vanish in rounding. Check: that nothing has switched the adapter off "
+            f"(rl/policy.py, rl/fused_lora.py); optim.lr={self._config.optim.lr:g} in {self._policy.dtype}. Remedy: mend that, or a higher "
+            "optim.lr, in a new run")
+
+
+def spread(groups: Sequence[Group], count: int) -> list[tuple[Prompt, Rollout]]:
+    """At most `count` completions: of evenly spaced groups where there are more groups than that, else of every group in turn; the first
+    of one group, the second of the next. The same groups give the same choice."""
+    chosen: list[tuple[Prompt, Rollout]] = []
+    for turn in range(max((len(group.rollouts) for group in groups), default=0)):
+        wanted = min(count - len(chosen), len(groups))
+        for index in (position * len(groups) // wanted for position in range(wanted)):
+            rollouts = groups[index].rollouts
+            if turn < len(rollouts):
+                chosen.append((groups[index].prompt, rollouts[(index + turn) % len(rollouts)]))
+    return chosen
+
+
+def _sampled_by(version: int, group: Group) -> Group:
+    return replace(group, rollouts=tuple(rollout for rollout in group.rollouts if rollout.policy_version == version))
+
+
+def _rows(chosen: Sequence[tuple[Prompt, Rollout]]) -> list[Row]:
+    return [(prompt.token_ids, rollout.token_ids) for prompt, rollout in chosen]

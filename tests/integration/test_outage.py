@@ -1,0 +1,170 @@
+"""The sampler does not answer for a while: the run waits, says so, and is saved such that it could be gone on with from there.
+
+The sampler is the embedded one, which at a certain call tells of an outage as one in other processes does. During the outage the run's
+folder is copied; the copy, resumed, must end where the run ends that waited.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from rl.checkpoint import list_checkpoints
+from rl.generate.protocol import Finished, Request, SamplingParameters
+from rl.policy import Policy
+from rl.records import Group
+from rl.run_folder import RunFolder
+from tests.integration.test_resume import assert_same_end
+from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, run
+from tests.reference.whole_run import SMALL, summary_of, trained_steps
+
+SIX_STEPS = ("steps=6", "checkpoint.every=4", "evaluation.every=3", "seed=5", "selection.mode=refill", "selection.low=0.3",
+             "lora.dropout=0.1", "optim.epochs=2")
+CALLS_S = 0.05  # between two messages
+
+
+class FailingGenerator(EmbeddedGenerator):
+    """Does not answer at the given call of generate or take_over (counted together from the build on) until `waits` returns."""
+
+    def __init__(self, policy: Policy, call: int, waits: Callable[[FailingGenerator], None]) -> None:
+        super().__init__(policy)
+        self.on_outage: Callable[[str], None] | None = None
+        self.on_message: Callable[[str], None] | None = None
+        self._call, self._waits = call, waits
+        self.calls: list[str] = []
+
+    def generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
+    ) -> list[Group]:
+        self._begin(f"generate {len(requests)}")
+        return super().generate(requests, parameters, finished)
+
+    def take_over(self, policy: Policy, version: int) -> None:
+        self._begin(f"take over {version}")
+        super().take_over(policy, version)
+
+    def _begin(self, what: str) -> None:
+        self.calls.append(what)
+        if len(self.calls) == self._call:
+            assert self.on_outage is not None
+            self.on_outage("no server answers")
+            self._waits(self)
+
+
+def words(folder: Path, *settings: str) -> list[str]:
+    return [*SMALL, f"run_dir={folder}", *SIX_STEPS, *settings]
+
+
+def resume(folder: Path, *settings: str) -> int:
+    return run([*words(folder, *settings), "--resume", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def waited_for(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run without an outage, and the calls of its sampler."""
+    folder, made = tmp_path_factory.mktemp("whole") / "run", []
+
+    def make(policy: Policy) -> FailingGenerator:
+        made.append(FailingGenerator(policy, 0, lambda generator: None))
+        return made[0]
+
+    assert run(words(folder, *SERVERS), make) == 0
+    return folder, made[0].calls
+
+
+def position(calls: list[str], what: str) -> int:
+    """Which call of the run that is, from 1."""
+    rounds = [i for i, call in enumerate(calls, start=1) if call.startswith("generate")]
+    evaluated = [i for i in rounds if calls[i - 1] == "generate 16"]
+    versions = [i for i, call in enumerate(calls, start=1) if call.startswith("take over")]
+    refills = [later for earlier, later in itertools.pairwise(rounds) if later == earlier + 1 and not {earlier, later} & {*evaluated}]
+    return {
+        "the first evaluation": evaluated[0], "the first step": rounds[1], "a refill": refills[-1],
+        "handing over a version": versions[2], "handing over before an evaluation": versions[3], "an evaluation": evaluated[1],
+        "the last evaluation": evaluated[-1],
+    }[what]
+
+
+@pytest.mark.parametrize("what", [
+    "the first evaluation", "the first step", "a refill", "handing over a version", "handing over before an evaluation",
+    "an evaluation", "the last evaluation"])
+def test_what_was_saved_in_an_outage_goes_on_to_the_same_end(
+    tmp_path: Path, waited_for: tuple[Path, list[str]], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, calls = waited_for
+
+    def copy(generator: FailingGenerator) -> None:
+        shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=True)
+        for _ in range(3):
+            assert generator.on_message is not None
+            generator.on_message("still no server answers")
+
+    assert run(words(tmp_path / "run", *SERVERS), lambda policy: FailingGenerator(policy, position(calls, what), copy)) == 0
+    assert_same_end(tmp_path / "run", whole)
+    shown = capsys.readouterr().out
+    assert shown.count("no server answers; the run is saved up to step-") == 1
+    assert shown.count("still no server answers") == 1  # told three times
+    RunFolder(tmp_path / "copy").lock_file.unlink(missing_ok=True)
+    assert resume(tmp_path / "copy", *SERVERS) == 0
+    assert_same_end(tmp_path / "copy", whole)
+
+
+def wait_for_ever(generator: FailingGenerator) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(CALLS_S)
+        assert generator.on_message is not None
+        generator.on_message("still no server answers")
+    raise AssertionError("the signal did not end the waiting")
+
+
+@pytest.mark.parametrize("what", ["a refill", "handing over a version", "an evaluation"])
+def test_a_signal_ends_a_run_that_waits(tmp_path: Path, waited_for: tuple[Path, list[str]], what: str) -> None:
+    whole, calls = waited_for
+    started = time.monotonic()
+    assert run(words(tmp_path / "run", *SERVERS), lambda policy: FailingGenerator(policy, position(calls, what), wait_for_ever)) == 0
+    assert time.monotonic() - started < 50
+    assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM"
+    assert resume(tmp_path / "run", *SERVERS) == 0
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_an_outage_of_what_is_sampled_ahead_is_saved_by_the_thread_that_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Saved behind the step that trained meanwhile; resumed, the next step samples with the newest version, not the one before."""
+    folder = tmp_path / "run"
+    settings = (*AHEAD, "evaluation.path=null", "checkpoint.every=100", "selection.mode=drop")
+
+    def copy(generator: FailingGenerator) -> None:
+        deadline = time.monotonic() + 30
+        while len(list_checkpoints(RunFolder(folder).checkpoints)) < 2:  # the first is that before the first step
+            assert time.monotonic() < deadline, "nothing was saved"
+            time.sleep(CALLS_S)
+        shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+
+    # take over 0, generate for steps 1 and 2, take over 1, generate for step 3
+    assert run(words(folder, *settings), lambda policy: FailingGenerator(policy, 5, copy)) == 0
+    assert trained_steps(folder) == [1, 2, 3, 4, 5, 6]
+    assert "no server answers; the run is saved up to step-000002" in capsys.readouterr().out
+    RunFolder(tmp_path / "copy").lock_file.unlink(missing_ok=True)
+    assert trained_steps(tmp_path / "copy") == [1, 2]
+    assert resume(tmp_path / "copy", *settings) == 0
+    assert trained_steps(tmp_path / "copy") == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_ends_a_run_that_waits_for_what_is_sampled_ahead(tmp_path: Path) -> None:
+    settings = (*AHEAD, "evaluation.path=null", "selection.mode=drop")
+    assert run(words(tmp_path / "run", *settings), lambda policy: FailingGenerator(policy, 5, wait_for_ever)) == 0
+    assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM" and trained_steps(tmp_path / "run") == [1, 2]
+    assert list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1].name == "step-000002"
+    assert resume(tmp_path / "run", *settings) == 0
+    assert trained_steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
