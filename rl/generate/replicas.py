@@ -19,7 +19,7 @@ from rl.generate.server_client import ServerLostError, ServerRefusedError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 MAX_FAILURES = 6  # of one request, on servers that are well otherwise
-MESSAGE_EVERY_S = 30.0
+MESSAGE_EVERY_S = 1.5  # while nothing answers: who is told may end the run
 
 T = TypeVar("T")
 

@@ -42,8 +42,7 @@ T = TypeVar("T")
 class ServerGenerator:
     """Generator (rl/generate/protocol.py) on vLLM servers. The constructor waits until every one of them answers.
 
-    on_outage: called with a line for people when something begins to wait because no server answers, in the thread that called
-    `generate`, `score` or `take_over`. on_message: called there with progress; without it, progress is logged."""
+    on_outage, on_message: see rl/generate/outages.py; without a listener, what they would be told is logged."""
 
     def __init__(self, config: GeneratorSection, policy: Policy, plan: SamplerPlan, sync: Sync) -> None:
         assert sync.way != "shared"
@@ -64,6 +63,7 @@ class ServerGenerator:
         # Neither a version nor a proof may come in between the requests of a batch that another thread samples.
         self._lock = threading.RLock()
         self._is_closed = False
+        self._logged = ""
         self._loop = BackgroundLoop("vllm-servers")
         try:
             self._loop.run(self._start())
@@ -109,7 +109,8 @@ class ServerGenerator:
 
     def metrics(self) -> dict[str, float]:
         """Since the last call; sampler/replicas: servers in use now."""
-        counts = self._loop.run(self._read_counts())
+        with self._lock:
+            counts = self._loop.run(self._read_counts())
         return {"sampler/replicas": float(len(self._pool.ready())), "sampler/retries": float(counts.retries),
                 "sampler/lost": float(counts.lost), "sampler/taken_back": float(counts.taken_back), "sampler/waited_s": counts.waited_s}
 
@@ -117,8 +118,14 @@ class ServerGenerator:
         if self._is_closed:
             return
         self._is_closed = True
-        self._loop.run(self._stop())
-        self._loop.close()
+        if not self._lock.acquire(blocking=False):
+            self._loop.post(_end_of_sampling)  # another thread may wait for servers, for ever
+            self._lock.acquire()
+        try:
+            self._loop.run(self._stop())
+            self._loop.close()
+        finally:
+            self._lock.release()
         if self._files is not None:
             self._files.close()
 
@@ -258,13 +265,19 @@ class ServerGenerator:
         await asyncio.gather(*(client.close() for client in self._clients))
 
     def _say(self, text: str) -> None:
-        self._loop.post(lambda: self.on_message(text) if self.on_message is not None else logging.getLogger(__name__).warning(text))
+        self._loop.post(lambda: self._tell(self.on_message, text))
 
     def _outage(self, text: str) -> None:
-        self._say(text)
-        self._loop.post(lambda: self.on_outage(text) if self.on_outage is not None else None)
+        self._loop.post(lambda: self._tell(self.on_outage, text))
 
     # --- in the caller's thread --------------------------------------------------------------------------------------
+
+    def _tell(self, listener: Callable[[str], None] | None, text: str) -> None:
+        if listener is not None:
+            listener(text)
+        elif text != self._logged:
+            self._logged = text
+            logging.getLogger(__name__).warning(text)
 
     def _bring(self, policy: Policy, version: int) -> tuple[PolicyFiles, dict[str, str | None]]:
         """Write the version, have the servers read it, and remove the one before."""
@@ -278,6 +291,10 @@ class ServerGenerator:
         if before is not None and before.path != files.path:
             self._files.drop(Path(before.path))
         return files, processes
+
+
+def _end_of_sampling() -> None:
+    raise SamplerError("the sampler was closed while it sampled")
 
 
 def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync) -> str:

@@ -4,6 +4,10 @@ Against real servers: tests/vllm/test_vllm_server.py."""
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -206,6 +210,40 @@ def test_while_no_server_answers_the_run_waits_and_says_so_once(policy: Policy, 
     assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 2 and 0.3 < metrics["sampler/waited_s"] < 5
 
 
+def test_who_is_told_of_an_outage_may_end_the_waiting(policy: Policy, tmp_path: Path) -> None:
+    def stop(text: str) -> None:
+        raise KeyboardInterrupt(text)
+
+    server = ScriptedVllm()
+    with sampler(policy, tmp_path, [server]) as generator:
+        server.is_healthy, server.script = False, lambda body, number: Accident(hang_up=True)
+        generator.on_message = lambda text: stop(text) if "still no server" in text else None
+        with pytest.raises(KeyboardInterrupt, match=f"still no server answers .{server.url}"):
+            generator.generate(requests(2), SAMPLING)
+
+
+def test_closing_ends_what_another_thread_waits_for(policy: Policy, tmp_path: Path) -> None:
+    server = ScriptedVllm()
+    ends: list[str] = []
+
+    def sample() -> None:
+        try:
+            generator.generate(requests(2), SAMPLING)
+        except SamplerError as error:
+            ends.append(str(error))
+
+    with sampler(policy, tmp_path, [server]) as generator:
+        server.is_healthy, server.script = False, lambda body, number: Accident(hang_up=True)
+        is_out = threading.Event()
+        generator.on_outage = lambda text: is_out.set()
+        thread = threading.Thread(target=sample)
+        thread.start()
+        assert is_out.wait(10)
+        generator.close()
+        thread.join(10)
+    assert ends == ["the sampler was closed while it sampled"]
+
+
 def test_a_version_waits_for_a_server_too(policy: Policy, tmp_path: Path) -> None:
     server = ScriptedVllm()
     with sampler(policy, tmp_path, [server]) as generator:
@@ -289,3 +327,19 @@ def test_the_right_key_is_sent_and_not_shown(policy: Policy, tmp_path: Path, mon
     with sampler(policy, tmp_path, [ScriptedVllm(key="sesame")], api_key_env="RIGHT_KEY") as generator:
         check(generator.generate(requests(1), SAMPLING), requests(1))
         assert "sesame" not in repr(generator) + generator.description + repr(generator._clients) + repr(generator._pool.replicas)
+
+
+@pytest.mark.parametrize("way", ["adapter", "merge"])
+def test_of_several_ranks_the_main_one_brings_each_version_once(tmp_path: Path, way: Way) -> None:
+    with ScriptedVllm() as first, ScriptedVllm() as second, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        ranks = [subprocess.Popen([sys.executable, "-m", "tests.reference.two_rank_sampler", str(rank), str(port), way, str(tmp_path),
+                                   first.url, second.url], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+        lines = [line for rank in ranks for line in rank.communicate(timeout=180)[0].splitlines()]
+        assert [rank.returncode for rank in ranks] == [0, 0]
+        load = "/v1/load_lora_adapter" if way == "adapter" else "/collective_rpc"
+        assert first.calls.count(load) == second.calls.count(load) == 2
+    assert sorted(json.loads(line) for line in lines) == [
+        [rank, version, [LOGPROB + version]] for rank in range(2) for version in range(2)]
