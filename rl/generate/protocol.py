@@ -86,6 +86,10 @@ class Generator(Protocol):
         """From now on sample from this policy's present weights. Raises SamplerError where they cannot be brought to the sampler."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """What the sampler has to tell since the last call, by the metric's name (sampler/...); empty where there is nothing."""
+        ...
+
     def close(self) -> None:
         """Free what the sampler holds; safe to call twice."""
         ...

@@ -48,6 +48,9 @@ class TransformersGenerator:
     def rest(self) -> None:
         """There is nothing to give back: the cache lives in `generate` alone."""
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         if self._is_copy:
             self._parameters = {}

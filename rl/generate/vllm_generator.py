@@ -81,6 +81,9 @@ class VllmGenerator:
             self._engine.sleep(self._sleep_level)
             self._asleep = True
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         self._engine.close()
         self._files.close()

@@ -1,0 +1,280 @@
+"""One `vllm serve` process that samples from the policy: is it the right one, has it the present version, and what it sampled.
+
+adapter: each version is a LoRA adapter under a name of its own, so that a server that was started anew does not know the name.
+merge: vLLM's workers read the merged checkpoint into the model that they serve. A server that was started anew then serves its old weights
+under the same name; it is told by its process, before and after each completion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from packaging.version import InvalidVersion, Version
+
+from rl.generate.constants import VLLM_VERSIONS
+from rl.generate.errors import SamplerError
+from rl.generate.plan import LogprobsMode
+from rl.generate.protocol import Row, SamplingParameters
+from rl.generate.server_client import Completion, ServerClient, ServerLostError, ServerRefusedError
+
+NUM_PROBE_TOKENS = 16
+PROBE_TEMPERATURE = 2.0  # the highest that the server takes
+PROBE_BOUND = 0.2
+"""Nats, mean over the probe's tokens. Raw log-probabilities of generated tokens are those of the same tokens in a prompt (to 0.07 in
+bfloat16); processed ones are those of a flatter distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFiles:
+    """One policy version. name: of no other version and no other run. path: a folder, an adapter or a merged checkpoint."""
+
+    name: str
+    path: str
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What all servers of a run must be. model: None takes the one that they list first. max_tokens: of a prompt with its completion.
+    launch: the command that starts a right one. probe_token: any token id. files: the present version, None before the first."""
+
+    way: Literal["adapter", "merge"]
+    model: str | None
+    max_tokens: int
+    logprobs_mode: LogprobsMode
+    launch: str
+    probe_token: int
+    files: PolicyFiles | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A completion, by which process it was (merge only), and when it was there (the event loop's clock)."""
+
+    completion: Completion
+    server: PolicyServer
+    process: str | None
+    received_s: float
+
+
+class PolicyServer:
+    """Raises ServerLostError where it does not answer, ServerRefusedError or SamplerError where no later call would do better."""
+
+    def __init__(self, client: ServerClient, wanted: Wanted) -> None:
+        self.url = client.url
+        self.version = ""
+        self.logprobs_mode: LogprobsMode | None = None
+        self._client = client
+        self._wanted = wanted
+        self._model = ""
+        self._files: PolicyFiles | None = None  # the version that it has
+        self._adapters: set[str] = set()
+        self._process: str | None = None  # the one that was given that version by merge
+        self._asked_process = asyncio.Lock()
+        self._seen_process: tuple[float, str] = (-1.0, "")  # when it was asked, and what it said
+        self._bringing = asyncio.Lock()
+        # On a CPU with LoRA enabled, vLLM's engine (0.32) ends when a prompt's log-probabilities are asked for beside other requests.
+        self._scoring = asyncio.Lock()
+
+    async def prepare(self) -> None:
+        await self._client.check_health()
+        # A process that is the same, and was slow or out of reach, needs no check.
+        if self._files is None or not await self.is_well():
+            await self.check()
+        await self.bring()
+
+    async def is_well(self) -> bool:
+        try:
+            await self._client.check_health()
+            if self._wanted.way == "adapter":
+                return self._files is None or self._files.name in [model.name for model in await self._client.models()]
+            return self._process is None or await self._client.process_identity() == self._process
+        except (ServerLostError, ServerRefusedError):
+            return False
+
+    async def check(self) -> None:
+        """Is it vLLM, of a version that we know, and does it serve the model, with room for the longest completion?"""
+        try:
+            self.version = await self._client.version()
+        except ServerRefusedError as error:
+            self._refuse_key(error)
+            raise SamplerError(f"generator.urls: {self.url} is no vLLM server ({error}). Expected the address of a `vllm serve` process "
+                               "without a path, such as http://localhost:8000") from error
+        lowest, above = VLLM_VERSIONS
+        try:
+            is_known = Version(lowest) <= Version(Version(self.version).base_version) < Version(above)
+        except InvalidVersion:
+            is_known = False
+        if not is_known:
+            raise SamplerError(f"generator.urls: {self.url} runs vLLM {self.version}; this version of otherhalf works with >={lowest},"
+                               f"<{above}. Remedy: start it with a vLLM of that range")
+        try:
+            models = await self._client.models()
+        except ServerRefusedError as error:
+            self._refuse_key(error)
+            raise SamplerError(f"generator.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process") from error
+        bases = [model for model in models if model.parent is None]
+        found = [model for model in bases if self._wanted.model in (None, model.name)]
+        if not found:
+            names = ", ".join(model.name for model in bases) or "none"
+            raise SamplerError(f"generator.served_model: {self._wanted.model}, but {self.url} serves {names}. Remedy: "
+                               f"generator.served_model={bases[0].name if bases else 'NAME'}, or another url")
+        self._model = found[0].name
+        # One more than the run needs: scoring a completion of full length generates a token after it.
+        room, needed = found[0].max_tokens, self._wanted.max_tokens + 1
+        if room is not None and room < needed:
+            raise SamplerError(f"generator.urls: {self.url} takes at most {room} tokens (max_model_len), but the longest prompt with the "
+                               f"longest completion and one token more are {needed}. Remedy: start it with --max-model-len {needed} or "
+                               "more, or lower data.max_prompt_tokens or sampling.max_completion_tokens")
+        await self._check_logprobs(min(NUM_PROBE_TOKENS, needed - 3))
+
+    async def bring(self) -> None:
+        """Give it the present version, where it has another."""
+        async with self._bringing:
+            if self._files == self._wanted.files and await self.is_well():
+                return
+            while (files := self._wanted.files) is not None:
+                await self._client.check_health()  # afterwards a 500 is about the files, not about an engine that died before
+                await (self._load_adapter(files) if self._wanted.way == "adapter" else self._load_merged(files))
+                self._files = files
+                if files == self._wanted.files:
+                    return
+
+    def assume(self, process: str | None) -> None:
+        """Another rank brought the present version, to this process."""
+        self._files, self._process = self._wanted.files, process
+        if self._files is not None and self._wanted.way == "adapter":
+            self._adapters.add(self._files.name)
+
+    @property
+    def process(self) -> str | None:
+        return self._process
+
+    async def leave(self) -> None:
+        """Take off what the run has put there and can take off: the adapters. Merged weights stay until others are loaded."""
+        for name in self._adapters:
+            with suppress(ServerLostError, ServerRefusedError):
+                await self._client.unload_adapter(name)
+
+    async def complete(
+        self, prompt: tuple[int, ...], seed: int, parameters: SamplingParameters, stop_token_ids: tuple[int, ...]
+    ) -> Sampled:
+        files, process = self._files, self._process
+        assert files is not None
+        try:
+            completion = await self._client.complete(
+                self._served_name(), prompt, seed, parameters, stop_token_ids, self._cache_salt(files, process))
+        except ServerRefusedError as error:
+            raise self._or_lost(error) from error
+        return Sampled(completion, self, process, asyncio.get_running_loop().time())
+
+    async def score(self, row: Row) -> tuple[float, ...]:
+        files, process = self._files, self._process
+        assert files is not None
+        try:
+            async with self._scoring:
+                logprobs = await self._client.score(self._served_name(), row, self._cache_salt(files, process))
+        except ServerRefusedError as error:
+            raise self._or_lost(error) from error
+        if process is not None and await self._client.process_identity() != process:
+            raise ServerLostError("it was started anew and has other weights")
+        return logprobs
+
+    async def confirm(self, process: str | None, received_s: float) -> bool:
+        """Whether the process that had the version still ran at that time, as far as can be told."""
+        if process is None:
+            return True
+        async with self._asked_process:
+            asked_s, seen = self._seen_process
+            if asked_s < received_s:  # otherwise another completion's question answers this one too
+                asked_s = asyncio.get_running_loop().time()
+                try:
+                    seen = await self._client.process_identity()
+                except (ServerLostError, ServerRefusedError):
+                    return False
+                self._seen_process = asked_s, seen
+        return seen == process
+
+    async def _load_adapter(self, files: PolicyFiles) -> None:
+        try:
+            await self._client.load_adapter(files.name, files.path)
+        except (ServerLostError, ServerRefusedError) as error:
+            if isinstance(error, ServerLostError) and error.status != 500:
+                raise
+            words = str(error)
+            # By another rank, or by a call whose answer was lost.
+            if "has already been loaded" not in words:
+                raise self._adapter_refusal(files, error, words) from error
+        self._adapters.add(files.name)
+        for name in self._adapters - {files.name}:
+            with suppress(ServerRefusedError):
+                await self._client.unload_adapter(name)
+            self._adapters.discard(name)
+
+    def _adapter_refusal(self, files: PolicyFiles, error: ServerLostError | ServerRefusedError, words: str) -> SamplerError:
+        if isinstance(error, ServerRefusedError):
+            self._refuse_key(error)
+        if error.status == 404 and "No adapter found" in words:
+            return SamplerError(f"generator.exchange_dir: the server {self.url} cannot see {files.path} ({words}). Remedy: "
+                                "generator.exchange_dir=DIR, a folder that this machine and the server's see under the same path")
+        if error.status in (404, 405):
+            return SamplerError(f"generator.sync: adapter, but {self.url} does not load adapters while it runs ({words}). Remedy: start it "
+                                f"with {self._wanted.launch}; or generator.sync=merge")
+        return SamplerError(f"generator.sync: adapter, but {self.url} cannot load the adapter in {files.path} ({words}). Remedy: start it "
+                            f"as the adapter needs it: {self._wanted.launch}; or generator.sync=merge")
+
+    async def _load_merged(self, files: PolicyFiles) -> None:
+        try:
+            process = await self._client.process_identity()
+            await self._client.reload_weights(files.path)
+            await self._client.reset_prefix_cache()
+        except ServerRefusedError as error:
+            self._refuse_key(error)
+            raise SamplerError(f"generator.sync: merge, but {self.url} does not load weights while it runs ({error}). Remedy: start it "
+                               f"with {self._wanted.launch}; or generator.sync=adapter") from error
+        except ServerLostError as error:
+            if error.status != 500:
+                raise
+            raise SamplerError(f"generator.sync: merge, but {self.url} could not load the weights in {files.path} ({error}). If it "
+                               "cannot see that folder: generator.exchange_dir=DIR, one that both machines see under the same path. "
+                               f"A failed load ends vLLM's engine: start the server again: {self._wanted.launch}") from error
+        if await self._client.process_identity() != process:
+            raise ServerLostError("it was started anew while it loaded weights")
+        self._process = process
+
+    async def _check_logprobs(self, num_tokens: int) -> None:
+        """Which log-probabilities it reports, by a few tokens at another temperature than 1."""
+        prompt = (self._wanted.probe_token,) * 2
+        sampled = await self._client.complete(
+            self._model, prompt, 0, SamplingParameters(PROBE_TEMPERATURE, 1.0, 0, max(1, num_tokens)), (), "probe")
+        raw = await self._client.score(self._model, (prompt, sampled.token_ids), "probe")
+        distance = sum(abs(a - b) for a, b in zip(sampled.logprobs, raw, strict=True)) / len(raw)
+        self.logprobs_mode = "raw_logprobs" if distance < PROBE_BOUND else "processed_logprobs"
+        if self._wanted.logprobs_mode == "raw_logprobs" and self.logprobs_mode == "processed_logprobs":
+            raise SamplerError(f"generator.urls: {self.url} reports log-probabilities after top_p and top_k; with sampling.top_p < 1 or "
+                               "sampling.top_k the trainer needs those before. Remedy: start it with --logprobs-mode raw_logprobs")
+
+    def refuse_temperature(self, temperature: float) -> None:
+        """Raises SamplerError where its log-probabilities are not those at this temperature."""
+        if temperature != 1.0 and self.logprobs_mode == "raw_logprobs" and self._wanted.logprobs_mode == "processed_logprobs":
+            raise SamplerError(f"generator.urls: {self.url} reports log-probabilities before the temperature, and is to sample at "
+                               f"temperature {temperature:g}. Remedy: start it with --logprobs-mode processed_logprobs")
+
+    def _served_name(self) -> str:
+        assert self._files is not None
+        return self._files.name if self._wanted.way == "adapter" else self._model
+
+    def _cache_salt(self, files: PolicyFiles, process: str | None) -> str:
+        """No version reads the cache of another one, and no process that was given a version what it had cached before."""
+        return f"{files.name} {process}"
+
+    def _or_lost(self, error: ServerRefusedError) -> ServerLostError | ServerRefusedError:
+        """A server that no longer knows its model was started anew."""
+        return ServerLostError(f"it does not know the policy's version any more: {error}") if error.status == 404 else error
+
+    def _refuse_key(self, error: ServerRefusedError) -> None:
+        if error.status in (401, 403):
+            raise SamplerError(f"generator.api_key_env: {self.url} does not accept the API key ({error}). Remedy: "
+                               "generator.api_key_env=NAME of an environment variable that holds the server's key") from error

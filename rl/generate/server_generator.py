@@ -1,0 +1,366 @@
+"""The sampler behind running `vllm serve` processes, one or many, on this machine or others: token ids in and out over HTTP.
+
+One request per completion, with its own seed: the tokens do not depend on which server samples them or on what else it does, and what is
+lost with a server is sampled again as it was. New versions come as files that the servers read (rl/generate/policy_server.py); lost
+servers are left out and taken back (rl/generate/replicas.py). Every rank of a run talks to the same servers; the main rank brings the
+versions. `rest` does nothing: the servers' memory is theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from rl.config import GeneratorSection
+from rl.generate.background_loop import BackgroundLoop
+from rl.generate.completions import CompletedGroups
+from rl.generate.errors import SamplerError
+from rl.generate.plan import SamplerPlan
+from rl.generate.policy_server import PolicyFiles, PolicyServer, Sampled, Wanted
+from rl.generate.protocol import Finished, Request, Row, SamplingParameters
+from rl.generate.replicas import Home, Replica, ReplicaPool
+from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
+from rl.generate.sync import Sync
+from rl.generate.version_files import VersionFiles
+from rl.policy import Policy, lora_rank
+from rl.records import Group
+
+MAX_LORA_RANK = 512
+START_WAIT_S, START_MESSAGE_EVERY_S = 1.0, 10.0
+
+T = TypeVar("T")
+
+
+class ServerGenerator:
+    """Generator (rl/generate/protocol.py) on vLLM servers. The constructor waits until every one of them answers.
+
+    on_outage, on_message: see rl/generate/outages.py; without a listener, what they would be told is logged."""
+
+    def __init__(self, config: GeneratorSection, policy: Policy, plan: SamplerPlan, sync: Sync) -> None:
+        assert sync.way != "shared"
+        self.policy_version = 0
+        self.on_outage: Callable[[str], None] | None = None
+        self.on_message: Callable[[str], None] | None = None
+        self._tokenizer = policy.tokenizer
+        self._eos_token_ids = policy.eos_token_ids
+        self._config = config
+        self._wanted = Wanted(
+            sync.way, config.served_model, plan.max_tokens, plan.logprobs_mode, _launch_line(policy, plan, sync), policy.eos_token_ids[0])
+        self._key = read_key(config.api_key_env)
+        self._urls = _addresses(config.urls)
+        self._folder = (Path(config.exchange_dir).expanduser() if config.exchange_dir else plan.run_dir / "sampler").absolute()
+        self._files: VersionFiles | None = None
+        self._run_name = f"otherhalf-{secrets.token_hex(4)}"
+        self._num_versions = 0
+        # Neither a version nor a proof may come in between the requests of a batch that another thread samples.
+        self._lock = threading.RLock()
+        self._is_closed = False
+        self._logged = ""
+        self._loop = BackgroundLoop("vllm-servers")
+        try:
+            self._loop.run(self._start())
+        except BaseException:
+            self.close()
+            raise
+        versions = ", ".join(sorted({replica.server.version for replica in self._pool.replicas}))
+        count = f"{len(self._urls)} vLLM server{'s' if len(self._urls) > 1 else ''}"
+        self.description = f"sampler: {count} ({versions}); new versions by {sync.way}: {sync.reason}"
+
+    def generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
+    ) -> list[Group]:
+        with self._lock:
+            for replica in self._pool.ready():
+                replica.server.refuse_temperature(parameters.temperature)
+            groups = CompletedGroups(requests, self._tokenizer, parameters.stop_strings, self.policy_version, finished)
+            starts = _first_numbers(requests)
+
+            def add(index: int, sampled: Sequence[Sampled]) -> None:
+                for sample, one in enumerate(sampled):
+                    found = one.completion
+                    groups.add(starts[index] + sample, found.token_ids, found.logprobs, found.finish_reason)
+
+            self._loop.run(self._generate(requests, parameters, add))
+            return groups.groups()
+
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        with self._lock:
+            return self._loop.run(self._score(rows))
+
+    def rest(self) -> None:
+        """The servers' memory is theirs."""
+
+    def take_over(self, policy: Policy, version: int) -> None:
+        with self._lock:
+            self._num_versions += 1
+            brought: tuple[PolicyFiles, dict[str, str | None]] = _from_main_rank(lambda: self._bring(policy, version))
+            self._wanted.files, processes = brought
+            if not _is_main_rank():
+                self._loop.run(self._assume(processes))
+            self.policy_version = version
+
+    def metrics(self) -> dict[str, float]:
+        """Since the last call; sampler/replicas: servers in use now."""
+        with self._lock:
+            counts = self._loop.run(self._read_counts())
+        return {"sampler/replicas": float(len(self._pool.ready())), "sampler/retries": float(counts.retries),
+                "sampler/lost": float(counts.lost), "sampler/taken_back": float(counts.taken_back), "sampler/waited_s": counts.waited_s}
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if not self._lock.acquire(blocking=False):
+            self._loop.post(_end_of_sampling)  # another thread may wait for servers, for ever
+            self._lock.acquire()
+        try:
+            self._loop.run(self._stop())
+            self._loop.close()
+        finally:
+            self._lock.release()
+        if self._files is not None:
+            self._files.close()
+
+    # --- in the loop's thread ----------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        self._clients = [
+            ServerClient(url, self._key, self._config.request_timeout_s, 2 * self._config.max_sequences + 8) for url in self._urls]
+        servers = [PolicyServer(client, self._wanted) for client in self._clients]
+        self._pool = ReplicaPool(servers, self._config.max_sequences, self._say, self._outage)
+        missing = {server.url: "not asked yet" for server in servers}
+        try:
+            async with asyncio.timeout(self._config.start_timeout_s), asyncio.TaskGroup() as tasks:
+                for replica in self._pool.replicas:
+                    tasks.create_task(self._start_one(replica, missing))
+                tasks.create_task(self._say_who_is_missing(missing))
+        except TimeoutError:
+            raise SamplerError(
+                f"generator.urls: after {self._config.start_timeout_s:g} s (generator.start_timeout_s) no vLLM server answers at "
+                f"{_listed(missing)}. Remedy: start it with {self._wanted.launch}; or another url") from None
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _start_one(self, replica: Replica[PolicyServer], missing: dict[str, str]) -> None:
+        server = replica.server
+        while True:
+            try:
+                await server.check()
+            except ServerLostError as error:
+                missing[server.url] = str(error)
+                await asyncio.sleep(START_WAIT_S)
+                continue
+            except ServerRefusedError as error:
+                raise SamplerError(f"generator.urls: {server.url} refuses a request: {error}") from error
+            replica.is_ready = True
+            del missing[server.url]
+            return
+
+    async def _say_who_is_missing(self, missing: dict[str, str]) -> None:
+        waited_s = 0.0
+        while missing:
+            await asyncio.sleep(min(START_WAIT_S, START_MESSAGE_EVERY_S))
+            waited_s += START_WAIT_S
+            if missing and waited_s % START_MESSAGE_EVERY_S == 0:
+                self._say(f"sampler: after {waited_s:g} s no answer yet from {_listed(missing)}")
+
+    async def _generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, add: Callable[[int, Sequence[Sampled]], None]
+    ) -> None:
+        stop_token_ids = tuple(sorted({*self._eos_token_ids, *parameters.stop_token_ids}))
+        self._pool.forget_requests()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for index, request in enumerate(requests):
+                    home = await self._pool.open_home(len(request.seeds))
+                    tasks.create_task(self._one_group(index, request, home, parameters, stop_token_ids, add))
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _one_group(
+        self, index: int, request: Request, home: Home[PolicyServer], parameters: SamplingParameters, stop_token_ids: tuple[int, ...],
+        add: Callable[[int, Sequence[Sampled]], None],
+    ) -> None:
+        sampled: dict[int, Sampled] = {}
+        while True:
+            pending = [sample for sample in range(len(request.seeds)) if sample not in sampled]
+
+            async def one(sample: int, home: Home[PolicyServer] = home) -> None:
+                seed = request.seeds[sample]
+                sampled[sample] = await self._pool.request(
+                    home, lambda server: server.complete(request.prompt.token_ids, seed, parameters, stop_token_ids))
+
+            async with asyncio.TaskGroup() as tasks:
+                for sample in pending:
+                    tasks.create_task(one(sample))
+            for sample, completion in list(sampled.items()):
+                if not await completion.server.confirm(completion.process, completion.received_s):
+                    # Of a server that was started anew, unnoticed: whose weights these tokens are of cannot be told.
+                    del sampled[sample]
+                    await self._pool.doubt(completion.server)
+            if len(sampled) == len(request.seeds):
+                break
+            home = await self._pool.open_home(len(request.seeds) - len(sampled))
+        self._loop.post(lambda: add(index, [sampled[sample] for sample in range(len(request.seeds))]))
+
+    async def _score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        found: list[tuple[float, ...]] = [()] * len(rows)
+
+        async def one(index: int, row: Row, home: Home[PolicyServer]) -> None:
+            found[index] = await self._pool.request(home, lambda server: server.score(row))
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for index, row in enumerate(rows):
+                    tasks.create_task(one(index, row, await self._pool.open_home(1)))
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+        return found
+
+    async def _deliver(self, files: PolicyFiles) -> dict[str, str | None]:
+        """The version on every server that answers, at least one; by address, the process that has it (merge only)."""
+        self._wanted.files = files
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for replica in self._pool.ready():
+                    tasks.create_task(self._deliver_to(replica))
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+        await self._pool.some_ready()  # one that is taken back brings the version with it
+        return {replica.server.url: replica.server.process for replica in self._pool.ready()}
+
+    async def _deliver_to(self, replica: Replica[PolicyServer]) -> None:
+        try:
+            await replica.server.bring()
+        except ServerLostError as error:
+            self._pool.lose(replica, str(error))
+        except ServerRefusedError as error:
+            raise SamplerError(f"generator.urls: {replica.server.url} refuses a request: {error}") from error
+
+    async def _assume(self, processes: dict[str, str | None]) -> None:
+        for replica in self._pool.ready():
+            if replica.server.url in processes:
+                replica.server.assume(processes[replica.server.url])
+            else:
+                self._pool.lose(replica, "the main rank cannot reach it")
+        await self._pool.some_ready()
+
+    async def _read_counts(self) -> Any:
+        return self._pool.read_counts()
+
+    async def _stop(self) -> None:
+        if not hasattr(self, "_pool"):
+            return
+        await self._pool.close()
+        if _is_main_rank():
+            await asyncio.gather(*(replica.server.leave() for replica in self._pool.ready()))
+        await asyncio.gather(*(client.close() for client in self._clients))
+
+    def _say(self, text: str) -> None:
+        self._loop.post(lambda: self._tell(self.on_message, text))
+
+    def _outage(self, text: str) -> None:
+        self._loop.post(lambda: self._tell(self.on_outage, text))
+
+    # --- in the caller's thread --------------------------------------------------------------------------------------
+
+    def _tell(self, listener: Callable[[str], None] | None, text: str) -> None:
+        if listener is not None:
+            listener(text)
+        elif text != self._logged:
+            self._logged = text
+            logging.getLogger(__name__).warning(text)
+
+    def _bring(self, policy: Policy, version: int) -> tuple[PolicyFiles, dict[str, str | None]]:
+        """Write the version, have the servers read it, and remove the one before."""
+        if self._files is None:
+            self._files = VersionFiles(self._folder)
+        before = self._wanted.files
+        with torch.no_grad():
+            path = (self._files.adapter if self._wanted.way == "adapter" else self._files.merged)(policy, version)
+        files = PolicyFiles(f"{self._run_name}-{self._num_versions}-v{version:06d}", str(path))
+        processes = self._loop.run(self._deliver(files))
+        if before is not None and before.path != files.path:
+            self._files.drop(Path(before.path))
+        return files, processes
+
+
+def _end_of_sampling() -> None:
+    raise SamplerError("the sampler was closed while it sampled")
+
+
+def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync) -> str:
+    revision = f" --revision {plan.revision}" if plan.revision else ""
+    serve = f"vllm serve {plan.base_path}{revision} --max-model-len {plan.max_tokens + 1} --logprobs-mode {plan.logprobs_mode}"
+    if sync.way == "merge":
+        return f"VLLM_SERVER_DEV_MODE=1 {serve}"
+    rank = lora_rank(policy)
+    if rank > MAX_LORA_RANK:
+        raise SamplerError(f"lora.rank: {rank}, but vLLM serves adapters of rank {MAX_LORA_RANK} at most. Remedy: generator.sync=merge, or "
+                           f"lora.rank={MAX_LORA_RANK}")
+    room = next(2**power for power in range(3, 10) if 2**power >= rank)
+    return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True {serve} --enable-lora --max-lora-rank {room}"
+
+
+def _addresses(urls: Sequence[str]) -> list[str]:
+    """The addresses without a slash or /v1 at their end. Raises SamplerError for what is none, or for the same one twice."""
+    found: list[str] = []
+    for url in urls:
+        address = url.rstrip("/").removesuffix("/v1").rstrip("/")
+        if not address.startswith(("http://", "https://")):
+            raise SamplerError(f"generator.urls: {url!r}, expected an address that begins with http:// or https://, such as "
+                               "http://localhost:8000")
+        if address in found:
+            raise SamplerError(f"generator.urls: {url} is given twice. Remedy: each server once")
+        found.append(address)
+    return found
+
+
+def _first_numbers(requests: Sequence[Request]) -> list[int]:
+    """The number of each request's first completion, counted through all of them."""
+    starts, total = [], 0
+    for request in requests:
+        starts.append(total)
+        total += len(request.seeds)
+    return starts
+
+
+def _listed(missing: dict[str, str]) -> str:
+    return "; ".join(f"{url} ({reason})" for url, reason in missing.items())
+
+
+def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
+    """One exception of a group, out of nested groups."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _is_main_rank() -> bool:
+    return not distributed.is_available() or not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def _from_main_rank(make: Callable[[], T]) -> T:
+    """What the main rank makes, on every rank; collective where there are several. Its SamplerError is raised on every rank."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return make()
+    outcome: list[Any] = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            outcome[0] = make()
+        except SamplerError as error:
+            outcome[1] = str(error)
+    distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise SamplerError(outcome[1])
+    made: T = outcome[0]
+    return made

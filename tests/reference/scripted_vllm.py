@@ -1,0 +1,180 @@
+"""A small server in a thread that answers as `vllm serve` does, with scripted accidents: what a real one does on a bad day.
+
+Its "model" samples from the seed alone: a completion of seed s is the tokens of `tokens_of(s)`, each with log-probability LOGPROB + the
+number of the version that it has (0 before the first), so that a completion by other weights is told.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+LOGPROB = -9.0
+STOP = 2
+
+
+def tokens_of(seed: int) -> list[int]:
+    return [3 + (seed + i) % 50 for i in range(1 + seed % 5)] + [STOP]
+
+
+@dataclass(frozen=True)
+class Accident:
+    """Instead of the answer to a completion. hang_s: no answer for so long. hang_up: none at all."""
+
+    status: int = 200
+    body: bytes = b""
+    hang_s: float = 0.0
+    hang_up: bool = False
+
+
+Script = Callable[[dict[str, Any], int], Accident | None]
+"""(body of a completion request, its number from 0) -> an accident, or None for the proper answer."""
+
+
+def nothing(body: dict[str, Any], number: int) -> None:
+    return None
+
+
+class _ManyAtOnce(ThreadingHTTPServer):
+    request_queue_size = 512  # http.server's 5 refuses connections that come together
+    daemon_threads = True
+
+
+@dataclass
+class ScriptedVllm:
+    """models: name -> max_model_len. key: the API key that it wants. has_lora, has_dev_mode: whether these endpoints are there."""
+
+    script: Script = nothing
+    models: dict[str, int] = field(default_factory=lambda: {"tiny": 256})
+    version: str = "0.32.0"
+    key: str | None = None
+    has_lora: bool = True
+    has_dev_mode: bool = True
+    is_healthy: bool = True
+    answers_as_page: bool = False
+    delay_s: float = 0.0
+    adapters: dict[str, str] = field(default_factory=dict)
+    weights: str = ""
+    process: int = 1
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    most_at_once: int = 0
+    calls: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at_once = 0
+        self._server = _ManyAtOnce(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> ScriptedVllm:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def start_anew(self) -> None:
+        """What a restart leaves: a new process with the weights that it was started with and no adapter."""
+        self.process += 1
+        self.adapters, self.weights = {}, ""
+
+    def completions(self) -> list[dict[str, Any]]:
+        """The bodies of the requests for samples, in the order of arrival, without those that find out about log-probabilities."""
+        return [body for body in self.bodies if "seed" in body and body["temperature"] != 2.0]
+
+    def _reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        route = path.split("?")[0]
+        if route == "/health":
+            return (200, "") if self.is_healthy else (503, "")
+        if self.answers_as_page:
+            return 200, "<html>welcome</html>"
+        if route == "/version":
+            return 200, {"version": self.version}
+        if route == "/metrics":
+            return 200, f"# HELP\nprocess_start_time_seconds {self.process}\n"
+        if route == "/v1/models":
+            cards = [{"id": name, "parent": None, "max_model_len": room} for name, room in self.models.items()]
+            return 200, {"data": [*cards, *({"id": name, "parent": "tiny"} for name in self.adapters)]}
+        if route == "/v1/load_lora_adapter" and self.has_lora:
+            if not Path(body["lora_path"]).is_dir():
+                return 404, {"error": {"message": f"No adapter found for {body['lora_path']}"}}
+            self.adapters[body["lora_name"]] = body["lora_path"]
+            return 200, "Success"
+        if route == "/v1/unload_lora_adapter" and self.has_lora:
+            return (200, "Success") if self.adapters.pop(body["lora_name"], None) else (404, {"error": {"message": "cannot be found"}})
+        if route == "/collective_rpc" and self.has_dev_mode:
+            if not Path(body["kwargs"]["weights_path"]).is_dir():
+                return 500, {"error": {"message": "Worker failed with error 'no such folder'"}}
+            self.weights = body["kwargs"]["weights_path"]
+            return 200, {"results": [None]}
+        if route == "/reset_prefix_cache" and self.has_dev_mode:
+            return 200, {"success": True}
+        return 404, {"detail": "Not Found"}
+
+    def _complete(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if body["model"] not in (*self.models, *self.adapters):
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+        path = self.adapters.get(body["model"], self.weights)
+        logprob = LOGPROB + (int(path[-6:]) if path else 0)
+        if "prompt_logprobs" in body:
+            prompt = [None, *({str(token): {"logprob": logprob}} for token in body["prompt"][1:])]
+            return 200, {"choices": [{"prompt_logprobs": prompt}]}
+        tokens = tokens_of(body["seed"])
+        choice = {"token_ids": tokens, "logprobs": {"token_logprobs": [logprob] * len(tokens)}, "finish_reason": "stop"}
+        return 200, {"choices": [choice]}
+
+    def _handler(outer) -> type[BaseHTTPRequestHandler]:  # noqa: N805, the handler's methods have a self of their own
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._answer({})
+
+            def do_POST(self) -> None:
+                self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}"))
+
+            def _answer(self, body: dict[str, Any]) -> None:
+                outer.calls.append(self.path)
+                if self.path.startswith("/v1") and outer.key is not None and self.headers["Authorization"] != f"Bearer {outer.key}":
+                    return self._send(401, json.dumps({"error": f"Unauthorized: {self.headers['Authorization']}"}).encode())
+                if self.path != "/v1/completions":
+                    status, reply = outer._reply(self.path, body)
+                    return self._send(status, (reply if isinstance(reply, str) else json.dumps(reply)).encode())
+                with outer._lock:
+                    outer.bodies.append(body)
+                    number = len(outer.completions()) - 1
+                    outer._at_once += 1
+                    outer.most_at_once = max(outer.most_at_once, outer._at_once)
+                is_sample = "seed" in body and body["temperature"] != 2.0
+                accident = outer.script(body, number) if is_sample else None
+                time.sleep(accident.hang_s if accident else outer.delay_s)
+                status, reply = outer._complete(body)
+                with outer._lock:
+                    outer._at_once -= 1
+                if accident is not None and accident.hang_up:
+                    self.close_connection = True
+                    return
+                if accident is not None and accident.status != 200:
+                    return self._send(accident.status, accident.body)
+                self._send(status, json.dumps(reply).encode())
+
+            def _send(self, status: int, body: bytes) -> None:
+                try:
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+                except OSError:  # the client has hung up
+                    self.close_connection = True
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002, the name that http.server gives it
+                pass
+
+        return Handler

@@ -1,0 +1,345 @@
+"""The sampler on vLLM servers against scripted ones: what it makes of each accident, and that no completion is lost or counted twice.
+
+Against real servers: tests/vllm/test_vllm_server.py."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.config import GeneratorSection
+from rl.generate import replicas, server_generator
+from rl.generate.errors import SamplerError
+from rl.generate.plan import LogprobsMode, SamplerPlan
+from rl.generate.protocol import Request, SamplingParameters
+from rl.generate.server_generator import ServerGenerator
+from rl.generate.sync import Sync, Way
+from rl.policy import Policy
+from rl.records import Group
+from tests.reference.chat_server import unused_url
+from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
+from tests.reference.tiny_run import prompts, tiny_policy
+
+SAMPLING = SamplingParameters(1.0, 1.0, 0, 24)
+SERVER_ERROR = Accident(status=500, body=b'{"error": {"message": "out of luck"}}')
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(replicas, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(server_generator, "START_WAIT_S", 0.1)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return tiny_policy()
+
+
+@contextmanager
+def sampler(policy: Policy, folder: Path, servers: list[ScriptedVllm], *, way: Way = "adapter", version: int | None = 3,
+            mode: LogprobsMode = "processed_logprobs", **settings: Any) -> Iterator[ServerGenerator]:
+    """On started servers, with this version brought; settings: of the generator's section."""
+    with ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server)
+        plan = SamplerPlan(200, 1, 0, "models/tiny-arith", None, False, mode, 1, 0, folder)
+        section = GeneratorSection(backend="vllm_server", **{"urls": [server.url for server in servers], "sync": way, **settings})
+        generator = ServerGenerator(section, policy, plan, Sync(way, "as configured"))
+        stack.callback(generator.close)
+        if version is not None:
+            generator.take_over(policy, version)
+        yield generator
+
+
+def requests(count: int, size: int = 4) -> list[Request]:
+    return [Request(prompt, tuple(range(100 * i, 100 * i + size))) for i, prompt in enumerate(prompts(count))]
+
+
+def check(groups: list[Group], asked: list[Request], version: int = 3) -> None:
+    """Every completion is there, at its place, sampled by the version's weights."""
+    assert [group.prompt for group in groups] == [request.prompt for request in asked]
+    for group, request in zip(groups, asked, strict=True):
+        assert [rollout.seed for rollout in group.rollouts] == list(request.seeds)
+        for rollout in group.rollouts:
+            assert list(rollout.token_ids) == tokens_of(rollout.seed)
+            assert set(rollout.logprobs) == {LOGPROB + version}
+            assert rollout.policy_version == version and rollout.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("way", ["adapter", "merge"])
+def test_groups_come_whole_in_order_and_as_they_end(policy: Policy, tmp_path: Path, way: Way) -> None:
+    asked, ended, threads = requests(6), [], set()
+
+    def finished(index: int, group: Group) -> None:
+        ended.append(index)
+        threads.add(threading.current_thread())
+
+    with sampler(policy, tmp_path, [ScriptedVllm(delay_s=0.02), ScriptedVllm()], way=way) as generator:
+        check(generator.generate(asked, SAMPLING, finished), asked)
+        assert sorted(ended) == list(range(6)) and threads == {threading.current_thread()}
+        assert generator.score([((1, 2), (5, 6, 7))]) == [(LOGPROB + 3,) * 3]
+        assert generator.metrics() == {"sampler/replicas": 2.0, "sampler/retries": 0.0, "sampler/lost": 0.0, "sampler/taken_back": 0.0,
+                                       "sampler/waited_s": 0.0}
+        assert generator.description == f"sampler: 2 vLLM servers (0.32.0); new versions by {way}: as configured"
+
+
+def test_completions_of_a_question_share_a_server_and_questions_are_spread(policy: Policy, tmp_path: Path) -> None:
+    servers = [ScriptedVllm(delay_s=0.02), ScriptedVllm(delay_s=0.02)]
+    with sampler(policy, tmp_path, servers) as generator:
+        generator.generate(requests(8), SAMPLING)
+    places = [{body["seed"] // 100 for body in server.completions()} for server in servers]
+    assert not places[0] & places[1] and len(places[0]) == len(places[1]) == 4
+
+
+def test_a_server_gets_no_more_requests_at_once_than_max_sequences(policy: Policy, tmp_path: Path) -> None:
+    server = ScriptedVllm(delay_s=0.05)
+    with sampler(policy, tmp_path, [server], max_sequences=6) as generator:
+        check(generator.generate(requests(6), SAMPLING), requests(6))
+    assert 4 < server.most_at_once <= 6
+
+
+@pytest.mark.parametrize("accident", [SERVER_ERROR, Accident(status=429), Accident(hang_up=True), Accident(hang_s=4.0)])
+def test_a_failed_request_is_sent_again(policy: Policy, tmp_path: Path, accident: Accident) -> None:
+    asked = requests(4)
+    first = ScriptedVllm(script=lambda body, number: accident if number == 1 else None)
+    with sampler(policy, tmp_path, [first, ScriptedVllm()], request_timeout_s=2) as generator:
+        check(generator.generate(asked, SAMPLING), asked)
+        metrics = generator.metrics()
+    assert metrics["sampler/retries"] == 1 and metrics["sampler/lost"] == 0 and metrics["sampler/replicas"] == 2
+
+
+def test_a_request_that_fails_on_healthy_servers_again_and_again_is_an_error(policy: Policy, tmp_path: Path) -> None:
+    poison = ScriptedVllm(script=lambda body, number: SERVER_ERROR if body["seed"] == 101 else None)
+    with sampler(policy, tmp_path, [poison]) as generator, pytest.raises(SamplerError, match=r"failed 6 times.*out of luck.*Remedy"):
+        generator.generate(requests(3), SAMPLING)
+
+
+def test_a_refused_request_is_an_error_with_the_servers_words(policy: Policy, tmp_path: Path) -> None:
+    refusal = Accident(status=400, body=b'{"error": {"message": "seed 101 is unlucky"}}')
+    server = ScriptedVllm(script=lambda body, number: refusal if body["seed"] == 101 else None)
+    with sampler(policy, tmp_path, [server]) as generator, pytest.raises(SamplerError, match="seed 101 is unlucky"):
+        generator.generate(requests(3), SAMPLING)
+
+
+@pytest.mark.parametrize("way", ["adapter", "merge"])
+def test_a_lost_server_is_left_out_and_taken_back_with_the_version(policy: Policy, tmp_path: Path, way: Way) -> None:
+    asked = requests(8)
+    broken = ScriptedVllm()
+
+    def script(body: dict[str, Any], number: int) -> Accident | None:
+        if number == 2:
+            broken.is_healthy = False
+            broken.start_anew()
+        return None if broken.is_healthy else SERVER_ERROR
+
+    broken.script = script
+    messages: list[str] = []
+    with sampler(policy, tmp_path, [broken, ScriptedVllm()], way=way) as generator:
+        generator.on_message = messages.append
+        check(generator.generate(asked, SAMPLING), asked)
+        assert generator.metrics()["sampler/lost"] == 1
+        assert len(generator._pool.ready()) == 1
+        broken.is_healthy = True
+        deadline = time.monotonic() + 10
+        while len(generator._pool.ready()) == 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        broken.bodies.clear()
+        broken.script = lambda body, number: None
+        check(generator.generate(asked, SAMPLING), asked)
+        assert broken.completions() and generator.metrics()["sampler/taken_back"] == 1
+    assert [text for text in messages if "is lost" in text] and [text for text in messages if "is taken back" in text]
+
+
+@pytest.mark.parametrize("way", ["adapter", "merge"])
+def test_a_server_that_was_started_anew_between_two_requests_is_noticed(policy: Policy, tmp_path: Path, way: Way) -> None:
+    """No request fails by itself: the new process serves the old weights under the same name (merge), or lacks the adapter."""
+    asked = requests(4)
+    server = ScriptedVllm()
+    with sampler(policy, tmp_path, [server], way=way) as generator:
+        server.start_anew()
+        check(generator.generate(asked, SAMPLING), asked)
+        metrics = generator.metrics()
+        assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 1 and metrics["sampler/retries"] >= 1
+        server.start_anew()
+        assert generator.score([((1, 2), (5, 6))]) == [(LOGPROB + 3,) * 2]
+
+
+def test_no_two_processes_share_cached_prefixes(policy: Policy, tmp_path: Path) -> None:
+    server = ScriptedVllm()
+    with sampler(policy, tmp_path, [server], way="merge") as generator:
+        server.start_anew()
+        generator.generate(requests(1), SAMPLING)
+        generator.take_over(policy, 4)
+        check(generator.generate(requests(1), SAMPLING), requests(1), version=4)
+    salts = [body["cache_salt"] for body in server.completions()]
+    assert len(salts) == 12 and len(set(salts)) == 3
+
+
+def test_while_no_server_answers_the_run_waits_and_says_so_once(policy: Policy, tmp_path: Path) -> None:
+    asked = requests(6)
+    servers = [ScriptedVllm(), ScriptedVllm()]
+    outages: list[tuple[str, threading.Thread]] = []
+
+    def out(text: str) -> None:
+        outages.append((text, threading.current_thread()))
+        threading.Timer(0.4, come_back).start()
+
+    def come_back() -> None:
+        for server in servers:
+            server.is_healthy, server.script = True, lambda body, number: None
+
+    with sampler(policy, tmp_path, servers) as generator:
+        for server in servers:
+            server.is_healthy, server.script = False, lambda body, number: Accident(hang_up=True)
+        generator.on_outage = out
+        check(generator.generate(asked, SAMPLING), asked)
+        metrics = generator.metrics()
+    assert len(outages) == 1 and outages[0][1] is threading.current_thread()
+    assert all(server.url in outages[0][0] for server in servers)
+    assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 2 and 0.3 < metrics["sampler/waited_s"] < 5
+
+
+def test_who_is_told_of_an_outage_may_end_the_waiting(policy: Policy, tmp_path: Path) -> None:
+    def stop(text: str) -> None:
+        raise KeyboardInterrupt(text)
+
+    server = ScriptedVllm()
+    with sampler(policy, tmp_path, [server]) as generator:
+        server.is_healthy, server.script = False, lambda body, number: Accident(hang_up=True)
+        generator.on_message = lambda text: stop(text) if "still no server" in text else None
+        with pytest.raises(KeyboardInterrupt, match=f"still no server answers .{server.url}"):
+            generator.generate(requests(2), SAMPLING)
+
+
+def test_closing_ends_what_another_thread_waits_for(policy: Policy, tmp_path: Path) -> None:
+    server = ScriptedVllm()
+    ends: list[str] = []
+
+    def sample() -> None:
+        try:
+            generator.generate(requests(2), SAMPLING)
+        except SamplerError as error:
+            ends.append(str(error))
+
+    with sampler(policy, tmp_path, [server]) as generator:
+        server.is_healthy, server.script = False, lambda body, number: Accident(hang_up=True)
+        is_out = threading.Event()
+        generator.on_outage = lambda text: is_out.set()
+        thread = threading.Thread(target=sample)
+        thread.start()
+        assert is_out.wait(10)
+        generator.close()
+        thread.join(10)
+    assert ends == ["the sampler was closed while it sampled"]
+
+
+def test_a_version_waits_for_a_server_too(policy: Policy, tmp_path: Path) -> None:
+    server = ScriptedVllm()
+    with sampler(policy, tmp_path, [server]) as generator:
+        server.is_healthy = False
+        generator.on_outage = lambda text: setattr(server, "is_healthy", True)
+        generator.take_over(policy, 4)
+        assert generator.policy_version == 4
+        check(generator.generate(requests(2), SAMPLING), requests(2), version=4)
+
+
+def test_each_version_has_a_name_of_its_own_and_older_ones_are_removed(policy: Policy, tmp_path: Path) -> None:
+    server, names = ScriptedVllm(), []
+    with sampler(policy, tmp_path, [server], version=None) as generator:
+        for version in (0, 1, 1):
+            generator.take_over(policy, version)
+            [name] = server.adapters
+            names.append(name)
+        assert len(list((tmp_path / "sampler").glob("*/*"))) == 1
+    assert len(set(names)) == 3 and server.adapters == {} and not list((tmp_path / "sampler").glob("*"))
+
+
+def test_what_the_caller_raises_ends_the_sampling(policy: Policy, tmp_path: Path) -> None:
+    def finished(index: int, group: Group) -> None:
+        raise ZeroDivisionError
+
+    server = ScriptedVllm(delay_s=0.05)
+    with sampler(policy, tmp_path, [server], max_sequences=4) as generator:
+        with pytest.raises(ZeroDivisionError):
+            generator.generate(requests(20), SAMPLING, finished)
+        time.sleep(0.2)
+        asked_before = len(server.completions())
+        time.sleep(0.3)
+        assert len(server.completions()) == asked_before < 80
+        ended: list[int] = []
+        check(generator.generate(requests(6), SAMPLING, lambda index, group: ended.append(index)), requests(6))
+        assert sorted(ended) == list(range(6))
+
+
+@pytest.mark.parametrize(("traits", "settings", "message"), [
+    (dict(version="0.24.0"), {}, r"runs vLLM 0\.24\.0.*>=0\.25\.1,<0\.33"),
+    (dict(version="0.33.1"), {}, r"runs vLLM 0\.33\.1"),
+    (dict(answers_as_page=True), {}, r"is no vLLM server .*<html>welcome.*without a path"),
+    (dict(models={"other": 256}), {"served_model": "tiny"}, r"generator\.served_model: tiny, but http.* serves other\."),
+    (dict(models={"tiny": 200}), {}, r"at most 200 tokens.*are 201\. Remedy: start it with --max-model-len 201"),
+    (dict(key="sesame"), {}, r"generator\.api_key_env: .* does not accept the API key"),
+    (dict(key="sesame"), {"api_key_env": "WRONG_KEY"}, r"does not accept the API key .*Bearer \*\*\*"),
+    (dict(), {"api_key_env": "NO_SUCH_KEY"}, r"generator\.api_key_env: NO_SUCH_KEY, but this environment variable is not set"),
+    (dict(has_lora=False), {}, r"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve .* --enable-lora --max-lora-rank 8"),
+    (dict(has_dev_mode=False), {"way": "merge"}, r"does not load weights .*Remedy: start it with VLLM_SERVER_DEV_MODE=1 vllm serve"),
+    (dict(), {"urls": ["localhost:8000"]}, r"'localhost:8000', expected an address that begins with http"),
+    (dict(), {"urls": ["http://localhost:1", "http://localhost:1/v1/"]}, r"http://localhost:1/v1/ is given twice"),
+])
+def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traits: dict[str, Any], settings: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setenv("WRONG_KEY", "open up")
+    with pytest.raises(SamplerError, match=message) as refused, sampler(policy, tmp_path, [ScriptedVllm(**traits)], **settings):
+        pass
+    assert "open up" not in str(refused.value)
+
+
+def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(policy: Policy, tmp_path: Path) -> None:
+    message = r"after 0\.5 s .*start_timeout_s.* no vLLM server answers at http"
+    with (unused_url() as nobody, ScriptedVllm() as server, pytest.raises(SamplerError, match=message) as error,
+          sampler(policy, tmp_path, [], urls=[server.url, nobody], start_timeout_s=0.5)):
+        pass
+    assert nobody.removesuffix("/v1") in str(error.value) and server.url not in str(error.value)
+
+
+def test_log_probabilities_of_the_wrong_kind_are_refused(policy: Policy, tmp_path: Path) -> None:
+    """The scripted server reports them before the temperature."""
+    with sampler(policy, tmp_path, [ScriptedVllm()]) as generator, pytest.raises(SamplerError, match="--logprobs-mode processed_logprobs"):
+        generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 24))
+    with sampler(policy, tmp_path, [ScriptedVllm()], mode="raw_logprobs") as generator:
+        check(generator.generate(requests(1), SamplingParameters(1.0, 0.9, 0, 24)), requests(1))
+
+
+def test_the_right_key_is_sent_and_not_shown(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RIGHT_KEY", "sesame")
+    with sampler(policy, tmp_path, [ScriptedVllm(key="sesame")], api_key_env="RIGHT_KEY") as generator:
+        check(generator.generate(requests(1), SAMPLING), requests(1))
+        assert "sesame" not in repr(generator) + generator.description + repr(generator._clients) + repr(generator._pool.replicas)
+
+
+@pytest.mark.parametrize("way", ["adapter", "merge"])
+def test_of_several_ranks_the_main_one_brings_each_version_once(tmp_path: Path, way: Way) -> None:
+    with ScriptedVllm() as first, ScriptedVllm() as second, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        ranks = [subprocess.Popen([sys.executable, "-m", "tests.reference.two_rank_sampler", str(rank), str(port), way, str(tmp_path),
+                                   first.url, second.url], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+        lines = [line for rank in ranks for line in rank.communicate(timeout=180)[0].splitlines()]
+        assert [rank.returncode for rank in ranks] == [0, 0]
+        load = "/v1/load_lora_adapter" if way == "adapter" else "/collective_rpc"
+        assert first.calls.count(load) == second.calls.count(load) == 2
+    assert sorted(json.loads(line) for line in lines) == [
+        [rank, version, [LOGPROB + version]] for rank in range(2) for version in range(2)]
