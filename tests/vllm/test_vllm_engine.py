@@ -157,6 +157,19 @@ def test_scores_are_those_of_given_completions_at_temperature_one(generator: Vll
         assert scores == pytest.approx(literal_logprobs(policy, prompt, completion).tolist(), abs=FLOAT32)
 
 
+def test_completions_that_fill_the_models_context_are_sampled_and_scored(policy: Policy) -> None:
+    context = policy.causal_lm.config.max_position_embeddings
+    change_adapter(policy, 0.02)
+    made = vllm_sampler(policy, sampler_plan(max_tokens=context), sync="merge")
+    [request] = requests(1, 1)
+    room = context - len(request.prompt.token_ids)
+    [group] = made.generate([request], dataclasses.replace(PLAIN, max_completion_tokens=room))
+    ids = (*group.rollouts[0].token_ids, *([5] * context))[:room]  # as if it had not stopped
+    [scores] = made.score([(request.prompt.token_ids, ids)])
+    assert scores == pytest.approx(literal_logprobs(policy, request.prompt.token_ids, ids).tolist(), abs=5 * FLOAT32)
+    made.close()
+
+
 # ------------------------------------------------------------------ new weights
 
 def test_new_weights_reach_the_sampler_and_its_prefix_cache(generator: VllmGenerator, policy: Policy) -> None:
