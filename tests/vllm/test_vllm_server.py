@@ -88,7 +88,8 @@ def sampler(
 ) -> Iterator[ServerGenerator]:
     plan = SamplerPlan(max_tokens, 1, 0, str(MODEL), None, False, mode, 1, 0, folder)
     section = GeneratorSection(backend="vllm_server", **{
-        "urls": [server.url for server in servers], "sync": way, "api_key_env": "SERVER_KEY", **settings})
+        "urls": [server.url for server in servers], "sync": way, "api_key_env": "SERVER_KEY", "start_timeout_s": 60,
+        **settings})
     generator = ServerGenerator(section, policy, plan, Sync(way, "as configured"))
     try:
         yield generator
@@ -213,7 +214,8 @@ def test_killed_servers_cost_no_completion_and_come_back_with_the_version(server
         if len(ended) == 1:
             doomed.kill()
 
-    with (sampler(policy, tmp_path / "a", servers.pair, "merge", request_timeout_s=60) as generator,
+    # Few at once, so that most groups are still to be sampled when the first one is whole.
+    with (sampler(policy, tmp_path / "a", servers.pair, "merge", max_sequences=8) as generator,
           sampler(policy, tmp_path / "b", servers.pair, "adapter") as by_adapter,
           sampler(policy, tmp_path / "c", servers.pair, "merge") as idle):
         by_adapter.take_over(policy, 7)
