@@ -222,12 +222,13 @@ class Engine:
         self._llm.wake_up()
 
     def close(self) -> None:
-        """Free what the engine holds. Where the process group is the trainer's, that goes with the process: vLLM's shutdown, which it calls
-        at the interpreter's exit too, would destroy the group."""
+        """Free what the engine holds. Where the process group is the trainer's, that goes with the process: vLLM's shutdown, which newer
+        versions call at the interpreter's exit too, would destroy the group."""
         if self._llm is None:
             return
         if not self._owns_process_group:
-            self._engine.engine_core._finalizer.detach()
+            if (at_exit := getattr(self._engine.engine_core, "_finalizer", None)) is not None:
+                at_exit.detach()
             return
         if torch.distributed.is_initialized():  # accelerate's end_training has destroyed it otherwise, and shutdown would fail
             self._engine.engine_core.shutdown()
