@@ -18,7 +18,7 @@ from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_s
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.config_loading import load, resolve_path, to_yaml
-from rl.generate.build import build_generator
+from rl.generate.build import build_generator, check_generator
 from rl.generate.errors import SamplerError
 from rl.generate.plan import SamplerPlan, logprobs_mode
 from rl.generate.protocol import sampling_parameters
@@ -50,8 +50,9 @@ def run(config: RunConfig, resume: Path | None) -> int:
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise PolicyError(f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or with "
                           "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
-    # Before the folder: a model that cannot be had must not move an earlier run aside.
+    # Before the folder: a model or a sampler that cannot be had must not move an earlier run aside.
     policy = load_run_policy(config, inputs, accelerator)
+    check_generator(config.generator, config.sampling, policy)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(config.run_dir)
         if accelerator.is_main_process:

@@ -96,7 +96,7 @@ class Trainer:
         self._hand_over()
         collected = self._parts.collector.collect(self.step_number)
         proof = self._proof.check(self.step_number, self.policy_version, collected)
-        batch = self._with_advantages(collected)
+        batch = groups_with_advantages(self._config, collected)
         counts = self._sampler_counts()  # now: the sampler is asked nothing while it samples ahead
         self._sample_ahead()
         update_started = time.perf_counter()
@@ -146,18 +146,7 @@ class Trainer:
         self._hand_over_times = dict.fromkeys(times, 0.0)
         if not self._config.generator.max_staleness:
             del times["ahead_wait_s"]
-        count: Callable[[], dict[str, float]] | None = getattr(self._parts.generator, "metrics", None)
-        return times | (count() if count is not None else {})
-
-    def _with_advantages(self, collected: Collected) -> list[TrainingGroup]:
-        settings = self._config.advantage
-        advantages = compute_advantages(
-            [scored.rewards for scored in collected.batch], settings.name, settings.std, settings.eps, settings.cap)
-        if self._config.selection.mode != "zero":
-            return [TrainingGroup(scored, values) for scored, values in zip(collected.batch, advantages, strict=True)]
-        # In the order of the draw: behind the others, the refused groups would all be in the last of several minibatches.
-        found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
-        return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
+        return times | self._parts.generator.metrics()
 
     def _staleness(self, batch: list[TrainingGroup]) -> dict[str, float]:
         """Optimiser updates between the version that sampled a completion and the one that trains on it: the mean over the batch."""
@@ -183,16 +172,15 @@ class Trainer:
         self._waiting.watch(self._parts.generator)
         try:
             reason, message = self._train()
+            if message is not None:
+                self._parts.progress.message(message)
+            self.save()  # which waits for what is sampled ahead
         except StoppedWaitingError as stop:
             if self._parts.accelerator.num_processes > 1:
                 # The other processes may be waiting for this one: an exit code makes the launcher end them.
                 raise KeyboardInterrupt from stop
             reason, message = stop.signal, f"{stop}; go on with --resume {self._parts.folder.path}"
             self._parts.progress.message(message)
-            return self._summary(reason, message)
-        if message is not None:
-            self._parts.progress.message(message)
-        self.save()
         return self._summary(reason, message)
 
     def _train(self) -> tuple[str, str | None]:
@@ -420,6 +408,18 @@ class Trainer:
             wall_s=self._totals["wall_s"] + time.perf_counter() - self._clock, peak_rss_gb=peak_rss_gb(),
             num_sampled_tokens=int(self._totals["sampled_tokens"]), seed=self._config.seed, versions=installed_versions(),
         )
+
+
+def groups_with_advantages(config: RunConfig, collected: Collected) -> list[TrainingGroup]:
+    """What a step trains on: the batch, or under `selection.mode: zero` every group that was sampled, refused ones with zeros."""
+    settings = config.advantage
+    advantages = compute_advantages(
+        [scored.rewards for scored in collected.batch], settings.name, settings.std, settings.eps, settings.cap)
+    if config.selection.mode != "zero":
+        return [TrainingGroup(scored, values) for scored, values in zip(collected.batch, advantages, strict=True)]
+    # In the order of the draw: behind the others, the refused groups would all be in the last of several minibatches.
+    found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
+    return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
 
 
 def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -55,6 +55,7 @@ class _Sums:
 
     statistics: list[Tensor] = field(default_factory=list)
     mismatch: list[Tensor] = field(default_factory=list)  # trainer's less sampler's log-probability, of tokens of the present version
+    drift: list[Tensor] = field(default_factory=list)  # the same of tokens that an older version sampled
     importance: list[Tensor] = field(default_factory=list)  # what such a token counts for under the correction
     loss: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
@@ -70,6 +71,15 @@ def learning_rate(config: RunConfig, step: int) -> float:
     progress = (step - optim.warmup_steps) / max(1, config.steps - optim.warmup_steps)
     factor = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + float(np.cos(np.pi * progress)))}
     return optim.lr * factor[optim.schedule]
+
+
+def _spread(name: str, differences: np.ndarray[tuple[int, ...], np.dtype[np.float64]], weights: Tensor) -> dict[str, float]:
+    """differences: absolute, of log-probabilities; weights: importance weights of the same tokens."""
+    return {
+        f"{name}/mean": float(differences.mean()), f"{name}/p95": float(np.quantile(differences, 0.95)),
+        f"{name}/p99": float(np.quantile(differences, 0.99)), f"{name}/max": float(differences.max()),
+        f"{name}/effective_sample_share": effective_sample_share(weights),
+    }
 
 
 class Updater:
@@ -130,7 +140,7 @@ class Updater:
             last = position == len(plan) - 1
             with nullcontext() if last else self._accelerator.no_sync(self._forward):
                 computed = self._logprobs(batch, self._forward, entropy_grad=config.loss.entropy_bonus > 0)
-                old_T, fresh_T = self._old_logprobs(groups, batch, computed.logprobs_N, old, policy_version)
+                old_T, fresh_T, present_T = self._old_logprobs(groups, batch, computed.logprobs_N, old, policy_version)
                 output = self._loss(batch, computed, old_T, min_entropy, num_loss_tokens)
                 # DDP averages gradients over ranks; the denominators are global, so they have to be summed.
                 self._accelerator.backward(output.loss * (weight * self._accelerator.num_processes))
@@ -140,6 +150,7 @@ class Updater:
                 if record_mismatch:
                     sums.mismatch.append((old_T - batch.sampler_logprobs_T)[fresh_T])
                     sums.importance.append(self._importance(batch, old_T)[fresh_T])
+                    sums.drift.append((present_T - batch.sampler_logprobs_T)[~fresh_T])
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.optim.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
@@ -181,15 +192,15 @@ class Updater:
     def _old_logprobs(
         self, groups: Sequence[TrainingGroup], batch: MicroBatch, logprobs_T: Tensor,
         old: dict[tuple[int, int], Tensor] | None, policy_version: int,
-    ) -> tuple[Tensor, Tensor]:
-        """(old log-probabilities [T], which of them are of the present version [T])."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(old log-probabilities [T], which tokens the present version sampled [T], the present version's log-probabilities [T])."""
         old_T = logprobs_T.detach() if old is None else torch.cat(
             [old[s.group, s.rollout] for s in batch.sequences]).to(logprobs_T.device)
         fresh = torch.tensor([
             groups[s.group].group.rollouts[s.rollout].policy_version == policy_version for s in batch.sequences
         ], device=logprobs_T.device)
         fresh_T = fresh[batch.sequence_ids_T]
-        return torch.where(fresh_T, old_T, batch.sampler_logprobs_T), fresh_T
+        return torch.where(fresh_T, old_T, batch.sampler_logprobs_T), fresh_T, old_T
 
     def _loss(
         self, batch: MicroBatch, computed: TokenLogprobs, old_T: Tensor, min_entropy: float, num_loss_tokens: int
@@ -246,11 +257,13 @@ class Updater:
 
         mismatch/mean, p95, p99, max: of |trainer's - sampler's log-probability| in nats, over the trained tokens that the present version
         sampled. mismatch/effective_sample_share: (sum w)^2 / (n sum w^2) of their importance weights w (`_importance`), 1 where sampler
-        and trainer agree."""
+        and trainer agree. staleness/...: the same of the tokens that an older version sampled, with the weights w = pi / pi_sampler that
+        the loss clips: how far the policy has moved since, numerics included."""
         mine = (
             torch.stack(sums.statistics).sum(0).tolist() if sums.statistics else None,
             torch.cat(sums.mismatch).tolist() if sums.mismatch else [],
             torch.cat(sums.importance).tolist() if sums.importance else [], sums.loss,
+            torch.cat(sums.drift).tolist() if sums.drift else [],
         )
         shares = gather_object([mine]) if self._accelerator.num_processes > 1 else [mine]
         present = [torch.tensor(statistics) for statistics, *_ in shares if statistics is not None]
@@ -258,21 +271,20 @@ class Updater:
         if not present:
             return metrics
         means = mean_statistics(torch.stack(present).sum(0))
-        mismatch = np.abs([value for _, values, _, _ in shares for value in values])
+        mismatch = np.abs([value for _, values, *_ in shares for value in values])
+        drift = np.array([value for *_, values in shares for value in values])
         metrics |= {
-            "loss/value": sum(loss for *_, loss in shares) / len(sums.grad_norms),
+            "loss/value": sum(loss for *_, loss, _ in shares) / len(sums.grad_norms),
             "optim/grad_norm": float(np.mean(sums.grad_norms)), "loss/tokens": means["num_tokens"],
             "loss/ratio": means["ratio"], "loss/clip_low_share": means["clip_low"], "loss/clip_high_share": means["clip_high"],
             "loss/kl": means["kl"], "policy/token_entropy": means["entropy"], "loss/corrected_share": means["corrected"],
             "loss/top_entropy_share": means["kept"],
         }
         if mismatch.size:
-            metrics |= {
-                "mismatch/mean": float(mismatch.mean()), "mismatch/p95": float(np.quantile(mismatch, 0.95)),
-                "mismatch/p99": float(np.quantile(mismatch, 0.99)), "mismatch/max": float(mismatch.max()),
-                "mismatch/effective_sample_share": effective_sample_share(
-                    torch.tensor([value for _, _, values, _ in shares for value in values])),
-            }
+            importance = torch.tensor([value for _, _, values, *_ in shares for value in values])
+            metrics |= _spread("mismatch", mismatch, importance)
+        if drift.size:
+            metrics |= _spread("staleness", np.abs(drift), torch.from_numpy(drift).exp())
         return metrics
 
     def rehearse(self, groups: Sequence[TrainingGroup]) -> None:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from rl.config import GeneratorSection
-from rl.generate.plan import SamplerPlan
+from rl.config import GeneratorSection, SamplingSection
+from rl.generate.plan import SamplerPlan, logprobs_mode
 from rl.generate.protocol import Generator
 from rl.generate.sync import choose_sync
-from rl.policy import Policy
+from rl.generate.vllm_engine import check_version, room_for_rank
+from rl.policy import Policy, lora_rank
+
+
+def check_generator(config: GeneratorSection, sampling: SamplingSection, policy: Policy) -> None:
+    """Raises what `build_generator` would raise, as far as it can be told without starting or reaching anything."""
+    sync = choose_sync(config, policy)
+    if config.backend == "transformers":
+        return
+    logprobs_mode(sampling)
+    if sync.way == "adapter":
+        room_for_rank(lora_rank(policy))
+    if config.backend == "vllm":
+        check_version()
+    else:
+        from rl.generate.server_client import read_key
+
+        read_key(config.api_key_env)
 
 
 def build_generator(config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None, *, version: int = 0) -> Generator:

@@ -154,13 +154,13 @@ class Engine:
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         """Log-probabilities of the completions' tokens at temperature 1, by the present weights: vLLM computes the log-probabilities of
-        prompts without its prefix cache."""
+        prompts without its prefix cache, and at temperature 1. The one token that it must sample beside them draws no random number."""
         found: list[tuple[float, ...]] = [()] * len(rows)
 
         def deliver(index: int, output: Any) -> None:
             found[index] = tuple(output.prompt_logprobs.logprobs[-len(rows[index][1]):])
 
-        self._run([((*prompt, *completion), self._parameters(max_tokens=1, prompt_logprobs=0, detokenize=False))
+        self._run([((*prompt, *completion), self._parameters(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False))
                    for prompt, completion in rows], deliver)
         return found
 

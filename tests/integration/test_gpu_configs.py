@@ -83,7 +83,7 @@ def test_the_papers_questions_become_a_file_that_the_configs_read(tmp_path: Path
     request = " Let's think step by step and output the final answer within \\boxed{}."
     rows = [{"prompt": [{"role": "user", "content": "What is $1+1$?" + request}], "reward_model": {"ground_truth": ["2"], "style": "rule"}}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "questions.parquet")
-    script = project_root() / "docs" / "examples" / "numinamath_20k.py"
+    script = project_root() / "docs" / "numinamath_20k.py"
     made = subprocess.run([sys.executable, str(script), str(tmp_path / "questions.parquet")], capture_output=True, text=True, check=True)
     assert json.loads(made.stdout) == {"id": "nm20k/0", "question": "What is $1+1$?", "answer": "2"}
     rows[0]["prompt"][0]["content"] = "What is $1+1$?"  # type: ignore[index]

@@ -161,10 +161,12 @@ def test_an_outage_of_what_is_sampled_ahead_is_saved_by_the_thread_that_trains(
     assert trained_steps(tmp_path / "copy") == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_signal_ends_a_run_that_waits_for_what_is_sampled_ahead(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("call", "steps"), [(3, [1]), (5, [1, 2])])
+def test_a_signal_ends_a_run_that_waits_for_what_is_sampled_ahead(tmp_path: Path, call: int, steps: list[int]) -> None:
+    """Also where the signal is seen between steps, and only saving waits for the sampler (the third call)."""
     settings = (*AHEAD, "evaluation.path=null", "selection.mode=drop")
-    assert run(words(tmp_path / "run", *settings), lambda policy: FailingGenerator(policy, 5, wait_for_ever)) == 0
-    assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM" and trained_steps(tmp_path / "run") == [1, 2]
-    assert list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1].name == "step-000002"
+    assert run(words(tmp_path / "run", *settings), lambda policy: FailingGenerator(policy, call, wait_for_ever)) == 0
+    assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM" and trained_steps(tmp_path / "run") == steps
+    assert list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1].name == f"step-{len(steps):06d}"
     assert resume(tmp_path / "run", *settings) == 0
     assert trained_steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]

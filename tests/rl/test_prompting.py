@@ -155,7 +155,7 @@ def test_every_shipped_template_renders_the_question_once_in_both_ways(name: str
     prompt = PromptRenderer(loaded, build_tokenizer(chat_template)).render(question("WHAT?"))
     assert prompt.text.count("WHAT?") == 1
     assert prompt.text.endswith(loaded.assistant_prefix) and loaded.description
-    assert name in ("question_line", "tiny_chain_sum") or "\\boxed{" in prompt.text
+    assert name in ("question_line", "tiny_chain_sum", "chat_chain_sum") or "\\boxed{" in prompt.text
 
 
 def test_the_published_wordings_are_kept() -> None:
@@ -180,7 +180,7 @@ def test_r1_think_gives_base_models_the_roles_and_opens_the_thinking() -> None:
 
 
 def test_an_unknown_template_names_the_closest_and_all() -> None:
-    with pytest.raises(PromptError, match=r"no template 'boxd'; did you mean boxed\? There are: boxed, plain, "):
+    with pytest.raises(PromptError, match=r"no template 'boxd'; did you mean boxed\? There are: boxed, chat_chain_sum, plain, "):
         load_template("boxd")
 
 

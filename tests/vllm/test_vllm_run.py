@@ -46,7 +46,7 @@ def test_the_tiny_model_learns_as_with_the_embedded_sampler(tmp_path: Path) -> N
     """The same seed does not give the same tokens: the curves agree within the spread of seeds (LOG.md), about 0.06 while they climb."""
     curves = {}
     for backend in ("vllm", "transformers"):
-        train("--config", "configs/quickstart.yaml", f"generator={backend}", f"run_dir={tmp_path / backend}", f"steps={STEPS}")
+        train("--config", "configs/vllm_tiny.yaml", f"generator={backend}", f"run_dir={tmp_path / backend}", f"steps={STEPS}")
         curves[backend] = accuracies(tmp_path / backend)
     assert curves["vllm"].keys() == curves["transformers"].keys() and max(curves["vllm"]) == STEPS
     assert curves["vllm"][0] < 0.45 and curves["vllm"][STEPS] > 0.8

@@ -1,6 +1,6 @@
 """EMPO's training questions as a file that `data.path` reads.
 
-    python docs/examples/numinamath_20k.py NM_20K_1010.parquet > numinamath_20k.jsonl
+    python docs/numinamath_20k.py NM_20K_1010.parquet > numinamath_20k.jsonl
 
 The parquet file is math_data/NM_20K_1010.parquet of the paper's repository (QingyangZhang/EMPO on GitHub, Apache-2.0): chat turns under
 `prompt`, the gold answer under `reward_model.ground_truth`. The request that ends each question is in our template `boxed`: it is cut off.
