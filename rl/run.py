@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -40,13 +41,17 @@ from rl.trainer import Parts, Trainer
 from rl.update import Updater
 from rl.watchdog import Watchdog
 
+OUTAGE = datetime.timedelta(days=7)
+"""How long a process waits in a collective operation for one that waits for its sampler's servers."""
+
 
 def run(config: RunConfig, resume: Path | None) -> int:
     """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit code."""
     transformers_logging.disable_progress_bar()
     inputs = read_inputs(config)
     # None and not an empty list: accelerate warns that the services in the list are not installed.
-    accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir))
+    accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
+                              kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if config.generator.backend == "vllm_server" else [])
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise PolicyError(f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or with "
                           "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
