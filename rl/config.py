@@ -127,9 +127,14 @@ class GeneratorSection(Section):
         if self.sleep == "discard" and self.sync == "adapter":
             raise ValueError("sleep discard drops the base's weights too, which sync adapter does not bring back. Remedy: "
                              "generator.sleep=offload, or generator.sync=merge")
-        for key, value, backend in (("urls", bool(self.urls), "vllm_server"), ("max_staleness", self.max_staleness > 0, "vllm_server"),
-                                    ("sleep", self.sleep != "off", "vllm")):
-            if value and self.backend != backend:
+        is_set = {
+            "vllm": {"memory_share": self.memory_share is not None, "cache_gb": self.cache_gb is not None, "eager": self.eager is not None,
+                     "sleep": self.sleep != "off"},
+            "vllm_server": {"urls": bool(self.urls), "served_model": self.served_model is not None,
+                            "api_key_env": self.api_key_env is not None, "exchange_dir": self.exchange_dir is not None,
+                            "max_staleness": self.max_staleness > 0}}
+        for backend, key in ((backend, key) for backend, keys in is_set.items() for key, value in keys.items() if value):
+            if self.backend != backend:
                 raise ValueError(f"{key} is for backend {backend} and is not read by {self.backend}. Remedy: leave it out, or "
                                  f"generator.backend={backend}")
         return self

@@ -17,7 +17,7 @@ def describe(config: RunConfig) -> str:
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(config.model.dtype, device)
-    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize)
+    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize, on_gpu=device.type == "cuda")
     parts = [
         _section("configuration", to_yaml(config).rstrip()),
         _section("prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),

@@ -1,7 +1,9 @@
 """What a run will need in memory, estimated before the model is loaded: better refused now than out of memory at step 40.
 
-An estimate from the checkpoint's header and the configuration: the worst-case micro-batch, the sampler's cache at full length, the
-optimiser. Real use differs by the allocator's waste and the libraries themselves (0.5 to 0.7 GB on the CPU, counted in).
+An estimate from the checkpoint's header and the configuration: the worst-case micro-batch, the sampler, the optimiser. The embedded
+sampler needs its cache at full length; a vLLM engine in the process its own copy of the weights and, on a GPU, the cache of one sequence at
+least (it takes what is free); servers need nothing here. Real use differs by the allocator's waste and the libraries themselves (0.5 to
+0.7 GB on the CPU, counted in).
 """
 
 from __future__ import annotations
@@ -10,22 +12,27 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PretrainedConfig
 
-from rl.config import ModelSection, RunConfig
+from rl.config import GeneratorSection, ModelSection, RunConfig
 from rl.config_loading import ConfigError, resolve_path
 from rl.generate.constants import MERGE_BELOW_BYTES
+from rl.generate.plan import cache_bytes, engine_cache_bytes
 
+Backend = Literal["transformers", "vllm", "vllm_server"]
 LIBRARIES_BYTES = 600 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of each part; num_parameters of the base, num_trained of what trains."""
+    """Bytes of each part; num_parameters of the base, num_trained of what trains. sampler_copy and cache: of the sampler, 0 where
+    that is elsewhere. backend: generator.backend. is_least_cache: the engine takes more where there is room. sleeps: the engine gives its
+    memory back while training, so that it never meets activations and logits."""
 
     num_parameters: int
     num_trained: int
@@ -35,17 +42,42 @@ class MemoryEstimate:
     activations: int
     logits: int
     cache: int
+    backend: Backend = "transformers"
+    is_least_cache: bool = False
+    sleeps: bool = False
+
+    @property
+    def trainer_bytes(self) -> int:
+        """Everything but the sampler."""
+        return self.base + self.trained + self.activations + self.logits + LIBRARIES_BYTES
+
+    @property
+    def kept_bytes(self) -> int:
+        """What of the trainer stays allocated while sampling: the base, trained weights and AdamW's two moments, but no gradients."""
+        return self.base + self.trained * 3 // 4
+
+    @property
+    def in_turns(self) -> int:
+        """What sleeping saves: the smaller one of what only the sampler and what only training needs."""
+        return min(self.sampler_copy + self.cache, self.activations + self.logits) if self.sleeps else 0
 
     @property
     def total(self) -> int:
-        return self.base + self.sampler_copy + self.trained + self.activations + self.logits + self.cache + LIBRARIES_BYTES
+        return self.trainer_bytes + self.sampler_copy + self.cache - self.in_turns
 
     def lines(self) -> list[str]:
         """For people: one aligned line per part."""
+        copy, cache = ("vLLM's weights", "vLLM's key/value cache") if self.backend == "vllm" else (
+            "sampler's merged copy", "sampler's key/value cache")
         parts = [
-            ("frozen base", self.base), ("sampler's merged copy", self.sampler_copy), ("trained weights, gradients, AdamW", self.trained),
+            ("frozen base", self.base), (copy, self.sampler_copy), ("trained weights, gradients, AdamW", self.trained),
             ("activations of the largest micro-batch", self.activations), ("logits of one chunk", self.logits),
-            ("sampler's key/value cache", self.cache), ("libraries", LIBRARIES_BYTES), ("total, about", self.total)]
+            (cache + ", at least" * self.is_least_cache, self.cache), ("libraries", LIBRARIES_BYTES)]
+        if self.backend == "vllm_server":
+            parts = [(name, size) for name, size in parts if name not in (copy, cache)]
+        if self.sleeps:
+            parts.append(("less what generator.sleep gives back", -self.in_turns))
+        parts.append(("total, about", self.total))
         return [f"{name:<42}{size / 1e9:8.2f} GB" for name, size in parts]
 
 
@@ -68,9 +100,10 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
 
 
 def estimate_memory(
-    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int
+    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int, on_gpu: bool
 ) -> MemoryEstimate | None:
-    """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2 bfloat16."""
+    """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2 bfloat16; on_gpu: the
+    device on which the run trains."""
     folder = checkpoint_folder(config.model)
     shapes = weight_shapes(folder) if folder is not None else None
     if shapes is None:
@@ -85,8 +118,7 @@ def estimate_memory(
     frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
     bytes_per_base_weight = bytes_per_weight if config.lora.enabled else 4
     base = num_parameters * bytes_per_base_weight * frozen_copies
-    sync = config.generator.sync
-    merges = sync == "merge" or (sync == "auto" and num_parameters * bytes_per_base_weight <= MERGE_BELOW_BYTES)
+    generator = config.generator
     row = longest_prompt + config.sampling.max_completion_tokens
     tokens = max(config.optim.micro_batch_tokens, row)
     # Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama architecture.
@@ -94,15 +126,33 @@ def estimate_memory(
     per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + adapter_inputs
     kept_layers = 1 if config.model.gradient_checkpointing else layers
     checkpoints = tokens * layers * hidden * bytes_per_weight if config.model.gradient_checkpointing else 0
+    sampler_copy, cache = _sampler_bytes(
+        generator, row, cache_bytes_per_token(model_config, bytes_per_weight), num_parameters * bytes_per_weight,
+        num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
     return MemoryEstimate(
         num_parameters=num_parameters, num_trained=num_trained, base=base,
-        sampler_copy=num_parameters * bytes_per_weight if merges else 0,
+        sampler_copy=sampler_copy,
         trained=num_trained * 4 * 4,
         activations=tokens * kept_layers * per_token_and_layer + checkpoints,
         logits=4 * min(tokens * vocabulary * 4, 256 * 2**20),
-        # Half as much again while the cache grows into a larger buffer.
-        cache=int(1.5 * config.generator.max_sequences * row * cache_bytes_per_token(model_config, bytes_per_weight)),
+        cache=cache, backend=generator.backend,
+        is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None, sleeps=on_gpu and generator.sleep != "off",
     )
+
+
+def _sampler_bytes(
+    generator: GeneratorSection, row: int, bytes_per_token: int, weights: int, base: int, *, on_gpu: bool
+) -> tuple[int, int]:
+    """Of the sampler's copy of the weights and its cache. row: tokens of the longest prompt with the longest completion; weights: bytes of
+    the model as the sampler holds it; base: as the trainer does."""
+    if generator.backend == "vllm_server":
+        return 0, 0
+    if generator.backend == "vllm":
+        fixed = engine_cache_bytes(generator, row, bytes_per_token, on_gpu=on_gpu)
+        return weights, cache_bytes(1, row, bytes_per_token) if fixed is None else fixed
+    merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES)
+    # Half as much again while the cache grows into a larger buffer.
+    return weights if merges else 0, int(1.5 * generator.max_sequences * row * bytes_per_token)
 
 
 def cache_bytes_per_token(model_config: PretrainedConfig, bytes_per_value: int) -> int:
@@ -117,14 +167,27 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: 
     """Refuse a run that cannot fit. Raises ConfigError with the largest part and what makes it smaller."""
     if estimate is None or estimate.total <= available:
         return
+    cache, sampler_copy = _sampler_remedies(config.generator, estimate)
     remedies = {
         "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=true",
-        "cache": "a lower generator.max_sequences", "sampler_copy": "generator.sync=shared", "base": "model.dtype=bfloat16",
+        "cache": cache, "sampler_copy": sampler_copy, "base": "model.dtype=bfloat16",
         "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens"}
     largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
     raise ConfigError([
         f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the largest part is "
         f"{largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}"])
+
+
+def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> tuple[str, str]:
+    """Against a large cache, and against a large copy of the weights."""
+    if generator.backend == "transformers":
+        return "a lower generator.max_sequences", "generator.sync=shared"
+    if generator.cache_gb is not None:
+        cache = "a lower generator.cache_gb"
+    else:
+        cache = "a lower sampling.max_completion_tokens" if estimate.is_least_cache else "a lower generator.max_sequences"
+    sleep = "generator.sleep=offload, or " if estimate.is_least_cache and not estimate.sleeps else ""
+    return cache, f"{sleep}model.dtype=bfloat16, or servers on another device (generator.backend=vllm_server)"
 
 
 def checkpoint_folder(model: ModelSection, cache: Path | None = None) -> Path | None:

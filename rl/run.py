@@ -116,7 +116,8 @@ def _longest_prompt(inputs: Inputs) -> int:
 def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator) -> Policy:
     """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
     bytes_per_weight = resolve_dtype(config.model.dtype, accelerator.device).itemsize
-    estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight)
+    estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight,
+                               on_gpu=accelerator.device.type == "cuda")
     check_memory(config, estimate, available_memory(accelerator.device, accelerator.num_processes), str(accelerator.device))
     try:
         return load_policy(
@@ -134,11 +135,12 @@ def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator)
 def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int) -> SamplerPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the run will need."""
     longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
-    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize)
+    on_gpu = next(policy.model.parameters()).device.type == "cuda"
+    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu)
     return SamplerPlan(
         max_tokens=longest + config.sampling.max_completion_tokens,
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
-        trainer_bytes=0 if estimate is None else estimate.total - estimate.sampler_copy - estimate.cache,
+        trainer_bytes=0 if estimate is None else estimate.trainer_bytes, kept_bytes=0 if estimate is None else estimate.kept_bytes,
         base_path=str(resolve_path(config.model.path)),
         revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
         logprobs_mode="processed_logprobs" if config.generator.backend == "transformers" else logprobs_mode(config.sampling),

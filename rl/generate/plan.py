@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rl.config import SamplingSection
+from rl.config import GeneratorSection, SamplingSection
 from rl.generate.errors import SamplerError
 
 HIGHEST_TEMPERATURE = 2.0  # vLLM's own bound
+CACHE_BLOCK = 128  # tokens: the largest block that vLLM fills the key/value cache by (on a CPU)
 LogprobsMode = Literal["processed_logprobs", "raw_logprobs"]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerPlan:
     """max_tokens: of the longest prompt with the longest completion. cache_bytes_per_token: key/value cache of one token over all
-    layers. trainer_bytes: what everything but the sampler will need on the device, 0 where it cannot be estimated. base_path: folder or
-    hub id of the base model, with its revision. logprobs_mode: see `logprobs_mode`. num_ranks: training processes. run_dir: the run's
-    folder."""
+    layers. trainer_bytes: what everything but the sampler will need on the device; kept_bytes: what of it stays allocated while sampling;
+    both 0 where they cannot be estimated. base_path: folder or hub id of the base model, with its revision. logprobs_mode: see
+    `logprobs_mode`. num_ranks: training processes. run_dir: the run's folder."""
 
     max_tokens: int
     cache_bytes_per_token: int
@@ -30,6 +31,21 @@ class SamplerPlan:
     num_ranks: int
     seed: int
     run_dir: Path
+    kept_bytes: int = 0
+
+
+def cache_bytes(num_sequences: int, max_tokens: int, bytes_per_token: int) -> int:
+    """Of vLLM's key/value cache that holds num_sequences of max_tokens: each in whole blocks, and one more for the token that scoring
+    generates."""
+    return num_sequences * (-(-max_tokens // CACHE_BLOCK) + 1) * CACHE_BLOCK * bytes_per_token
+
+
+def engine_cache_bytes(config: GeneratorSection, max_tokens: int, bytes_per_token: int, *, on_gpu: bool) -> int | None:
+    """What the engine is told to allocate: cache_gb, on a CPU room for max_sequences of full length; on a GPU None, what the memory share
+    leaves."""
+    if config.cache_gb is not None:
+        return int(config.cache_gb * 1e9)
+    return None if on_gpu else cache_bytes(config.max_sequences, max_tokens, bytes_per_token)
 
 
 def logprobs_mode(sampling: SamplingSection) -> LogprobsMode:

@@ -13,7 +13,7 @@ import torch
 
 from rl.config import GeneratorSection
 from rl.generate.completions import CompletedGroups
-from rl.generate.plan import SamplerPlan
+from rl.generate.plan import SamplerPlan, engine_cache_bytes
 from rl.generate.protocol import Finished, Request, Row, SamplingParameters
 from rl.generate.sync import Sync
 from rl.generate.version_files import VersionFiles
@@ -21,7 +21,6 @@ from rl.generate.vllm_engine import Engine, EngineSettings, Sampled
 from rl.policy import Policy, all_weights, lora_rank, lora_targets
 from rl.records import Group
 
-CACHE_BLOCK = 128  # tokens: the largest block that vLLM fills the key/value cache by (on a CPU)
 GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer and engine both waste some
 
 
@@ -44,7 +43,8 @@ class VllmGenerator:
             max_tokens=plan.max_tokens, max_sequences=config.max_sequences,
             lora_rank=lora_rank(policy) if sync.way == "adapter" else None, lora_targets=lora_targets(policy),
             logprobs_mode=plan.logprobs_mode,
-            memory_share=_memory_share(config, plan, device) if on_gpu else None, cache_bytes=_cache_bytes(config, plan, on_gpu),
+            memory_share=_memory_share(config, plan, device) if on_gpu else None,
+            cache_bytes=engine_cache_bytes(config, plan.max_tokens, plan.cache_bytes_per_token, on_gpu=on_gpu),
             eager=config.eager if config.eager is not None else not on_gpu, can_sleep=self._sleep_level > 0, num_ranks=plan.num_ranks,
             seed=plan.seed))
         self._files = VersionFiles(_shared_memory())
@@ -91,6 +91,7 @@ class VllmGenerator:
     def _wake(self, *, push: bool = True) -> None:
         """push: bring back what discarding has dropped; not needed where new weights follow at once."""
         if self._asleep:
+            torch.cuda.empty_cache()  # the blocks of the trainer's allocator that are free now: the engine takes its memory elsewhere
             self._engine.wake()
             self._asleep = False
             if self._sleep_level == 2 and push:
@@ -107,22 +108,14 @@ class VllmGenerator:
 
 
 def _memory_share(config: GeneratorSection, plan: SamplerPlan, device: torch.device) -> float | None:
-    """Of the GPU's memory: all that is free less what the trainer will still allocate. An engine that sleeps while training takes turns."""
+    """Of the GPU's memory: all that is free less what the trainer will still allocate while the engine is awake: everything, or of an
+    engine that sleeps while training what the trainer keeps between its turns."""
     if config.memory_share is not None:
         return config.memory_share
     free, total = torch.cuda.mem_get_info(device)
-    still_to_come = max(0, plan.trainer_bytes - torch.cuda.memory_reserved(device)) if config.sleep == "off" else 0
+    beside = plan.trainer_bytes if config.sleep == "off" else plan.kept_bytes
+    still_to_come = max(0, beside - torch.cuda.memory_reserved(device))
     return max(0.05, GPU_RESERVE * (free - still_to_come) / total)
-
-
-def _cache_bytes(config: GeneratorSection, plan: SamplerPlan, on_gpu: bool) -> int | None:
-    """On a CPU room for max_sequences of full length; on a GPU None, what the memory share leaves."""
-    if config.cache_gb is not None:
-        return int(config.cache_gb * 1e9)
-    if on_gpu:
-        return None
-    blocks = -(-plan.max_tokens // CACHE_BLOCK) + 1
-    return plan.cache_bytes_per_token * CACHE_BLOCK * blocks * config.max_sequences
 
 
 def _shared_memory() -> Path:

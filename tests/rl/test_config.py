@@ -61,6 +61,27 @@ def test_the_vllm_run_is_the_quick_start_with_another_sampler() -> None:
     assert {key for key, _, _ in differences(quick, vllm)} == {"run_dir", "generator.backend"}
 
 
+OF_ENGINES = ["memory_share=0.5", "cache_gb=1", "eager=false", "sleep=offload"]
+OF_SERVERS = ["served_model=base", "api_key_env=KEY", "exchange_dir=/shared", "max_staleness=1"]
+SERVERS = "generator={backend: vllm_server, urls: [http://localhost:8000]}"
+
+
+@pytest.mark.parametrize(("generator", "settings", "reader"), [
+    ("generator=transformers", [*OF_SERVERS, "urls=[http://localhost:8000]"], "vllm_server"),
+    ("generator=vllm", [*OF_SERVERS, "urls=[http://localhost:8000]"], "vllm_server"),
+    ("generator=transformers", OF_ENGINES, "vllm"), (SERVERS, OF_ENGINES, "vllm")])
+def test_a_setting_that_the_backend_does_not_read_is_refused(generator: str, settings: list[str], reader: str) -> None:
+    for setting in settings:
+        with pytest.raises(ConfigError, match=rf"{setting.split('=')[0]} is for backend {reader} .*Remedy: leave it out, or generator"):
+            load(None, [generator, f"generator.{setting}"])
+
+
+@pytest.mark.parametrize(("generator", "settings"), [("generator=vllm", OF_ENGINES), (SERVERS, OF_SERVERS)])
+def test_a_backend_takes_the_settings_that_it_reads(generator: str, settings: list[str]) -> None:
+    found = load(None, [generator, *(f"generator.{setting}" for setting in settings), "loss.correction.mode=truncate"]).generator
+    assert found.model_fields_set >= {setting.split("=")[0] for setting in settings}
+
+
 def test_an_empty_file_and_no_file_give_the_defaults(tmp_path: Path) -> None:
     assert load(write(tmp_path, "# nothing\n"), []) == load(None, []) == RunConfig()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, Gemma3Config
 from rl.config import ModelSection, RunConfig
 from rl.config_loading import ConfigError, resolve_path
 from rl.generate.constants import MERGE_BELOW_BYTES
+from rl.generate.plan import engine_cache_bytes
 from rl.memory import LIBRARIES_BYTES, MemoryEstimate, available_memory, check_memory, checkpoint_folder, estimate_memory, weight_shapes
 from tests.reference.tiny_run import tiny_config, tiny_policy
 
@@ -21,8 +23,8 @@ BASE = resolve_path("models/tiny-arith")
 NUM_PARAMETERS = 99 * 128 + 4 * (4 * 128 * 128 + 3 * 128 * 352 + 2 * 128) + 128
 
 
-def estimate(config: RunConfig, longest_prompt: int = 10, bytes_per_weight: int = 4) -> MemoryEstimate:
-    found = estimate_memory(config, AutoConfig.from_pretrained(BASE), longest_prompt, bytes_per_weight=bytes_per_weight)
+def estimate(config: RunConfig, longest_prompt: int = 10, bytes_per_weight: int = 4, *, on_gpu: bool = False) -> MemoryEstimate:
+    found = estimate_memory(config, AutoConfig.from_pretrained(BASE), longest_prompt, bytes_per_weight=bytes_per_weight, on_gpu=on_gpu)
     assert found is not None
     return found
 
@@ -39,6 +41,7 @@ def test_weights_are_counted_as_by_hand_and_as_in_the_loaded_policy(rank: int) -
     assert found.num_trained == trained
     assert found.base == policy.base_bytes == found.sampler_copy == 4 * NUM_PARAMETERS
     assert found.trained == 16 * trained
+    assert found.kept_bytes == found.base + 12 * trained  # weights and AdamW's two moments in float32
 
 
 def test_named_targets_and_full_parameters_are_counted_as_loaded() -> None:
@@ -92,6 +95,53 @@ def test_the_total_is_the_sum_of_the_lines() -> None:
     assert [line.split()[-2:] for line in found.lines()] == [[f"{size / 1e9:.2f}", "GB"] for size in (*parts, found.total)]
 
 
+TOKEN_BYTES = 4 * 2 * 4 * 32 * 4  # layers, keys and values, heads, width, bytes
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_servers_need_nothing_on_the_trainers_device(on_gpu: bool) -> None:
+    found = estimate(tiny_config("generator={backend: vllm_server, urls: [http://localhost:1], sync: merge}"), on_gpu=on_gpu)
+    assert found.sampler_copy == found.cache == 0
+    assert found.total == found.trainer_bytes == estimate(tiny_config()).trainer_bytes
+    assert not [line for line in found.lines() if "cache" in line or "copy" in line or "vLLM" in line]
+
+
+def test_the_engine_on_a_cpu_holds_the_weights_and_the_cache_that_it_is_told_to_allocate() -> None:
+    config = tiny_config("generator=vllm", "generator.max_sequences=50", "sampling.max_completion_tokens=130")
+    found = estimate(config, longest_prompt=10)
+    assert found.sampler_copy == 4 * NUM_PARAMETERS
+    # 140 tokens are two blocks of 128, and one more.
+    assert found.cache == 50 * 3 * 128 * TOKEN_BYTES == engine_cache_bytes(config.generator, 140, TOKEN_BYTES, on_gpu=False)
+    names = [line[:42].rstrip() for line in found.lines()]
+    assert names[1] == "vLLM's weights" and names[5] == "vLLM's key/value cache"
+
+
+@pytest.mark.parametrize("sync", ["auto", "adapter", "merge"])
+def test_the_engine_on_a_gpu_needs_its_weights_and_the_cache_of_one_sequence_however_many_it_may_decode(sync: str) -> None:
+    config = tiny_config("generator=vllm", f"generator.sync={sync}", "generator.max_sequences=5000", "sampling.max_completion_tokens=130")
+    found = estimate(config, bytes_per_weight=2, on_gpu=True)
+    assert (found.sampler_copy, found.cache) == (2 * NUM_PARAMETERS, 3 * 128 * TOKEN_BYTES / 2)
+    assert found.lines()[5].startswith("vLLM's key/value cache, at least  ")
+    assert engine_cache_bytes(config.generator, 140, TOKEN_BYTES, on_gpu=True) is None
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_cache_of_a_given_size_is_counted_as_such(on_gpu: bool) -> None:
+    found = estimate(tiny_config("generator=vllm", "generator.cache_gb=1.5"), on_gpu=on_gpu)
+    assert found.cache == 1_500_000_000
+    assert found.lines()[5].startswith("vLLM's key/value cache   ")
+
+
+def test_a_sleeping_engine_and_the_activations_take_turns_on_a_gpu() -> None:
+    overrides = ("generator=vllm", "generator.cache_gb=1.5", "generator.sleep=offload")
+    awake, sleeping = (estimate(tiny_config(*overrides[:count]), on_gpu=True) for count in (2, 3))
+    assert awake.in_turns == 0
+    assert sleeping.in_turns == awake.activations + awake.logits < awake.sampler_copy + awake.cache
+    assert sleeping.total == awake.total - sleeping.in_turns and sleeping.trainer_bytes == awake.trainer_bytes
+    assert sleeping.lines()[-2].split()[-2:] == [f"-{sleeping.in_turns / 1e9:.2f}", "GB"]
+    assert estimate(tiny_config(*overrides)).in_turns == 0  # on a CPU there is no such mode
+
+
 def test_headers_of_several_files_are_read_together_and_a_hub_id_has_none(tmp_path: Path) -> None:
     shapes = weight_shapes(BASE)
     assert shapes is not None and shapes["model.embed_tokens.weight"] == (99, 128) and len(shapes) == 38
@@ -99,10 +149,16 @@ def test_headers_of_several_files_are_read_together_and_a_hub_id_has_none(tmp_pa
     shutil.copy(BASE / "model.safetensors", tmp_path / "model-00002-of-00002.safetensors")
     assert weight_shapes(tmp_path) == shapes
     assert weight_shapes(Path("org/some-model")) is None
-    assert estimate_memory(tiny_config("model=org/some-model"), AutoConfig.from_pretrained(BASE), 5, bytes_per_weight=4) is None
+    assert estimate_memory(
+        tiny_config("model=org/some-model"), AutoConfig.from_pretrained(BASE), 5, bytes_per_weight=4, on_gpu=False) is None
 
 
 EMPTY = MemoryEstimate(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def with_part(estimate: MemoryEstimate, part: str, size: int) -> MemoryEstimate:
+    change: dict[str, Any] = {part: size}
+    return dataclasses.replace(estimate, **change)
 
 
 @pytest.mark.parametrize(("part", "remedy"), [
@@ -110,10 +166,23 @@ EMPTY = MemoryEstimate(0, 0, 0, 0, 0, 0, 0, 0)
     ("sampler_copy", r"generator\.sync=shared"), ("base", r"model\.dtype=bfloat16"), ("trained", r"lora\.rank"),
     ("logits", r"optim\.micro_batch_tokens")])
 def test_the_refusal_names_the_largest_part_and_what_makes_it_smaller(part: str, remedy: str) -> None:
-    needed = dataclasses.replace(EMPTY, **{part: 40 * 10**9})
+    needed = with_part(EMPTY, part, 40 * 10**9)
     sizes = rf"needs about 40\.6 GB and here has 8\.0 GB free; the largest part is {part} with 40\.0 GB"
     with pytest.raises(ConfigError, match=rf"{sizes}\. Remedy: .*{remedy}"):
         check_memory(tiny_config(), needed, 8 * 10**9, "here")
+
+
+@pytest.mark.parametrize(("part", "overrides", "on_gpu", "remedy"), [
+    ("cache", [], False, "generator.max_sequences=1"), ("cache", [], True, "sampling.max_completion_tokens=1"),
+    ("cache", ["generator.cache_gb=9"], True, "generator.cache_gb=1"), ("sampler_copy", [], True, "generator.sleep=offload"),
+    ("sampler_copy", [], False, "model.dtype=bfloat16"), ("sampler_copy", ["generator.sleep=offload"], True, "model.dtype=bfloat16")])
+def test_the_remedies_for_an_engine_are_settings_that_it_accepts(part: str, overrides: list[str], on_gpu: bool, remedy: str) -> None:
+    config = tiny_config("generator=vllm", *overrides)
+    needed = with_part(estimate(config, on_gpu=on_gpu), part, 40 * 10**9)
+    with pytest.raises(ConfigError, match=rf"the largest part is {part} .*Remedy: (a lower )?{remedy.split('=')[0]}") as refused:
+        check_memory(config, needed, 8 * 10**9, "here")
+    assert "shared" not in str(refused.value)
+    tiny_config("generator=vllm", *overrides, remedy)  # is a valid configuration
 
 
 def test_what_fits_exactly_is_not_refused_and_one_byte_less_is() -> None:
@@ -151,4 +220,5 @@ def test_a_multimodal_models_language_model_counts() -> None:
                                       "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32})
     assert not hasattr(outer, "hidden_size")
     config = tiny_config()
-    assert estimate_memory(config, outer, 10, bytes_per_weight=4) == estimate_memory(config, plain, 10, bytes_per_weight=4)
+    assert estimate_memory(config, outer, 10, bytes_per_weight=4, on_gpu=False) == estimate_memory(
+        config, plain, 10, bytes_per_weight=4, on_gpu=False)
