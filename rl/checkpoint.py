@@ -236,7 +236,8 @@ def _copy_adapter(stored: dict[str, torch.Tensor], policy: Policy) -> None:
 
 def _save_weights(folder: Path, policy: Policy) -> None:
     if isinstance(policy.model, PeftModel):
-        policy.model.save_pretrained(folder / "adapter")
+        # "auto" asks the hub for the base's config.json.
+        policy.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     else:
         assert isinstance(policy.model, PreTrainedModel)
         policy.model.save_pretrained(folder / "model")

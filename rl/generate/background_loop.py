@@ -9,41 +9,74 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 END_TIMEOUT_S = 5.0  # for a cancelled coroutine to end
 
 T = TypeVar("T")
+Acts = queue.SimpleQueue[Callable[[], None] | None]  # None: the coroutine has ended
+
+_acts_of_call: ContextVar[Acts] = ContextVar("acts_of_call")  # tasks inherit it from the call of `run` that began them
 
 
 class BackgroundLoop:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._acts: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: list[Acts] = []  # one for each call of `run` under way
+        self._unclaimed: Acts = queue.SimpleQueue()
+        self._lock = threading.RLock()  # a signal's handler may post, or close, while its thread holds it
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def post(self, act: Callable[[], None]) -> None:
-        """Have this done by the thread that waits in `run`, or by the next one that does."""
-        self._acts.put(act)
+        """Have this done by the thread that waits in `run` for what posts it; from elsewhere, by one that waits, or the next that does."""
+        with self._lock:
+            own = _acts_of_call.get(None)
+            if own is not None and own in self._waiting:
+                own.put(act)
+            else:
+                (self._waiting[0] if self._waiting else self._unclaimed).put(act)
+
+    def drop_acts(self) -> None:
+        """Forget what was posted while nobody waited."""
+        with self._lock:
+            self._unclaimed = queue.SimpleQueue()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The coroutine's result. What is posted is done in the order of posting. When that raises, the coroutine is cancelled, and what
         is still to be done is dropped."""
+        acts: Acts = queue.SimpleQueue()
         has_ended = threading.Event()
-        future = asyncio.run_coroutine_threadsafe(_ending(coroutine, has_ended), self._loop)
-        is_done = _nothing()
-        future.add_done_callback(lambda _: self._acts.put(is_done))
+        with self._lock:
+            _move(self._unclaimed, acts)
+            self._waiting.append(acts)
         try:
-            while (act := self._acts.get()) is not is_done:
-                act()
-            return future.result()
-        except BaseException:
-            future.cancel()
-            has_ended.wait(END_TIMEOUT_S)
-            while not self._acts.empty():
-                self._acts.get()
-            raise
+            future = self._begin(_ending(coroutine, has_ended), acts)
+            try:
+                while (act := acts.get()) is not None:
+                    act()
+                result = future.result()
+            except BaseException:
+                future.cancel()
+                has_ended.wait(END_TIMEOUT_S)
+                _move(acts, queue.SimpleQueue())
+                raise
+            return result
+        finally:
+            with self._lock:
+                self._waiting.remove(acts)
+                _move(acts, self._unclaimed)  # of tasks that go on after the coroutine
+
+    def _begin(self, coroutine: Coroutine[Any, Any, T], acts: Acts) -> Future[T]:
+        token = _acts_of_call.set(acts)
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        finally:
+            _acts_of_call.reset(token)
+        future.add_done_callback(lambda _: acts.put(None))
+        return future
 
     def close(self) -> None:
         if self._loop.is_closed():
@@ -60,6 +93,7 @@ async def _ending(coroutine: Coroutine[Any, Any, T], has_ended: threading.Event)
         has_ended.set()
 
 
-def _nothing() -> Callable[[], None]:
-    """Marks the end of one call; a leftover mark of another call does nothing."""
-    return lambda: None
+def _move(acts: Acts, to: Acts) -> None:
+    while not acts.empty():
+        if (act := acts.get()) is not None:
+            to.put(act)

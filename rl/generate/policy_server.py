@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from packaging.version import InvalidVersion, Version
@@ -38,7 +38,8 @@ class PolicyFiles:
 @dataclass(slots=True)
 class Wanted:
     """What all servers of a run must be. model: None takes the one that they list first. max_tokens: of a prompt with its completion.
-    launch: the command that starts a right one. probe_token: any token id. files: the present version, None before the first."""
+    launch: the command that starts a right one. probe_token: any token id. files: the present version, None before the first.
+    temperatures: those that the run has sampled at so far."""
 
     way: Literal["adapter", "merge"]
     model: str | None
@@ -47,6 +48,7 @@ class Wanted:
     launch: str
     probe_token: int
     files: PolicyFiles | None = None
+    temperatures: set[float] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,9 @@ class PolicyServer:
         if self._wanted.logprobs_mode == "raw_logprobs" and self.logprobs_mode == "processed_logprobs":
             raise SamplerError(f"generator.urls: {self.url} reports log-probabilities after top_p and top_k; with sampling.top_p < 1 or "
                                "sampling.top_k the trainer needs those before. Remedy: start it with --logprobs-mode raw_logprobs")
+        # One that comes back with another mode is left out, rather than ending the run at its next batch.
+        for temperature in self._wanted.temperatures:
+            self.refuse_temperature(temperature)
 
     def refuse_temperature(self, temperature: float) -> None:
         """Raises SamplerError where its log-probabilities are not those at this temperature."""

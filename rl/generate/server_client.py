@@ -93,7 +93,7 @@ class ServerClient:
         reply = await self._call("GET", "/version")
         version = reply.get("version") if isinstance(reply, dict) else None
         if not isinstance(version, str):
-            raise ServerRefusedError(200, f"GET /version gave {_shortened(str(reply))}")
+            raise ServerRefusedError(200, f"GET /version gave {self._words(str(reply))}")
         return version
 
     async def check_health(self) -> None:
@@ -104,7 +104,7 @@ class ServerClient:
         try:
             return [ServedModel(card["id"], card.get("parent"), card.get("max_model_len")) for card in reply["data"]]
         except (KeyError, TypeError, AttributeError) as error:
-            raise ServerRefusedError(200, f"GET /v1/models gave {_shortened(str(reply))}") from error
+            raise ServerRefusedError(200, f"GET /v1/models gave {self._words(str(reply))}") from error
 
     async def process_identity(self) -> str:
         """A text that is another one after the server was started anew: when its process began, or (a server of several API processes
@@ -150,9 +150,10 @@ class ServerClient:
             [choice] = reply["choices"]
             token_ids, logprobs, reason = tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]), choice["finish_reason"]
         except (KeyError, TypeError, ValueError) as error:
-            raise ServerRefusedError(200, f"no completion with token ids and log-probabilities: {_shortened(str(reply))}") from error
+            raise ServerRefusedError(200, f"no completion with token ids and log-probabilities: {self._words(str(reply))}") from error
         if reason not in ("stop", "length") or not token_ids or len(token_ids) != len(logprobs):
-            raise ServerLostError(f"a completion of {len(token_ids)} tokens and {len(logprobs)} log-probabilities ended with {reason!r}")
+            raise ServerLostError(f"a completion of {len(token_ids)} tokens and {len(logprobs)} log-probabilities ended with "
+                                  f"{self._words(repr(reason))}")
         return Completion(token_ids, logprobs, reason)
 
     async def score(self, model: str, row: Row, cache_salt: str) -> tuple[float, ...]:
@@ -165,7 +166,7 @@ class ServerClient:
             found = reply["choices"][0]["prompt_logprobs"][-len(completion):]
             return tuple(float(of_token[str(token)]["logprob"]) for of_token, token in zip(found, completion, strict=True))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ServerRefusedError(200, f"no log-probabilities of the prompt: {_shortened(str(reply))}") from error
+            raise ServerRefusedError(200, f"no log-probabilities of the prompt: {self._words(str(reply))}") from error
 
     async def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, query: dict[str, str] | None = None,
@@ -178,18 +179,26 @@ class ServerClient:
         except TimeoutError:
             raise ServerLostError(f"no reply to {method} {path} within {timeout_s:g} s") from None
         except httpx2.RequestError as error:
-            raise ServerLostError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from None
+            raise ServerLostError(type(error).__name__ + (f": {self._words(str(error))}" if str(error) else "")) from None
         status = response.status_code
         if status == 200:
             try:
                 return json.loads(response.content)
             except ValueError:
                 return response.text
-        # A server may repeat the key; messages end up in logs.
-        words = _shortened(_message(response.text.replace(self._key, "***") if self._key else response.text))
+        words = self._words(_message(response.text))
         if status >= 500 or status in _ASKED_AGAIN:
             raise ServerLostError(f"HTTP {status} to {method} {path}: {words}", status)
         raise ServerRefusedError(status, words)
+
+    def _words(self, text: str, length: int = 300) -> str:
+        """What may be shown of a server's text: one line, shortened, and without the key, which a server may repeat: messages end up in
+        logs."""
+        if self._key:
+            for form in (self._key, json.dumps(self._key)[1:-1], repr(self._key)[1:-1]):
+                text = text.replace(form, "***")
+        text = " ".join(text.split())
+        return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _message(text: str) -> str:
@@ -202,8 +211,3 @@ def _message(text: str) -> str:
         error = reply.get("error")
         return str(error.get("message", error) if isinstance(error, dict) else error or reply.get("detail") or reply)
     return text
-
-
-def _shortened(text: str, length: int = 300) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 3] + "..."

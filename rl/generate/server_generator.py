@@ -15,7 +15,9 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+import httpx2
 import torch
 from torch import distributed
 
@@ -78,6 +80,7 @@ class ServerGenerator:
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
     ) -> list[Group]:
         with self._lock:
+            self._wanted.temperatures.add(parameters.temperature)
             for replica in self._pool.ready():
                 replica.server.refuse_temperature(parameters.temperature)
             groups = CompletedGroups(requests, self._tokenizer, parameters.stop_strings, self.policy_version, finished)
@@ -118,16 +121,18 @@ class ServerGenerator:
         if self._is_closed:
             return
         self._is_closed = True
+        self.on_outage = self.on_message = None  # a listener may raise, and nothing here is to be left out for that
         if not self._lock.acquire(blocking=False):
             self._loop.post(_end_of_sampling)  # another thread may wait for servers, for ever
             self._lock.acquire()
         try:
+            self._loop.drop_acts()  # the sampling may have ended by itself before it was told to
             self._loop.run(self._stop())
-            self._loop.close()
         finally:
+            self._loop.close()
             self._lock.release()
-        if self._files is not None:
-            self._files.close()
+            if self._files is not None:
+                self._files.close()
 
     # --- in the loop's thread ----------------------------------------------------------------------------------------
 
@@ -280,17 +285,16 @@ class ServerGenerator:
             logging.getLogger(__name__).warning(text)
 
     def _bring(self, policy: Policy, version: int) -> tuple[PolicyFiles, dict[str, str | None]]:
-        """Write the version, have the servers read it, and remove the one before."""
+        """Write the version and have the servers read it. The one before stays until the next: a server that is being taken back may
+        still read it."""
         if self._files is None:
-            self._files = VersionFiles(self._folder)
-        before = self._wanted.files
+            # The run's own folder, unlike exchange_dir, is no other run's.
+            self._files = VersionFiles(self._folder, owns_parent=self._config.exchange_dir is None)
+        self._files.drop_all_but_last()
         with torch.no_grad():
             path = (self._files.adapter if self._wanted.way == "adapter" else self._files.merged)(policy, version)
         files = PolicyFiles(f"{self._run_name}-{self._num_versions}-v{version:06d}", str(path))
-        processes = self._loop.run(self._deliver(files))
-        if before is not None and before.path != files.path:
-            self._files.drop(Path(before.path))
-        return files, processes
+        return files, self._loop.run(self._deliver(files))
 
 
 def _end_of_sampling() -> None:
@@ -318,6 +322,15 @@ def _addresses(urls: Sequence[str]) -> list[str]:
         if not address.startswith(("http://", "https://")):
             raise SamplerError(f"generator.urls: {url!r}, expected an address that begins with http:// or https://, such as "
                                "http://localhost:8000")
+        try:
+            parts = urlsplit(address)
+            fits = bool(parts.hostname) and parts.port != 0  # a port that is no number up to 65535 is a ValueError
+            httpx2.URL(address)
+        except (ValueError, httpx2.InvalidURL):
+            fits = False
+        if not fits:
+            raise SamplerError(f"generator.urls: {url!r}, expected http://HOST:PORT with a host and a port from 1 to 65535, such as "
+                               "http://localhost:8000 or http://[::1]:8000")
         if address in found:
             raise SamplerError(f"generator.urls: {url} is given twice. Remedy: each server once")
         found.append(address)

@@ -6,45 +6,62 @@ adapter, and a name is never used for two versions.
 
 from __future__ import annotations
 
-import os
+import copy
+import secrets
 import shutil
 from pathlib import Path
 
-import torch
 from peft import PeftModel
 
-from rl.policy import Policy, merged_weights
+from rl.policy import Policy, all_weights
+
+_PREFIX = "policy-versions-"
 
 
 class VersionFiles:
-    """Writes into a folder of its own below `parent`, which `close` removes."""
+    """Writes into a folder of its own below `parent`, which `close` removes.
 
-    def __init__(self, parent: Path) -> None:
-        self._folder = parent / f"policy-versions-{os.getpid()}"
-        shutil.rmtree(self._folder, ignore_errors=True)  # of a process that had this number and was killed
+    owns_parent: nothing else writes versions below `parent`, so what is there was left by a process that was killed, and is removed."""
+
+    def __init__(self, parent: Path, *, owns_parent: bool = False) -> None:
+        if owns_parent:
+            for left in parent.glob(f"{_PREFIX}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        # Not tempfile.mkdtemp, whose folders are closed to other users: a server may run as one. Not the process's number, which another
+        # container that shares the folder may have too.
+        self._folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
         self._folder.mkdir(parents=True)
+        self._written: list[Path] = []
+        self._num_written = 0
 
     def adapter(self, policy: Policy, version: int) -> Path:
         """The adapter alone, in PEFT's format."""
         assert isinstance(policy.model, PeftModel)
         unfinished = self._unfinished()
-        policy.model.save_pretrained(unfinished)
+        policy.model.save_pretrained(unfinished, save_embedding_layers=False)  # "auto" asks the hub for the base's config.json
         return self._appear(unfinished, f"adapter-{version:06d}")
 
     def merged(self, policy: Policy, version: int) -> Path:
-        """A whole checkpoint in the policy's dtype: base + BA computed in float32 from the pristine base, or the trained model."""
+        """A whole checkpoint in the policy's dtype: base + BA computed in float32 from the pristine base, or the trained model. The device
+        has room for one merged weight at a time only; the checkpoint is put together in the host's memory."""
         unfinished = self._unfinished()
-        plain = policy.pristine_copy()
-        parameters = dict(plain.named_parameters())
-        with torch.no_grad():
-            for name, weight in merged_weights(policy):
-                parameters[name].copy_(weight)
-        plain.save_pretrained(unfinished)
+        plain = policy.causal_lm
+        dtype_before = plain.config.dtype
+        plain.save_pretrained(unfinished, state_dict={name: weight.cpu() for name, weight in all_weights(policy)})
+        # It put the dtype of the module's first parameter into the model's config and the file: float32 where all are trained.
+        config = copy.deepcopy(plain.config)
+        plain.config.dtype, config.dtype = dtype_before, policy.dtype
+        config.save_pretrained(unfinished)
         policy.tokenizer.save_pretrained(unfinished)
         return self._appear(unfinished, f"merged-{version:06d}")
 
     def drop(self, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
+        self._written.remove(path)
+
+    def drop_all_but_last(self) -> None:
+        for path in self._written[:-1]:
+            self.drop(path)
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -55,7 +72,9 @@ class VersionFiles:
         return path
 
     def _appear(self, unfinished: Path, name: str) -> Path:
-        path = self._folder / name
-        shutil.rmtree(path, ignore_errors=True)  # the same version again: a run that went on from a checkpoint
+        # Numbered: a version may be brought again, by a run that went on from a checkpoint, while a server still reads the first.
+        self._num_written += 1
+        path = self._folder / f"{self._num_written}-{name}"
         unfinished.rename(path)
+        self._written.append(path)
         return path

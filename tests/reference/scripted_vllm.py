@@ -25,7 +25,7 @@ def tokens_of(seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Accident:
-    """Instead of the answer to a completion. hang_s: no answer for so long. hang_up: none at all."""
+    """Instead of the answer to a completion, where it has a status or a body. hang_s: no answer for so long. hang_up: none at all."""
 
     status: int = 200
     body: bytes = b""
@@ -48,7 +48,8 @@ class _ManyAtOnce(ThreadingHTTPServer):
 
 @dataclass
 class ScriptedVllm:
-    """models: name -> max_model_len. key: the API key that it wants. has_lora, has_dev_mode: whether these endpoints are there."""
+    """models: name -> max_model_len. key: the API key that it wants. has_lora, has_dev_mode: whether these endpoints are there.
+    reports_raw: log-probabilities before the temperature."""
 
     script: Script = nothing
     models: dict[str, int] = field(default_factory=lambda: {"tiny": 256})
@@ -58,6 +59,7 @@ class ScriptedVllm:
     has_dev_mode: bool = True
     is_healthy: bool = True
     answers_as_page: bool = False
+    reports_raw: bool = True
     delay_s: float = 0.0
     adapters: dict[str, str] = field(default_factory=dict)
     weights: str = ""
@@ -127,6 +129,8 @@ class ScriptedVllm:
             prompt = [None, *({str(token): {"logprob": logprob}} for token in body["prompt"][1:])]
             return 200, {"choices": [{"prompt_logprobs": prompt}]}
         tokens = tokens_of(body["seed"])
+        if body["temperature"] == 2.0 and not self.reports_raw:
+            logprob += 1
         choice = {"token_ids": tokens, "logprobs": {"token_logprobs": [logprob] * len(tokens)}, "finish_reason": "stop"}
         return 200, {"choices": [choice]}
 
@@ -161,7 +165,7 @@ class ScriptedVllm:
                 if accident is not None and accident.hang_up:
                     self.close_connection = True
                     return
-                if accident is not None and accident.status != 200:
+                if accident is not None and (accident.status != 200 or accident.body):
                     return self._send(accident.status, accident.body)
                 self._send(status, json.dumps(reply).encode())
 

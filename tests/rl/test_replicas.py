@@ -4,6 +4,7 @@ Against real servers: tests/vllm/test_vllm_server.py."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -11,20 +12,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft.utils import save_and_load
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rl import checkpoint
 from rl.config import GeneratorSection
 from rl.generate import replicas, server_generator
+from rl.generate.background_loop import BackgroundLoop
 from rl.generate.errors import SamplerError
 from rl.generate.plan import LogprobsMode, SamplerPlan
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.server_generator import ServerGenerator
 from rl.generate.sync import Sync, Way
-from rl.policy import Policy
+from rl.generate.version_files import VersionFiles
+from rl.policy import Policy, all_weights
 from rl.records import Group
 from tests.reference.chat_server import unused_url
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
@@ -261,7 +270,7 @@ def test_each_version_has_a_name_of_its_own_and_older_ones_are_removed(policy: P
             generator.take_over(policy, version)
             [name] = server.adapters
             names.append(name)
-        assert len(list((tmp_path / "sampler").glob("*/*"))) == 1
+        assert len(list((tmp_path / "sampler").glob("*/*"))) == 2  # a server that is being taken back may still read the last but one
     assert len(set(names)) == 3 and server.adapters == {} and not list((tmp_path / "sampler").glob("*"))
 
 
@@ -294,6 +303,11 @@ def test_what_the_caller_raises_ends_the_sampling(policy: Policy, tmp_path: Path
     (dict(has_lora=False), {}, r"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve .* --enable-lora --max-lora-rank 8"),
     (dict(has_dev_mode=False), {"way": "merge"}, r"does not load weights .*Remedy: start it with VLLM_SERVER_DEV_MODE=1 vllm serve"),
     (dict(), {"urls": ["localhost:8000"]}, r"'localhost:8000', expected an address that begins with http"),
+    (dict(), {"urls": ["http://localhost:80a"]}, r"generator\.urls: 'http://localhost:80a', expected http://HOST:PORT"),
+    (dict(), {"urls": ["http://localhost:99999"]}, r"generator\.urls: 'http://localhost:99999', expected http://HOST:PORT"),
+    (dict(), {"urls": ["http://[::1"]}, r"generator\.urls: 'http://\[::1', expected http://HOST:PORT"),
+    (dict(), {"urls": ["http://:8000"]}, r"generator\.urls: 'http://:8000', expected http://HOST:PORT"),
+    (dict(version=["Bearer open up"]), {"api_key_env": "WRONG_KEY"}, r"is no vLLM server .*Bearer \*\*\*"),
     (dict(), {"urls": ["http://localhost:1", "http://localhost:1/v1/"]}, r"http://localhost:1/v1/ is given twice"),
 ])
 def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
@@ -307,9 +321,9 @@ def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
 
 
 def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(policy: Policy, tmp_path: Path) -> None:
-    message = r"after 0\.5 s .*start_timeout_s.* no vLLM server answers at http"
+    message = r"after 2 s .*start_timeout_s.* no vLLM server answers at http"
     with (unused_url() as nobody, ScriptedVllm() as server, pytest.raises(SamplerError, match=message) as error,
-          sampler(policy, tmp_path, [], urls=[server.url, nobody], start_timeout_s=0.5)):
+          sampler(policy, tmp_path, [], urls=[server.url, nobody], start_timeout_s=2)):
         pass
     assert nobody.removesuffix("/v1") in str(error.value) and server.url not in str(error.value)
 
@@ -327,6 +341,121 @@ def test_the_right_key_is_sent_and_not_shown(policy: Policy, tmp_path: Path, mon
     with sampler(policy, tmp_path, [ScriptedVllm(key="sesame")], api_key_env="RIGHT_KEY") as generator:
         check(generator.generate(requests(1), SAMPLING), requests(1))
         assert "sesame" not in repr(generator) + generator.description + repr(generator._clients) + repr(generator._pool.replicas)
+
+
+def test_a_reply_that_repeats_the_key_is_shown_without_it(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RIGHT_KEY", 'se"same')
+    bodies = [b'{"choices": "I got Bearer se\\"same"}', b'{"choices": [], "seen": "Bearer se\\"same"}']
+    server = ScriptedVllm(key='se"same', script=lambda body, number: Accident(body=bodies[number % 2]))
+    with sampler(policy, tmp_path, [server], api_key_env="RIGHT_KEY") as generator:
+        for _ in bodies:
+            with pytest.raises(SamplerError, match=r"no completion with token ids .*Bearer \*\*\*") as error:
+                generator.generate(requests(1, 1), SAMPLING)
+            assert "same" not in str(error.value)
+
+
+def test_a_server_that_comes_back_with_the_wrong_log_probabilities_is_left_out(policy: Policy, tmp_path: Path) -> None:
+    at_seven, asked = SamplingParameters(0.7, 1.0, 0, 24), requests(4)
+    changed, other = ScriptedVllm(reports_raw=False), ScriptedVllm(reports_raw=False)
+    messages: list[str] = []
+    with sampler(policy, tmp_path, [changed, other]) as generator:
+        generator.on_message = messages.append
+        check(generator.generate(asked, at_seven), asked)
+        changed.reports_raw = True
+        changed.start_anew()
+        check(generator.generate(asked, at_seven), asked)
+        deadline = time.monotonic() + 10
+        while not any("not taken back" in text for text in messages) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            check(generator.generate(asked, at_seven), asked)
+        assert [replica.server.url for replica in generator._pool.ready()] == [other.url]
+    assert any("is not taken back" in text and "at temperature 0.7" in text for text in messages)
+
+
+def test_nothing_that_was_posted_before_cuts_closing_short(policy: Policy, tmp_path: Path) -> None:
+    def stop(text: str) -> None:
+        raise KeyboardInterrupt(text)
+
+    with sampler(policy, tmp_path, [ScriptedVllm()]) as generator:
+        generator.on_message = stop
+        generator._say("it is lost")
+        generator._loop.post(server_generator._end_of_sampling)
+        generator.close()
+        assert generator._loop._loop.is_closed() and not list((tmp_path / "sampler").glob("*"))
+
+
+def test_a_failure_while_closing_leaves_neither_files_nor_a_thread(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    with sampler(policy, tmp_path, [ScriptedVllm()]) as generator:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(generator._pool, "close", fail)
+            generator.close()
+        assert generator._loop._loop.is_closed() and not list((tmp_path / "sampler").glob("*"))
+
+
+def test_two_threads_that_wait_do_each_what_their_own_coroutine_posts() -> None:
+    loop = BackgroundLoop("test")
+    done: dict[int, list[int]] = {0: [], 1: []}
+
+    async def work(number: int) -> int:
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+            loop.post(lambda: done[number].append(threading.get_ident()))
+        return number
+
+    def wait(number: int) -> None:
+        assert loop.run(work(number)) == number
+        assert done[number] == [threading.get_ident()] * 50
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            for future in [pool.submit(wait, number) for number in range(2)]:
+                future.result(timeout=20)
+    finally:
+        loop.close()
+
+
+def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: Policy, tmp_path: Path) -> None:
+    for parent in (tmp_path / "sampler", tmp_path / "exchange"):
+        (parent / "policy-versions-1" / "adapter-000001").mkdir(parents=True)
+    with sampler(policy, tmp_path, [ScriptedVllm()]):
+        assert not (tmp_path / "sampler" / "policy-versions-1").exists()
+    with sampler(policy, tmp_path, [ScriptedVllm()], exchange_dir=str(tmp_path / "exchange")):
+        assert len(list((tmp_path / "exchange").iterdir())) == 2
+    assert (tmp_path / "exchange" / "policy-versions-1").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_version_is_a_checkpoint_in_the_policys_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    policy = replace(tiny_policy(), dtype=dtype)
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters().values():
+            parameter.add_(0.05)
+    before = policy.causal_lm.config.dtype
+    path = VersionFiles(tmp_path).merged(policy, 0)
+    assert policy.causal_lm.config.dtype == before
+    loaded = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    assert loaded.dtype == dtype and AutoTokenizer.from_pretrained(path).get_vocab() == policy.tokenizer.get_vocab()
+    expected = dict(all_weights(policy))
+    assert expected.keys() == dict(loaded.named_parameters()).keys()
+    for name, weight in loaded.named_parameters():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*arguments: object, **settings: object) -> bool:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", ask)
+    monkeypatch.setattr(policy.model.peft_config["default"], "base_model_name_or_path", "some-one/some-model")
+    path = VersionFiles(tmp_path / "versions").adapter(policy, 0)
+    assert (path / "adapter_model.safetensors").is_file()
+    checkpoint._save_weights(tmp_path, policy)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
