@@ -325,9 +325,20 @@ def test_workers_killed_from_outside_while_idle_cost_no_item(new_pool: Callable[
 def test_an_interrupted_call_leaves_a_usable_pool(new_pool: Callable[..., WorkerPool]) -> None:
     pool = new_pool(deadline_s=20.0)
     outcomes(pool, "yes")
-    threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+    main_thread, has_arrived = threading.main_thread().ident, threading.Event()
+    assert main_thread is not None
+
+    def interrupt() -> None:
+        # Again where it has not arrived: Python drops an exception that falls into a callback of the garbage collector.
+        pause_s = 0.3
+        while not has_arrived.wait(pause_s):
+            signal.pthread_kill(main_thread, signal.SIGINT)
+            pause_s = 5.0
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         outcomes(pool, "hang", "hang in C")
+    has_arrived.set()
     assert_gone(descendants()[1:])
     assert outcomes(pool, "yes", "no") == [YES, NO]
 
