@@ -26,8 +26,8 @@ def check_generator(config: GeneratorSection, sampling: SamplingSection, policy:
         read_key(config.api_key_env)
 
 
-def build_generator(config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None, *, version: int = 0) -> Generator:
-    """The generator that the configuration names, sampling from `policy`'s present weights, which are those of `version`.
+def build_generator(config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None) -> Generator:
+    """The generator that the configuration names, sampling from `policy`'s present weights as version 0.
 
     plan: for vLLM. Raises SamplerError or PolicyError, with the remedy, where it cannot be had."""
     sync = choose_sync(config, policy)
@@ -46,5 +46,5 @@ def build_generator(config: GeneratorSection, policy: Policy, plan: SamplerPlan 
 
         assert plan is not None
         generator = ServerGenerator(config, policy, plan, sync)
-    generator.take_over(policy, version)
+    generator.take_over(policy, 0)
     return generator

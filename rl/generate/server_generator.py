@@ -32,10 +32,10 @@ from rl.generate.replicas import Home, Replica, ReplicaPool
 from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
 from rl.generate.sync import Sync
 from rl.generate.version_files import VersionFiles
+from rl.generate.vllm_engine import room_for_rank
 from rl.policy import Policy, lora_rank
 from rl.records import Group
 
-MAX_LORA_RANK = 512
 START_WAIT_S, START_MESSAGE_EVERY_S = 1.0, 10.0
 
 T = TypeVar("T")
@@ -306,11 +306,7 @@ def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync) -> str:
     serve = f"vllm serve {plan.base_path}{revision} --max-model-len {plan.max_tokens + 1} --logprobs-mode {plan.logprobs_mode}"
     if sync.way == "merge":
         return f"VLLM_SERVER_DEV_MODE=1 {serve}"
-    rank = lora_rank(policy)
-    if rank > MAX_LORA_RANK:
-        raise SamplerError(f"lora.rank: {rank}, but vLLM serves adapters of rank {MAX_LORA_RANK} at most. Remedy: generator.sync=merge, or "
-                           f"lora.rank={MAX_LORA_RANK}")
-    room = next(2**power for power in range(3, 10) if 2**power >= rank)
+    room = room_for_rank(lora_rank(policy))
     return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True {serve} --enable-lora --max-lora-rank {room}"
 
 
