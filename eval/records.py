@@ -73,7 +73,7 @@ def from_lines(lines: Iterable[Mapping[str, Any]], where: str) -> list[GradedQue
     found: dict[tuple[str, str], tuple[Mapping[str, Any], list[Sample]]] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            first, samples = found.setdefault((line["benchmark"], line["id"]), (line, []))
+            _, samples = found.setdefault((line["benchmark"], line["id"]), (line, []))
             if line["sample"] != len(samples):
                 raise RecordsError(f"{where}:{number}: sample {line['sample']} of question {line['id']!r} follows {len(samples)} samples; "
                                    "expected them in order, each once. Remedy: the file as the evaluation wrote it")
@@ -81,7 +81,7 @@ def from_lines(lines: Iterable[Mapping[str, Any]], where: str) -> list[GradedQue
                 line["completion"], line["answer"], float(line["correct"]), line["cluster"], line["truncated"], line["num_tokens"],
                 line["seed"], line.get("ranks_by")))
         except (KeyError, TypeError) as error:
-            raise RecordsError(f"{where}:{number}: {type(error).__name__}: {error}; expected a line that an evaluation wrote, with benchmark, "
-                               "id, sample, completion, answer, correct, cluster, truncated, num_tokens, seed") from None
-    return [GradedQuestion(benchmark, id, first["question"], first["gold"], first.get("columns", {}), tuple(samples))
-            for (benchmark, id), (first, samples) in found.items()]
+            raise RecordsError(f"{where}:{number}: {type(error).__name__}: {error}; expected a line that an evaluation wrote, with "
+                               "benchmark, id, sample, completion, answer, correct, cluster, truncated, num_tokens, seed") from None
+    return [GradedQuestion(benchmark, question_id, first["question"], first["gold"], first.get("columns", {}), tuple(samples))
+            for (benchmark, question_id), (first, samples) in found.items()]

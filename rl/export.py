@@ -55,8 +55,11 @@ def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None
     is then untouched."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError([f"{out} exists and is not an empty folder; name a new one"])
-    source = _source(run, checkpoint)
+    return write_plain(find_source(run, checkpoint), out, dtype)
 
+
+def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
+    """The same for a source that is known. `out`: does not exist, or is empty."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -93,7 +96,8 @@ def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None
     return f"wrote {out}: {what}, {str(plain.dtype).removeprefix('torch.')}"
 
 
-def _source(run: str, checkpoint: str | None) -> Source:
+def find_source(run: str, checkpoint: str | None = None) -> Source:
+    """What a PEFT adapter's folder, or a run's folder or name, stands for. Raises RunFolderError, CheckpointError or ConfigError."""
     given = Path(run)
     if (given / "adapter_config.json").is_file():
         base = json.loads((given / "adapter_config.json").read_text()).get("base_model_name_or_path")

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rl.config import LoraSection, ModelSection
-from rl.config_loading import resolve_path
+from rl.config_loading import ConfigError, resolve_path
 from rl.fused_lora import fuse_lora
 
 
@@ -132,17 +133,7 @@ def load_policy(
     Raises PolicyError where model.adapter was made for another base, names modules that this one lacks, or has another rank or scale
     than `lora` says."""
     dtype = resolve_dtype(model.dtype, device)
-    path = str(resolve_path(model.path))
-    base = AutoModelForCausalLM.from_pretrained(
-        path, revision=model.revision, trust_remote_code=model.trust_remote_code,
-        dtype=dtype if lora.enabled else torch.float32,
-        attn_implementation=None if model.attention == "auto" else model.attention,
-    ).to(device)
-    eos = base.generation_config.eos_token_id if base.generation_config is not None else None
-    eos_ids = {*([eos] if isinstance(eos, int) else eos or []), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
-    if not eos_ids:
-        raise PolicyError(f"model.path: {path} names no end-of-sequence token in generation_config.json or its tokenizer; "
-                         "set sampling.stop_token_ids and add eos_token to the tokenizer")
+    base, eos_ids = _load_base(model, tokenizer, dtype if lora.enabled else torch.float32, device)
     if model.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.enable_input_require_grads()
@@ -151,11 +142,54 @@ def load_policy(
         if model.adapter is not None:
             raise PolicyError("model.adapter: an adapter cannot be trained in full; set lora.enabled=true, or merge it first "
                               "(python -m rl.export)")
-        return Policy(base.train(), tokenizer, tuple(sorted(eos_ids)), dtype, reference)
+        return Policy(base.train(), tokenizer, eos_ids, dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_tied_targets(base)
     fuse_lora(trained)
-    return Policy(trained, tokenizer, tuple(sorted(eos_ids)), dtype, None)
+    return Policy(trained, tokenizer, eos_ids, dtype, None)
+
+
+@contextmanager
+def explain_loading(path: str) -> Iterator[None]:
+    """What transformers and safetensors raise for missing or damaged weights, an architecture without a language model's head, and an
+    attention implementation that is not installed, becomes a PolicyError."""
+    try:
+        yield
+    # Our own errors are ValueErrors too, and say already what is the matter.
+    except (PolicyError, ConfigError):
+        raise
+    except (SafetensorError, OSError, ValueError, ImportError) as error:
+        raise PolicyError(f"model.path: {path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
+                          "checkpoint of a causal language model, and model.attention=auto") from error
+
+
+def load_plain(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
+    """The checkpoint as it is, to sample from and not to train; model.adapter is not read. Raises PolicyError."""
+    dtype = resolve_dtype(model.dtype, device)
+    base, eos_ids = _load_base(model, tokenizer, dtype, device)
+    return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None)
+
+
+def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[int, ...]:
+    """Ids that end a completion: those of the generation configuration and the tokenizer's own. Raises PolicyError where there is none."""
+    eos = generation_config.eos_token_id if generation_config is not None else None
+    eos_ids = {*([eos] if isinstance(eos, int) else eos or []), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
+    if not eos_ids:
+        raise PolicyError(f"model.path: {path} names no end-of-sequence token in generation_config.json or its tokenizer; "
+                         "set sampling.stop_token_ids and add eos_token to the tokenizer")
+    return tuple(sorted(eos_ids))
+
+
+def _load_base(
+    model: ModelSection, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, tuple[int, ...]]:
+    """The transformers model, and the ids that end its completions."""
+    path = str(resolve_path(model.path))
+    base = AutoModelForCausalLM.from_pretrained(
+        path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype,
+        attn_implementation=None if model.attention == "auto" else model.attention,
+    ).to(device)
+    return base, end_of_sequence_ids(base.generation_config, tokenizer, path)
 
 
 def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSection, seed: int) -> PeftModel:

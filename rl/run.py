@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from rewards.contract import RewardError
@@ -27,7 +26,7 @@ from rl.held_out import HeldOut
 from rl.inputs import Inputs, read_inputs
 from rl.memory import available_memory, cache_bytes_per_token, check_memory, estimate_memory
 from rl.picture import draw_curves
-from rl.policy import Policy, PolicyError, load_policy, resolve_dtype
+from rl.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
 from rl.policy_forward import PolicyForward, check_head
 from rl.policy_scorer import PolicyScorer
 from rl.progress import open_progress
@@ -119,17 +118,10 @@ def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator)
     estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight,
                                on_gpu=accelerator.device.type == "cuda")
     check_memory(config, estimate, available_memory(accelerator.device, accelerator.num_processes), str(accelerator.device))
-    try:
+    with explain_loading(config.model.path):
         return load_policy(
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=accelerator.device,
             keep_reference=config.loss.kl_weight > 0)
-    except PolicyError:
-        raise
-    # What transformers and safetensors raise for missing or damaged weights, an architecture without a language model's head, and an
-    # attention implementation that is not installed.
-    except (SafetensorError, OSError, ValueError, ImportError) as error:
-        raise PolicyError(f"model.path: {config.model.path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
-                          "checkpoint of a causal language model, and model.attention=auto") from error
 
 
 def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int) -> SamplerPlan:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """temperature > 0 (near 0 is greedy); top_p in (0, 1]; top_k = 0 keeps all tokens; stop ids beside the model's own.
+    """temperature >= 0; 0 is greedy, with log-probabilities at temperature 1. top_p in (0, 1]; top_k = 0 keeps all tokens; stop ids beside
+    the model's own.
 
     stop_strings: a completion ends with the token that completes one of these; rewards see the text before it. token_statistics: whether
     rollouts shall carry entropies and self_certainties; a back end that cannot tell them leaves them None, and the policy computes them

@@ -29,7 +29,11 @@ def sample_tokens(
     """Draw one token per row; returns (tokens [B] int64, log-probabilities [B] float32).
 
     The log-probability is that of softmax(logits / temperature) over the whole vocabulary, which is also what the
-    trainer computes; top_k and top_p only restrict which tokens can be drawn."""
+    trainer computes; top_k and top_p only restrict which tokens can be drawn. Temperature 0 takes the likeliest token."""
+    if parameters.temperature == 0.0:
+        greedy_logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
+        likeliest_B1 = greedy_logprobs_BV.argmax(dim=-1, keepdim=True)
+        return likeliest_B1.squeeze(1), greedy_logprobs_BV.gather(1, likeliest_B1).squeeze(1)
     logprobs_BV = torch.log_softmax(logits_BV.float() / parameters.temperature, dim=-1)
     probabilities_BV = logprobs_BV.exp()
     if parameters.top_k or parameters.top_p < 1.0:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rl.config import GeneratorSection
 from rl.generate.completions import CompletedGroups
@@ -54,17 +55,8 @@ class VllmGenerator:
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
     ) -> list[Group]:
         self._wake()
-        completed = CompletedGroups(requests, self._policy.tokenizer, parameters.stop_strings, self.policy_version, finished)
-
-        def add(position: int, sampled: Sampled) -> None:
-            completed.add(position, sampled.token_ids, sampled.logprobs, "stop" if sampled.is_stopped else "length")
-
-        # All stop ids by name: vLLM reads one end-of-sequence id from the checkpoint, and models may have several.
-        stop_ids = sorted({*self._policy.eos_token_ids, *parameters.stop_token_ids})
-        self._engine.sample(
-            [request.prompt.token_ids for request in requests for _ in request.seeds],
-            [seed for request in requests for seed in request.seeds], parameters, stop_ids, add)
-        return completed.groups()
+        return sample_groups(self._engine, requests, parameters, self._policy.tokenizer, self._policy.eos_token_ids, self.policy_version,
+                             finished)
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         self._wake()
@@ -105,6 +97,24 @@ class VllmGenerator:
         self._adapters += 1
         self._engine.load_adapter(f"policy-{version}-{self._adapters}", self._adapters, path)
         self._files.drop(path)  # the engine has read it
+
+
+def sample_groups(
+    engine: Engine, requests: Sequence[Request], parameters: SamplingParameters, tokenizer: PreTrainedTokenizerBase,
+    eos_token_ids: Sequence[int], version: int, finished: Finished | None,
+) -> list[Group]:
+    """Generator.generate on an engine."""
+    completed = CompletedGroups(requests, tokenizer, parameters.stop_strings, version, finished)
+
+    def add(position: int, sampled: Sampled) -> None:
+        completed.add(position, sampled.token_ids, sampled.logprobs, "stop" if sampled.is_stopped else "length")
+
+    # All stop ids by name: vLLM reads one end-of-sequence id from the checkpoint, and models may have several.
+    stop_ids = sorted({*eos_token_ids, *parameters.stop_token_ids})
+    engine.sample(
+        [request.prompt.token_ids for request in requests for _ in request.seeds],
+        [seed for request in requests for seed in request.seeds], parameters, stop_ids, add)
+    return completed.groups()
 
 
 def _memory_share(config: GeneratorSection, plan: SamplerPlan, device: torch.device) -> float | None:
