@@ -1,0 +1,78 @@
+"""Tasks and a sampler -> graded questions, chunk by chunk: the loop that `eval.run` and evaluation during training share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from eval.records import GradedQuestion, Sample
+from eval.tasks import EvaluationError, Task
+from rewards.scoring import GroupInput, RewardSum
+from rl.generate.protocol import Generator
+from rl.records import Group, Prompt, ScoredGroup
+from rl.rewarding import score_groups
+from rl.scoring_thread import ScoringThread
+
+
+def chunks_of(task: Task, completions_at_once: int) -> list[tuple[Prompt, ...]]:
+    """The task's prompts in order, as many together as make about so many completions; at least one."""
+    size = max(1, completions_at_once // task.samples)
+    return [task.prompts[start:start + size] for start in range(0, len(task.prompts), size)]
+
+
+def sample_and_grade(task: Task, prompts: Sequence[Prompt], generator: Generator) -> list[GradedQuestion]:
+    """n completions of each prompt, graded, in the order of the prompts. Graders that allow it work while others are still decoding.
+
+    Raises SamplerError, RewardError, and EvaluationError where the grader could not judge."""
+    requests = task.requests(prompts)
+    rewards = [task.grader] if task.ranker is None else [task.grader, task.ranker]
+    if not all(reward.any_thread for reward in rewards):
+        groups = generator.generate(requests, task.parameters)
+        scored = [score_groups(reward, groups) for reward in rewards]
+        return [graded(task.name, *together) for together in zip(*scored, strict=True)]
+
+    def score(groups: Sequence[Group]) -> list[ScoredGroup]:
+        return score_groups(task.grader, groups)
+
+    with ScoringThread(score) as thread:
+        groups = generator.generate(requests, task.parameters, thread.take)
+        results = thread.results()
+    judged = [results[index] for index in range(len(requests))]
+    ranked = score_groups(task.ranker, groups) if task.ranker is not None else [None] * len(groups)
+    return [graded(task.name, scored, ranks) for scored, ranks in zip(judged, ranked, strict=True)]
+
+
+def graded(task: str, scored: ScoredGroup, ranks: ScoredGroup | None = None) -> GradedQuestion:
+    """A scored group as a record. Raises EvaluationError where the grader gave no verdict, or one outside [0, 1]."""
+    question = scored.group.question
+    if scored.skipped:
+        raise EvaluationError(f"{task}: the grader could not judge question {question.id!r}: no verdict is neither right nor wrong. What is "
+                              "recorded is kept; go on with the same command when the grader's service answers again")
+    if outside := [value for value in scored.rewards if not 0.0 <= value <= 1.0]:
+        raise EvaluationError(f"{task}: the grader gave {outside[0]:g} for question {question.id!r}; expected values in [0, 1], 1 for right. "
+                              "Remedy: another --grader")
+    return GradedQuestion(task, question.id, question.text, question.answer, question.columns, tuple(
+        Sample(
+            text=rollout.text, answer=answer, correct=correct, cluster=cluster, truncated=rollout.is_truncated,
+            num_tokens=len(rollout.token_ids), seed=rollout.seed, ranks_by=None if ranks is None else ranks.rewards[index])
+        for index, (rollout, answer, correct, cluster) in enumerate(
+            zip(scored.group.rollouts, scored.answers, scored.rewards, scored.labels, strict=True))))
+
+
+def regrade(questions: Sequence[GradedQuestion], grader: RewardSum, ranker: RewardSum | None = None) -> list[GradedQuestion]:
+    """The same completions judged anew. Raises RewardError, EvaluationError."""
+    inputs = [GroupInput(question_id=q.id, question=q.question, completions=[s.text for s in q.samples], answer=q.gold, columns=q.columns)
+              for q in questions]
+    results = grader.score(inputs)
+    ranked = ranker.score(inputs) if ranker is not None else [None] * len(inputs)
+    anew = []
+    for question, result, ranks in zip(questions, results, ranked, strict=True):
+        if result.skipped:
+            raise EvaluationError(f"{question.benchmark}: the grader could not judge question {question.id!r}: no verdict is neither right nor "
+                                  "wrong. Remedy: try again when the grader's service answers")
+        anew.append(replace(question, samples=tuple(
+            replace(sample, answer=answer, correct=correct, cluster=cluster,
+                    ranks_by=sample.ranks_by if ranks is None else ranks.rewards[index])
+            for index, (sample, answer, correct, cluster) in enumerate(
+                zip(question.samples, result.answers, result.rewards, result.labels, strict=True)))))
+    return anew

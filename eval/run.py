@@ -1,0 +1,153 @@
+"""`python -m eval.run --model M [--adapter A] --benchmarks math500,aime24`: has the policy become better, in numbers that others can compare?
+
+Writes DIR/result.json (avg@k, pass@k and maj@k with 95% intervals over questions), result.md, completions.jsonl (every completion with
+its answer and verdict) and plots/. An evaluation that was killed goes on with the same command. `python -m eval.compare` sets two
+side by side, `python -m eval.grade` grades the completions again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.options import Parser, add_model, add_prompt, add_sampler, default_out, positive_list
+
+if TYPE_CHECKING:
+    from eval.sampler import Subject
+    from eval.tasks import Task
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Raises ConfigError."""
+    parser = Parser("python -m eval.run", __doc__ or "")
+    add_model(parser)
+    group = parser.add_argument_group("what is evaluated")
+    group.add_argument("--benchmarks", help="names (--list), reasoning_gym:TASK, or JSONL files, joined by commas")
+    group.add_argument("--data-dir", type=Path, help="read the benchmarks from JSONL files in this folder, not from the hub")
+    group.add_argument("--limit", type=int, help="only the first so many questions of each benchmark")
+    group.add_argument("--list", action="store_true", help="the benchmarks, with licence and protocol")
+    group = parser.add_argument_group("how (where left out, the benchmark's protocol of the literature)")
+    group.add_argument("-k", help="the k of avg@k, pass@k and maj@k; several joined by commas")
+    group.add_argument("-n", "--samples", type=int, help="completions per question, at least the largest k (default: that)")
+    group.add_argument("--temperature", type=float, help="0 is greedy")
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--max-tokens", type=int, help="completions are cut at this length")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--grader", help="a reward with values in [0, 1], package.module:name or file.py:name")
+    group.add_argument("--best-of", help="a reward; best@k is the accuracy of the completion that it likes best among k")
+    add_prompt(parser, several=True)
+    add_sampler(parser)
+    group = parser.add_argument_group("the result")
+    group.add_argument("--out", type=Path, help="folder (default: evaluations/NAME)")
+    group.add_argument("--restart", action="store_true", help="throw away what an earlier evaluation left in the folder")
+    group.add_argument("--no-plots", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    from eval.errors import command
+
+    return command(lambda: _main(parse(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    from eval.benchmarks import list_benchmarks
+    from eval.result import terminal_table
+
+    if options.list:
+        print(list_benchmarks())
+        return 0
+    result, out = evaluate(options)
+    print(f"{result['model']}{' with ' + result['adapter'] if result['adapter'] else ''}\n\n{terminal_table(result['benchmarks'])}\n\n"
+          f"{'result':<14}{out / 'result.json'}\n{'completions':<14}{out / 'completions.jsonl'}")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """The result as in result.json, and its folder."""
+    from eval.sampler import find_subject, generator_section, open_sampler
+    from eval.store import Completions, open_settings
+
+    started = time.monotonic()
+    subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
+                           trust_remote_code=options.trust_remote_code)
+    tasks = build_tasks(options, subject)
+    section = generator_section(options.generator, options.max_sequences)
+    out = options.out or default_out(options.model, options.adapter)
+    settings = {"subject": subject.identity(), "generator": section.backend, "max_sequences": section.max_sequences,
+                "tasks": {task.name: dict(task.protocol) for task in tasks}}
+    goes_on = open_settings(out, settings, restart=options.restart)
+
+    from eval.display import Display
+    from eval.evaluation import chunks_of, sample_and_grade
+
+    # A batch of the embedded sampler is as large as a chunk; an engine fills its batch from the questions that follow.
+    at_once = section.max_sequences * (1 if section.backend == "transformers" else 4)
+    plan = [(task, prompts) for task in tasks for prompts in chunks_of(task, at_once)]
+    completions = Completions(out, [tuple((task.name, prompt.question.id) for prompt in prompts) for task, prompts in plan],
+                              {task.name: task.samples for task in tasks})
+    try:
+        total = sum(task.samples * len(task.prompts) for task in tasks)
+        display = Display(total, sum(len(question.samples) for question in completions.questions))
+        for note in (note for task in tasks for note in task.notes):
+            display.message(f"note: {note}")
+        if goes_on and completions.questions:
+            display.message(f"going on after {len(completions.questions)} questions that {out} holds already")
+        if completions.num_chunks < len(plan):
+            with open_sampler(subject, section, max_tokens=max(task.max_tokens for task in tasks), scratch=out) as generator:
+                if generator.description:
+                    display.message(generator.description)
+                for task, prompts in plan[completions.num_chunks:]:
+                    questions = sample_and_grade(task, prompts, generator)
+                    completions.append(questions)
+                    so_far = [question.accuracy for question in completions.questions if question.benchmark == task.name]
+                    samples = [sample for question in questions for sample in question.samples]
+                    display.advance(task.name, len(samples), sum(sample.num_tokens or 0 for sample in samples), sum(so_far) / len(so_far))
+    finally:
+        completions.close()
+    return _conclude(options, subject, settings, tasks, completions.questions, out, time.monotonic() - started), out
+
+
+def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
+    """Every benchmark under every prompt that is asked for. Raises what names the option that is wrong."""
+    from eval.benchmarks import find_benchmark, load_benchmark
+    from eval.tasks import Asked, EvaluationError, build_task
+
+    if not options.benchmarks:
+        raise EvaluationError("--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)")
+    prompts = options.prompt.split(",") if options.prompt else [None]
+    tasks: list[Task] = []
+    for benchmark in [find_benchmark(name.strip()) for name in options.benchmarks.split(",")]:
+        loaded = load_benchmark(benchmark, options.data_dir, options.limit)
+        for prompt in prompts:
+            asked = Asked(
+                ks=() if options.k is None else positive_list(options.k, "-k"), samples=options.samples, temperature=options.temperature,
+                top_p=options.top_p, max_tokens=options.max_tokens, prompt=prompt, chat_template=options.chat_template,
+                grader=options.grader, best_of=options.best_of, seed=options.seed)
+            name = benchmark.name if len(prompts) == 1 else f"{benchmark.name}/{Path(prompt).stem}"
+            if name in [task.name for task in tasks]:
+                raise EvaluationError(f"--benchmarks: {name} is named twice; name each benchmark (and file of that name) once")
+            tasks.append(build_task(benchmark, loaded, asked, subject.tokenizer, subject.context, name))
+    return tasks
+
+
+def _conclude(options: argparse.Namespace, subject: Subject, settings: dict[str, Any], tasks: Sequence[Task], questions: Sequence[Any], out: Path,
+              wall_s: float) -> dict[str, Any]:
+    from eval.result import benchmark_result, write_result
+
+    by_task = {task.name: [question for question in questions if question.benchmark == task.name] for task in tasks}
+    if not options.no_plots:
+        from eval.plots import draw_all
+
+        draw_all(by_task, out / "plots")
+    head = {"model": subject.model.path, "adapter": subject.model.adapter, "settings": settings, "seed": options.seed, "wall_s": wall_s}
+    return write_result(out, head, {task.name: benchmark_result(by_task[task.name], task.ks, task.protocol) for task in tasks})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

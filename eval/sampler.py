@@ -1,0 +1,126 @@
+"""What is evaluated, and on which sampler: model, adapter, back end -> an identity for settings.json, and a generator."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from eval.tasks import EvaluationError
+from rl.config import GeneratorSection, ModelSection
+from rl.config_loading import resolve_path
+from rl.export import find_source
+from rl.generate.protocol import Generator
+from rl.inputs import load_model_config, load_tokenizer
+
+Backend = Literal["auto", "transformers", "vllm"]
+_SAMPLED_BYTES = 1 << 20  # of the beginning, the middle and the end of a file of weights
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model, perhaps with an adapter, whose tokenizer and configuration are loaded and whose weights are not."""
+
+    model: ModelSection
+    tokenizer: PreTrainedTokenizerBase
+    model_config: PretrainedConfig
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of a sequence, None where the checkpoint does not say."""
+        length = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
+        return int(length) if length else None
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this subject from another one, also from other weights in the same folder."""
+        adapter = self.model.adapter
+        return {"model": self.model.path, "revision": self.model.revision, "weights": _digest(resolve_path(self.model.path)),
+                "adapter": adapter, "adapter_weights": None if adapter is None else _digest(resolve_path(adapter)),
+                "dtype": self.model.dtype}
+
+
+def find_subject(model: str | None, adapter: str | None, *, revision: str | None = None, dtype: str = "auto",
+                 trust_remote_code: bool = False) -> Subject:
+    """adapter: a PEFT adapter's folder, or a run's folder or name, whose best checkpoint is taken. model: may be left out where the
+    adapter names its base. Raises ConfigError, RunFolderError, CheckpointError, EvaluationError."""
+    folder: str | None = None
+    if adapter is not None:
+        source = find_source(adapter)
+        if source.adapter is None:
+            raise EvaluationError(f"--adapter: {adapter} is a run that trained all parameters. Remedy: --model {source.base.path}")
+        folder = str(source.adapter)
+        if model is None:
+            model = source.base.path
+        elif not _same_model(model, base := _recorded_base(source.adapter)):
+            # Not yet an error: folders move. Another architecture fails when the weights are loaded; this is for one of the same shapes.
+            raise EvaluationError(f"--adapter: {adapter} was trained on {base}, and --model is {model}. Remedy: --model {base}, or an adapter "
+                                  "of this model (where it is the same model under another path, set base_model_name_or_path in the adapter's "
+                                  "adapter_config.json)")
+    if model is None:
+        raise EvaluationError("--model: missing; expected a folder with a Hugging Face checkpoint, or a hub id")
+    section = ModelSection.model_validate({"path": model, "revision": revision, "adapter": folder, "dtype": dtype,
+                                           "trust_remote_code": trust_remote_code})
+    return Subject(section, load_tokenizer(section), load_model_config(section))
+
+
+def generator_section(backend: Backend, max_sequences: int, eager: bool | None = None) -> GeneratorSection:
+    """auto: vLLM where there is a GPU and vLLM is installed, else transformers."""
+    import torch
+
+    if backend == "auto":
+        backend = "vllm" if torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None else "transformers"
+    return GeneratorSection.model_validate({"backend": backend, "max_sequences": max_sequences, "eager": eager if backend == "vllm" else None})
+
+
+@contextlib.contextmanager
+def open_sampler(subject: Subject, section: GeneratorSection, *, max_tokens: int, scratch: Path) -> Iterator[Generator]:
+    """The generator, closed at the end. max_tokens: of the longest prompt with the longest completion."""
+    from transformers.utils import logging as transformers_logging
+
+    from rl.generate.fixed import open_fixed_generator
+
+    transformers_logging.disable_progress_bar()
+    generator = open_fixed_generator(
+        subject.model, section, subject.tokenizer, subject.model_config, max_tokens=max_tokens, scratch=scratch)
+    try:
+        yield generator
+    finally:
+        generator.close()
+
+
+def _recorded_base(adapter: Path) -> str:
+    config: Mapping[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(config.get("base_model_name_or_path") or "")
+
+
+def _same_model(given: str, recorded: str) -> bool:
+    """The same text, the same folder, or folders with the same weights."""
+    if not recorded or given == recorded:
+        return True
+    here, there = resolve_path(given), resolve_path(recorded)
+    if not here.exists() or not there.exists():
+        # Hub ids, or a base that has moved since: the last parts of the names are all there is to compare.
+        return Path(given).name == Path(recorded).name
+    return here.resolve() == there.resolve() or _digest(here) == _digest(there)
+
+
+def _digest(folder: Path) -> str | None:
+    """Of the names, sizes and a part of the contents of the weights in a folder; None for a hub id."""
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for start in sorted({0, max(0, size // 2 - _SAMPLED_BYTES // 2), max(0, size - _SAMPLED_BYTES)}):
+                file.seek(start)
+                digest.update(file.read(_SAMPLED_BYTES))
+    return digest.hexdigest()[:16]

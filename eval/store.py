@@ -1,0 +1,121 @@
+"""The folder of an evaluation: settings.json (what decides its completions) and completions.jsonl, from which a killed one goes on.
+
+Completions are written in chunks of whole questions. After a kill, what belongs to an unfinished chunk is cut and sampled again: the
+sampler is then given the same requests together as it would have been, and the result is the uninterrupted one's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.records import GradedQuestion, RecordsError, from_lines, to_lines
+from eval.tasks import EvaluationError
+from rl.run_folder import write_atomically
+from rl.tracking import JsonLines
+
+COMPLETIONS, SETTINGS, RESULT = "completions.jsonl", "settings.json", "result.json"
+
+Chunk = tuple[tuple[str, str], ...]
+"""(task, question id) of each question that is sampled together with the others."""
+
+
+def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -> bool:
+    """Whether the folder holds an evaluation with these settings already; otherwise begin one there.
+
+    restart: throw away what is there. Raises EvaluationError where another evaluation is there, OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, wanted = folder / SETTINGS, json.loads(json.dumps(settings))
+    if restart:
+        for name in (RESULT, COMPLETIONS, SETTINGS):
+            (folder / name).unlink(missing_ok=True)
+    if not file.exists():
+        if (folder / COMPLETIONS).exists():
+            raise EvaluationError(f"--out: {folder} holds completions without {SETTINGS}: what they were sampled with is not known. Remedy: "
+                                  "another folder, or --restart to throw them away")
+        write_atomically(file, json.dumps(wanted, indent=2) + "\n")
+        return False
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"--out: {file} is not readable ({error}). Remedy: another folder, or --restart") from None
+    if different := _differences(there, wanted):
+        raise EvaluationError(f"--out: {folder} holds an evaluation with other settings: {'; '.join(different[:6])}. Remedy: another folder, or "
+                              "--restart to throw that one away")
+    return True
+
+
+def _differences(there: Any, wanted: Any, key: str = "") -> list[str]:
+    """One text for each setting that differs."""
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        return [text for name in dict.fromkeys((*there, *wanted))
+                for text in _differences(there.get(name), wanted.get(name), f"{key}.{name}" if key else name)]
+    return [] if there == wanted else [f"{key} is {json.dumps(there)[:60]} there and {json.dumps(wanted)[:60]} here"]
+
+
+class Completions:
+    """completions.jsonl, open for appending. questions: those of finished chunks, in order. num_chunks: how many those are."""
+
+    def __init__(self, folder: Path, chunks: Sequence[Chunk], samples: Mapping[str, int]) -> None:
+        """samples: n of each task. Raises RecordsError where the file holds something else than the first of these chunks."""
+        self.path = folder / COMPLETIONS
+        self._file = JsonLines(self.path)
+        lines, ends = _read(self.path)
+        self.num_chunks = position = 0
+        for chunk in chunks:
+            expected = [(*place, sample) for place in chunk for sample in range(samples[place[0]])]
+            found = [(line.get("benchmark"), line.get("id"), line.get("sample")) for line in lines[position:position + len(expected)]]
+            if found != expected[:len(found)]:
+                where = next(i for i, (seen, wanted) in enumerate(zip(found, expected, strict=False)) if seen != wanted)
+                self._file.close()
+                raise RecordsError(f"{self.path}:{position + where + 1}: saw (benchmark, id, sample) {found[where]}; expected "
+                                   f"{expected[where]}. Remedy: the file as the evaluation wrote it, or --restart")
+            if len(found) < len(expected):
+                break
+            position += len(expected)
+            self.num_chunks += 1
+        self._file.truncate_to(ends[position - 1] if position else 0)
+        self.questions = from_lines(lines[:position], str(self.path))
+
+    def append(self, questions: Sequence[GradedQuestion]) -> None:
+        """The questions of the next chunk. Raises OSError; what was there before is whole."""
+        for question in questions:
+            for line in to_lines(question):
+                self._file.append(line)
+        self.questions += questions
+        self.num_chunks += 1
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_completions(folder: Path) -> list[GradedQuestion]:
+    """All completions of an evaluation that has ended, or what is there of one that has not. Raises RecordsError."""
+    path = folder / COMPLETIONS
+    if not path.is_file():
+        raise RecordsError(f"{folder} holds no {COMPLETIONS}; expected the folder of an evaluation (--out of python -m eval.run)")
+    return from_lines(_read(path)[0], str(path))
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines, and the position behind each; a last line that a kill has cut is left out."""
+    lines: list[dict[str, Any]] = []
+    ends: list[int] = []
+    position = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            position += len(raw)
+            if not raw.endswith(b"\n"):
+                break
+            try:
+                line = json.loads(raw)
+            except ValueError as error:
+                raise RecordsError(f"{path}:{number}: not JSON ({error}); the file was edited or damaged. Remedy: --restart, or the file as the "
+                                   "evaluation wrote it") from None
+            if not isinstance(line, dict):
+                raise RecordsError(f"{path}:{number}: expected a JSON object; the file was edited or damaged")
+            lines.append(line)
+            ends.append(position)
+    return lines, ends

@@ -1,0 +1,114 @@
+"""A sampler whose weights do not change: what evaluation and answering sample from. No trainer's copy stands beside a vLLM engine.
+
+An adapter is merged in float32 from the pristine base, as in training: into the embedded sampler's copy, or into a checkpoint in
+`scratch` that vLLM then loads, which decodes faster than with an adapter beside the base.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from rl.config import GeneratorSection, ModelSection
+from rl.config_loading import ConfigError, resolve_path
+from rl.export import Source, write_plain
+from rl.generate.plan import engine_cache_bytes
+from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
+from rl.generate.sync import choose_sync
+from rl.generate.transformers_generator import TransformersGenerator
+from rl.generate.vllm_engine import Engine, EngineSettings, check_version
+from rl.generate.vllm_generator import GPU_RESERVE, sample_groups
+from rl.memory import cache_bytes_per_token
+from rl.policy import Policy, end_of_sequence_ids, explain_loading, load_plain, load_policy, resolve_dtype, stored_lora
+from rl.records import Group
+
+
+def open_fixed_generator(
+    model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, *, max_tokens: int,
+    scratch: Path, seed: int = 0,
+) -> Generator:
+    """A sampler of model.path, with model.adapter merged into it where there is one, on the GPU where there is one.
+
+    max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is removed.
+    Raises PolicyError or SamplerError with the remedy."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.backend == "vllm":
+        check_version()
+        with explain_loading(model.path):
+            return _FixedVllm(model, config, tokenizer, model_config, max_tokens, scratch, device, seed)
+    if config.backend != "transformers":
+        raise ConfigError([f"generator.backend: {config.backend}; expected transformers or vllm, which load the model themselves"])
+    with explain_loading(model.path):
+        if model.adapter is None:
+            return TransformersGenerator(load_plain(model, tokenizer, device), merge=False, max_sequences=config.max_sequences)
+        lora = stored_lora(resolve_path(model.adapter))
+        policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)
+        generator = TransformersGenerator(
+            policy, merge=choose_sync(config, policy).way == "merge", max_sequences=config.max_sequences)
+        generator.take_over(policy, 0)
+        return generator
+
+
+class _FixedVllm:
+    """Generator (rl/generate/protocol.py) on an engine that loads a checkpoint from the disk and keeps it."""
+
+    def __init__(self, model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
+                 max_tokens: int, scratch: Path, device: torch.device, seed: int) -> None:
+        self.policy_version = 0
+        self._tokenizer = tokenizer
+        path, revision = str(resolve_path(model.path)), model.revision
+        self._eos_token_ids = end_of_sequence_ids(_generation_config(path, revision), tokenizer, path)
+        dtype, on_gpu = resolve_dtype(model.dtype, device), device.type == "cuda"
+        merged = None
+        if model.adapter is not None:
+            merged = scratch / "merged"
+            shutil.rmtree(merged, ignore_errors=True)  # of an evaluation that was killed
+            base = model.model_copy(update={"adapter": None})
+            write_plain(Source(base, resolve_path(model.adapter), base), merged, str(dtype).removeprefix("torch."))
+            path, revision = str(merged), None
+        share = config.memory_share
+        if on_gpu and share is None:
+            free, total = torch.cuda.mem_get_info(device)
+            share = GPU_RESERVE * free / total
+        try:
+            self._engine = Engine(EngineSettings(
+                model=path, revision=revision, trust_remote_code=model.trust_remote_code, dtype=dtype, max_tokens=max_tokens,
+                max_sequences=config.max_sequences, lora_rank=None, lora_targets=(), logprobs_mode="raw_logprobs",
+                memory_share=share if on_gpu else None,
+                cache_bytes=engine_cache_bytes(config, max_tokens, cache_bytes_per_token(model_config, dtype.itemsize), on_gpu=on_gpu),
+                eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1, seed=seed))
+        finally:
+            if merged is not None:
+                shutil.rmtree(merged, ignore_errors=True)
+        self.description = f"sampler: vLLM {self._engine.version} in this process"
+
+    def generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
+    ) -> list[Group]:
+        return sample_groups(self._engine, requests, parameters, self._tokenizer, self._eos_token_ids, self.policy_version, finished)
+
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        return self._engine.score(rows)
+
+    def rest(self) -> None:
+        """Nothing else needs the memory."""
+
+    def take_over(self, policy: Policy, version: int) -> None:
+        raise AssertionError("the weights of this sampler do not change")
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _generation_config(path: str, revision: str | None) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision)
+    except OSError:  # a checkpoint need not have one
+        return None
