@@ -39,8 +39,9 @@ class Display:
         self._last = now
         left = self._pace.remaining_s(now)
         elapsed = now - self._started
-        line = (f"{task}  {self._done:,}/{self._total:,} completions  accuracy so far {accuracy:.3f}  tok/s {self._tokens / max(elapsed, 1e-9):,.0f}  "
-                f"{format_duration(elapsed)} elapsed  {'-:--' if left is None else format_duration(left)} left")
+        times = f"{format_duration(elapsed)} elapsed  {'-:--' if left is None else format_duration(left)} left"
+        line = (f"{task}  {self._done:,}/{self._total:,} completions  accuracy so far {accuracy:.3f}  "
+                f"tok/s {self._tokens / max(elapsed, 1e-9):,.0f}  {times}")
         if self._rewrites:
             print(f"\r\x1b[K{line}", end="\n" if is_last else "", file=sys.stderr, flush=True)
         else:

@@ -46,11 +46,11 @@ def graded(task: str, scored: ScoredGroup, ranks: ScoredGroup | None = None) -> 
     """A scored group as a record. Raises EvaluationError where the grader gave no verdict, or one outside [0, 1]."""
     question = scored.group.question
     if scored.skipped:
-        raise EvaluationError(f"{task}: the grader could not judge question {question.id!r}: no verdict is neither right nor wrong. What is "
-                              "recorded is kept; go on with the same command when the grader's service answers again")
+        raise EvaluationError(f"{task}: the grader could not judge question {question.id!r}: no verdict is neither right nor wrong. What "
+                              "is recorded is kept; go on with the same command when the grader's service answers again")
     if outside := [value for value in scored.rewards if not 0.0 <= value <= 1.0]:
-        raise EvaluationError(f"{task}: the grader gave {outside[0]:g} for question {question.id!r}; expected values in [0, 1], 1 for right. "
-                              "Remedy: another --grader")
+        raise EvaluationError(f"{task}: the grader gave {outside[0]:g} for question {question.id!r}; expected values in [0, 1], 1 for "
+                              "right. Remedy: another --grader")
     return GradedQuestion(task, question.id, question.text, question.answer, question.columns, tuple(
         Sample(
             text=rollout.text, answer=answer, correct=correct, cluster=cluster, truncated=rollout.is_truncated,
@@ -68,8 +68,8 @@ def regrade(questions: Sequence[GradedQuestion], grader: RewardSum, ranker: Rewa
     anew = []
     for question, result, ranks in zip(questions, results, ranked, strict=True):
         if result.skipped:
-            raise EvaluationError(f"{question.benchmark}: the grader could not judge question {question.id!r}: no verdict is neither right nor "
-                                  "wrong. Remedy: try again when the grader's service answers")
+            raise EvaluationError(f"{question.benchmark}: the grader could not judge question {question.id!r}: no verdict is neither "
+                                  "right nor wrong. Remedy: try again when the grader's service answers")
         anew.append(replace(question, samples=tuple(
             replace(sample, answer=answer, correct=correct, cluster=cluster,
                     ranks_by=sample.ranks_by if ranks is None else ranks.rewards[index])

@@ -24,7 +24,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="folder of a Hugging Face checkpoint, or a hub id; may be left out with --adapter")
     group.add_argument("--adapter", help="folder of a PEFT adapter, or a run's folder or name (its best checkpoint)")
     group.add_argument("--revision", help="hub revision of the model")
-    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="default: bfloat16 on a GPU, float32 on the CPU")
+    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+                       help="default: bfloat16 on a GPU, float32 on the CPU")
     group.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint")
 
 

@@ -51,7 +51,8 @@ def write_result(folder: Path, head: Mapping[str, Any], benchmarks: Mapping[str,
 
 def markdown(result: Mapping[str, Any]) -> str:
     """A heading with the model, the table, and what it was sampled with."""
-    lines = [f"# {result['model']}" + (f" with {result['adapter']}" if result.get("adapter") else ""), "", *_table(result["benchmarks"]), ""]
+    adapter = f" with {result['adapter']}" if result.get("adapter") else ""
+    lines = [f"# {result['model']}{adapter}", "", *_table(result["benchmarks"]), ""]
     for name, entry in result["benchmarks"].items():
         protocol = entry["protocol"]
         lines.append(f"- {name}: " + ", ".join(f"{key} {protocol[key]}" for key in (
@@ -93,8 +94,8 @@ def _remarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
         if (count := entry["num_questions"]) < FEW_QUESTIONS:
             yield f"{name}: {count} questions, one of them is {100 / count:.1f} points"
         if entry["truncated_share"] > 0.1:
-            yield (f"{name}: {entry['truncated_share']:.0%} of the completions were cut at {entry['protocol']['max_tokens']} tokens; a longer "
-                   "--max-tokens may change the numbers")
+            yield (f"{name}: {entry['truncated_share']:.0%} of the completions were cut at {entry['protocol']['max_tokens']} tokens; a "
+                   "longer --max-tokens may change the numbers")
 
 
 def _percent(interval: Mapping[str, float] | Interval) -> str:

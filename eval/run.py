@@ -1,4 +1,4 @@
-"""`python -m eval.run --model M [--adapter A] --benchmarks math500,aime24`: has the policy become better, in numbers that others can compare?
+"""`python -m eval.run --model M [--adapter A] --benchmarks math500,aime24`: is the policy better, in numbers that others can compare?
 
 Writes DIR/result.json (avg@k, pass@k and maj@k with 95% intervals over questions), result.md, completions.jsonl (every completion with
 its answer and verdict) and plots/. An evaluation that was killed goes on with the same command. `python -m eval.compare` sets two
@@ -136,8 +136,8 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
     return tasks
 
 
-def _conclude(options: argparse.Namespace, subject: Subject, settings: dict[str, Any], tasks: Sequence[Task], questions: Sequence[Any], out: Path,
-              wall_s: float) -> dict[str, Any]:
+def _conclude(options: argparse.Namespace, subject: Subject, settings: dict[str, Any], tasks: Sequence[Task], questions: Sequence[Any],
+              out: Path, wall_s: float) -> dict[str, Any]:
     from eval.result import benchmark_result, write_result
 
     by_task = {task.name: [question for question in questions if question.benchmark == task.name] for task in tasks}

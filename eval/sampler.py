@@ -60,9 +60,9 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
             model = source.base.path
         elif not _same_model(model, base := _recorded_base(source.adapter)):
             # Not yet an error: folders move. Another architecture fails when the weights are loaded; this is for one of the same shapes.
-            raise EvaluationError(f"--adapter: {adapter} was trained on {base}, and --model is {model}. Remedy: --model {base}, or an adapter "
-                                  "of this model (where it is the same model under another path, set base_model_name_or_path in the adapter's "
-                                  "adapter_config.json)")
+            raise EvaluationError(f"--adapter: {adapter} was trained on {base}, and --model is {model}. Remedy: --model {base}, or an "
+                                  "adapter of this model (where it is the same model under another path, set base_model_name_or_path in "
+                                  "the adapter's adapter_config.json)")
     if model is None:
         raise EvaluationError("--model: missing; expected a folder with a Hugging Face checkpoint, or a hub id")
     section = ModelSection.model_validate({"path": model, "revision": revision, "adapter": folder, "dtype": dtype,
@@ -76,7 +76,8 @@ def generator_section(backend: Backend, max_sequences: int, eager: bool | None =
 
     if backend == "auto":
         backend = "vllm" if torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None else "transformers"
-    return GeneratorSection.model_validate({"backend": backend, "max_sequences": max_sequences, "eager": eager if backend == "vllm" else None})
+    return GeneratorSection.model_validate(
+        {"backend": backend, "max_sequences": max_sequences, "eager": eager if backend == "vllm" else None})
 
 
 @contextlib.contextmanager

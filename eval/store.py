@@ -33,8 +33,8 @@ def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -
             (folder / name).unlink(missing_ok=True)
     if not file.exists():
         if (folder / COMPLETIONS).exists():
-            raise EvaluationError(f"--out: {folder} holds completions without {SETTINGS}: what they were sampled with is not known. Remedy: "
-                                  "another folder, or --restart to throw them away")
+            raise EvaluationError(f"--out: {folder} holds completions without {SETTINGS}: what they were sampled with is not known. "
+                                  "Remedy: another folder, or --restart to throw them away")
         write_atomically(file, json.dumps(wanted, indent=2) + "\n")
         return False
     try:
@@ -42,8 +42,8 @@ def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -
     except ValueError as error:
         raise EvaluationError(f"--out: {file} is not readable ({error}). Remedy: another folder, or --restart") from None
     if different := _differences(there, wanted):
-        raise EvaluationError(f"--out: {folder} holds an evaluation with other settings: {'; '.join(different[:6])}. Remedy: another folder, or "
-                              "--restart to throw that one away")
+        raise EvaluationError(f"--out: {folder} holds an evaluation with other settings: {'; '.join(different[:6])}. Remedy: another "
+                              "folder, or --restart to throw that one away")
     return True
 
 
@@ -99,6 +99,28 @@ def read_completions(folder: Path) -> list[GradedQuestion]:
     return from_lines(_read(path)[0], str(path))
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json. Raises RecordsError where the evaluation has not ended, or the file is damaged."""
+    path = folder / RESULT
+    if not path.is_file():
+        what = "has not ended yet; go on with its command" if (folder / COMPLETIONS).is_file() else "is not the folder of an evaluation"
+        raise RecordsError(f"{folder} holds no {RESULT}: it {what} (--out of python -m eval.run)")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result["benchmarks"], dict):
+            raise TypeError("benchmarks is no mapping")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordsError(f"{path} is not a result ({type(error).__name__}: {error}); it was edited or damaged. Remedy: the evaluation's "
+                           "command writes it again from the completions") from None
+    return dict(result)
+
+
+def write_completions(folder: Path, questions: Sequence[GradedQuestion]) -> None:
+    """Replace completions.jsonl by these, all or nothing."""
+    lines = (json.dumps(line, ensure_ascii=False, allow_nan=False) for question in questions for line in to_lines(question))
+    write_atomically(folder / COMPLETIONS, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+
+
 def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The lines, and the position behind each; a last line that a kill has cut is left out."""
     lines: list[dict[str, Any]] = []
@@ -112,8 +134,8 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             try:
                 line = json.loads(raw)
             except ValueError as error:
-                raise RecordsError(f"{path}:{number}: not JSON ({error}); the file was edited or damaged. Remedy: --restart, or the file as the "
-                                   "evaluation wrote it") from None
+                raise RecordsError(f"{path}:{number}: not JSON ({error}); the file was edited or damaged. Remedy: --restart, or the file "
+                                   "as the evaluation wrote it") from None
             if not isinstance(line, dict):
                 raise RecordsError(f"{path}:{number}: expected a JSON object; the file was edited or damaged")
             lines.append(line)

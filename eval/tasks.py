@@ -111,8 +111,8 @@ def build_task(benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, toke
     ranker = None if asked.best_of is None else RewardSum([RewardSpec(asked.best_of)])
     for option, rewards in (("--grader", grader), ("--best-of", ranker)):
         if rewards is not None and (rewards.needs_policy or rewards.needs_token_statistics):
-            raise EvaluationError(f"{option}: {', '.join(rewards.names)} judges by the policy's own probabilities; expected a reward that reads "
-                                  "the completions, such as rewards.accuracy:accuracy")
+            raise EvaluationError(f"{option}: {', '.join(rewards.names)} judges by the policy's own probabilities; expected a reward that "
+                                  "reads the completions, such as rewards.accuracy:accuracy")
     _check_rewards(benchmark.name, loaded, grader, ranker)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     max_tokens, notes = _fitting_length(benchmark.name, asked.max_tokens, protocol.max_tokens, longest, context)
@@ -125,7 +125,8 @@ def build_task(benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, toke
         "benchmark": benchmark.name, "source": loaded.source, "questions_digest": loaded.digest, "prompt": template.name,
         "prompt_digest": _digest(prompts), "chat_template": renderer.uses_chat_template, "temperature": temperature, "top_p": top_p,
         "max_tokens": max_tokens, "samples": samples, "seed": asked.seed,
-        "grader": asked.grader or _described(benchmark.grader.use, benchmark.grader.arguments), "best_of": asked.best_of,
+        "grader": asked.grader or benchmark.grader.use,
+        "grader_arguments": {} if asked.grader is not None else dict(benchmark.grader.arguments), "best_of": asked.best_of,
     }
     return Task(name or benchmark.name, prompts, grader, ranker, parameters, samples, ks, asked.seed, described, (*loaded.warnings, *notes))
 
@@ -147,16 +148,12 @@ def _fitting_length(benchmark: str, asked: int | None, default: int, longest: in
         return wanted, []
     room = context - longest
     if asked is not None and room > 0:
-        raise EvaluationError(f"--max-tokens: saw {asked}; the longest prompt of {benchmark} has {longest} tokens, and with it more than {room} "
-                              f"do not fit into the model's context of {context}. Remedy: --max-tokens {room}")
+        raise EvaluationError(f"--max-tokens: saw {asked}; the longest prompt of {benchmark} has {longest} tokens, and with it more than "
+                              f"{room} do not fit into the model's context of {context}. Remedy: --max-tokens {room}")
     if room < 1:
         raise EvaluationError(f"--benchmarks {benchmark}: its longest prompt has {longest} tokens, and the model's context is {context}. "
                               "Remedy: a shorter --prompt, or another model")
     return room, [f"{benchmark}: completions are cut at {room} tokens, not at the protocol's {default}: the model's context is {context}"]
-
-
-def _described(use: str, arguments: Mapping[str, Any]) -> str:
-    return use + (f"({', '.join(f'{key}={value}' for key, value in arguments.items())})" if arguments else "")
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
