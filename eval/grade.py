@@ -1,8 +1,8 @@
 """`python -m eval.grade DIR`: grade an evaluation's completions anew, without sampling: after a change of the grader, or with another one.
 
 `python -m eval.grade --samples FILE --out DIR` grades completions that somebody else has sampled. FILE is JSONL, a question a line:
-`question`, `answer`, optionally `id`, and `samples`, texts or objects with `text` (further keys: `recorded`, the verdict that came with it, with which
-ours is then compared; --recorded names another key).
+`question`, `answer`, optionally `id`, and `samples`, texts or objects with `text` (and perhaps `recorded`, the verdict that came with it,
+with which ours is then compared; --recorded names another key).
 """
 
 from __future__ import annotations

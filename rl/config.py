@@ -232,6 +232,18 @@ class OptimSection(Section):
                                       unit="tokens", ge=1)
 
 
+class BenchmarkSection(Section):
+    name: str = setting("", "a benchmark's name, reasoning_gym:TASK or a JSONL file; python -m eval.run --list shows them", min_length=1)
+    every: int = setting(50, "steps between evaluations, beside those before and after; 0: only these", unit="steps", ge=0)
+    samples: int | None = setting(None, "completions per question; null: the benchmark's protocol", unit="completions", ge=1)
+    limit: int | None = setting(None, "use only the first so many questions", unit="questions", ge=1)
+    temperature: float | None = setting(None, "sampling temperature, 0 is greedy; null: the benchmark's protocol", ge=0, le=2)
+    top_p: float | None = setting(None, "nucleus sampling; null: the benchmark's protocol", gt=0, le=1)
+    max_tokens: int | None = setting(
+        None, "completions are cut at this length; null: sampling.max_completion_tokens", unit="tokens", ge=1)
+    grader: str | None = setting(None, "a reward with values in [0, 1]; null: the benchmark's own")
+
+
 class EvaluationSection(Section):
     path: str | None = setting(None, "held-out questions with answers (JSONL, parquet, dataset id, reasoning_gym:TASK); null: none")
     task: dict[str, JsonValue] = setting(
@@ -249,6 +261,9 @@ class EvaluationSection(Section):
     reward: str | None = setting(
         None, "the grader, a reward with values in [0, 1]; null: rewards.accuracy:accuracy, for a reasoning-gym task "
         "rewards.reasoning_gym:solved")
+    benchmarks: list[Annotated[BenchmarkSection, _shorthand("name")]] = setting(
+        list, "benchmarks evaluated as the run goes, under the run's prompt; results and completions are kept in evaluations/ of its folder")
+    data_dir: str | None = setting(None, "folder with the benchmarks as JSONL files; null: the hub")
 
 
 class WatchdogSection(Section):
@@ -266,6 +281,8 @@ class WatchdogSection(Section):
 class CheckpointSection(Section):
     every: int = setting(10, "steps between checkpoints; the last step always saves", unit="steps", ge=1)
     keep: int = setting(2, "how many of the newest are kept, beside the best", unit="checkpoints", ge=1)
+    best_by: str = setting(
+        "held_out", "what the best checkpoint is chosen by: held_out, or a benchmark's number such as math500/avg@4, math500/maj@4")
 
 
 class TrackingSection(Section):

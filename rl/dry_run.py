@@ -7,13 +7,15 @@ import torch
 from rl.config import RunConfig
 from rl.config_loading import to_yaml
 from rl.inputs import Inputs, read_inputs
+from rl.live_evaluation import BuildBenchmarks, build_benchmarks
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
 from rl.policy import resolve_dtype
 
 
-def describe(config: RunConfig) -> str:
+def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
     """The resolved configuration, one prompt, the step's sizes and the memory estimate. Raises what `read_inputs` raises."""
     inputs = read_inputs(config)
+    live = build_benchmarks(config, inputs, build)
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(config.model.dtype, device)
@@ -22,6 +24,8 @@ def describe(config: RunConfig) -> str:
         _section("configuration", to_yaml(config).rstrip()),
         _section("prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),
         _section("sizes", _sizes(config, inputs, longest)),
+        *([] if live is None else [_section("benchmarks", "\n".join([*(f"{name}, every {every} steps" for name, every in live.every.items()),
+                                                                     *live.notes]))]),
         _section("memory", _memory(estimate, device, dtype)),
     ]
     check_memory(config, estimate, available_memory(device), str(device))

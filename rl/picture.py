@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import glob
 import io
+import itertools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 from rl.run_folder import RunFolder, write_atomically
 from rl.tracking import (
     ACCURACY,
+    BENCHMARK_PREFIX,
     HELD_OUT_ACCURACY,
     HELD_OUT_HIGH,
     HELD_OUT_LOW,
@@ -131,7 +134,11 @@ def _draw_reward(axis: Axes, records: Sequence[Record]) -> None:
 
 def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
     curve = _curve(records, HELD_OUT_ACCURACY)
-    axis.set(title="Accuracy on held-out questions", ylabel="mean over samples, 95% interval", ylim=(0, 1.02))
+    benchmarks = _draw_benchmarks(axis, records)
+    axis.set(title="Accuracy on held-out questions" + (" and benchmarks" if benchmarks else ""), ylabel="mean over samples, 95% interval",
+             ylim=(0, 1.02))
+    if not curve and benchmarks:
+        return
     if not curve:
         axis.text(0.5, 0.5, "no evaluation", transform=axis.transAxes, ha="center", color="#868e96")
         return
@@ -140,7 +147,7 @@ def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
     # Bars rather than a band alone: a run with two evaluations has no band to see between them.
     axis.errorbar(steps, values, [[value - low.get(step, value) for step, value in curve],
                                   [high.get(step, value) - value for step, value in curve]],
-                  color=COLOURS[2], marker="o", markersize=4.5, capsize=2.5, elinewidth=1.0)
+                  color=COLOURS[2], marker="o", markersize=4.5, capsize=2.5, elinewidth=1.0, label="held-out")
     axis.fill_between(steps, [low.get(step, value) for step, value in curve], [high.get(step, value) for step, value in curve],
                       color=COLOURS[2], alpha=0.15, linewidth=0)
     # Off the curve and inside the frame: the first number lies below a rising curve, the last one below a high point.
@@ -148,6 +155,22 @@ def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
     _annotate(axis, curve[0], "left", is_below=is_rising and curve[0][1] > 0.1)
     if len(curve) > 1:
         _annotate(axis, curve[-1], "right", is_below=curve[-1][1] > 0.5)
+
+
+def _draw_benchmarks(axis: Axes, records: Sequence[Record]) -> list[str]:
+    """avg@k of each benchmark over steps, with its interval; returns their names."""
+    pattern = re.compile(re.escape(BENCHMARK_PREFIX) + r".+/avg@[0-9]+")
+    names = sorted({name for record in records for name in record if pattern.fullmatch(name)})
+    colours = [colour for index, colour in enumerate(COLOURS) if index != 2]  # that one is the held-out questions'
+    for name, colour in zip(names, itertools.cycle(colours), strict=False):
+        curve = _curve(records, name)
+        low, high = dict(_curve(records, f"{name}/low")), dict(_curve(records, f"{name}/high"))
+        axis.errorbar(*_columns(curve), [[value - low.get(step, value) for step, value in curve],
+                                         [high.get(step, value) - value for step, value in curve]],
+                      color=colour, marker="s", markersize=3.5, capsize=2.0, elinewidth=0.8, label=name.removeprefix(BENCHMARK_PREFIX))
+    if names:
+        axis.legend(loc="best", fontsize=8.5)
+    return names
 
 
 def _annotate(axis: Axes, point: tuple[int, float], align: Literal["left", "right"], *, is_below: bool) -> None:

@@ -24,6 +24,7 @@ from rl.generate.plan import SamplerPlan, logprobs_mode
 from rl.generate.protocol import sampling_parameters
 from rl.held_out import HeldOut
 from rl.inputs import Inputs, read_inputs
+from rl.live_evaluation import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.memory import available_memory, cache_bytes_per_token, check_memory, estimate_memory
 from rl.picture import draw_curves
 from rl.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
@@ -44,10 +45,13 @@ OUTAGE = datetime.timedelta(days=7)
 """How long a process waits in a collective operation for one that waits for its sampler's servers."""
 
 
-def run(config: RunConfig, resume: Path | None) -> int:
-    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit code."""
+def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None) -> int:
+    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit code.
+
+    build: what makes the benchmarks of the configuration, where it names some."""
     transformers_logging.disable_progress_bar()
     inputs = read_inputs(config)
+    benchmarks = build_benchmarks(config, inputs, build)
     # None and not an empty list: accelerate warns that the services in the list are not installed.
     accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
                               kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if config.generator.backend == "vllm_server" else [])
@@ -65,12 +69,14 @@ def run(config: RunConfig, resume: Path | None) -> int:
         checkpoint, state = _checkpoint_to_resume(folder, config, inputs, accelerator) if resume is not None else (None, None)
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
-        trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state)
+        trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state, benchmarks)
         if parts.generator.description:
             parts.progress.message(parts.generator.description)
         left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
         if left_out:
             parts.progress.message(f"questions left out: {left_out}")
+        for note in benchmarks.notes if benchmarks is not None else ():
+            parts.progress.message(f"note: {note}")
         if checkpoint is not None and state is not None:
             trainer.restore(checkpoint, state)
             parts.progress.message(f"going on from {checkpoint.name}")
@@ -124,13 +130,14 @@ def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator)
             keep_reference=config.loss.kl_weight > 0)
 
 
-def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int) -> SamplerPlan:
+def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int,
+                 benchmarks: LiveBenchmarks | None = None) -> SamplerPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the run will need."""
     longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
     on_gpu = next(policy.model.parameters()).device.type == "cuda"
     estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu)
     return SamplerPlan(
-        max_tokens=longest + config.sampling.max_completion_tokens,
+        max_tokens=max(longest + config.sampling.max_completion_tokens, 0 if benchmarks is None else benchmarks.max_tokens),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
         trainer_bytes=0 if estimate is None else estimate.trainer_bytes, kept_bytes=0 if estimate is None else estimate.kept_bytes,
         base_path=str(resolve_path(config.model.path)),
@@ -141,7 +148,7 @@ def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunF
 
 def build_trainer(
     config: RunConfig, inputs: Inputs, policy: Policy, accelerator: Accelerator, folder: RunFolder, stack: contextlib.ExitStack,
-    state: TrainerState | None,
+    state: TrainerState | None, benchmarks: LiveBenchmarks | None = None,
 ) -> tuple[Trainer, Parts]:
     set_seed(config.seed)
     forward = PolicyForward(policy, temperature=config.sampling.temperature)
@@ -150,7 +157,7 @@ def build_trainer(
         policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
         weight_decay=config.optim.weight_decay, fused=True)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
-    plan = sampler_plan(config, inputs, policy, folder, accelerator.num_processes)
+    plan = sampler_plan(config, inputs, policy, folder, accelerator.num_processes, benchmarks)
     generator = build_generator(config.generator, policy, plan)
     stack.callback(generator.close)
     rank, num_ranks, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
@@ -178,7 +185,7 @@ def build_trainer(
         accelerator=accelerator, policy=policy, generator=generator, optimizer=prepared_optimizer,
         updater=updater,
         collector=Collector(config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer),
-        held_out=held_out, watchdog=Watchdog(config.watchdog), data=inputs.digests, folder=folder,
+        held_out=held_out, benchmarks=benchmarks, watchdog=Watchdog(config.watchdog), data=inputs.digests, folder=folder,
         metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,
         rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,
         progress=stack.enter_context(open_progress(

@@ -37,7 +37,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """held_out_*: {"avg@8": Interval}, None where there was no evaluation. steps: training steps done.
+    """held_out_*: {"avg@8": Interval}, benchmarks_*: {"math500 avg@4": Interval}, None where there was no evaluation. steps: training steps done.
 
     stop_reason: `completed`, `watchdog`, or the name of the signal; message: why, where it did not
     complete. wall_s: training and all evaluations.
@@ -55,6 +55,8 @@ class Summary:
     num_sampled_tokens: int
     seed: int
     versions: Mapping[str, str]
+    benchmarks_before: Mapping[str, Interval] | None = None
+    benchmarks_after: Mapping[str, Interval] | None = None
 
 
 def write_summary(folder: RunFolder, summary: Summary) -> None:
@@ -65,8 +67,8 @@ def read_summary(folder: RunFolder) -> Summary:
     """The summary in the folder. Raises: FileNotFoundError; ValueError that names the file where it is not a summary."""
     try:
         fields: dict[str, Any] = json.loads(folder.summary_file.read_text(encoding="utf-8"))
-        for name in ("held_out_before", "held_out_after"):
-            if fields[name] is not None:
+        for name in ("held_out_before", "held_out_after", "benchmarks_before", "benchmarks_after"):
+            if fields.get(name) is not None:
                 fields[name] = {metric: Interval(**ends) for metric, ends in fields[name].items()}
         if fields["best"] is not None:
             fields["best"] = Best(**fields["best"])
@@ -134,14 +136,16 @@ def render_summary(summary: Summary, folder: RunFolder) -> str:
 
 
 def _held_out_lines(summary: Summary) -> list[str]:
-    before, after = summary.held_out_before or {}, summary.held_out_after or {}
-    names = [*before, *(name for name in after if name not in before)]
-    if not names:
-        return [f"{'held-out':<18}not evaluated (set evaluation.path)"]
+    held_out = _change_lines("held-out ", summary.held_out_before or {}, summary.held_out_after or {})
+    return [*(held_out or [f"{'held-out':<18}not evaluated (set evaluation.path)"]),
+            *_change_lines("", summary.benchmarks_before or {}, summary.benchmarks_after or {})]
+
+
+def _change_lines(prefix: str, before: Mapping[str, Interval], after: Mapping[str, Interval]) -> list[str]:
     lines = []
-    for name in names:
+    for name in dict.fromkeys((*before, *after)):
         gain = f"   {100 * (after[name].value - before[name].value):+.1f} points" if name in before and name in after else ""
-        lines.append(f"{'held-out ' + name:<18}{_interval(before.get(name))} -> {_interval(after.get(name))}{gain}")
+        lines.append(f"{prefix + name:<18}{_interval(before.get(name))} -> {_interval(after.get(name))}{gain}")
     return lines
 
 

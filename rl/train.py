@@ -48,14 +48,18 @@ def _main(arguments: Sequence[str]) -> int:
 
         print(to_yaml(command.config), end="")
         return 0
+    build_benchmarks = None
+    if command.config.evaluation.benchmarks:
+        # The one place where rl knows of eval: the composition root stands above both.
+        from eval.during import build_live_tasks as build_benchmarks
     if command.dry_run:
         from rl.dry_run import describe
 
-        print(describe(command.config))
+        print(describe(command.config, build_benchmarks))
         return 0
     from rl.run import run
 
-    return run(command.config, command.resume)
+    return run(command.config, command.resume, build_benchmarks)
 
 
 if __name__ == "__main__":

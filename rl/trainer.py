@@ -28,6 +28,7 @@ from rl.config import RunConfig
 from rl.generate.protocol import Generator
 from rl.held_out import Evaluation, HeldOut
 from rl.intervals import Interval
+from rl.live_evaluation import BenchmarkHistory, LiveBenchmarks, benchmark_metrics
 from rl.policy import Policy
 from rl.progress import Progress
 from rl.proof import Proof, SamplerMismatchError, mismatch_bound
@@ -54,6 +55,7 @@ class Parts:
     updater: Updater
     collector: Collector
     held_out: HeldOut | None
+    benchmarks: LiveBenchmarks | None
     watchdog: Watchdog
     data: Mapping[str, str]
     folder: RunFolder
@@ -82,6 +84,7 @@ class Trainer:
         ranks = parts.accelerator
         self._proof = Proof(config, parts.policy, parts.generator, rank=ranks.process_index, num_ranks=ranks.num_processes)
         self._evaluation_due = False  # the evaluation after the last finished step is not complete
+        self._benchmarks = BenchmarkHistory()
         self._hand_over_times = dict.fromkeys(("ahead_wait_s", "sync_s"), 0.0)  # since the last training line
         self._waiting = Waiting(say=lambda text: self._parts.progress.message(text), save=self._save_while_waiting,
                                 stop_requested=lambda: self._parts.stop_requested())
@@ -244,40 +247,73 @@ class Trainer:
         parts.progress.held_out(self.step_number, interval.value, interval.low, interval.high)
         return evaluation, alarm
 
-    def _is_evaluated_after(self, step: int) -> bool:
+    def _evaluate_benchmarks(self, *, is_last: bool = False) -> None:
+        """Those that are due after the present step, each once, also where the run is resumed between two of them."""
+        parts = self._parts
+        if parts.benchmarks is None:
+            return
+        for name in self._benchmarks.due(parts.benchmarks.every, self.step_number, is_last=is_last):
+            self._hand_over()
+            started = time.perf_counter()
+            values = parts.benchmarks.evaluate(
+                name, parts.generator, self.step_number, folder=parts.folder.path, rank=parts.accelerator.process_index,
+                num_ranks=parts.accelerator.num_processes)
+            self._saved = None
+            self._benchmarks.add(name, self.step_number, values)
+            if values.problem is not None:
+                parts.progress.message(f"{name} at step {self.step_number}: not evaluated: {values.problem}")
+                continue
+            if parts.metrics is not None:
+                parts.metrics.log(self.step_number, "eval", benchmark_metrics(name, values) | {"evaluate_s": time.perf_counter() - started})
+            shown = "  ".join(f"{metric} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for metric, one in values.intervals.items())
+            parts.progress.message(f"{name} at step {self.step_number}: {shown}")
+            for metric, interval in values.intervals.items():
+                if f"{name}/{metric}" == self._config.checkpoint.best_by:
+                    self._keep_if_best(interval.value, f"{name}/{metric}")
+
+    def _is_held_out_due(self, step: int) -> bool:
         every = self._config.evaluation.every
-        return self._parts.held_out is not None and every > 0 and step % every == 0 and step < self._config.steps
+        return self._parts.held_out is not None and every > 0 and step % every == 0
+
+    def _is_evaluated_after(self, step: int) -> bool:
+        every = self._parts.benchmarks.every if self._parts.benchmarks is not None else {}
+        return step < self._config.steps and (self._is_held_out_due(step) or bool(self._benchmarks.due(every, step, is_last=False)))
 
     def _evaluate_before(self) -> None:
+        self._evaluate_benchmarks()
         if result := self._evaluate(self._config.evaluation.samples):
             self._before = result[0].as_json()
-            self._keep_if_best(result[0])
-        else:
-            self.save()
+            self._keep_if_best_held_out(result[0])
+        self.save()
 
     def _evaluate_during(self) -> Alarm | None:
-        result = self._evaluate(self._config.evaluation.samples_during)
+        # First, and while the evaluation counts as due: a run that is saved behind them goes on with the held-out questions.
+        self._evaluate_benchmarks()
+        result = self._evaluate(self._config.evaluation.samples_during) if self._is_held_out_due(self.step_number) else None
         self._evaluation_due = False
         if result is None:
             return None
-        self._keep_if_best(result[0])
+        self._keep_if_best_held_out(result[0])
         return result[1]
 
     def _evaluate_after(self) -> Alarm | None:
         """Nothing where a run that had ended is resumed: metrics.jsonl has this evaluation already."""
+        self._evaluate_benchmarks(is_last=True)
         if self._after is not None or (result := self._evaluate(self._config.evaluation.samples)) is None:
             return None
         self._after = result[0].as_json()
-        self._keep_if_best(result[0])
+        self._keep_if_best_held_out(result[0])
         return result[1]
 
-    def _keep_if_best(self, evaluation: Evaluation) -> None:
+    def _keep_if_best_held_out(self, evaluation: Evaluation) -> None:
         """By the samples that all evaluations of the run have in common: avg@8 of one step does not compete with avg@2 of another."""
-        accuracy = evaluation.comparable
-        if self._best is None or accuracy > self._best.value:
+        if self._config.checkpoint.best_by == "held_out":
+            self._keep_if_best(evaluation.comparable, f"avg@{evaluation.comparable_samples}")
+
+    def _keep_if_best(self, value: float, metric: str) -> None:
+        if self._best is None or value > self._best.value:
             path = self._parts.folder.checkpoints / "best"
-            self._best = Best(step=self.step_number, value=accuracy, checkpoint=str(path.relative_to(self._parts.folder.path)),
-                              metric=f"avg@{evaluation.comparable_samples}")
+            self._best = Best(step=self.step_number, value=value, checkpoint=str(path.relative_to(self._parts.folder.path)), metric=metric)
             self.save(best=True)
 
     # ---------------------------------------------------------------- records
@@ -366,7 +402,8 @@ class Trainer:
             step=self.step_number, policy_version=self.policy_version, num_ranks=parts.accelerator.num_processes,
             order=dict(collector.order), watchdog=dict(parts.watchdog.state_dict()),
             memory={"rewards_since_evaluation": self._rewards_since_evaluation, "held_out_after": self._after,
-                    "stopped": self._stopped, "evaluation_due": self._evaluation_due, "proof": self._proof.state_dict()},
+                    "stopped": self._stopped, "evaluation_due": self._evaluation_due, "proof": self._proof.state_dict(),
+                    "benchmarks": self._benchmarks.state_dict()},
             data=dict(parts.data), best=best, held_out_before=self._before, totals=totals,
             positions={"metrics": parts.metrics.position(), "rollouts": parts.rollouts.position()},
             surplus=[scored_group_to_json(group) for group in collector.surplus],
@@ -389,6 +426,7 @@ class Trainer:
         self._after = state.memory["held_out_after"]
         self._proof.resume(state.memory.get("proof", {}))
         self._evaluation_due = state.memory.get("evaluation_due", False)
+        self._benchmarks.load_state_dict(state.memory.get("benchmarks", {}))
         stopped = state.memory["stopped"]
         self._stopped = None if stopped is None else (stopped[0], stopped[1])
         if self._best is not None and parts.accelerator.is_main_process:
@@ -407,6 +445,7 @@ class Trainer:
             held_out_after=_intervals(self._after), best=self._best,
             wall_s=self._totals["wall_s"] + time.perf_counter() - self._clock, peak_rss_gb=peak_rss_gb(),
             num_sampled_tokens=int(self._totals["sampled_tokens"]), seed=self._config.seed, versions=installed_versions(),
+            benchmarks_before=self._benchmarks.before or None, benchmarks_after=self._benchmarks.after or None,
         )
 
 

@@ -1,0 +1,114 @@
+"""`evaluation.benchmarks`: the same tasks, grading and results as `python -m eval.run`, on the sampler of a run that trains.
+
+The run's prompt is the benchmarks' too. Each evaluation leaves result.json and completions.jsonl in evaluations/step-000050/ of the run's
+folder, one per step and benchmark, which `python -m eval.compare` and `eval.grade` read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from eval.benchmarks import BenchmarkError, find_benchmark, load_benchmark
+from eval.evaluation import sample_and_grade
+from eval.records import GradedQuestion
+from eval.result import benchmark_result, write_result
+from eval.store import write_completions
+from eval.tasks import Asked, EvaluationError, Task, build_task
+from rewards.contract import RewardError
+from rl.config import BenchmarkSection, RunConfig
+from rl.config_loading import ConfigError
+from rl.generate.protocol import Generator
+from rl.inputs import Inputs
+from rl.intervals import Interval
+from rl.live_evaluation import BenchmarkValues
+from rl.prompting import PromptError
+from rl.ranks import gather_shares, share_of_rank
+
+_KEYS = {"-k": "samples", "--samples": "samples", "--max-tokens": "max_tokens", "--grader": "grader", "--limit": "limit",
+         "--benchmarks": "name"}
+"""Options in messages of the evaluation's commands -> keys of a benchmark's section."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTasks:
+    """rl.live_evaluation.LiveBenchmarks."""
+
+    tasks: Mapping[str, Task]
+    every: Mapping[str, int]
+    config: RunConfig
+
+    @property
+    def max_tokens(self) -> int:
+        return max(task.max_tokens for task in self.tasks.values())
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        return [f"{name}/{kind}@{task.samples}" for name, task in self.tasks.items() for kind in ("avg", "pass", "maj")]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return [note for task in self.tasks.values() for note in task.notes]
+
+    def evaluate(self, name: str, generator: Generator, step: int, *, folder: Path, rank: int, num_ranks: int) -> BenchmarkValues:
+        task, started = self.tasks[name], time.perf_counter()
+        problem: str | None = None
+        share: list[GradedQuestion] = []
+        try:
+            share = sample_and_grade(task, share_of_rank(task.prompts, rank, num_ranks), generator)
+        except (EvaluationError, RewardError) as error:
+            # A grader's service that does not answer ends no training; all ranks must still meet.
+            problem = str(error)
+        problems = [text for text in gather_shares([problem], num_ranks) if text is not None]
+        questions = gather_shares(share, num_ranks) if not problems else []
+        if problems:
+            return BenchmarkValues({}, {}, problems[0])
+        entry = benchmark_result(questions, task.ks, task.protocol)
+        if rank == 0:
+            out = folder / "evaluations" / f"step-{step:06d}" / name.replace("/", "_").replace(":", "_")
+            out.mkdir(parents=True, exist_ok=True)
+            write_completions(out, questions)
+            head = {"model": self.config.model.path, "adapter": None, "settings": {"run": str(folder), "step": step}, "seed": task.seed,
+                    "wall_s": time.perf_counter() - started}
+            write_result(out, head, {name: entry})
+        kinds = ("avg", "pass", "maj") if task.samples > 1 else ("avg",)
+        intervals = {f"{kind}@{task.samples}": Interval(**entry[f"{kind}@{task.samples}"]) for kind in kinds}
+        others = {key: entry[key] for key in ("truncated_share", "unparsable_share", "semantic_entropy")}
+        return BenchmarkValues(intervals, others | {"completion_length": entry["mean_completion_tokens"] or 0.0})
+
+
+def build_live_tasks(config: RunConfig, inputs: Inputs) -> LiveTasks:
+    """The benchmarks of the configuration, read and rendered. Raises ConfigError that names the key."""
+    tasks: dict[str, Task] = {}
+    every: dict[str, int] = {}
+    for index, section in enumerate(config.evaluation.benchmarks):
+        place = f"evaluation.benchmarks.{index}"
+        try:
+            task = _task(config, section, inputs)
+        except (BenchmarkError, EvaluationError, PromptError, RewardError) as error:
+            message = str(error)
+            for option, key in _KEYS.items():
+                message = message.replace(f"{option}:", f"{place}.{key}:").replace(f"{option} ", f"{place}.{key}=")
+            message = message.replace("--data-dir", "evaluation.data_dir").replace("--prompt", "prompt.template")
+            raise ConfigError([message if place in message else f"{place}: {message}"]) from error
+        if task.name in tasks:
+            raise ConfigError([f"{place}.name: {task.name} is named twice; name each benchmark once"])
+        tasks[task.name], every[task.name] = task, section.every
+    return LiveTasks(tasks, every, config)
+
+
+def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:
+    benchmark = find_benchmark(section.name)
+    data_dir = None if config.evaluation.data_dir is None else Path(config.evaluation.data_dir)
+    loaded = load_benchmark(benchmark, data_dir, section.limit)
+    asked = Asked(
+        samples=section.samples, temperature=section.temperature, top_p=section.top_p,
+        max_tokens=section.max_tokens or config.sampling.max_completion_tokens, prompt=config.prompt.template,
+        chat_template=config.prompt.chat_template, grader=section.grader, seed=config.seed)
+    context = getattr(inputs.model_config.get_text_config(), "max_position_embeddings", None)
+    task = build_task(benchmark, loaded, asked, inputs.tokenizer, context)
+    stop_strings = tuple(dict.fromkeys([*task.parameters.stop_strings, *config.sampling.stop_strings]))
+    parameters = replace(task.parameters, stop_strings=stop_strings, stop_token_ids=tuple(config.sampling.stop_token_ids))
+    return replace(task, parameters=parameters)

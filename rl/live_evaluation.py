@@ -1,0 +1,98 @@
+"""Benchmarks that are evaluated while a run trains: what the trainer asks of them. The package eval has them (eval/during.py).
+
+rl imports nothing of eval: the composition root, rl/train.py, hands in what builds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rl.config import RunConfig
+from rl.config_loading import ConfigError, closest
+from rl.generate.protocol import Generator
+from rl.inputs import Inputs
+from rl.intervals import Interval
+from rl.tracking import BENCHMARK_PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkValues:
+    """One evaluation of one benchmark. intervals: "avg@4", "pass@4", "maj@4" with their 95% intervals over questions. others: further
+    metrics by name. problem: why there are no values."""
+
+    intervals: Mapping[str, Interval]
+    others: Mapping[str, float]
+    problem: str | None = None
+
+
+class LiveBenchmarks(Protocol):
+    """max_tokens: of the longest prompt with the longest completion, over all benchmarks. every: steps between evaluations by name.
+    metrics: every number that `checkpoint.best_by` may name. notes: what people should know before the run."""
+
+    max_tokens: int
+    every: Mapping[str, int]
+    metrics: Sequence[str]
+    notes: Sequence[str]
+
+    def evaluate(self, name: str, generator: Generator, step: int, *, folder: Path, rank: int, num_ranks: int) -> BenchmarkValues:
+        """Sample and grade with the present policy; collective over ranks. The main rank keeps the completions in `folder`."""
+        ...
+
+
+def benchmark_metrics(name: str, values: BenchmarkValues) -> dict[str, float]:
+    """For metrics.jsonl: benchmark/math500/avg@4 with its /low and /high, and benchmark/math500/truncated_share and the like."""
+    prefix = f"{BENCHMARK_PREFIX}{name}/"
+    numbers = {f"{prefix}{key}": value for key, value in values.others.items()}
+    for metric, interval in values.intervals.items():
+        numbers |= {f"{prefix}{metric}": interval.value, f"{prefix}{metric}/low": interval.low, f"{prefix}{metric}/high": interval.high}
+    return numbers
+
+
+@dataclass(slots=True)
+class BenchmarkHistory:
+    """What a run remembers of its benchmarks. at: step of each one's last evaluation. before, after: {"math500 avg@4": interval} of the
+    evaluations at step 0 and of the last ones."""
+
+    at: dict[str, int] = field(default_factory=dict)
+    before: dict[str, Interval] = field(default_factory=dict)
+    after: dict[str, Interval] = field(default_factory=dict)
+
+    def due(self, every: Mapping[str, int], step: int, *, is_last: bool) -> list[str]:
+        """Names of those to be evaluated after this step, each once: before the run and after it all of them."""
+        return [name for name, steps in every.items()
+                if self.at.get(name) != step and (step == 0 or is_last or (steps > 0 and step % steps == 0))]
+
+    def add(self, name: str, step: int, values: BenchmarkValues) -> None:
+        self.at[name] = step
+        kept = self.before if step == 0 else self.after
+        kept |= {f"{name} {metric}": interval for metric, interval in values.intervals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.at = dict(state.get("at", {}))
+        self.before = {name: Interval(**ends) for name, ends in state.get("before", {}).items()}
+        self.after = {name: Interval(**ends) for name, ends in state.get("after", {}).items()}
+
+
+BuildBenchmarks = Callable[[RunConfig, Inputs], LiveBenchmarks]
+"""Raises ConfigError that names the key under evaluation.benchmarks."""
+
+
+def build_benchmarks(config: RunConfig, inputs: Inputs, build: BuildBenchmarks | None) -> LiveBenchmarks | None:
+    """None where no benchmark is configured. Raises ConfigError, also where checkpoint.best_by names nothing that is evaluated."""
+    live = None
+    if config.evaluation.benchmarks:
+        assert build is not None, "a run with benchmarks is built by rl/train.py"
+        live = build(config, inputs)
+    best_by = config.checkpoint.best_by
+    known = ["held_out", *(live.metrics if live is not None else ())]
+    if best_by not in known:
+        near = closest(best_by, known)
+        raise ConfigError([f"checkpoint.best_by: saw {best_by!r}{f'; did you mean {near}?' if near else ''} Expected one of: "
+                           f"{', '.join(known)} (benchmarks are named in evaluation.benchmarks)"])
+    return live
