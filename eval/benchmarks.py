@@ -124,7 +124,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "math", "MATH, the whole test set", _QWEN, aliases=("math_test", "math5000"), hub="DigitalLearningGmbH/MATH-lighteval",
         subset="default", revision="0530c78699ea5e8eb5530600900e1f328b48acad",
-        columns=Columns("problem", id=None, others=("level", "type")), rows=boxed_solution, licence="MIT", files=("math_test.jsonl", "math.jsonl"), num_questions=5000),
+        columns=Columns("problem", id=None, others=("level", "type")), rows=boxed_solution, licence="MIT",
+        files=("math_test.jsonl", "math.jsonl"), num_questions=5000),
     # Id: huggingface/lighteval; revision, columns: marin-community/marin. Its card states no licence.
     Benchmark(
         "aime24", "AIME 2024, I and II", _TTRL, aliases=("aime2024",), hub="HuggingFaceH4/aime_2024", subset="default", split="train",

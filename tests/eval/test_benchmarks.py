@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,11 @@ def test_the_sets_that_are_easily_confused_have_names_of_their_own() -> None:
     sizes = {benchmark.name: benchmark.num_questions for benchmark in BENCHMARKS}
     assert (sizes["amc23"], sizes["amc22_23"], sizes["math500"], sizes["math"]) == (40, 83, 500, 5000)
     assert find_benchmark("amc23_40").name == "amc23" and find_benchmark("amc22_23_83").name == "amc22_23"
-    aliases = [alias for benchmark in BENCHMARKS for alias in (benchmark.name, *benchmark.aliases)]
-    assert len({re.sub("[-_ ]", "", alias) for alias in aliases}) == len(aliases) - len(
-        {"amc23_40"} & {"amc2340"}) - sum(re.sub("_", "", alias) in aliases and "_" in alias for alias in aliases)
 
 
-def test_files_belong_to_one_benchmark() -> None:
+def test_every_name_and_every_file_belongs_to_one_benchmark() -> None:
+    for benchmark in BENCHMARKS:
+        assert all(find_benchmark(name) is benchmark for name in (benchmark.name, *benchmark.aliases))
     files = [file for benchmark in BENCHMARKS for file in benchmark.files]
     assert len(files) == len(set(files))
 
@@ -87,7 +87,8 @@ def test_names_are_found_whatever_their_case_and_hyphens(name: str, found: str) 
     assert find_benchmark(name).name == found
 
 
-@pytest.mark.parametrize(("name", "near"), [("mth500", "math500"), ("aime26", "aime2"), ("olympiadbensh", "olympiadbench"), ("gsm8", "gsm8k")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("mth500", "math500"), ("aime26", "aime2"), ("olympiadbensh", "olympiadbench"), ("gsm8", "gsm8k")])
 def test_an_unknown_name_is_answered_with_the_closest_and_all_names(name: str, near: str) -> None:
     with pytest.raises(BenchmarkError, match=f"--benchmarks: there is no benchmark '{name}'; did you mean {near}") as caught:
         find_benchmark(name)
@@ -118,7 +119,8 @@ def test_gsm8k_rows_keep_what_stands_behind_the_hashes(tmp_path: Path) -> None:
 
 
 def test_math_rows_keep_the_last_box_of_the_solution_and_their_level(tmp_path: Path) -> None:
-    row = {"problem": "Convert.", "level": "Level 2", "type": "Precalculus", "solution": r"First $\boxed{1}$? No: $\boxed{\left( 3, \frac{\pi}{2} \right)}.$"}
+    row = {"problem": "Convert.", "level": "Level 2", "type": "Precalculus",
+           "solution": r"First $\boxed{1}$? No: $\boxed{\left( 3, \frac{\pi}{2} \right)}.$"}
     loaded = loaded_from(tmp_path, "math", row)
     question = loaded.questions[0]
     assert (question.text, question.answer) == ("Convert.", r"\left( 3, \frac{\pi}{2} \right)")
@@ -127,7 +129,8 @@ def test_math_rows_keep_the_last_box_of_the_solution_and_their_level(tmp_path: P
 
 
 def test_math500_rows_keep_their_ids(tmp_path: Path) -> None:
-    row = {"problem": "Let $p$.", "solution": "...", "answer": "p - q", "subject": "Algebra", "level": 5, "unique_id": "test/algebra/1.json"}
+    row = {"problem": "Let $p$.", "solution": "...", "answer": "p - q", "subject": "Algebra", "level": 5,
+           "unique_id": "test/algebra/1.json"}
     question = loaded_from(tmp_path, "math500", row).questions[0]
     assert (question.id, question.text, question.answer, dict(question.columns)) == (
         "test/algebra/1.json", "Let $p$.", "p - q", {"subject": "Algebra", "level": 5})
@@ -164,8 +167,9 @@ def test_minerva_rows_have_an_answer_or_a_box_in_the_solution(tmp_path: Path, ro
     ("[1, 2)", "[1, 2)", r"\boxed{[1, 2)}", r"\boxed{[1, 2]}"),
 ])
 def test_olympiadbench_rows_have_a_list_of_answers(tmp_path: Path, final: Any, gold: str, right: str, wrong: str) -> None:
-    row = {"id": 1606, "question": "How many?", "solution": ["..."], "final_answer": final, "context": None, "image_1": None, "modality": "Text-only",
-           "is_multiple_answer": False, "unit": None, "answer_type": "Numerical", "error": None, "subfield": "Combinatorics"}
+    row = {"id": 1606, "question": "How many?", "solution": ["..."], "final_answer": final, "context": None, "image_1": None,
+           "modality": "Text-only", "is_multiple_answer": False, "unit": None, "answer_type": "Numerical", "error": None,
+           "subfield": "Combinatorics"}
     loaded = loaded_from(tmp_path, "olympiadbench", row)
     assert (loaded.questions[0].id, loaded.questions[0].answer) == ("1606", gold)
     assert dict(loaded.questions[0].columns) == {"subfield": "Combinatorics", "answer_type": "Numerical", "is_multiple_answer": False}
@@ -173,8 +177,9 @@ def test_olympiadbench_rows_have_a_list_of_answers(tmp_path: Path, final: Any, g
 
 
 def gpqa_row(number: int = 0, **other: Any) -> dict[str, Any]:
-    return {"Record ID": f"rec{number}", "Question": f"Which gas is number {number}?\n", "Correct Answer": "Xenon\n", "Incorrect Answer 1": "Argon",
-            "Incorrect Answer 2": "Neon", "Incorrect Answer 3": "Radon", "High-level domain": "Chemistry", "Explanation": "...", **other}
+    return {"Record ID": f"rec{number}", "Question": f"Which gas is number {number}?\n", "Correct Answer": "Xenon\n",
+            "Incorrect Answer 1": "Argon", "Incorrect Answer 2": "Neon", "Incorrect Answer 3": "Radon", "High-level domain": "Chemistry",
+            "Explanation": "...", **other}
 
 
 def test_gpqa_rows_become_questions_with_lettered_options(tmp_path: Path) -> None:
@@ -186,9 +191,11 @@ def test_gpqa_rows_become_questions_with_lettered_options(tmp_path: Path) -> Non
     assert question.id == "rec0" and question.answer == gold and question.columns["High-level domain"] == "Chemistry"
     assert "Explanation" not in question.columns
     assert options == [("Xenon", "Argon", "Neon", "Radon")[int(number)] for number in order]  # type: ignore[arg-type]
-    assert question.text == "Which gas is number 0?\n\n" + "\n".join(f"({letter}) {text}" for letter, text in zip("ABCD", options, strict=True))
+    lines = [f"({letter}) {text}" for letter, text in zip("ABCD", options, strict=True)]
+    assert question.text == "Which gas is number 0?\n\n" + "\n".join(lines)
     wrong = "ABCD"[options.index("Neon")]
-    assert accuracies(loaded, [rf"\boxed{{{gold}}}", f"The answer is ({gold}) Xenon.", rf"\boxed{{{wrong}}}", r"\boxed{Xenon}"]) == (1, 1, 0, 0)
+    completions = [rf"\boxed{{{gold}}}", f"The answer is ({gold}) Xenon.", rf"\boxed{{{wrong}}}", r"\boxed{Xenon}"]
+    assert accuracies(loaded, completions) == (1, 1, 0, 0)
 
 
 def test_gpqa_options_have_the_same_letters_beside_any_other_questions_and_all_letters_occur(tmp_path: Path) -> None:
@@ -229,8 +236,8 @@ def test_mmlu_pro_rows_may_have_fewer_options_and_only_letter_or_number(tmp_path
 
 
 def test_questions_with_the_same_text_and_other_options_are_different(tmp_path: Path) -> None:
-    rows = [mmlu_row(question_id=1, question="Which is true?"), mmlu_row(question_id=2, question="Which is true?", options=list("abcdefghij")),
-            mmlu_row(question_id=3, question="Which is true?")]
+    rows = [mmlu_row(question_id=1, question="Which?"), mmlu_row(question_id=2, question="Which?", options=list("abcdefghij")),
+            mmlu_row(question_id=3, question="Which?")]
     loaded = loaded_from(tmp_path, "mmlu_pro", *rows)
     assert ([question.id for question in loaded.questions], loaded.num_rows, loaded.num_duplicates) == (["1", "2"], 3, 1)
 
@@ -255,7 +262,7 @@ def test_local_multiple_choice_may_list_its_options_in_the_question(tmp_path: Pa
     ("olympiadbench", {"question": "Q", "final_answer": []}, "saw []; expected a list of answers"),
     ("olympiadbench", {"question": "Q", "final_answer": ["4", 5]}, "saw ['4', 5]"),
     ("olympiadbench", {"question": "Q", "final_answer": None}, "field 'final_answer': saw None"),
-    ("gpqa_diamond", gpqa_row(**{"Incorrect Answer 2": None}), "field 'Incorrect Answer 2': saw None; expected the text of an option"),
+    ("gpqa_diamond", {**gpqa_row(), "Incorrect Answer 2": None}, "field 'Incorrect Answer 2': saw None; expected the text of an option"),
     ("gpqa_diamond", gpqa_row(Question=""), "field 'Question'"),
     ("gpqa_diamond", {"question": "Q", "answer": "Xenon"}, "saw 'Xenon'; expected the letter of an option"),
     ("mmlu_pro", mmlu_row(answer_index=10, answer=None), "field 'answer_index': saw 10; expected the number of the right option, 0 to 9"),
@@ -323,9 +330,9 @@ def test_later_names_of_a_file_are_tried(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_file_in_its_place_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"--data-dir: .*nowhere does not exist; expected a folder with math500.jsonl \(math500\). Remedy"):
+    with pytest.raises(BenchmarkError, match=r"--data-dir: .*nowhere does not exist; expected a folder with math500.jsonl \(math"):
         load_benchmark(BY_NAME["math500"], tmp_path / "nowhere")
-    with pytest.raises(BenchmarkError, match="--data-dir: .*file.jsonl is a file; expected a folder"):
+    with pytest.raises(BenchmarkError, match=r"--data-dir: .*file.jsonl is a file; expected a folder"):
         load_benchmark(BY_NAME["math500"], write(tmp_path / "file.jsonl", {}))
 
 
@@ -334,7 +341,7 @@ def test_a_folder_without_the_file_tells_what_was_looked_for_and_what_is_near(tm
         load_benchmark(BY_NAME["amc23"], tmp_path)
     for name in ("amc23_test.jsonl", "notes.txt", "unlike.jsonl"):
         (tmp_path / name).touch()
-    with pytest.raises(BenchmarkError, match=r"near ones there: amc23_test.jsonl. Remedy: put the benchmark there under one of these names"):
+    with pytest.raises(BenchmarkError, match=r"near ones there: amc23_test.jsonl. Remedy: put the benchmark there under one of"):
         load_benchmark(BY_NAME["amc23"], tmp_path)
 
 
@@ -362,10 +369,12 @@ def test_a_limit_below_one_is_refused(limit: int) -> None:
 
 
 def test_any_file_with_question_and_answer_is_a_benchmark(tmp_path: Path) -> None:
-    path = write(tmp_path / "mine.jsonl", {"question": "1+1=?", "answer": 2, "topic": "sums"}, {"problem": "2+2=?", "answer": "4", "id": "x"})
+    rows = {"question": "1+1=?", "answer": 2, "topic": "sums"}, {"problem": "2+2=?", "answer": "4", "id": "x"}
+    path = write(tmp_path / "mine.jsonl", *rows)
     loaded = load_benchmark(find_benchmark(str(path)))
     assert loaded.benchmark.name == "mine" and loaded.source == str(path) and loaded.warnings == ()
-    assert [(question.id, question.text, question.answer) for question in loaded.questions] == [("line-1", "1+1=?", "2"), ("x", "2+2=?", "4")]
+    assert [(question.id, question.text, question.answer) for question in loaded.questions] == [
+        ("line-1", "1+1=?", "2"), ("x", "2+2=?", "4")]
     assert loaded.questions[0].columns["topic"] == "sums", "somebody's own grader may want it"
     assert accuracies(loaded, [r"\boxed{2}", r"\boxed{3}"]) == (1, 0)
 
@@ -387,7 +396,7 @@ def test_a_file_of_ones_own_may_lie_in_the_data_folder(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_exist_or_has_no_answers_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "questions.jsonl", {"question": "1+1=?"})
-    with pytest.raises(BenchmarkError, match=r"questions: .*questions.jsonl:1: field 'answer': saw None; expected a gold answer.*the row has: question"):
+    with pytest.raises(BenchmarkError, match=r"questions: .*questions.jsonl:1: field 'answer': saw None; .*the row has: question"):
         load_benchmark(find_benchmark(str(path)))
     with pytest.raises(BenchmarkError, match=r"no such file; did you mean .*questions.jsonl\? \(--benchmarks; a relative path"):
         load_benchmark(find_benchmark(str(tmp_path / "question.jsonl")))
@@ -408,7 +417,9 @@ def test_a_reasoning_gym_task_is_a_benchmark_with_its_own_scorer() -> None:
 
 
 @pytest.mark.parametrize("benchmark", FROM_HUB, ids=lambda benchmark: benchmark.name)
-def test_without_network_the_message_names_the_folder_that_helps(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_network_the_message_names_the_folder_that_helps(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
@@ -420,19 +431,13 @@ def test_without_network_the_message_names_the_folder_that_helps(benchmark: Benc
     assert "benchmarks.path" not in str(caught.value) and "data.path" not in str(caught.value)
 
 
-def test_a_data_set_of_the_hub_is_read_with_its_subset_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub cannot be reached from a test: the call that would reach it is recorded, and rows of its shape are given back."""
-    import datasets
-
-    asked: list[tuple[Any, ...]] = []
-
-    def load_dataset(path: str, name: str | None, *, split: str, revision: str | None) -> Any:
-        asked.append((path, name, split, revision))
-        return datasets.Dataset.from_list([gpqa_row(0), gpqa_row(1)])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    benchmark = BY_NAME["gpqa_diamond"]
-    loaded = load_benchmark(benchmark)
-    assert asked == [("Idavidrein/gpqa", "gpqa_diamond", "train", benchmark.revision)]
-    assert loaded.source == f"Idavidrein/gpqa@{benchmark.revision}" and [question.id for question in loaded.questions] == ["rec0", "rec1"]
-    assert "has 2 rows" in loaded.warnings[0]
+def test_a_data_set_is_read_with_its_subset_and_split(tmp_path: Path) -> None:
+    """A folder laid out like the data set on the hub, which a test cannot reach."""
+    write(tmp_path / "diamond.jsonl", gpqa_row(0), gpqa_row(1))
+    write(tmp_path / "main.jsonl", gpqa_row(2))
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- {config_name: gpqa_main, data_files: main.jsonl}\n"
+        "- {config_name: gpqa_diamond, data_files: diamond.jsonl}\n---\n")
+    loaded = load_benchmark(replace(BY_NAME["gpqa_diamond"], hub=str(tmp_path)))
+    assert [question.id for question in loaded.questions] == ["rec0", "rec1"]
+    assert loaded.source == f"{tmp_path}@{BY_NAME['gpqa_diamond'].revision}" and "has 2 rows" in loaded.warnings[0]

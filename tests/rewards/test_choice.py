@@ -51,6 +51,14 @@ def test_each_letter_equals_itself_alone(gold: str) -> None:
     assert choice(completions=[r"\boxed{2.718281828459045}", r"\boxed{\sqrt{-1}}"], answer=gold).scores == [0.0, 0.0]
 
 
+def test_each_letter_is_a_cluster_of_its_own() -> None:
+    """maj@k takes the largest cluster: none of the letters may be a number, a unit or a name that equals another."""
+    completions = [rf"\boxed{{{other}}}" for other in LETTERS for _ in range(2)]
+    group = GroupInput("q", "Which?", completions, "A", {})
+    labels = RewardSum([RewardSpec("rewards.choice:choice")]).score([group])[0].labels
+    assert list(labels) == [index for index in range(len(LETTERS)) for _ in range(2)]
+
+
 def test_metrics_tell_an_answer_without_a_letter_from_no_answer() -> None:
     result = choice(completions=[r"\boxed{Carbon}", "no idea", r"\boxed{C}", "Answer: C"], answer="C")
     assert result.metrics["no_letter_share"] == 0.25
