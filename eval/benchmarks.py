@@ -280,7 +280,7 @@ def _local_file(benchmark: Benchmark, folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     there = sorted(entry.name for entry in folder.iterdir() if entry.suffix in FILE_SUFFIXES)
-    near = [name for name in there if difflib.get_close_matches(Path(name).stem, [Path(file).stem for file in benchmark.files], 1, 0.7)]
+    near = [name for name in there if difflib.get_close_matches(Path(name).stem, [Path(file).stem for file in benchmark.files], 1, 0.6)]
     seen = f"near ones there: {', '.join(near)}" if near else f"it has: {', '.join(there[:20]) or 'no such files'}"
     raise BenchmarkError(f"--data-dir: {folder} has no file for {benchmark.name}; looked for {wanted}; {seen}. Remedy: put the "
                          "benchmark there under one of these names (JSONL: question, answer, id), or name a file with --benchmarks PATH")
