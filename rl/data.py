@@ -11,14 +11,14 @@ import decimal
 import difflib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rl.config import ColumnsSection
 from rl.config_loading import closest, resolve_path
-from rl.generated_questions import TaskError, is_generated, task_rows
+from rl.generated_questions import TaskError, is_generated, is_option, setting_name, task_rows
 from rl.records import Json, Question
 
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
@@ -32,9 +32,15 @@ ANSWER_COLUMNS = frozenset(
 # Arguments that rewards receive from elsewhere: a column of such a name would collide with them.
 RESERVED_COLUMNS = frozenset({"question", "answer", "prompts", "completions", "completion_ids", "rollouts"})
 
+RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
 
 class DataError(ValueError):
     """The questions cannot be used; the message names file, line and field, and the remedy."""
+
+
+class RowError(ValueError):
+    """A RowAdapter cannot use a row; load_questions adds file and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +73,16 @@ class _Row:
 
 def load_questions(path: str, *, split: str = "train", subset: str | None = None, revision: str | None = None,
                    columns: ColumnsSection | None = None, limit: int | None = None, section: str = "data",
-                   task: Mapping[str, Json] | None = None, exclude: Collection[str] = ()) -> LoadedQuestions:
+                   task: Mapping[str, Json] | None = None, exclude: Collection[str] = (),
+                   adapter: RowAdapter | None = None) -> LoadedQuestions:
     """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the rows.
 
     path: see rl.config_loading.resolve_path, or reasoning_gym:TASK with its parameters `task` (rl/generated_questions.py). split,
     subset, revision: of data sets only. limit: stop after so many questions. exclude: texts of questions to leave out.
-    section: the configuration's section, for messages. Rows with the same question text are dropped but for the first. Answers
-    that are numbers become text (72 -> "72"); an empty one is none. Column names that rewards use for something else (question,
-    answer, completions, ...) are not passed on; with columns.answer = None neither are ANSWER_COLUMNS.
+    section: the configuration's section, or the command's option, for messages. adapter: makes of each row, as it was read, the
+    one that is used; what it raises as RowError is reported with the row's place. Rows with the same question text are dropped but
+    for the first. Answers that are numbers become text (72 -> "72"); an empty one is none. Column names that rewards use for
+    something else (question, answer, completions, ...) are not passed on; with columns.answer = None neither are ANSWER_COLUMNS.
     Raises: DataError."""
     columns = columns or ColumnsSection()
     kept: dict[str, Question] = {}
@@ -82,7 +90,7 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
     num_rows = num_duplicates = num_contradicting = num_excluded = 0
     for row in _rows(path, split, subset, revision, section, task or {}, limit):
         num_rows += 1
-        question = _question(row, columns, section)
+        question = _question(row if adapter is None else _adapted(row, adapter), columns, section)
         if question.text in exclude:
             num_excluded += 1
             continue
@@ -93,8 +101,8 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
             continue
         if question.id in places:
             raise DataError(f"{row.where}: field {columns.id!r}: the id {question.id!r} is also that of {places[question.id]}; "
-                            "ids must differ, since they enter the sampling seeds. Rename one, or name another column with "
-                            f"{section}.columns.id")
+                            "ids must differ, since they enter the sampling seeds. Rename one"
+                            f"{'' if is_option(section) else f', or name another column with {section}.columns.id'}")
         kept[question.text] = question
         places[question.id] = row.where
         if limit is not None and len(kept) == limit:
@@ -128,10 +136,11 @@ def _rows(path: str, split: str, subset: str | None, revision: str | None, secti
             return _parquet_rows(local)
         if suffix in FILE_SUFFIXES:
             return _jsonl_rows(local)
-        raise DataError(f"{local}: saw the ending {suffix!r}; expected one of {', '.join(FILE_SUFFIXES)} ({section}.path)")
+        raise DataError(f"{local}: saw the ending {suffix!r}; expected one of {', '.join(FILE_SUFFIXES)} "
+                        f"({setting_name(section, 'path')})")
     if suffix in (*FILE_SUFFIXES, ".json", ".csv", ".tsv", ".txt") or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise DataError(f"{path}: no such file{_similar_file(local)} ({section}.path; a relative path starts from the working "
-                        "directory or the project's folder)")
+        raise DataError(f"{path}: no such file{_similar_file(local)} ({setting_name(section, 'path')}; a relative path starts from "
+                        "the working directory or the project's folder)")
     return _hub_rows(path, split, subset, revision, section)
 
 
@@ -226,10 +235,12 @@ def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, s
         # datasets raises one of these for a missing data set, a missing split or subset, for a hub that cannot be reached, and for a
         # file that it cannot parse, where only the cause names the place.
         reason = str(error.__cause__ or error).strip().splitlines()
+        remedy = "" if is_option(section) else (
+            f" Check {section}.path, {section}.split and {section}.subset; without network, download it beforehand or give a JSONL or "
+            "parquet file")
         raise DataError(
             f"{path}: cannot be loaded as a Hugging Face data set (split {split!r}, subset {subset!r}): {type(error).__name__}: "
-            f"{reason[0] if reason else ''}. Check {section}.path, {section}.split and {section}.subset; without network, "
-            "download it beforehand or give a JSONL or parquet file") from None
+            f"{reason[0] if reason else ''}.{remedy}") from None
     return _dataset_rows(path, dataset)
 
 
@@ -239,6 +250,13 @@ def _dataset_rows(name: str, dataset: Any) -> Iterator[_Row]:
 
 
 # --- a row -----------------------------------------------------------------------------------------------------------
+
+
+def _adapted(row: _Row, adapter: RowAdapter) -> _Row:
+    try:
+        return _Row(row.where, row.number, adapter(row.values))
+    except RowError as error:
+        raise DataError(f"{row.where}: {error}") from None
 
 
 def _question(row: _Row, columns: ColumnsSection, section: str) -> Question:

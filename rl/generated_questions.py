@@ -25,11 +25,21 @@ PREFIX = "reasoning_gym:"
 DEFAULT_SIZE = 500  # reasoning-gym's own
 # reasoning-gym draws question i from seed + i: the questions of seed 1 are those of seed 0, moved by one. So the seeds of training and
 # held-out questions are far apart.
-DEFAULT_SEEDS = {"data": 0, "evaluation": 1_000_000_000}
+DEFAULT_SEEDS = {"data": 0, "evaluation": 1_000_000_000, "--benchmarks": 1_000_000_000}
 
 
 class TaskError(ValueError):
     """There is no such task, or it cannot be made with these parameters; the message names key and value, and the remedy."""
+
+
+def is_option(section: str) -> bool:
+    """Whether questions were asked for by a command's option, such as --benchmarks, and not by a section of a configuration."""
+    return section.startswith("--")
+
+
+def setting_name(section: str, key: str) -> str:
+    """How messages call a setting: section.key, or the option that stands for the whole section."""
+    return section if is_option(section) else f"{section}.{key}"
 
 
 def is_generated(path: str | None) -> bool:
@@ -43,11 +53,11 @@ def task_rows(path: str, parameters: Mapping[str, Json], limit: int | None, sect
     `size` for all. size: how many rows in all; without it `limit`, or 500. Raises TaskError."""
     tasks = path.removeprefix(PREFIX).split("+")
     if len(set(tasks)) < len(tasks):
-        raise TaskError(f"{section}.path: {path} names a task twice; name each once")
+        raise TaskError(f"{setting_name(section, 'path')}: {path} names a task twice; name each once")
     try:
         check_installed()
     except RewardError as error:
-        raise TaskError(f"{section}.path: {path}: {error}") from None
+        raise TaskError(f"{setting_name(section, 'path')}: {path}: {error}") from None
     shared: dict[str, Json] = {"seed": DEFAULT_SEEDS.get(section, 0), "size": limit or DEFAULT_SIZE}
     own: dict[str, Mapping[str, Json]] = {task: {} for task in tasks}
     for key, value in parameters.items():
@@ -82,8 +92,8 @@ def _rows_of(task: str, config: dict[str, Json], section: str, is_only: bool) ->
         _refuse(json.loads(first), task, config, section, is_only)
     if done.returncode != 0:
         last_line = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise TaskError(f"{section}.path: reasoning-gym could not make {task} with {json.dumps(config)}: {last_line}. Remedy: other "
-                        f"parameters ({section}.task)")
+        raise TaskError(f"{setting_name(section, 'path')}: reasoning-gym could not make {task} with {json.dumps(config)}: {last_line}. "
+                        f"Remedy: other parameters ({setting_name(section, 'task')})")
     entries = [json.loads(line) for line in rest.splitlines()]
     return [{"id": f"{task}-{config['seed']}-{entry['index']}", "question": entry["question"], "answer": entry["answer"],
              COLUMN: {"task": task, "config": config, "index": entry["index"]}} for entry in entries]
@@ -91,11 +101,11 @@ def _rows_of(task: str, config: dict[str, Json], section: str, is_only: bool) ->
 
 def _refuse(found: Mapping[str, Any], task: str, config: Mapping[str, Json], section: str, is_only: bool) -> None:
     """Raises TaskError if the generating process says that something is wrong."""
-    place = f"{section}.task" if is_only else f"{section}.task.{task}"
+    place = f"{setting_name(section, 'task')}" if is_only else f"{section}.task.{task}"
     if found["problem"] == "task":
         near = closest(task, found["known"])
         meant = f"did you mean {near!r}?" if near else f"there are: {', '.join(found['known'])}"
-        raise TaskError(f"{section}.path: reasoning-gym has no task {task!r}; {meant}")
+        raise TaskError(f"{setting_name(section, 'path')}: reasoning-gym has no task {task!r}; {meant}")
     if found["problem"] == "key":
         near = closest(found["key"], found["known"])
         raise TaskError(f"{place}.{found['key']}: saw {config[found['key']]!r}; {task} has no such parameter"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.config import ColumnsSection
-from rl.data import ANSWER_COLUMNS, DataError, QuestionCounts, load_questions
+from rl.data import ANSWER_COLUMNS, DataError, QuestionCounts, RowError, load_questions
 from rl.data_order import QuestionOrder
 
 
@@ -34,6 +35,26 @@ def refusal(path: str, **arguments: Any) -> str:
 
 
 # --- what rows become ------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_sees_every_row_first_and_its_refusal_has_file_and_line(tmp_path: Path) -> None:
+    def adapter(row: Mapping[str, Any]) -> dict[str, Any]:
+        if row["right"] not in row["options"]:
+            raise RowError(f"saw {row['right']!r}; expected one of {row['options']}")
+        return {"question": f"{row['asked']} {row['options']}", "answer": row["right"]}
+
+    rows = [{"asked": "Which?", "options": options, "right": 2} for options in ([1, 2], [2, 3], [1, 2])]
+    loaded = load_questions(write(tmp_path, *rows), adapter=adapter)
+    assert [question.text for question in loaded.questions] == ["Which? [1, 2]", "Which? [2, 3]"], "duplicates are of adapted rows"
+    path = write(tmp_path, rows[0], {**rows[1], "right": 9})
+    assert refusal(path, adapter=adapter) == f"{path}:2: saw 9; expected one of [2, 3]"
+
+
+def test_questions_of_a_commands_option_are_refused_in_its_words(tmp_path: Path) -> None:
+    path = write(tmp_path, {"id": "a", "question": "1"}, {"id": "a", "question": "2"})
+    for text in (refusal(path, section="--benchmarks"), refusal(str(tmp_path / "question.jsonl"), section="--benchmarks")):
+        assert "--benchmarks." not in text and "data." not in text.replace(str(tmp_path), "")
+    assert "(--benchmarks; a relative path" in refusal(str(tmp_path / "question.jsonl"), section="--benchmarks")
 
 
 def test_columns_are_mapped_and_the_others_are_passed_on(tmp_path: Path) -> None:

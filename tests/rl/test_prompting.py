@@ -180,7 +180,7 @@ def test_r1_think_gives_base_models_the_roles_and_opens_the_thinking() -> None:
 
 
 def test_an_unknown_template_names_the_closest_and_all() -> None:
-    with pytest.raises(PromptError, match=r"no template 'boxd'; did you mean boxed\? There are: boxed, chat_chain_sum, plain, "):
+    with pytest.raises(PromptError, match=r"no template 'boxd'; did you mean boxed\? There are: boxed, chat_chain_sum, multiple_choice, "):
         load_template("boxd")
 
 
