@@ -17,7 +17,8 @@ _OPTIONS = {"model.path": "--model", "model.adapter": "--adapter", "model.revisi
 
 def evaluation_errors() -> tuple[type[BaseException], ...]:
     """The classes, of the modules loaded so far (see rl.errors.user_errors)."""
-    names = {"eval.tasks": "EvaluationError", "eval.records": "RecordsError", "eval.benchmarks": "BenchmarkError"}
+    names = {"eval.tasks": "EvaluationError", "eval.records": "RecordsError", "eval.benchmarks": "BenchmarkError",
+             "eval.comparison": "ComparisonError"}
     return (*(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules), *user_errors())
 
 

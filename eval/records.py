@@ -77,10 +77,14 @@ def from_lines(lines: Iterable[Mapping[str, Any]], where: str) -> list[GradedQue
             if line["sample"] != len(samples):
                 raise RecordsError(f"{where}:{number}: sample {line['sample']} of question {line['id']!r} follows {len(samples)} samples; "
                                    "expected them in order, each once. Remedy: the file as the evaluation wrote it")
+            if not 0.0 <= (correct := float(line["correct"])) <= 1.0:
+                raise ValueError(f"correct is {correct}, outside [0, 1]")
             samples.append(Sample(
-                line["completion"], line["answer"], float(line["correct"]), line["cluster"], line["truncated"], line["num_tokens"],
-                line["seed"], line.get("ranks_by")))
-        except (KeyError, TypeError) as error:
+                line["completion"], line["answer"], correct, line["cluster"], line["truncated"], line["num_tokens"], line["seed"],
+                line.get("ranks_by")))
+        except RecordsError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise RecordsError(f"{where}:{number}: {type(error).__name__}: {error}; expected a line that an evaluation wrote, with "
                                "benchmark, id, sample, completion, answer, correct, cluster, truncated, num_tokens, seed") from None
     return [GradedQuestion(benchmark, question_id, first["question"], first["gold"], first.get("columns", {}), tuple(samples))
