@@ -120,7 +120,7 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
 
     if not options.benchmarks:
         raise EvaluationError("--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)")
-    prompts = options.prompt.split(",") if options.prompt else [None]
+    prompts: list[str | None] = options.prompt.split(",") if options.prompt else [None]
     tasks: list[Task] = []
     for benchmark in [find_benchmark(name.strip()) for name in options.benchmarks.split(",")]:
         loaded = load_benchmark(benchmark, options.data_dir, options.limit)
@@ -129,7 +129,7 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
                 ks=() if options.k is None else positive_list(options.k, "-k"), samples=options.samples, temperature=options.temperature,
                 top_p=options.top_p, max_tokens=options.max_tokens, prompt=prompt, chat_template=options.chat_template,
                 grader=options.grader, best_of=options.best_of, seed=options.seed)
-            name = benchmark.name if len(prompts) == 1 else f"{benchmark.name}/{Path(prompt).stem}"
+            name = benchmark.name if prompt is None or len(prompts) == 1 else f"{benchmark.name}/{Path(prompt).stem}"
             if name in [task.name for task in tasks]:
                 raise EvaluationError(f"--benchmarks: {name} is named twice; name each benchmark (and file of that name) once")
             tasks.append(build_task(benchmark, loaded, asked, subject.tokenizer, subject.context, name))

@@ -233,7 +233,7 @@ class OptimSection(Section):
 
 
 class BenchmarkSection(Section):
-    name: str = setting("", "a benchmark's name, reasoning_gym:TASK or a JSONL file; python -m eval.run --list shows them", min_length=1)
+    name: str = setting("", "a benchmark's name, reasoning_gym:TASK or a JSONL file; python -m eval.run --list shows them")
     every: int = setting(50, "steps between evaluations, beside those before and after; 0: only these", unit="steps", ge=0)
     samples: int | None = setting(None, "completions per question; null: the benchmark's protocol", unit="completions", ge=1)
     limit: int | None = setting(None, "use only the first so many questions", unit="questions", ge=1)
@@ -262,7 +262,7 @@ class EvaluationSection(Section):
         None, "the grader, a reward with values in [0, 1]; null: rewards.accuracy:accuracy, for a reasoning-gym task "
         "rewards.reasoning_gym:solved")
     benchmarks: list[Annotated[BenchmarkSection, _shorthand("name")]] = setting(
-        list, "benchmarks evaluated as the run goes, under the run's prompt; results and completions are kept in evaluations/ of its folder")
+        list, "benchmarks evaluated as the run goes, under the run's prompt; completions are kept in evaluations/ of its folder")
     data_dir: str | None = setting(None, "folder with the benchmarks as JSONL files; null: the hub")
 
 

@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic.fields import FieldInfo
@@ -48,6 +48,8 @@ class Key:
 
 def section_of(annotation: Any) -> type[Section] | None:
     """The model of a section, of a list's entries, or None for a plain value."""
+    if get_origin(annotation) is Annotated:
+        return section_of(get_args(annotation)[0])
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if get_origin(annotation) is list:

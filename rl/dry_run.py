@@ -7,7 +7,7 @@ import torch
 from rl.config import RunConfig
 from rl.config_loading import to_yaml
 from rl.inputs import Inputs, read_inputs
-from rl.live_evaluation import BuildBenchmarks, build_benchmarks
+from rl.live_evaluation import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
 from rl.policy import resolve_dtype
 
@@ -24,8 +24,7 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
         _section("configuration", to_yaml(config).rstrip()),
         _section("prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),
         _section("sizes", _sizes(config, inputs, longest)),
-        *([] if live is None else [_section("benchmarks", "\n".join([*(f"{name}, every {every} steps" for name, every in live.every.items()),
-                                                                     *live.notes]))]),
+        *([] if live is None else [_section("benchmarks", _benchmarks(live))]),
         _section("memory", _memory(estimate, device, dtype)),
     ]
     check_memory(config, estimate, available_memory(device), str(device))
@@ -54,6 +53,11 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
         "over the questions",
     ]
     return "\n".join(lines)
+
+
+def _benchmarks(live: LiveBenchmarks) -> str:
+    when = [f"{name:<24}before, after" + (f" and every {every} steps" if every else "") for name, every in live.every.items()]
+    return "\n".join([*when, *live.notes])
 
 
 def _memory(estimate: MemoryEstimate | None, device: torch.device, dtype: torch.dtype) -> str:

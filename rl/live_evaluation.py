@@ -32,10 +32,17 @@ class LiveBenchmarks(Protocol):
     """max_tokens: of the longest prompt with the longest completion, over all benchmarks. every: steps between evaluations by name.
     metrics: every number that `checkpoint.best_by` may name. notes: what people should know before the run."""
 
-    max_tokens: int
-    every: Mapping[str, int]
-    metrics: Sequence[str]
-    notes: Sequence[str]
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def every(self) -> Mapping[str, int]: ...
+
+    @property
+    def metrics(self) -> Sequence[str]: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def evaluate(self, name: str, generator: Generator, step: int, *, folder: Path, rank: int, num_ranks: int) -> BenchmarkValues:
         """Sample and grade with the present policy; collective over ranks. The main rank keeps the completions in `folder`."""

@@ -37,7 +37,9 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """held_out_*: {"avg@8": Interval}, benchmarks_*: {"math500 avg@4": Interval}, None where there was no evaluation. steps: training steps done.
+    """held_out_*: {"avg@8": Interval}, benchmarks_*: {"math500 avg@4": Interval}, None where there was no evaluation.
+
+    steps: training steps done.
 
     stop_reason: `completed`, `watchdog`, or the name of the signal; message: why, where it did not
     complete. wall_s: training and all evaluations.

@@ -10,6 +10,11 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rl.config import RunConfig
+    from rl.live_evaluation import BuildBenchmarks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,10 +53,7 @@ def _main(arguments: Sequence[str]) -> int:
 
         print(to_yaml(command.config), end="")
         return 0
-    build_benchmarks = None
-    if command.config.evaluation.benchmarks:
-        # The one place where rl knows of eval: the composition root stands above both.
-        from eval.during import build_live_tasks as build_benchmarks
+    build_benchmarks = _benchmarks_builder(command.config)
     if command.dry_run:
         from rl.dry_run import describe
 
@@ -60,6 +62,15 @@ def _main(arguments: Sequence[str]) -> int:
     from rl.run import run
 
     return run(command.config, command.resume, build_benchmarks)
+
+
+def _benchmarks_builder(config: RunConfig) -> BuildBenchmarks | None:
+    """The one place where rl knows of eval: the composition root stands above both."""
+    if not config.evaluation.benchmarks:
+        return None
+    from eval.during import build_live_tasks
+
+    return build_live_tasks
 
 
 if __name__ == "__main__":

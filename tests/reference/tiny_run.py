@@ -125,7 +125,7 @@ def make_trainer(
             collector=Collector(
                 config, questions or inputs().prompts, generator, sampling_parameters(config.sampling),
                 build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),
-            held_out=None, watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder),
+            held_out=None, benchmarks=None, watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder),
             metrics=metrics, rollouts=None, progress=progress, stop_requested=lambda: None))
 
 
