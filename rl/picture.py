@@ -138,6 +138,7 @@ def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
     axis.set(title="Accuracy on held-out questions" + (" and benchmarks" if benchmarks else ""), ylabel="mean over samples, 95% interval",
              ylim=(0, 1.02))
     if not curve and benchmarks:
+        axis.legend(loc="best", fontsize=8.5)
         return
     if not curve:
         axis.text(0.5, 0.5, "no evaluation", transform=axis.transAxes, ha="center", color="#868e96")
@@ -150,6 +151,8 @@ def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
                   color=COLOURS[2], marker="o", markersize=4.5, capsize=2.5, elinewidth=1.0, label="held-out")
     axis.fill_between(steps, [low.get(step, value) for step, value in curve], [high.get(step, value) for step, value in curve],
                       color=COLOURS[2], alpha=0.15, linewidth=0)
+    if benchmarks:
+        axis.legend(loc="best", fontsize=8.5)
     # Off the curve and inside the frame: the first number lies below a rising curve, the last one below a high point.
     is_rising = len(curve) > 1 and curve[1][1] > curve[0][1]
     _annotate(axis, curve[0], "left", is_below=is_rising and curve[0][1] > 0.1)
@@ -168,8 +171,6 @@ def _draw_benchmarks(axis: Axes, records: Sequence[Record]) -> list[str]:
         axis.errorbar(*_columns(curve), [[value - low.get(step, value) for step, value in curve],
                                          [high.get(step, value) - value for step, value in curve]],
                       color=colour, marker="s", markersize=3.5, capsize=2.0, elinewidth=0.8, label=name.removeprefix(BENCHMARK_PREFIX))
-    if names:
-        axis.legend(loc="best", fontsize=8.5)
     return names
 
 
