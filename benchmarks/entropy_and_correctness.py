@@ -25,7 +25,7 @@ from rewards.accuracy import Verdict, grade_many
 from rewards.clustering import Clusters, cluster
 from rewards.extraction import extract, extract_answers
 from rl.intervals import mean_with_interval
-from rl.picture import COLOURS, _figure, _save, _style
+from rl.picture import COLOURS, new_figure, plot_style, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,8 +186,8 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def draw(sets: dict[str, list[Group]], out: Path) -> None:
-    with _style():
-        figure, (left, right) = _figure(1, 2, (11.0, 4.6))
+    with plot_style():
+        figure, (left, right) = new_figure(1, 2, (11.0, 4.6))
         for at, (name, groups) in enumerate(sets.items()):
             _draw_majority(left, name, groups, COLOURS[at], shift=(-1, 1)[at % 2])
             _draw_accuracy(right, name, groups, COLOURS[at], shift=(-1, 1)[at % 2])
@@ -199,7 +199,7 @@ def draw(sets: dict[str, list[Group]], out: Path) -> None:
         left.legend(loc="lower left")
         right.legend(loc="upper right")
         figure.suptitle("Low semantic entropy goes with correct majorities", x=0.012, ha="left", fontsize=13, fontweight="bold")
-        _save(figure, out)
+        save_png(figure, out)
 
 
 def _draw_majority(axis: Axes, name: str, groups: Sequence[Group], colour: str, *, shift: int) -> None:

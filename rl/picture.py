@@ -74,8 +74,8 @@ def draw_curves(metrics: Path | Sequence[Path], out: Path, title: str) -> None:
     records = [record for path in ([metrics] if isinstance(metrics, Path) else metrics) for record in read_json_lines(path)]
     if not records:
         raise ValueError(f"{metrics} holds no metrics yet; draw it after the first step")
-    with _style():
-        figure, axes = _figure(2, 2, (11.0, 7.0))
+    with plot_style():
+        figure, axes = new_figure(2, 2, (11.0, 7.0))
         _draw_reward(axes[0], records)
         _draw_held_out(axes[1], records)
         _draw_entropy(axes[2], records)
@@ -86,7 +86,7 @@ def draw_curves(metrics: Path | Sequence[Path], out: Path, title: str) -> None:
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             axis.set_xlabel("training step")
         figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
-        _save(figure, out)
+        save_png(figure, out)
 
 
 def compare_runs(runs: Mapping[str, Sequence[Path]], out: Path, title: str = "Accuracy on held-out questions") -> None:
@@ -95,8 +95,8 @@ def compare_runs(runs: Mapping[str, Sequence[Path]], out: Path, title: str = "Ac
     runs: {label: metrics.jsonl of each seed}. Only steps that all runs of a label evaluated are drawn.
     Raises: ValueError that names the label without a common evaluation.
     """
-    with _style():
-        figure, (axis,) = _figure(1, 1, (8.0, 4.8))
+    with plot_style():
+        figure, (axis,) = new_figure(1, 1, (8.0, 4.8))
         most_seeds = 1
         for index, (label, paths) in enumerate(runs.items()):
             curves = [dict(_curve(read_json_lines(path), HELD_OUT_ACCURACY)) for path in paths]
@@ -118,7 +118,7 @@ def compare_runs(runs: Mapping[str, Sequence[Path]], out: Path, title: str = "Ac
             axis.text(1.0, 1.02, "line: mean over seeds, band: least to largest", transform=axis.transAxes, ha="right",
                       fontsize=8.5, color="#868e96")
         axis.legend(loc="best")
-        _save(figure, out)
+        save_png(figure, out)
 
 
 def _draw_reward(axis: Axes, records: Sequence[Record]) -> None:
@@ -220,13 +220,14 @@ def _smoothed(curve: Curve) -> Curve:
     return [(step, sum(value for _, value in window) / len(window)) for (step, _), window in zip(curve, windows, strict=True)]
 
 
-def _style() -> AbstractContextManager[None]:
+def plot_style() -> AbstractContextManager[None]:
+    """Draw in this context: the look of all the project's pictures."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
-def _figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def new_figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure with the back end Agg, outside pyplot's registry: needs no screen and leaves no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -236,7 +237,8 @@ def _figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figur
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _save(figure: Figure, out: Path) -> None:
+def save_png(figure: Figure, out: Path) -> None:
+    """Write the picture as a whole or not at all; its folder is made. Raises: OSError with the remedy."""
     buffer = io.BytesIO()
     # Without the metadata two drawings of the same numbers are the same file.
     figure.savefig(buffer, format="png", metadata={"Software": None})
