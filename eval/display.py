@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from rl.progress import Pace, format_duration
+from rl.records import Group
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -20,33 +21,45 @@ class Display:
         self._clock = clock
         self._started = self._last = clock()
         self._tokens = 0
+        self._task, self._accuracy = "", "-"
         self._pace = Pace(total, done, self._started)
         self._rewrites = sys.stderr.isatty()
+        self._is_open = False  # a line that is being rewritten has no end yet
 
     def message(self, text: str) -> None:
         self._end_line()
         print(text, file=sys.stderr, flush=True)
 
-    def advance(self, task: str, completions: int, tokens: int, accuracy: float) -> None:
-        """A chunk of `task` is done, whose accuracy so far is `accuracy`."""
-        self._done += completions
-        self._tokens += tokens
-        now = self._clock()
-        self._pace.observe(self._done, now)
-        is_last = self._done >= self._total
-        if not (self._rewrites or is_last or now - self._last >= SECONDS_BETWEEN_LINES):
-            return
-        self._last = now
-        left = self._pace.remaining_s(now)
-        elapsed = now - self._started
+    def begin(self, task: str) -> None:
+        if task != self._task:
+            self._task, self._accuracy = task, "-"
+
+    def sampled(self, group: Group) -> None:
+        """A question has all of its completions."""
+        self._done += len(group.rollouts)
+        self._tokens += sum(len(rollout.token_ids) for rollout in group.rollouts)
+        self._pace.observe(self._done, self._clock())
+        if self._rewrites or self._clock() - self._last >= SECONDS_BETWEEN_LINES:
+            self._show()
+
+    def graded(self, accuracy: float) -> None:
+        """A chunk is graded and kept; accuracy: of the benchmark so far."""
+        self._accuracy = f"{accuracy:.3f}"
+        if self._done >= self._total or self._rewrites:
+            self._show()
+        if self._done >= self._total:
+            self._end_line()
+
+    def _show(self) -> None:
+        now = self._last = self._clock()
+        left, elapsed = self._pace.remaining_s(now), now - self._started
         times = f"{format_duration(elapsed)} elapsed  {'-:--' if left is None else format_duration(left)} left"
-        line = (f"{task}  {self._done:,}/{self._total:,} completions  accuracy so far {accuracy:.3f}  "
+        line = (f"{self._task}  {self._done:,}/{self._total:,} completions  accuracy so far {self._accuracy}  "
                 f"tok/s {self._tokens / max(elapsed, 1e-9):,.0f}  {times}")
-        if self._rewrites:
-            print(f"\r\x1b[K{line}", end="\n" if is_last else "", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{line}" if self._rewrites else line, end="" if self._rewrites else "\n", file=sys.stderr, flush=True)
+        self._is_open = self._rewrites
 
     def _end_line(self) -> None:
-        if self._rewrites and 0 < self._done < self._total:
+        if self._is_open:
             print(file=sys.stderr)
+            self._is_open = False

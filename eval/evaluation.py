@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from eval.records import GradedQuestion, Sample
@@ -20,22 +20,28 @@ def chunks_of(task: Task, completions_at_once: int) -> list[tuple[Prompt, ...]]:
     return [task.prompts[start:start + size] for start in range(0, len(task.prompts), size)]
 
 
-def sample_and_grade(task: Task, prompts: Sequence[Prompt], generator: Generator) -> list[GradedQuestion]:
+def sample_and_grade(task: Task, prompts: Sequence[Prompt], generator: Generator,
+                     sampled: Callable[[Group], None] = lambda group: None) -> list[GradedQuestion]:
     """n completions of each prompt, graded, in the order of the prompts. Graders that allow it work while others are still decoding.
 
-    Raises SamplerError, RewardError, and EvaluationError where the grader could not judge."""
+    sampled: called with each question's completions as soon as it has all of them. Raises SamplerError, RewardError,
+    and EvaluationError where the grader could not judge."""
     requests = task.requests(prompts)
     rewards = [task.grader] if task.ranker is None else [task.grader, task.ranker]
     if not all(reward.any_thread for reward in rewards):
-        groups = generator.generate(requests, task.parameters)
+        groups = generator.generate(requests, task.parameters, lambda index, group: sampled(group))
         scored = [score_groups(reward, groups) for reward in rewards]
         return [graded(task.name, *together) for together in zip(*scored, strict=True)]
 
     def score(groups: Sequence[Group]) -> list[ScoredGroup]:
         return score_groups(task.grader, groups)
 
+    def finished(index: int, group: Group) -> None:
+        thread.take(index, group)
+        sampled(group)
+
     with ScoringThread(score) as thread:
-        groups = generator.generate(requests, task.parameters, thread.take)
+        groups = generator.generate(requests, task.parameters, finished)
         results = thread.results()
     judged = [results[index] for index in range(len(requests))]
     ranked = score_groups(task.ranker, groups) if task.ranker is not None else [None] * len(groups)

@@ -77,7 +77,8 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
                            trust_remote_code=options.trust_remote_code)
     tasks = build_tasks(options, subject)
-    section = generator_section(options.generator, options.max_sequences)
+    # No room for more sequences than there are.
+    section = generator_section(options.generator, min(options.max_sequences, sum(len(task.prompts) * task.samples for task in tasks)))
     out = options.out or default_out(options.model, options.adapter)
     settings = {"subject": subject.identity(), "generator": section.backend, "max_sequences": section.max_sequences,
                 "tasks": {task.name: dict(task.protocol) for task in tasks}}
@@ -103,11 +104,10 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
                 if generator.description:
                     display.message(generator.description)
                 for task, prompts in plan[completions.num_chunks:]:
-                    questions = sample_and_grade(task, prompts, generator)
-                    completions.append(questions)
+                    display.begin(task.name)
+                    completions.append(sample_and_grade(task, prompts, generator, display.sampled))
                     so_far = [question.accuracy for question in completions.questions if question.benchmark == task.name]
-                    samples = [sample for question in questions for sample in question.samples]
-                    display.advance(task.name, len(samples), sum(sample.num_tokens or 0 for sample in samples), sum(so_far) / len(so_far))
+                    display.graded(sum(so_far) / len(so_far))
     finally:
         completions.close()
     return _conclude(options, subject, settings, tasks, completions.questions, out, time.monotonic() - started), out

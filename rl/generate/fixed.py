@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from rl.config import GeneratorSection, ModelSection
 from rl.config_loading import ConfigError, resolve_path
 from rl.export import Source, write_plain
-from rl.generate.plan import engine_cache_bytes
+from rl.generate.plan import cache_bytes, engine_cache_bytes
 from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
 from rl.generate.sync import choose_sync
 from rl.generate.transformers_generator import TransformersGenerator
@@ -25,6 +26,8 @@ from rl.generate.vllm_generator import GPU_RESERVE, sample_groups
 from rl.memory import cache_bytes_per_token
 from rl.policy import Policy, end_of_sequence_ids, explain_loading, load_plain, load_policy, resolve_dtype, stored_lora
 from rl.records import Group
+
+CACHE_SHARE = 0.4  # of the memory that is free, at most, for vLLM's key/value cache on a CPU
 
 
 def open_fixed_generator(
@@ -74,12 +77,17 @@ class _FixedVllm:
         if on_gpu and share is None:
             free, total = torch.cuda.mem_get_info(device)
             share = GPU_RESERVE * free / total
+        cache = engine_cache_bytes(config, max_tokens, cache_bytes_per_token(model_config, dtype.itemsize), on_gpu=on_gpu)
+        if cache is not None and config.cache_gb is None:
+            # Evaluations allow long completions, which few reach: with less, the engine lets some sequences wait.
+            one = cache_bytes(1, max_tokens, cache_bytes_per_token(model_config, dtype.itemsize))
+            cache = max(one, min(cache, int(CACHE_SHARE * psutil.virtual_memory().available)))
         try:
             self._engine = Engine(EngineSettings(
                 model=path, revision=revision, trust_remote_code=model.trust_remote_code, dtype=dtype, max_tokens=max_tokens,
                 max_sequences=config.max_sequences, lora_rank=None, lora_targets=(), logprobs_mode="raw_logprobs",
                 memory_share=share if on_gpu else None,
-                cache_bytes=engine_cache_bytes(config, max_tokens, cache_bytes_per_token(model_config, dtype.itemsize), on_gpu=on_gpu),
+                cache_bytes=cache,
                 eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1, seed=seed))
         finally:
             if merged is not None:
