@@ -12,7 +12,7 @@ quickstart: install
 
 # Whole runs two at a time; what measures deadlines alone.
 test: check
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/rl
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/rl tests/eval
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/rewards
 
 # The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.
