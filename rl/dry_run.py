@@ -6,14 +6,18 @@ import torch
 
 from rl.config import RunConfig
 from rl.config_loading import to_yaml
+from rl.generate.build import check_backend
 from rl.inputs import Inputs, read_inputs
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
 from rl.policy import resolve_dtype
 
 
 def describe(config: RunConfig) -> str:
-    """The resolved configuration, one prompt, the step's sizes and the memory estimate. Raises what `read_inputs` raises."""
+    """The resolved configuration, one prompt, the step's sizes and the memory estimate.
+
+    Raises what `read_inputs` and `check_backend` raise."""
     inputs = read_inputs(config)
+    check_backend(config.generator, config.sampling)
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(config.model.dtype, device)
