@@ -173,11 +173,11 @@ def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, t
         with pytest.raises(SamplerError, match=message) as refused, sampler(policy, tmp_path, chosen, "adapter", **settings):
             pass
         assert "open up" not in str(refused.value)
-    message = r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve .*--enable-lora"
+    message = r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .*--enable-lora"
     with sampler(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator, pytest.raises(SamplerError, match=message):
         generator.take_over(policy, 0)
     with sampler(policy, tmp_path, wrong, "merge", max_tokens=80) as generator:
-        with pytest.raises(SamplerError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 vllm serve"):
+        with pytest.raises(SamplerError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 .*python -m vllm"):
             generator.take_over(policy, 0)
         with pytest.raises(SamplerError, match=r"before the temperature.*--logprobs-mode processed_logprobs"):
             generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 16))
