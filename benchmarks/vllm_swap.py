@@ -1,6 +1,7 @@
-"""Seconds to bring a new policy version to the sampler `generator: vllm`, by adapter and by merged weights.
+"""Seconds to bring a new policy version to vLLM, in this process or on a running server, by adapter and by merged weights.
 
     python benchmarks/vllm_swap.py [--config configs/vllm_tiny.yaml] [--way adapter merge] [--rounds 7] [--json] [key=value ...]
+    python benchmarks/vllm_swap.py generator.backend=vllm_server 'generator.urls=[http://localhost:8000]' --way adapter
 
 The policy is changed a little before each round. After it one completion of one token is sampled, and then one of the same prompt
 backwards, which no prefix cache knows: what the first takes longer than the second is what the engine had put off. The first round

@@ -222,6 +222,18 @@ def load_weights(path: Path, policy: Policy, optimizer: Optimizer) -> list[dict[
     return states
 
 
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The generators that dropout draws from: the CPU's, and the device's own where it has one."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
 @torch.no_grad()
 def _copy_adapter(stored: dict[str, torch.Tensor], policy: Policy) -> None:
     # PEFT saves "….lora_A.weight" for the parameter "….lora_A.default.weight".

@@ -6,6 +6,7 @@ import torch
 
 from rl.config import RunConfig
 from rl.config_loading import to_yaml
+from rl.generate.build import check_backend
 from rl.inputs import Inputs, read_inputs
 from rl.live_evaluation import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
@@ -13,9 +14,12 @@ from rl.policy import resolve_dtype
 
 
 def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
-    """The resolved configuration, one prompt, the step's sizes and the memory estimate. Raises what `read_inputs` raises."""
+    """The resolved configuration, one prompt, the step's sizes and the memory estimate. build: what makes the configured benchmarks.
+
+    Raises what `read_inputs`, `build_benchmarks` and `check_backend` raise."""
     inputs = read_inputs(config)
     live = build_benchmarks(config, inputs, build)
+    check_backend(config.generator, config.sampling)
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(config.model.dtype, device)

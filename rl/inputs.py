@@ -114,9 +114,11 @@ def _check_folder(model: ModelSection) -> None:
     path = resolve_path(model.path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ConfigError([f"model.path: the folder {path} holds no config.json; expected a Hugging Face checkpoint"])
-    looks_local = model.path.startswith((".", "/", "~")) or model.path.count("/") > 1
+    # models/ is a folder of this project: what is not made yet there is not to be asked of the hub.
+    looks_local = model.path.startswith((".", "/", "~", "models/")) or model.path.count("/") > 1
     if looks_local and not path.is_dir():
-        raise ConfigError([f"model.path: there is no folder {path}; expected a folder with a Hugging Face checkpoint, or a hub id"])
+        hint = ". Remedy: make smollm2" if path.name == "smollm2-135m-instruct" else ""
+        raise ConfigError([f"model.path: there is no folder {path}; expected a folder with a Hugging Face checkpoint, or a hub id{hint}"])
 
 
 def _unreadable(model: ModelSection, what: str, error: Exception) -> ConfigError:

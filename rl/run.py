@@ -18,6 +18,7 @@ from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_s
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.config_loading import load, resolve_path, to_yaml
+from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
 from rl.generate.errors import SamplerError
 from rl.generate.plan import SamplerPlan, logprobs_mode
@@ -31,7 +32,7 @@ from rl.policy import Policy, PolicyError, explain_loading, load_policy, resolve
 from rl.policy_forward import PolicyForward, check_head
 from rl.policy_scorer import PolicyScorer
 from rl.progress import open_progress
-from rl.proof import SamplerMismatchError
+from rl.proof import SamplerMismatchError, mismatch_bound
 from rl.rehearsal import longest_groups
 from rl.run_folder import RunFolder, prepare, write_atomically
 from rl.stop_signals import StopSignals
@@ -136,6 +137,7 @@ def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunF
     longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
     on_gpu = next(policy.model.parameters()).device.type == "cuda"
     estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu)
+    is_probed = config.generator.backend == "vllm_server" and config.generator.proof_every > 0
     return SamplerPlan(
         max_tokens=max(longest + config.sampling.max_completion_tokens, 0 if benchmarks is None else benchmarks.max_tokens),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
@@ -143,7 +145,8 @@ def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunF
         base_path=str(resolve_path(config.model.path)),
         revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
         logprobs_mode="processed_logprobs" if config.generator.backend == "transformers" else logprobs_mode(config.sampling),
-        num_ranks=num_ranks, seed=config.seed, run_dir=folder.path)
+        num_ranks=num_ranks, seed=config.seed, run_dir=folder.path,
+        base_probe=measure_base(policy, inputs.prompts[0].token_ids, bound=mismatch_bound(config, policy)) if is_probed else None)
 
 
 def build_trainer(

@@ -1,8 +1,9 @@
 """What happened in a run, as files: one JSON object per line in metrics.jsonl and rollouts.jsonl.
 
 Files first; services (TensorBoard, W&B, trackio) get the same numbers through a callable that the trainer hands in. Every value
-is determined by the configuration, except those whose key ends in `_s` (times and rates), so that a resumed run's files equal
-an uninterrupted run's. A checkpoint stores each file's `position()`; on resume `truncate_to` cuts what lies behind it.
+is determined by the configuration, so that a resumed run's files equal an uninterrupted run's, except those whose key ends in `_s` (times
+and rates), and with `generator.backend: vllm_server` the counts under `sampler/`, which tell of servers that were lost and came back.
+A checkpoint stores each file's `position()`; on resume `truncate_to` cuts what lies behind it.
 
 Times of a training line, in seconds of the main rank: step_s, and in it sync_s (the hand-over of the version that the step samples
 with), generate_s (sampling), reward_s (scoring after sampling had ended), train_s (the update). reward_overlapped_s: scoring that took no

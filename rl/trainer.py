@@ -15,15 +15,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from rl.advantages import compute_advantages
-from rl.checkpoint import TrainerState, checkpoint_name, list_checkpoints, load_weights, mark_best, prune, save_checkpoint
-from rl.collect import Collected, Collector, CollectorState, Round, Times
+from rl.checkpoint import (
+    TrainerState,
+    checkpoint_name,
+    list_checkpoints,
+    load_weights,
+    mark_best,
+    prune,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from rl.collect import Collected, Collector, CollectorState
 from rl.config import RunConfig
 from rl.generate.protocol import Generator
 from rl.held_out import Evaluation, HeldOut
@@ -33,7 +42,7 @@ from rl.policy import Policy
 from rl.progress import Progress
 from rl.proof import Proof, SamplerMismatchError, mismatch_bound
 from rl.records import ScoredGroup, TrainingGroup
-from rl.records_json import scored_group_from_json, scored_group_to_json
+from rl.records_json import round_from_json, round_to_json, scored_group_from_json, scored_group_to_json
 from rl.run_folder import RunFolder
 from rl.summary import Best, Summary, installed_versions, peak_rss_gb
 from rl.tracking import NORMALISED_ENTROPY, MetricsLog, RolloutsLog
@@ -379,7 +388,7 @@ class Trainer:
         if self._saved is not None:
             return self._saved
         parts = self._parts
-        rng = _rng_state(parts.accelerator.device)
+        rng = rng_state(parts.accelerator.device)
         states = gather_object([rng]) if parts.accelerator.num_processes > 1 else [rng]
         path = parts.folder.checkpoints
         if parts.accelerator.is_main_process:
@@ -407,17 +416,17 @@ class Trainer:
             data=dict(parts.data), best=best, held_out_before=self._before, totals=totals,
             positions={"metrics": parts.metrics.position(), "rollouts": parts.rollouts.position()},
             surplus=[scored_group_to_json(group) for group in collector.surplus],
-            ahead=None if collector.ahead is None else _round_to_json(collector.ahead),
+            ahead=None if collector.ahead is None else round_to_json(collector.ahead),
         )
 
     def restore(self, path: Path, state: TrainerState) -> None:
         """Go on from a verified checkpoint: weights, optimiser, order, watchdog, surplus, RNG, and files cut to its position."""
         parts = self._parts
         rng_states = load_weights(path, parts.policy, parts.optimizer)
-        _set_rng_state(rng_states[parts.accelerator.process_index], parts.accelerator.device)
+        set_rng_state(rng_states[parts.accelerator.process_index], parts.accelerator.device)
         self.step_number, self.policy_version = state.step, state.policy_version
         parts.collector.load_state(CollectorState(
-            state.order, tuple(map(scored_group_from_json, state.surplus)), None if state.ahead is None else _round_from_json(state.ahead)))
+            state.order, tuple(map(scored_group_from_json, state.surplus)), None if state.ahead is None else round_from_json(state.ahead)))
         parts.watchdog.load_state_dict(state.watchdog)
         self._best = None if state.best is None else Best(**state.best)
         self._before = state.held_out_before
@@ -459,26 +468,6 @@ def groups_with_advantages(config: RunConfig, collected: Collected) -> list[Trai
     # In the order of the draw: behind the others, the refused groups would all be in the last of several minibatches.
     found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
     return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
-
-
-def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The generators that dropout draws from: the CPU's, and the device's own where it has one."""
-    state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
-
-
-def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-def _round_to_json(sampled: Round) -> dict[str, Any]:
-    return {"groups": [scored_group_to_json(group) for group in sampled.groups], "times": asdict(sampled.times)}
-
-
-def _round_from_json(value: dict[str, Any]) -> Round:
-    return Round(tuple(map(scored_group_from_json, value["groups"])), Times(**value["times"]))
 
 
 def _intervals(values: dict[str, dict[str, float]] | None) -> dict[str, Interval] | None:

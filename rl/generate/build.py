@@ -13,11 +13,16 @@ from rl.policy import Policy, lora_rank
 def check_generator(config: GeneratorSection, sampling: SamplingSection, policy: Policy) -> None:
     """Raises what `build_generator` would raise, as far as it can be told without starting or reaching anything."""
     sync = choose_sync(config, policy)
+    if config.backend != "transformers" and sync.way == "adapter":
+        room_for_rank(lora_rank(policy))
+    check_backend(config, sampling)
+
+
+def check_backend(config: GeneratorSection, sampling: SamplingSection) -> None:
+    """The part of it that needs no model: what is installed and set on this machine."""
     if config.backend == "transformers":
         return
     logprobs_mode(sampling)
-    if sync.way == "adapter":
-        room_for_rank(lora_rank(policy))
     if config.backend == "vllm":
         check_version()
     else:

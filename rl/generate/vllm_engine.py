@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.metadata
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class Engine:
         except ImportError as error:
             raise SamplerError(f"generator.backend: vllm {self.version} is installed but cannot be imported ({error}). Remedy: install it "
                                "again beside this torch: see \"Installation\" in README.md") from error
+        _quieten()
         self._vllm, self._lora_request_class, self._final_only = vllm, LoRARequest, RequestOutputKind.FINAL_ONLY
         try:
             self._llm = vllm.LLM(**_arguments(settings))
@@ -266,6 +268,20 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
         # torch.distributed belongs to the trainer: the engine joins the process group that is there, as a group of one.
         arguments["distributed_executor_backend"] = "external_launcher"
     return arguments
+
+
+def _quieten() -> None:
+    """Drop vLLM's warnings that are none here: at each new version, of layers that no checkpoint has weights for (rotary embeddings, an
+    output layer tied to the embedding), and once of token ids as prompts, which its next version may refuse and this range takes."""
+    def is_news(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not (said.endswith(("RotaryEmbedding: Failed to load weights", "ParallelLMHead: Failed to load weights"))
+                    or said.startswith("Passing raw prompts to InputProcessor"))
+
+    for name in ("model_executor.model_loader.reload.layerwise", "v1.engine.input_processor"):
+        logger = logging.getLogger(f"vllm.{name}")
+        if not logger.filters:
+            logger.addFilter(is_news)
 
 
 def _pack_output_layer(model: torch.nn.Module) -> None:

@@ -48,7 +48,7 @@ class VllmGenerator:
             cache_bytes=engine_cache_bytes(config, plan.max_tokens, plan.cache_bytes_per_token, on_gpu=on_gpu),
             eager=config.eager if config.eager is not None else not on_gpu, can_sleep=self._sleep_level > 0, num_ranks=plan.num_ranks,
             seed=plan.seed))
-        self._files = VersionFiles(_shared_memory())
+        self._files = VersionFiles(_shared_memory(), is_local=True)
         self.description = f"sampler: vLLM {self._engine.version} in this process; new versions by {sync.way}: {sync.reason}"
 
     def generate(

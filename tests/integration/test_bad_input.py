@@ -79,6 +79,7 @@ BEFORE_THE_RUN = {
     "unknown template": (["prompt=questionline"], ["no template 'questionline'; did you mean question_line?"]),
     "no chat template": (["prompt.chat_template=always"], ["the tokenizer has no chat template; use auto or never"]),
     "missing model": (["model=/nothing/there"], ["model.path: there is no folder /nothing/there"]),
+    "model not made yet": (["model=models/not-made-yet"], ["model.path: there is no folder", "models/not-made-yet"]),
     "model without config": (["model={d}"], ["holds no config.json; expected a Hugging Face checkpoint"]),
     "unknown sampler": (["generator=vlm"], ["generator.backend: saw 'vlm'; expected one of: transformers, vllm, vllm_server"]),
     "stop token outside the vocabulary": (["sampling.stop_token_ids=[99999]"], ["sampling.stop_token_ids: saw 99999; expected ids below"]),

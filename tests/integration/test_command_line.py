@@ -13,6 +13,7 @@ import pytest
 from rl.command_line import parse
 from rl.config_help import all_keys
 from rl.config_loading import ConfigError, load, project_root
+from rl.generate.vllm_engine import installed_version
 from rl.run_folder import RunFolder
 from tests.reference.whole_run import SMALL, own_environment, python, train, trained_steps
 
@@ -62,6 +63,27 @@ def test_the_dry_run_of_the_quick_start_shows_all_and_makes_nothing(tmp_path: Pa
         assert part in finished.stdout
     assert list(tmp_path.iterdir()) == []
     assert seconds < DRY_RUN_SECONDS
+
+
+@pytest.mark.parametrize("version", ["0.25.0", "0.33.0rc1"])
+def test_the_dry_run_refuses_a_vllm_of_an_unknown_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    # All that pip leaves of a package and that says its version; found before a vLLM that is really there.
+    (tmp_path / f"vllm-{version}.dist-info").mkdir()
+    (tmp_path / f"vllm-{version}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert train(tmp_path / "run", "generator=vllm", "--dry-run") == 2
+    shown = capsys.readouterr()
+    assert f"generator.backend: vllm {version} is installed; this version of otherhalf works with >=" in shown.err
+    assert "Everything was read" not in shown.out
+
+
+def test_the_dry_run_says_whether_vllm_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    is_there = installed_version() is not None
+    assert train(tmp_path / "run", "generator=vllm", "--dry-run") == (0 if is_there else 2)
+    shown = capsys.readouterr()
+    assert "Everything was read" in shown.out if is_there else "generator.backend: vllm is not installed. Remedy: " in shown.err
 
 
 def test_a_run_tells_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

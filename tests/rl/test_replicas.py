@@ -27,19 +27,23 @@ from rl import checkpoint
 from rl.config import GeneratorSection
 from rl.generate import replicas, server_generator
 from rl.generate.background_loop import BackgroundLoop
+from rl.generate.base_probe import BaseProbe, measure_base
 from rl.generate.errors import SamplerError
 from rl.generate.plan import LogprobsMode, SamplerPlan
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.server_generator import ServerGenerator
 from rl.generate.sync import Sync, Way
 from rl.generate.version_files import VersionFiles
+from rl.generate.vllm_engine import CPU_BATCH_TOKENS
 from rl.policy import Policy, all_weights
 from rl.records import Group
 from tests.reference.chat_server import unused_url
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
-from tests.reference.tiny_run import prompts, tiny_policy
+from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
 
 SAMPLING = SamplingParameters(1.0, 1.0, 0, 24)
+ROOT = Path(__file__).parents[2]
+CONTEXT = 256  # of models/tiny-arith
 SERVER_ERROR = Accident(status=500, body=b'{"error": {"message": "out of luck"}}')
 
 
@@ -57,12 +61,13 @@ def policy() -> Policy:
 
 @contextmanager
 def sampler(policy: Policy, folder: Path, servers: list[ScriptedVllm], *, way: Way = "adapter", version: int | None = 3,
-            mode: LogprobsMode = "processed_logprobs", **settings: Any) -> Iterator[ServerGenerator]:
+            mode: LogprobsMode = "processed_logprobs", max_tokens: int = 200, base_probe: BaseProbe | None = None,
+            **settings: Any) -> Iterator[ServerGenerator]:
     """On started servers, with this version brought; settings: of the generator's section."""
     with ExitStack() as stack:
         for server in servers:
             stack.enter_context(server)
-        plan = SamplerPlan(200, 1, 0, "models/tiny-arith", None, False, mode, 1, 0, folder)
+        plan = SamplerPlan(max_tokens, 1, 0, "models/tiny-arith", None, False, mode, 1, 0, folder, base_probe=base_probe)
         section = GeneratorSection(backend="vllm_server", **{"urls": [server.url for server in servers], "sync": way, **settings})
         generator = ServerGenerator(section, policy, plan, Sync(way, "as configured"))
         stack.callback(generator.close)
@@ -296,12 +301,12 @@ def test_what_the_caller_raises_ends_the_sampling(policy: Policy, tmp_path: Path
     (dict(version="0.33.1"), {}, r"runs vLLM 0\.33\.1"),
     (dict(answers_as_page=True), {}, r"is no vLLM server .*<html>welcome.*without a path"),
     (dict(models={"other": 256}), {"served_model": "tiny"}, r"generator\.served_model: tiny, but http.* serves other\."),
-    (dict(models={"tiny": 200}), {}, r"at most 200 tokens.*are 201\. Remedy: start it with --max-model-len 201"),
+    (dict(models={"tiny": 200}), {}, r"at most 200 tokens.*are 201\. Remedy: start it with VLLM.* --max-model-len 201"),
     (dict(key="sesame"), {}, r"generator\.api_key_env: .* does not accept the API key"),
     (dict(key="sesame"), {"api_key_env": "WRONG_KEY"}, r"does not accept the API key .*Bearer \*\*\*"),
     (dict(), {"api_key_env": "NO_SUCH_KEY"}, r"generator\.api_key_env: NO_SUCH_KEY, but this environment variable is not set"),
-    (dict(has_lora=False), {}, r"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve .* --enable-lora --max-lora-rank 8"),
-    (dict(has_dev_mode=False), {"way": "merge"}, r"does not load weights .*Remedy: start it with VLLM_SERVER_DEV_MODE=1 vllm serve"),
+    (dict(has_lora=False), {}, r"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .* --enable-lora --max-lora-rank 8"),
+    (dict(has_dev_mode=False), {"way": "merge"}, r"does not load weights .*Remedy: start it with VLLM_SERVER_DEV_MODE=1 .*python -m vllm"),
     (dict(), {"urls": ["localhost:8000"]}, r"'localhost:8000', expected an address that begins with http"),
     (dict(), {"urls": ["http://localhost:80a"]}, r"generator\.urls: 'http://localhost:80a', expected http://HOST:PORT"),
     (dict(), {"urls": ["http://localhost:99999"]}, r"generator\.urls: 'http://localhost:99999', expected http://HOST:PORT"),
@@ -318,6 +323,84 @@ def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
     with pytest.raises(SamplerError, match=message) as refused, sampler(policy, tmp_path, [ScriptedVllm(**traits)], **settings):
         pass
     assert "open up" not in str(refused.value)
+
+
+def test_the_probe_of_the_base_sees_neither_adapter_nor_step(tmp_path: Path) -> None:
+    changed, ids = tiny_policy(adapter_scale=0.5), prompts(1)[0].token_ids
+    probe = measure_base(changed, ids, bound=1e-3)
+    assert probe is not None and probe.row == (ids[:1], ids[1:])
+    assert torch.tensor(probe.logprobs) == pytest.approx(literal_logprobs(tiny_policy(), *probe.row), abs=1e-5)
+    assert probe.difference(literal_logprobs(tiny_policy(), *probe.row).tolist()) is None
+    assert probe.difference(literal_logprobs(changed, *probe.row).tolist()) is not None
+    assert probe.difference([float("nan")] * len(probe.logprobs)) is not None
+    assert measure_base(changed, ids[:1], bound=1e-3) is None
+    longer = measure_base(changed, ids * 30, bound=1e-3)
+    assert longer is not None and len(longer.logprobs) == 63
+
+
+def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(policy: Policy, tmp_path: Path) -> None:
+    """By adapter; merged weights replace whatever it served."""
+    same, other = (BaseProbe(((1,), (5, 6, 7)), (value,) * 3, 1e-3) for value in (LOGPROB, LOGPROB + 0.5))
+    with sampler(policy, tmp_path, [ScriptedVllm()], base_probe=same) as generator:
+        check(generator.generate(requests(2), SAMPLING), requests(2))
+    server = ScriptedVllm()
+    with (pytest.raises(SamplerError, match=r"serves under the name tiny another model than model\.path") as refused,
+          sampler(policy, tmp_path, [server], base_probe=other, version=None)):
+        pass
+    for part in (server.url, "is -9 there and -8.5 with the trainer's base", "is 0.5 nats, at most 0.001 expected", "--model models/tiny"):
+        assert part in str(refused.value)
+    with sampler(policy, tmp_path, [ScriptedVllm()], way="merge", base_probe=other) as generator:
+        check(generator.generate(requests(2), SAMPLING), requests(2))
+
+
+def test_a_server_that_comes_back_with_another_model_is_not_taken_back(policy: Policy, tmp_path: Path) -> None:
+    servers = [ScriptedVllm(), ScriptedVllm()]
+    messages: list[str] = []
+    with sampler(policy, tmp_path, servers, base_probe=BaseProbe(((1,), (5, 6, 7)), (LOGPROB,) * 3, 1e-3)) as generator:
+        generator.on_message = messages.append
+        servers[0].start_anew()
+        servers[0].weights = "another-model-000001"
+        for _ in range(40):
+            check(generator.generate(requests(4), SAMPLING), requests(4))
+            if any("is not taken back" in message for message in messages):
+                break
+        refused = [message for message in messages if f"{servers[0].url} answers again and is not taken back" in message]
+        assert refused and "another model than model.path" in refused[0]
+        assert generator.metrics()["sampler/replicas"] == 1
+
+
+@pytest.mark.parametrize(("max_tokens", "variable", "flag"), [
+    (200, None, None),
+    (CONTEXT - 1, None, None),
+    (CONTEXT, "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1", None),
+    (CPU_BATCH_TOKENS, "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1", f"--max-num-batched-tokens {CPU_BATCH_TOKENS + 1}"),
+])
+def test_the_line_that_starts_a_server_has_room_for_the_longest_completion(
+    policy: Policy, tmp_path: Path, max_tokens: int, variable: str | None, flag: str | None
+) -> None:
+    """One token more than the model's context needs a variable; a prompt in one piece, which a CPU needs, the room for it."""
+    with (pytest.raises(SamplerError, match="does not load adapters") as refused,
+          sampler(policy, tmp_path, [ScriptedVllm(has_lora=False, models={"tiny": 10**6})], max_tokens=max_tokens)):
+        pass
+    line = str(refused.value)
+    for part in (f" --max-model-len {max_tokens + 1} ", " --no-enable-chunked-prefill", " VLLM_CPU_KVCACHE_SPACE=1 ", " --dtype float32 "):
+        assert part in line
+    assert [word for word in line.split() if word.startswith("VLLM_ALLOW_LONG")] == ([variable] if variable else [])
+    assert (flag is None) == ("--max-num-batched-tokens" not in line) and (flag or "") in line
+
+
+def test_a_key_that_is_refused_in_the_middle_of_a_run_has_the_remedy_of_the_start(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER_KEY", "sesame")
+    server, message = ScriptedVllm(key="sesame"), r"generator\.api_key_env: http.* does not accept the API key .*Bearer \*\*\*.*Remedy: "
+    with sampler(policy, tmp_path, [server], api_key_env="SERVER_KEY") as generator:
+        check(generator.generate(requests(2), SAMPLING), requests(2))
+        server.key = "mustard"
+        for ask in (lambda: generator.generate(requests(2), SAMPLING), lambda: generator.score([((1, 2), (5, 6))]),
+                    lambda: generator.take_over(policy, 4)):
+            with pytest.raises(SamplerError, match=message):
+                ask()
 
 
 def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(policy: Policy, tmp_path: Path) -> None:
@@ -421,12 +504,38 @@ def test_two_threads_that_wait_do_each_what_their_own_coroutine_posts() -> None:
 
 def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: Policy, tmp_path: Path) -> None:
     for parent in (tmp_path / "sampler", tmp_path / "exchange"):
-        (parent / "policy-versions-1" / "adapter-000001").mkdir(parents=True)
+        (parent / "otherhalf-versions-1" / "adapter-000001").mkdir(parents=True)
     with sampler(policy, tmp_path, [ScriptedVllm()]):
-        assert not (tmp_path / "sampler" / "policy-versions-1").exists()
+        assert not (tmp_path / "sampler" / "otherhalf-versions-1").exists()
     with sampler(policy, tmp_path, [ScriptedVllm()], exchange_dir=str(tmp_path / "exchange")):
         assert len(list((tmp_path / "exchange").iterdir())) == 2
-    assert (tmp_path / "exchange" / "policy-versions-1").exists()
+    assert (tmp_path / "exchange" / "otherhalf-versions-1").exists()
+
+
+def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_path: Path) -> None:
+    """SIGKILL lets nobody clean up. Another program's folder stays, and that of a process that still runs."""
+    script = ("import pathlib, sys, time; from rl.generate.version_files import VersionFiles; "
+              "files = VersionFiles(pathlib.Path(sys.argv[1]), is_local=True); print('made', flush=True); time.sleep(120)")
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == b"made\n"
+        (tmp_path / "somebody-elses").mkdir()
+        first, second = sorted(tmp_path.glob("otherhalf-versions-*"))
+        mine = VersionFiles(tmp_path, is_local=True)
+        assert first.exists() and second.exists()
+        processes[0].kill()
+        processes[0].wait(20)
+        VersionFiles(tmp_path, is_local=True).close()
+        assert len([folder for folder in (first, second) if folder.exists()]) == 1
+        assert mine._folder.exists() and (tmp_path / "somebody-elses").exists()
+        mine.close()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(20)
+    VersionFiles(tmp_path, is_local=True).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["somebody-elses"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

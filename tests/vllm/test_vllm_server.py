@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from rl.config import GeneratorSection
+from rl.generate.base_probe import BaseProbe, measure_base
 from rl.generate.errors import SamplerError
 from rl.generate.plan import LogprobsMode, SamplerPlan
 from rl.generate.protocol import Request, SamplingParameters
@@ -84,9 +85,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def sampler(
     policy: Policy, folder: Path, servers: list[VllmProcess], way: Way, *, max_tokens: int = 200,
-    mode: LogprobsMode = "processed_logprobs", **settings: Any,
+    mode: LogprobsMode = "processed_logprobs", base_probe: BaseProbe | None = None, **settings: Any,
 ) -> Iterator[ServerGenerator]:
-    plan = SamplerPlan(max_tokens, 1, 0, str(MODEL), None, False, mode, 1, 0, folder)
+    plan = SamplerPlan(max_tokens, 1, 0, str(MODEL), None, False, mode, 1, 0, folder, base_probe=base_probe)
     section = GeneratorSection(backend="vllm_server", **{
         "urls": [server.url for server in servers], "sync": way, "api_key_env": "SERVER_KEY", "start_timeout_s": 60,
         **settings})
@@ -172,14 +173,33 @@ def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, t
         with pytest.raises(SamplerError, match=message) as refused, sampler(policy, tmp_path, chosen, "adapter", **settings):
             pass
         assert "open up" not in str(refused.value)
-    message = r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve .*--enable-lora"
+    message = r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .*--enable-lora"
     with sampler(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator, pytest.raises(SamplerError, match=message):
         generator.take_over(policy, 0)
     with sampler(policy, tmp_path, wrong, "merge", max_tokens=80) as generator:
-        with pytest.raises(SamplerError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 vllm serve"):
+        with pytest.raises(SamplerError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 .*python -m vllm"):
             generator.take_over(policy, 0)
         with pytest.raises(SamplerError, match=r"before the temperature.*--logprobs-mode processed_logprobs"):
             generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 16))
+
+
+def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(servers: Servers, tmp_path: Path) -> None:
+    """The trainer's is the other one here: every second token has another embedding. Another vocabulary is told as well."""
+    policy, pair = tiny_policy(adapter_scale=0.1), servers.pair[:1]
+    ids = prompts(1)[0].token_ids
+    probe = measure_base(policy, ids, bound=BOUND)
+    with sampler(policy, tmp_path, pair, "adapter", base_probe=probe) as generator:
+        generator.take_over(policy, 0)
+    with torch.no_grad():
+        policy.causal_lm.get_input_embeddings().weight[::2] += 0.5
+    other = measure_base(policy, ids, bound=BOUND)
+    assert probe is not None and other is not None
+    unknown = BaseProbe((ids[:1], (10**6,)), (-1.0,), BOUND)
+    for wrong, message in ((other, r"is -\d\.\d+ there and -\d+\.\d+ with the trainer's base; their mean \|difference\| is \d"),
+                           (unknown, r"it refuses a text of the trainer's tokens \(HTTP 400: .*vocab")):
+        with (pytest.raises(SamplerError, match=rf"{pair[0].url} serves under the name tiny another model.*{message}"),
+              sampler(policy, tmp_path, pair, "adapter", base_probe=wrong)):
+            pass
 
 
 def test_an_adapter_that_the_server_cannot_load_is_an_error_and_the_server_goes_on(
