@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def benchmark_lines(folder: Path) -> dict[int, dict[str, Any]]:
-    return {int(line["step"]): line for line in metrics_of(folder) if "benchmark/tiny_arith/avg@4" in line}
+    return {int(str(line["step"])): line for line in metrics_of(folder) if "benchmark/tiny_arith/avg@4" in line}
 
 
 def test_benchmarks_are_metrics_before_during_and_after(run: Path) -> None:
