@@ -188,9 +188,10 @@ def benchmark_names() -> list[str]:
     return [benchmark.name for benchmark in BENCHMARKS]
 
 
-def find_benchmark(name: str) -> Benchmark:
+def find_benchmark(name: str, data_dir: Path | None = None) -> Benchmark:
     """The entry of this name or alias (case, - and _ do not matter); reasoning_gym:TASK; or a JSONL or parquet file with question, answer
-    and, if it likes, id, which is called by its stem. That a file or a task exists is seen when it is loaded. Raises BenchmarkError."""
+    and, if it likes, id, which is called by its stem, also one that lies in data_dir and is named without its ending. That a
+    file or a task exists is seen when it is loaded. Raises BenchmarkError."""
     if is_generated(name):
         task = name.removeprefix(PREFIX)
         return Benchmark(name, f"reasoning-gym: {task}", Protocol(16, 1.0, 1.0, 1024, "our own"), local=name, rows=None,
@@ -200,6 +201,9 @@ def find_benchmark(name: str) -> Benchmark:
     known = {_plain_name(other): benchmark for benchmark in BENCHMARKS for other in (benchmark.name, *benchmark.aliases)}
     if (found := known.get(_plain_name(name))) is not None:
         return found
+    for suffix in FILE_SUFFIXES if data_dir is not None else ():
+        if (path := data_dir.expanduser() / f"{name}{suffix}").is_file():  # type: ignore[union-attr]
+            return Benchmark(name, str(path), Protocol(1, 0.0, 1.0, 2048, "our own"), local=str(path.resolve()), rows=_any_row)
     near = closest(_plain_name(name), list(known))
     raise BenchmarkError(
         f"{_OPTION}: there is no benchmark {name!r}{f'; did you mean {known[near].name}?' if near else '.'} There are: "

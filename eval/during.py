@@ -100,8 +100,8 @@ def build_live_tasks(config: RunConfig, inputs: Inputs) -> LiveTasks:
 
 
 def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:
-    benchmark = find_benchmark(section.name)
     data_dir = None if config.evaluation.data_dir is None else Path(config.evaluation.data_dir)
+    benchmark = find_benchmark(section.name, data_dir)
     loaded = load_benchmark(benchmark, data_dir, section.limit)
     asked = Asked(
         samples=section.samples, temperature=section.temperature, top_p=section.top_p,

@@ -122,7 +122,7 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
         raise EvaluationError("--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)")
     prompts: list[str | None] = options.prompt.split(",") if options.prompt else [None]
     tasks: list[Task] = []
-    for benchmark in [find_benchmark(name.strip()) for name in options.benchmarks.split(",")]:
+    for benchmark in [find_benchmark(name.strip(), options.data_dir) for name in options.benchmarks.split(",")]:
         loaded = load_benchmark(benchmark, options.data_dir, options.limit)
         for prompt in prompts:
             asked = Asked(

@@ -441,3 +441,11 @@ def test_a_data_set_is_read_with_its_subset_and_split(tmp_path: Path) -> None:
     loaded = load_benchmark(replace(BY_NAME["gpqa_diamond"], hub=str(tmp_path)))
     assert [question.id for question in loaded.questions] == ["rec0", "rec1"]
     assert loaded.source == f"{tmp_path}@{BY_NAME['gpqa_diamond'].revision}" and "has 2 rows" in loaded.warnings[0]
+
+
+def test_a_file_of_the_data_folder_is_found_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "my_sums.jsonl").write_text('{"question": "1+1=?", "answer": "2"}\n')
+    found = find_benchmark("my_sums", tmp_path)
+    assert found.name == "my_sums" and load_benchmark(found, tmp_path).questions[0].answer == "2"
+    with pytest.raises(BenchmarkError, match="there is no benchmark 'my_sums'"):
+        find_benchmark("my_sums")
