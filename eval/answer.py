@@ -134,9 +134,9 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     asked = Asked(ks=(options.k,), temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens,
                   prompt=options.prompt, chat_template=options.chat_template, seed=options.seed)
     task = build_task(benchmark, loaded, asked, subject.tokenizer, subject.context)
-    for note in task.notes:
-        print(f"note: {note}", file=sys.stderr)
-    section = generator_section(options.generator, options.max_sequences)
+    if options.k > 1 and options.temperature == 0.0:
+        print("note: at temperature 0 all completions are the same, and their agreement says nothing", file=sys.stderr)
+    section = generator_section(options.generator, min(options.max_sequences, options.k) if options.max_sequences > 0 else 0)
     with tempfile.TemporaryDirectory() as scratch, open_sampler(
             subject, section, max_tokens=task.max_tokens, scratch=Path(scratch)) as generator:
         answered: GradedQuestion = sample_and_grade(task, task.prompts, generator)[0]

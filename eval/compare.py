@@ -22,7 +22,7 @@ from rl.tracking import read_json_lines
 
 _PROMPT_KEYS = ("prompt", "prompt_digest", "chat_template")
 # Another seed draws other samples in the same way, which is no other protocol; wherever the questions come from, they are paired by their
-# text, and those that only one side has are told apart, as is another number of samples.
+# ids, and those that only one side has are told apart, as is another number of samples.
 _NOT_PROTOCOL = ("seed", "samples", "source", "questions_digest")
 
 

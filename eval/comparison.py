@@ -153,8 +153,11 @@ def sign_flip_test(differences: Sequence[float], *, seed: int = 0) -> tuple[floa
 def questions_needed(differences: Sequence[float]) -> int | None:
     """(z_0.975 + z_0.8)^2 var(d) / mean(d)^2: how many such questions show such a difference with a power of 80%, by the normal
     approximation; at least as many as a sign-flip test needs to reach 0.05 at all. None without a difference, or with one question."""
-    if len(differences) < 2 or not (mean := math.fsum(differences) / len(differences)):
+    # Accuracies that add up to the same leave a rest of rounding, which is no difference.
+    rounding = 1e-9 * math.fsum(map(abs, differences))
+    if len(differences) < 2 or abs(total := math.fsum(differences)) <= rounding:
         return None
+    mean = total / len(differences)
     variance = math.fsum((difference - mean) ** 2 for difference in differences) / (len(differences) - 1)
     share_changed = sum(difference != 0.0 for difference in differences) / len(differences)
     return math.ceil(max(_POWER_FACTOR * variance / mean ** 2, _FEWEST_CHANGED / share_changed))

@@ -30,6 +30,11 @@ class Display:
         self._end_line()
         print(text, file=sys.stderr, flush=True)
 
+    def start(self) -> None:
+        """The sampler is ready: rates and the time left count from here."""
+        self._started = self._last = self._clock()
+        self._pace = Pace(self._total, self._done, self._started)
+
     def begin(self, task: str) -> None:
         if task != self._task:
             self._task, self._accuracy = task, "-"

@@ -46,7 +46,11 @@ class LiveTasks:
 
     @property
     def metrics(self) -> Sequence[str]:
-        return [f"{name}/{kind}@{task.samples}" for name, task in self.tasks.items() for kind in ("avg", "pass", "maj")]
+        return [f"{name}/{kind}@{task.samples}" for name, task in self.tasks.items() for kind in _kinds(task)]
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return {f"evaluation.benchmarks: {name}": str(task.protocol["questions_digest"]) for name, task in self.tasks.items()}
 
     @property
     def notes(self) -> Sequence[str]:
@@ -70,13 +74,17 @@ class LiveTasks:
             out = folder / "evaluations" / f"step-{step:06d}" / name.replace("/", "_").replace(":", "_")
             out.mkdir(parents=True, exist_ok=True)
             write_completions(out, questions)
-            head = {"model": self.config.model.path, "adapter": None, "settings": {"run": str(folder), "step": step}, "seed": task.seed,
-                    "wall_s": time.perf_counter() - started}
+            head = {"model": self.config.model.path, "adapter": f"{folder} at step {step}", "settings": {"run": str(folder), "step": step},
+                    "seed": task.seed, "wall_s": time.perf_counter() - started}
             write_result(out, head, {name: entry})
-        kinds = ("avg", "pass", "maj") if task.samples > 1 else ("avg",)
-        intervals = {f"{kind}@{task.samples}": Interval(**entry[f"{kind}@{task.samples}"]) for kind in kinds}
-        others = {key: entry[key] for key in ("truncated_share", "unparsable_share", "semantic_entropy")}
+        intervals = {f"{kind}@{task.samples}": Interval(**entry[f"{kind}@{task.samples}"]) for kind in _kinds(task)}
+        others = {key: entry[key] for key in ("truncated_share", "unparsable_share", "timed_out_share", "semantic_entropy")}
         return BenchmarkValues(intervals, others | {"completion_length": entry["mean_completion_tokens"] or 0.0})
+
+
+def _kinds(task: Task) -> tuple[str, ...]:
+    """Of one sample all three are the same number."""
+    return ("avg", "pass", "maj") if task.samples > 1 else ("avg",)
 
 
 def build_live_tasks(config: RunConfig, inputs: Inputs) -> LiveTasks:
@@ -111,4 +119,4 @@ def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:
     task = build_task(benchmark, loaded, asked, inputs.tokenizer, context)
     stop_strings = tuple(dict.fromkeys([*task.parameters.stop_strings, *config.sampling.stop_strings]))
     parameters = replace(task.parameters, stop_strings=stop_strings, stop_token_ids=tuple(config.sampling.stop_token_ids))
-    return replace(task, parameters=parameters)
+    return replace(task, parameters=parameters, protocol={**task.protocol, "stop_strings": list(stop_strings)})

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from eval.records import GradedQuestion, Sample
 from eval.tasks import EvaluationError, Task
-from rewards.scoring import GroupInput, RewardSum
+from rewards.scoring import GroupInput, GroupResult, RewardSum
 from rl.generate.protocol import Generator
 from rl.records import Group, Prompt, ScoredGroup
 from rl.rewarding import score_groups
@@ -51,34 +51,48 @@ def sample_and_grade(task: Task, prompts: Sequence[Prompt], generator: Generator
 def graded(task: str, scored: ScoredGroup, ranks: ScoredGroup | None = None) -> GradedQuestion:
     """A scored group as a record. Raises EvaluationError where the grader gave no verdict, or one outside [0, 1]."""
     question = scored.group.question
-    if scored.skipped:
-        raise EvaluationError(f"{task}: the grader could not judge question {question.id!r}: no verdict is neither right nor wrong. What "
-                              "is recorded is kept; go on with the same command when the grader's service answers again")
-    if outside := [value for value in scored.rewards if not 0.0 <= value <= 1.0]:
-        raise EvaluationError(f"{task}: the grader gave {outside[0]:g} for question {question.id!r}; expected values in [0, 1], 1 for "
-                              "right. Remedy: another --grader")
+    _check_verdicts(task, question.id, scored, "grader")
+    if ranks is not None:
+        _check_verdicts(task, question.id, ranks, "best-of")
     return GradedQuestion(task, question.id, question.text, question.answer, question.columns, tuple(
         Sample(
             text=rollout.text, answer=answer, correct=correct, cluster=cluster, truncated=rollout.is_truncated,
             num_tokens=len(rollout.token_ids), seed=rollout.seed, ranks_by=None if ranks is None else ranks.rewards[index])
         for index, (rollout, answer, correct, cluster) in enumerate(
-            zip(scored.group.rollouts, scored.answers, scored.rewards, scored.labels, strict=True))))
+            zip(scored.group.rollouts, scored.answers, scored.rewards, scored.labels, strict=True))), _timed_out_share(scored))
 
 
 def regrade(questions: Sequence[GradedQuestion], grader: RewardSum, ranker: RewardSum | None = None) -> list[GradedQuestion]:
-    """The same completions judged anew. Raises RewardError, EvaluationError."""
+    """The same completions judged anew; what needs computer algebra runs in parallel. Raises RewardError, EvaluationError."""
     inputs = [GroupInput(question_id=q.id, question=q.question, completions=[s.text for s in q.samples], answer=q.gold, columns=q.columns)
               for q in questions]
     results = grader.score(inputs)
     ranked = ranker.score(inputs) if ranker is not None else [None] * len(inputs)
     anew = []
     for question, result, ranks in zip(questions, results, ranked, strict=True):
-        if result.skipped:
-            raise EvaluationError(f"{question.benchmark}: the grader could not judge question {question.id!r}: no verdict is neither "
-                                  "right nor wrong. Remedy: try again when the grader's service answers")
-        anew.append(replace(question, samples=tuple(
+        _check_verdicts(question.benchmark, question.id, result, "grader")
+        if ranks is not None:
+            _check_verdicts(question.benchmark, question.id, ranks, "best-of")
+        anew.append(replace(question, timed_out_share=_timed_out_share(result), samples=tuple(
             replace(sample, answer=answer, correct=correct, cluster=cluster,
                     ranks_by=sample.ranks_by if ranks is None else ranks.rewards[index])
             for index, (sample, answer, correct, cluster) in enumerate(
                 zip(question.samples, result.answers, result.rewards, result.labels, strict=True)))))
     return anew
+
+
+def _check_verdicts(task: str, question_id: str, judged: ScoredGroup | GroupResult, option: str) -> None:
+    """Raises EvaluationError where the reward judged not every completion (training fills such gaps, which would invent verdicts here), or
+    a grader gave something else than a share of a point."""
+    if judged.skipped or judged.metrics.get("group/unscored_share", 0.0) > 0.0:
+        raise EvaluationError(f"--{option}: {task}: question {question_id!r} has a completion that it could not judge: no verdict is "
+                              "neither right nor wrong. What is recorded is kept. Remedy: the same command again when its service "
+                              f"answers, or another --{option}")
+    if option == "grader" and (outside := [value for value in judged.rewards if not 0.0 <= value <= 1.0]):
+        raise EvaluationError(f"--grader: {task}: saw {outside[0]:g} for question {question_id!r}; expected values in [0, 1], 1 for right. "
+                              "Remedy: another --grader")
+
+
+def _timed_out_share(judged: ScoredGroup | GroupResult) -> float:
+    """The grader's own count, where it has one."""
+    return max((value for name, value in judged.metrics.items() if name.endswith("/timed_out_share")), default=0.0)

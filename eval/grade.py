@@ -17,13 +17,15 @@ from typing import Any
 from eval.options import Parser, positive_list
 from eval.records import GradedQuestion, Sample
 
+RECORDED = "recorded"
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Raises ConfigError."""
     parser = Parser("python -m eval.grade", __doc__ or "")
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="folder of an evaluation")
     parser.add_argument("--samples", type=Path, help="JSONL with other people's completions")
-    parser.add_argument("--recorded", default="recorded", help="key of the verdict that a sample brings with it")
+    parser.add_argument("--recorded", default=RECORDED, help="key of the verdict that a sample brings with it")
     parser.add_argument("--grader", help="a reward with values in [0, 1] (default: the evaluation's own, or rewards.accuracy:accuracy)")
     parser.add_argument("--best-of", help="a reward; best@k is the accuracy of the completion that it likes best among k")
     parser.add_argument("-k", help="the k of avg@k, pass@k and maj@k; several joined by commas (default: as before, or all samples)")
@@ -52,7 +54,8 @@ def _main(options: argparse.Namespace) -> int:
 def _grade_again(options: argparse.Namespace) -> int:
     from eval.evaluation import regrade
     from eval.result import benchmark_result, terminal_table, write_result
-    from eval.store import read_completions, read_result, write_completions
+    from eval.store import read_completions, read_result, write_completions, write_settings
+    from eval.tasks import rewards_digest
 
     folder: Path = options.folder
     before, questions = read_result(folder), read_completions(folder)
@@ -64,7 +67,9 @@ def _grade_again(options: argparse.Namespace) -> int:
             protocol |= {"grader": options.grader, "grader_arguments": {}}
         if options.best_of is not None:
             protocol["best_of"] = options.best_of
-        judged = regrade(mine, _rewards(protocol["grader"], protocol["grader_arguments"]), _rewards(protocol["best_of"], {}))
+        grader, ranker = _rewards(protocol["grader"], protocol["grader_arguments"]), _rewards(protocol["best_of"], {})
+        judged = regrade(mine, grader, ranker)
+        protocol |= {"grader_digest": rewards_digest(grader), "best_of_digest": None if ranker is None else rewards_digest(ranker)}
         changed = _changed(mine, judged)
         print(f"{name}: {changed} of {sum(len(question.samples) for question in mine)} verdicts changed")
         anew += judged
@@ -72,8 +77,11 @@ def _grade_again(options: argparse.Namespace) -> int:
         benchmarks[name] = benchmark_result(judged, _check_ks(ks, entry["num_samples"]), protocol)
     out = options.out or folder
     out.mkdir(parents=True, exist_ok=True)
-    write_completions(out, anew)
     head = {key: value for key, value in before.items() if key not in ("benchmarks", "versions")}
+    head["settings"] = {**head["settings"], "tasks": {name: entry["protocol"] for name, entry in benchmarks.items()}}
+    # First, and it alone: a kill between the three leaves a folder whose evaluation says that it is another one.
+    write_settings(out, head["settings"])
+    write_completions(out, anew)
     write_result(out, head, benchmarks)
     _plots(options, benchmarks, anew, out)
     print(f"\n{terminal_table(benchmarks)}\n\n{'result':<14}{out / 'result.json'}")
@@ -113,7 +121,7 @@ def _grade_samples(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_samples(path: Path, recorded_key: str = "recorded") -> tuple[list[GradedQuestion], dict[str, list[bool | None]]]:
+def read_samples(path: Path, recorded_key: str = RECORDED) -> tuple[list[GradedQuestion], dict[str, list[bool | None]]]:
     """Questions with ungraded samples, and the recorded verdicts by question id (empty where no sample has one).
 
     Raises EvaluationError with file and line."""
@@ -123,23 +131,36 @@ def read_samples(path: Path, recorded_key: str = "recorded") -> tuple[list[Grade
         raise EvaluationError(f"--samples: there is no file {path}; expected JSONL with question, answer and samples in each line")
     questions: list[GradedQuestion] = []
     recorded: dict[str, list[bool | None]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    keys: set[str] = set()
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row: Mapping[str, Any] = json.loads(line)
             texts = [sample if isinstance(sample, str) else sample["text"] for sample in row["samples"]]
             question, gold, row_id = row["question"], row["answer"], str(row.get("id", f"line-{number}"))
+            if not isinstance(question, str) or not all(isinstance(text, str) for text in texts):
+                raise TypeError("question and the samples' texts must be text")
+            if isinstance(gold, bool) or not isinstance(gold, str | int | float) or not str(gold).strip():
+                raise TypeError(f"answer is {gold!r}, expected text or a number")
+            verdicts = [sample.get(recorded_key) if isinstance(sample, Mapping) else None for sample in row["samples"]]
+            if not all(verdict is None or isinstance(verdict, bool) or verdict in (0, 1) for verdict in verdicts):
+                raise TypeError(f"{recorded_key} is {next(v for v in verdicts if v not in (None, 0, 1))!r}, expected true or false")
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(f"--samples: {path}:{number}: {type(error).__name__}: {error}; expected an object with question, "
                                   "answer, and samples, which are texts or objects with text") from None
         if not texts or row_id in recorded:
             what = f"the id {row_id!r} was there before" if texts else "it has no samples"
             raise EvaluationError(f"--samples: {path}:{number}: {what}; expected ids that differ, and at least one sample")
-        recorded[row_id] = [sample.get(recorded_key) if isinstance(sample, Mapping) else None for sample in row["samples"]]
+        recorded[row_id] = verdicts
+        keys |= {key for sample in row["samples"] if isinstance(sample, Mapping) for key in sample}
         columns = {key: value for key, value in row.items() if key not in ("id", "question", "answer", "samples")}
         questions.append(GradedQuestion(path.stem, row_id, question, str(gold), columns, tuple(
             Sample(text, None, 0.0, index, truncated=False) for index, text in enumerate(texts))))
     if not questions:
         raise EvaluationError(f"--samples: {path} is empty; expected at least one question")
+    if recorded_key != RECORDED and recorded_key not in keys:
+        raise EvaluationError(f"--recorded: no sample in {path} has {recorded_key!r}; they have: {', '.join(sorted(keys)) or 'text alone'}")
     return questions, recorded if any(verdict is not None for verdicts in recorded.values() for verdict in verdicts) else {}
 
 

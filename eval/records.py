@@ -34,7 +34,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class GradedQuestion:
-    """A question with all of its samples [n]. columns: what the grader read beside question and answer, to grade again."""
+    """A question with all of its samples [n]. columns: what the grader read beside question and answer, to grade again.
+
+    timed_out_share: of the samples, those that the grader did not decide within its deadline and that hence count as wrong."""
 
     benchmark: str
     id: str
@@ -42,6 +44,7 @@ class GradedQuestion:
     gold: str | None
     columns: Mapping[str, Json]
     samples: tuple[Sample, ...]
+    timed_out_share: float = 0.0
 
     @property
     def accuracy(self) -> float:
@@ -65,6 +68,8 @@ def to_lines(question: GradedQuestion) -> Iterator[dict[str, Any]]:
             line["ranks_by"] = sample.ranks_by
         if index == 0 and question.columns:
             line["columns"] = dict(question.columns)
+        if index == 0 and question.timed_out_share:
+            line["timed_out_share"] = question.timed_out_share
         yield line
 
 
@@ -87,5 +92,6 @@ def from_lines(lines: Iterable[Mapping[str, Any]], where: str) -> list[GradedQue
         except (KeyError, TypeError, ValueError) as error:
             raise RecordsError(f"{where}:{number}: {type(error).__name__}: {error}; expected a line that an evaluation wrote, with "
                                "benchmark, id, sample, completion, answer, correct, cluster, truncated, num_tokens, seed") from None
-    return [GradedQuestion(benchmark, question_id, first["question"], first["gold"], first.get("columns", {}), tuple(samples))
+    return [GradedQuestion(benchmark, question_id, first["question"], first["gold"], first.get("columns", {}), tuple(samples),
+                           first.get("timed_out_share", 0.0))
             for (benchmark, question_id), (first, samples) in found.items()]

@@ -28,6 +28,7 @@ def benchmark_result(questions: Sequence[GradedQuestion], ks: Sequence[int], pro
     return {
         "num_questions": scores.num_questions, "num_samples": scores.num_samples, "k": list(ks), **_numbers(scores, ks),
         "truncated_share": scores.truncated_share, "unparsable_share": scores.unparsable_share,
+        "timed_out_share": sum(question.timed_out_share for question in questions) / len(questions),
         "mean_completion_tokens": scores.mean_completion_tokens, "semantic_entropy": scores.semantic_entropy,
         "normalised_semantic_entropy": scores.normalised_semantic_entropy, "protocol": dict(protocol),
     }
@@ -93,6 +94,9 @@ def _remarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
     for name, entry in benchmarks.items():
         if (count := entry["num_questions"]) < FEW_QUESTIONS:
             yield f"{name}: {count} questions, one of them is {100 / count:.1f} points"
+        if (share := entry["timed_out_share"]) > 0.0:
+            yield (f"{name}: {share:.2%} of the verdicts were not reached within the grader's deadline and count as wrong; python -m "
+                   "eval.grade tries again")
         if entry["truncated_share"] > 0.1:
             yield (f"{name}: {entry['truncated_share']:.0%} of the completions were cut at {entry['protocol']['max_tokens']} tokens; a "
                    "longer --max-tokens may change the numbers")

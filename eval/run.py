@@ -71,9 +71,8 @@ def _main(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """The result as in result.json, and its folder."""
     from eval.sampler import find_subject, generator_section, open_sampler
-    from eval.store import Completions, open_settings
+    from eval.store import Completions, add_seconds, open_settings
 
-    started = time.monotonic()
     subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
                            trust_remote_code=options.trust_remote_code)
     tasks = build_tasks(options, subject)
@@ -99,18 +98,23 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
             display.message(f"note: {note}")
         if goes_on and completions.questions:
             display.message(f"going on after {len(completions.questions)} questions that {out} holds already")
+        started = time.monotonic()
         if completions.num_chunks < len(plan):
             with open_sampler(subject, section, max_tokens=max(task.max_tokens for task in tasks), scratch=out) as generator:
                 if generator.description:
                     display.message(generator.description)
+                display.start()
                 for task, prompts in plan[completions.num_chunks:]:
                     display.begin(task.name)
                     completions.append(sample_and_grade(task, prompts, generator, display.sampled))
                     so_far = [question.accuracy for question in completions.questions if question.benchmark == task.name]
                     display.graded(sum(so_far) / len(so_far))
+                    now = time.monotonic()
+                    add_seconds(out, now - started)
+                    started = now
     finally:
         completions.close()
-    return _conclude(options, subject, settings, tasks, completions.questions, out, time.monotonic() - started), out
+    return _conclude(options, subject, settings, tasks, completions.questions, out, add_seconds(out, 0.0)), out
 
 
 def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
@@ -120,9 +124,10 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
 
     if not options.benchmarks:
         raise EvaluationError("--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)")
-    prompts: list[str | None] = options.prompt.split(",") if options.prompt else [None]
+    prompts: list[str | None] = [name.strip() for name in options.prompt.split(",")] if options.prompt else [None]
     tasks: list[Task] = []
-    for benchmark in [find_benchmark(name.strip(), options.data_dir) for name in options.benchmarks.split(",")]:
+    for benchmark in [find_benchmark(name.strip(), options.data_dir) for name in options.benchmarks.split(",")
+                      if name.strip()]:
         loaded = load_benchmark(benchmark, options.data_dir, options.limit)
         for prompt in prompts:
             asked = Asked(
@@ -141,12 +146,13 @@ def _conclude(options: argparse.Namespace, subject: Subject, settings: dict[str,
     from eval.result import benchmark_result, write_result
 
     by_task = {task.name: [question for question in questions if question.benchmark == task.name] for task in tasks}
+    head = {"model": subject.model.path, "adapter": subject.model.adapter, "settings": settings, "seed": options.seed, "wall_s": wall_s}
+    result = write_result(out, head, {task.name: benchmark_result(by_task[task.name], task.ks, task.protocol) for task in tasks})
     if not options.no_plots:
         from eval.plots import draw_all
 
         draw_all(by_task, out / "plots")
-    head = {"model": subject.model.path, "adapter": subject.model.adapter, "settings": settings, "seed": options.seed, "wall_s": wall_s}
-    return write_result(out, head, {task.name: benchmark_result(by_task[task.name], task.ks, task.protocol) for task in tasks})
+    return result
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from eval.tasks import EvaluationError
 from rl.config import GeneratorSection, ModelSection
 from rl.config_loading import resolve_path
 from rl.export import find_source
+from rl.generate.fixed import default_device, open_fixed_generator
 from rl.generate.protocol import Generator
 from rl.inputs import load_model_config, load_tokenizer
+from rl.policy import resolve_dtype
 
 Backend = Literal["auto", "transformers", "vllm"]
 _SAMPLED_BYTES = 1 << 20  # of the beginning, the middle and the end of a file of weights
@@ -41,9 +43,11 @@ class Subject:
     def identity(self) -> dict[str, Any]:
         """What tells this subject from another one, also from other weights in the same folder."""
         adapter = self.model.adapter
-        return {"model": self.model.path, "revision": self.model.revision, "weights": _digest(resolve_path(self.model.path)),
+        # Of a hub id, the commit that its name and revision stood for when it was loaded.
+        commit = getattr(self.model_config, "_commit_hash", None)
+        return {"model": self.model.path, "revision": self.model.revision, "weights": _digest(resolve_path(self.model.path)) or commit,
                 "adapter": adapter, "adapter_weights": None if adapter is None else _digest(resolve_path(adapter)),
-                "dtype": self.model.dtype}
+                "dtype": str(resolve_dtype(self.model.dtype, default_device())).removeprefix("torch."), "device": default_device().type}
 
 
 def find_subject(model: str | None, adapter: str | None, *, revision: str | None = None, dtype: str = "auto",
@@ -56,6 +60,10 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
         if source.adapter is None:
             raise EvaluationError(f"--adapter: {adapter} is a run that trained all parameters. Remedy: --model {source.base.path}")
         folder = str(source.adapter)
+        if revision is not None and source.base.revision not in (None, revision):
+            raise EvaluationError(f"--revision: saw {revision}; {adapter} was trained on revision {source.base.revision} of its base. "
+                                  f"Remedy: --revision {source.base.revision}, or leave it out")
+        revision = revision or source.base.revision
         if model is None:
             model = source.base.path
         elif not _same_model(model, base := _recorded_base(source.adapter)):
@@ -72,10 +80,10 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
 
 def generator_section(backend: Backend, max_sequences: int, eager: bool | None = None) -> GeneratorSection:
     """auto: vLLM where there is a GPU and vLLM is installed, else transformers."""
-    import torch
-
+    if max_sequences < 1:
+        raise EvaluationError(f"--max-sequences: saw {max_sequences}; expected a whole number >= 1")
     if backend == "auto":
-        backend = "vllm" if torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None else "transformers"
+        backend = "vllm" if default_device().type == "cuda" and importlib.util.find_spec("vllm") is not None else "transformers"
     return GeneratorSection.model_validate(
         {"backend": backend, "max_sequences": max_sequences, "eager": eager if backend == "vllm" else None})
 
@@ -84,8 +92,6 @@ def generator_section(backend: Backend, max_sequences: int, eager: bool | None =
 def open_sampler(subject: Subject, section: GeneratorSection, *, max_tokens: int, scratch: Path) -> Iterator[Generator]:
     """The generator, closed at the end. max_tokens: of the longest prompt with the longest completion."""
     from transformers.utils import logging as transformers_logging
-
-    from rl.generate.fixed import open_fixed_generator
 
     transformers_logging.disable_progress_bar()
     generator = open_fixed_generator(

@@ -6,7 +6,9 @@ sampler is then given the same requests together as it would have been, and the 
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from eval.tasks import EvaluationError
 from rl.run_folder import write_atomically
 from rl.tracking import JsonLines
 
-COMPLETIONS, SETTINGS, RESULT = "completions.jsonl", "settings.json", "result.json"
+COMPLETIONS, SETTINGS, RESULT, TIMES = "completions.jsonl", "settings.json", "result.json", "times.json"
 
 Chunk = tuple[tuple[str, str], ...]
 """(task, question id) of each question that is sampled together with the others."""
@@ -29,8 +31,9 @@ def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -
     folder.mkdir(parents=True, exist_ok=True)
     file, wanted = folder / SETTINGS, json.loads(json.dumps(settings))
     if restart:
-        for name in (RESULT, COMPLETIONS, SETTINGS):
+        for name in (RESULT, "result.md", COMPLETIONS, TIMES, SETTINGS):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "plots", ignore_errors=True)
     if not file.exists():
         if (folder / COMPLETIONS).exists():
             raise EvaluationError(f"--out: {folder} holds completions without {SETTINGS}: what they were sampled with is not known. "
@@ -61,6 +64,13 @@ class Completions:
     def __init__(self, folder: Path, chunks: Sequence[Chunk], samples: Mapping[str, int]) -> None:
         """samples: n of each task. Raises RecordsError where the file holds something else than the first of these chunks."""
         self.path = folder / COMPLETIONS
+        self._lock = (folder / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise EvaluationError(f"--out: another evaluation is writing to {folder}. Remedy: wait for its end, or another "
+                                  "folder") from None
         self._file = JsonLines(self.path)
         lines, ends = _read(self.path)
         self.num_chunks = position = 0
@@ -69,7 +79,7 @@ class Completions:
             found = [(line.get("benchmark"), line.get("id"), line.get("sample")) for line in lines[position:position + len(expected)]]
             if found != expected[:len(found)]:
                 where = next(i for i, (seen, wanted) in enumerate(zip(found, expected, strict=False)) if seen != wanted)
-                self._file.close()
+                self.close()
                 raise RecordsError(f"{self.path}:{position + where + 1}: saw (benchmark, id, sample) {found[where]}; expected "
                                    f"{expected[where]}. Remedy: the file as the evaluation wrote it, or --restart")
             if len(found) < len(expected):
@@ -89,6 +99,22 @@ class Completions:
 
     def close(self) -> None:
         self._file.close()
+        self._lock.close()
+
+
+def add_seconds(folder: Path, seconds: float) -> float:
+    """Seconds of all processes that have worked on this evaluation; those of one that was killed up to its last chunk."""
+    file = folder / TIMES
+    before = json.loads(file.read_text(encoding="utf-8"))["wall_s"] if file.is_file() else 0.0
+    total = float(before) + seconds
+    if seconds:
+        write_atomically(file, json.dumps({"wall_s": total}) + "\n")
+    return total
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Replace settings.json: what is in the folder was graded anew."""
+    write_atomically(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 def read_completions(folder: Path) -> list[GradedQuestion]:

@@ -6,8 +6,10 @@ What the user leaves open is taken from the benchmark's protocol of the literatu
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -96,7 +98,7 @@ def build_task(benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, toke
     benchmark's. Raises EvaluationError, PromptError or RewardError."""
     protocol = benchmark.protocol
     samples = asked.samples or max(asked.ks, default=protocol.samples)
-    ks = asked.ks or (samples,)
+    ks = tuple(sorted(set(asked.ks))) or (samples,)
     if samples == protocol.samples:
         own_temperature, own_top_p = protocol.temperature, protocol.top_p
     else:
@@ -125,10 +127,27 @@ def build_task(benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, toke
         "benchmark": benchmark.name, "source": loaded.source, "questions_digest": loaded.digest, "prompt": template.name,
         "prompt_digest": _digest(prompts), "chat_template": renderer.uses_chat_template, "temperature": temperature, "top_p": top_p,
         "max_tokens": max_tokens, "samples": samples, "seed": asked.seed,
-        "grader": asked.grader or benchmark.grader.use,
+        "stop_strings": list(template.stop_strings), "grader": asked.grader or benchmark.grader.use,
         "grader_arguments": {} if asked.grader is not None else dict(benchmark.grader.arguments), "best_of": asked.best_of,
+        "grader_digest": rewards_digest(grader), "best_of_digest": None if ranker is None else rewards_digest(ranker),
     }
     return Task(name or benchmark.name, prompts, grader, ranker, parameters, samples, ks, asked.seed, described, (*loaded.warnings, *notes))
+
+
+def rewards_digest(rewards: RewardSum) -> str:
+    """Of the source of the functions: the whole package for our own, the function's file otherwise. A grader that was changed in the middle
+    of an evaluation would be two graders."""
+    digest = hashlib.sha256()
+    for function in rewards.functions:
+        try:
+            file = Path(inspect.getsourcefile(function) or "")
+        except TypeError:  # an instance of a class
+            file = Path(inspect.getsourcefile(type(function)) or "")
+        files = sorted(file.parent.glob("*.py")) if function.__module__.startswith("rewards.") else [file]
+        for path in files:
+            if path.is_file():
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_rewards(benchmark: str, loaded: LoadedBenchmark, grader: RewardSum, ranker: RewardSum | None) -> None:

@@ -8,10 +8,10 @@ How a function is called and checked is in calling.py, how it is found in loadin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rewards.calling import STYLES, CheckedScore, GroupInput, Reward, RolloutLike
 from rewards.clustering import cluster, entropy_of
@@ -84,6 +84,11 @@ class RewardSum:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(reward.name for _, reward in self._terms)
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """The reward functions, in order."""
+        return tuple(reward.function for _, reward in self._terms)
 
     @property
     def needs_answer(self) -> bool:

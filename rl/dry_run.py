@@ -23,7 +23,8 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(config.model.dtype, device)
-    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize, on_gpu=device.type == "cuda")
+    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize, on_gpu=device.type == "cuda",
+                               benchmark_tokens=0 if live is None else live.max_tokens)
     parts = [
         _section("configuration", to_yaml(config).rstrip()),
         _section("prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),

@@ -30,7 +30,8 @@ class BenchmarkValues:
 
 class LiveBenchmarks(Protocol):
     """max_tokens: of the longest prompt with the longest completion, over all benchmarks. every: steps between evaluations by name.
-    metrics: every number that `checkpoint.best_by` may name. notes: what people should know before the run."""
+    metrics: every number that `checkpoint.best_by` may name. notes: what people should know before the run.
+    digests: of each benchmark's questions; a resumed run must have the same."""
 
     @property
     def max_tokens(self) -> int: ...
@@ -44,15 +45,18 @@ class LiveBenchmarks(Protocol):
     @property
     def notes(self) -> Sequence[str]: ...
 
+    @property
+    def digests(self) -> Mapping[str, str]: ...
+
     def evaluate(self, name: str, generator: Generator, step: int, *, folder: Path, rank: int, num_ranks: int) -> BenchmarkValues:
         """Sample and grade with the present policy; collective over ranks. The main rank keeps the completions in `folder`."""
         ...
 
 
-def benchmark_metrics(name: str, values: BenchmarkValues) -> dict[str, float]:
+def benchmark_metrics(name: str, values: BenchmarkValues, evaluate_s: float) -> dict[str, float]:
     """For metrics.jsonl: benchmark/math500/avg@4 with its /low and /high, and benchmark/math500/truncated_share and the like."""
     prefix = f"{BENCHMARK_PREFIX}{name}/"
-    numbers = {f"{prefix}{key}": value for key, value in values.others.items()}
+    numbers = {f"{prefix}evaluate_s": evaluate_s} | {f"{prefix}{key}": value for key, value in values.others.items()}
     for metric, interval in values.intervals.items():
         numbers |= {f"{prefix}{metric}": interval.value, f"{prefix}{metric}/low": interval.low, f"{prefix}{metric}/high": interval.high}
     return numbers
@@ -60,12 +64,12 @@ def benchmark_metrics(name: str, values: BenchmarkValues) -> dict[str, float]:
 
 @dataclass(slots=True)
 class BenchmarkHistory:
-    """What a run remembers of its benchmarks. at: step of each one's last evaluation. before, after: {"math500 avg@4": interval} of the
-    evaluations at step 0 and of the last ones."""
+    """What a run remembers of its benchmarks. at: step of each one's last evaluation. before, latest: intervals by benchmark and metric, of
+    the evaluations at step 0 and of the last ones."""
 
     at: dict[str, int] = field(default_factory=dict)
-    before: dict[str, Interval] = field(default_factory=dict)
-    after: dict[str, Interval] = field(default_factory=dict)
+    before: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    latest: dict[str, dict[str, Interval]] = field(default_factory=dict)
 
     def due(self, every: Mapping[str, int], step: int, *, is_last: bool) -> list[str]:
         """Names of those to be evaluated after this step, each once: before the run and after it all of them."""
@@ -74,16 +78,28 @@ class BenchmarkHistory:
 
     def add(self, name: str, step: int, values: BenchmarkValues) -> None:
         self.at[name] = step
-        kept = self.before if step == 0 else self.after
-        kept |= {f"{name} {metric}": interval for metric, interval in values.intervals.items()}
+        (self.before if step == 0 else self.latest)[name] = dict(values.intervals)
+
+    def named_before(self) -> dict[str, Interval] | None:
+        """{"math500 avg@4": interval}; None where there is none."""
+        return _named(self.before) or None
+
+    def named_after(self, step: int) -> dict[str, Interval] | None:
+        """The same of the evaluations after the run's last step, and of no earlier one."""
+        return _named({name: values for name, values in self.latest.items() if self.at[name] == step}) or None
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.at = dict(state.get("at", {}))
-        self.before = {name: Interval(**ends) for name, ends in state.get("before", {}).items()}
-        self.after = {name: Interval(**ends) for name, ends in state.get("after", {}).items()}
+        for kept, key in ((self.before, "before"), (self.latest, "latest")):
+            kept.clear()
+            kept |= {name: {metric: Interval(**ends) for metric, ends in values.items()} for name, values in state.get(key, {}).items()}
+
+
+def _named(values: Mapping[str, Mapping[str, Interval]]) -> dict[str, Interval]:
+    return {f"{name} {metric}": interval for name, intervals in values.items() for metric, interval in intervals.items()}
 
 
 BuildBenchmarks = Callable[[RunConfig, Inputs], LiveBenchmarks]

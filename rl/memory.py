@@ -100,10 +100,11 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
 
 
 def estimate_memory(
-    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int, on_gpu: bool
+    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int, on_gpu: bool,
+    benchmark_tokens: int = 0,
 ) -> MemoryEstimate | None:
     """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2 bfloat16; on_gpu: the
-    device on which the run trains."""
+    device on which the run trains. benchmark_tokens: of the longest prompt with the longest completion among the run's benchmarks."""
     folder = checkpoint_folder(config.model)
     shapes = weight_shapes(folder) if folder is not None else None
     if shapes is None:
@@ -127,7 +128,7 @@ def estimate_memory(
     kept_layers = 1 if config.model.gradient_checkpointing else layers
     checkpoints = tokens * layers * hidden * bytes_per_weight if config.model.gradient_checkpointing else 0
     sampler_copy, cache = _sampler_bytes(
-        generator, row, cache_bytes_per_token(model_config, bytes_per_weight), num_parameters * bytes_per_weight,
+        generator, max(row, benchmark_tokens), cache_bytes_per_token(model_config, bytes_per_weight), num_parameters * bytes_per_weight,
         num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
     return MemoryEstimate(
         num_parameters=num_parameters, num_trained=num_trained, base=base,

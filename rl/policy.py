@@ -89,6 +89,17 @@ def merged_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{name}.weight", base.float() + module.get_delta_weight(module.active_adapters[0]).float()
 
 
+def merge_in_place(policy: Policy) -> Policy:
+    """W + BA in float32 written over the base, and the adapter taken off: a policy to sample from alone. The one given is used up."""
+    assert isinstance(policy.model, PeftModel)
+    layers = {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
+    with torch.no_grad():
+        for name, weight in merged_weights(policy):
+            layers[name.removesuffix(".weight")].get_base_layer().weight.copy_(weight)
+    plain = policy.model.unload().requires_grad_(False).eval()
+    return Policy(plain, policy.tokenizer, policy.eos_token_ids, policy.dtype, None)
+
+
 def lora_rank(policy: Policy) -> int:
     """The largest rank of the adapter; 0 where there is none."""
     ranks = [module.r[module.active_adapters[0]] for module in policy.causal_lm.modules() if isinstance(module, LoraLayer)]

@@ -53,14 +53,18 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     transformers_logging.disable_progress_bar()
     inputs = read_inputs(config)
     benchmarks = build_benchmarks(config, inputs, build)
+    if benchmarks is not None:
+        inputs = replace(inputs, digests={**inputs.digests, **benchmarks.digests})
+    # For servers, and for a rank whose share of a benchmark takes longer than another's.
+    waits_long = config.generator.backend == "vllm_server" or benchmarks is not None
     # None and not an empty list: accelerate warns that the services in the list are not installed.
     accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
-                              kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if config.generator.backend == "vllm_server" else [])
+                              kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise PolicyError(f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or with "
                           "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
     # Before the folder: a model or a sampler that cannot be had must not move an earlier run aside.
-    policy = load_run_policy(config, inputs, accelerator)
+    policy = load_run_policy(config, inputs, accelerator, benchmarks)
     check_generator(config.generator, config.sampling, policy)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(config.run_dir)
@@ -115,15 +119,19 @@ def _checkpoint_to_resume(
     return newest, state
 
 
+def _benchmark_tokens(benchmarks: LiveBenchmarks | None) -> int:
+    return 0 if benchmarks is None else benchmarks.max_tokens
+
+
 def _longest_prompt(inputs: Inputs) -> int:
     return max(len(prompt.token_ids) for prompt in inputs.prompts)
 
 
-def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator) -> Policy:
+def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator, benchmarks: LiveBenchmarks | None = None) -> Policy:
     """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
     bytes_per_weight = resolve_dtype(config.model.dtype, accelerator.device).itemsize
     estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight,
-                               on_gpu=accelerator.device.type == "cuda")
+                               on_gpu=accelerator.device.type == "cuda", benchmark_tokens=_benchmark_tokens(benchmarks))
     check_memory(config, estimate, available_memory(accelerator.device, accelerator.num_processes), str(accelerator.device))
     with explain_loading(config.model.path):
         return load_policy(
@@ -136,10 +144,11 @@ def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunF
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the run will need."""
     longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
     on_gpu = next(policy.model.parameters()).device.type == "cuda"
-    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu)
+    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu,
+                               benchmark_tokens=_benchmark_tokens(benchmarks))
     is_probed = config.generator.backend == "vllm_server" and config.generator.proof_every > 0
     return SamplerPlan(
-        max_tokens=max(longest + config.sampling.max_completion_tokens, 0 if benchmarks is None else benchmarks.max_tokens),
+        max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(benchmarks)),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
         trainer_bytes=0 if estimate is None else estimate.trainer_bytes, kept_bytes=0 if estimate is None else estimate.kept_bytes,
         base_path=str(resolve_path(config.model.path)),

@@ -273,7 +273,8 @@ class Trainer:
                 parts.progress.message(f"{name} at step {self.step_number}: not evaluated: {values.problem}")
                 continue
             if parts.metrics is not None:
-                parts.metrics.log(self.step_number, "eval", benchmark_metrics(name, values) | {"evaluate_s": time.perf_counter() - started})
+                parts.metrics.log(self.step_number, "eval",
+                                  benchmark_metrics(name, values, time.perf_counter() - started))
             shown = "  ".join(f"{metric} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for metric, one in values.intervals.items())
             parts.progress.message(f"{name} at step {self.step_number}: {shown}")
             for metric, interval in values.intervals.items():
@@ -318,6 +319,11 @@ class Trainer:
         """By the samples that all evaluations of the run have in common: avg@8 of one step does not compete with avg@2 of another."""
         if self._config.checkpoint.best_by == "held_out":
             self._keep_if_best(evaluation.comparable, f"avg@{evaluation.comparable_samples}")
+
+    def _is_chosen_by(self, metric: str) -> bool:
+        """Whether a best checkpoint of this metric (`Best.metric`) competes with those to come."""
+        best_by = self._config.checkpoint.best_by
+        return "/" not in metric if best_by == "held_out" else metric == best_by
 
     def _keep_if_best(self, value: float, metric: str) -> None:
         if self._best is None or value > self._best.value:
@@ -429,6 +435,10 @@ class Trainer:
             state.order, tuple(map(scored_group_from_json, state.surplus)), None if state.ahead is None else round_from_json(state.ahead)))
         parts.watchdog.load_state_dict(state.watchdog)
         self._best = None if state.best is None else Best(**state.best)
+        if self._best is not None and not self._is_chosen_by(self._best.metric):
+            parts.progress.message(f"checkpoints are chosen by {self._config.checkpoint.best_by} from now on; the best so far was "
+                                   f"chosen by {self._best.metric}")
+            self._best = None
         self._before = state.held_out_before
         self._totals = dict(state.totals)
         self._rewards_since_evaluation = list(state.memory["rewards_since_evaluation"])
@@ -454,7 +464,8 @@ class Trainer:
             held_out_after=_intervals(self._after), best=self._best,
             wall_s=self._totals["wall_s"] + time.perf_counter() - self._clock, peak_rss_gb=peak_rss_gb(),
             num_sampled_tokens=int(self._totals["sampled_tokens"]), seed=self._config.seed, versions=installed_versions(),
-            benchmarks_before=self._benchmarks.before or None, benchmarks_after=self._benchmarks.after or None,
+            benchmarks_before=self._benchmarks.named_before(),
+            benchmarks_after=self._benchmarks.named_after(self.step_number) if self.step_number else None,
         )
 
 

@@ -1,7 +1,7 @@
 """A sampler whose weights do not change: what evaluation and answering sample from. No trainer's copy stands beside a vLLM engine.
 
-An adapter is merged in float32 from the pristine base, as in training: into the embedded sampler's copy, or into a checkpoint in
-`scratch` that vLLM then loads, which decodes faster than with an adapter beside the base.
+An adapter is merged in float32 from the pristine base, as in training: into the embedded sampler's weights, which nobody else needs, or
+into a checkpoint in `scratch` that vLLM then loads, which decodes faster than with an adapter beside the base.
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ from rl.config_loading import ConfigError, resolve_path
 from rl.export import Source, write_plain
 from rl.generate.plan import cache_bytes, engine_cache_bytes
 from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
-from rl.generate.sync import choose_sync
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_engine import Engine, EngineSettings, check_version
 from rl.generate.vllm_generator import GPU_RESERVE, sample_groups
 from rl.memory import cache_bytes_per_token
-from rl.policy import Policy, end_of_sequence_ids, explain_loading, load_plain, load_policy, resolve_dtype, stored_lora
+from rl.policy import (
+    Policy,
+    end_of_sequence_ids,
+    explain_loading,
+    load_plain,
+    load_policy,
+    merge_in_place,
+    resolve_dtype,
+    stored_lora,
+)
 from rl.records import Group
 
 CACHE_SHARE = 0.4  # of the memory that is free, at most, for vLLM's key/value cache on a CPU
@@ -38,7 +46,7 @@ def open_fixed_generator(
 
     max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is removed.
     Raises PolicyError or SamplerError with the remedy."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     if config.backend == "vllm":
         check_version()
         with explain_loading(model.path):
@@ -50,10 +58,12 @@ def open_fixed_generator(
             return TransformersGenerator(load_plain(model, tokenizer, device), merge=False, max_sequences=config.max_sequences)
         lora = stored_lora(resolve_path(model.adapter))
         policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)
-        generator = TransformersGenerator(
-            policy, merge=choose_sync(config, policy).way == "merge", max_sequences=config.max_sequences)
-        generator.take_over(policy, 0)
-        return generator
+        return TransformersGenerator(merge_in_place(policy), merge=False, max_sequences=config.max_sequences)
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _FixedVllm:

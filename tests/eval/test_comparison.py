@@ -174,3 +174,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare_questions(a, [a[0], replace(a[1], question="another question")])
     with pytest.raises(ComparisonError, match=r"question '1' is .* and 'question 1' with the answer '7' in B"):
         compare_questions(a, [a[0], replace(a[1], gold="7")])
+
+
+def test_a_rest_of_rounding_needs_no_questions() -> None:
+    a, b = ([value / 7 for value in row] for row in ([1, 4, 5, 5, 2, 0], [1, 2, 4, 0, 5, 5]))
+    assert questions_needed([second - first for first, second in zip(a, b, strict=True)]) is None
+    assert questions_needed([0.1, 0.2, 0.3]) is not None

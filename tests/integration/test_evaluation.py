@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,25 @@ def test_another_evaluation_in_the_folder_is_not_overwritten(evaluated: Path) ->
     assert finished.returncode == 2
     assert "holds an evaluation with other settings: tasks.tiny_arith.samples is 8 there and 4" in finished.stderr
     assert (evaluated / "completions.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_was_graded_anew_is_no_longer_the_first_graders(evaluated: Path, tmp_path: Path) -> None:
+    """Otherwise the same command would go on with the other grader's verdicts under the first one's name."""
+    folder = tmp_path / "folder"
+    shutil.copytree(evaluated, folder)
+    assert python("-m", "eval.grade", str(folder), "--grader", "rewards.controls:inverted_accuracy", "--no-plots").returncode == 0
+    finished = evaluate(folder, *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "48")
+    assert finished.returncode == 2 and "grader" in finished.stderr and "--restart" in finished.stderr
+
+
+def test_a_grader_that_was_changed_in_between_is_another_grader(tmp_path: Path) -> None:
+    grader = tmp_path / "mine.py"
+    words = (*MODEL, "--benchmarks", "tiny_arith", "-k", "2", "--limit", "4", "--grader", f"{grader}:all_equal", "--no-plots")
+    for value, code in ((0.0, 0), (1.0, 2)):
+        grader.write_text(f"def all_equal(*, completions, answer, **columns):\n    return [{value}] * len(completions)\n")
+        finished = evaluate(tmp_path / "out", *words)
+        assert finished.returncode == code, finished.stderr
+    assert "grader_digest is" in finished.stderr
 
 
 def test_a_grader_without_a_verdict_stops_with_what_was_graded_kept(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from eval.store import read_completions
 from rl.checkpoint import list_checkpoints
 from rl.config_loading import ConfigError, load, project_root
 from rl.inputs import read_inputs
-from rl.live_evaluation import build_benchmarks
+from rl.intervals import Interval
+from rl.live_evaluation import BenchmarkHistory, BenchmarkValues, build_benchmarks
 from tests.reference.whole_run import metrics_of, python, summary_of, train
 
 BENCHMARKS = "evaluation.benchmarks=[{name: tiny_arith, every: 2, samples: 4, limit: 12, max_tokens: 32}]"
@@ -91,6 +92,8 @@ def test_a_resumed_run_evaluates_the_same_benchmarks_once(run: Path, tmp_path: P
     (["evaluation.benchmarks=[mat500]"], "evaluation.benchmarks.0.name: there is no benchmark 'mat500'; did you mean math500?"),
     (["evaluation.benchmarks=[{name: tiny_arith, max_tokens: 900}]"], "evaluation.benchmarks.0.max_tokens: saw 900"),
     (["evaluation.benchmarks=[tiny_arith]", "checkpoint.best_by=tiny_arith/avg@4"], "checkpoint.best_by: saw 'tiny_arith/avg@4'"),
+    (["evaluation.benchmarks=[{name: tiny_arith, samples: 1}]", "checkpoint.best_by=tiny_arith/maj@1"],
+     "Expected one of: held_out, tiny_arith/avg@1 "),
     (["checkpoint.best_by=math500/avg@1"], "Expected one of: held_out"),
     (["evaluation.benchmarks=[tiny_arith, tiny_arith]"], "evaluation.benchmarks.1.name: tiny_arith is named twice"),
 ])
@@ -99,6 +102,26 @@ def test_what_cannot_be_evaluated_is_refused_before_the_run(words: list[str], me
     with pytest.raises(ConfigError) as caught:
         build_benchmarks(config, read_inputs(config), build_live_tasks)
     assert message in str(caught.value)
+
+
+def test_another_number_for_the_best_checkpoint_does_not_compete_with_the_first(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, symlinks=True)
+    assert train(folder, "--resume", str(folder), *WORDS[1:], "steps=5", "checkpoint.best_by=held_out", "optim.lr=1e-9") == 0
+    assert summary_of(folder)["best"]["metric"].startswith("avg@")
+
+
+def test_an_evaluation_that_failed_leaves_no_older_value_as_the_last() -> None:
+    history = BenchmarkHistory()
+    for step, value in ((0, 0.1), (50, 0.9)):
+        history.add("m", step, BenchmarkValues({"avg@1": Interval(value, value, value)}, {}))
+    assert history.named_after(50) == {"m avg@1": Interval(0.9, 0.9, 0.9)}
+    assert history.named_after(70) is None
+    history.add("m", 100, BenchmarkValues({}, {}, "down"))
+    assert history.named_after(100) is None and history.named_before() == {"m avg@1": Interval(0.1, 0.1, 0.1)}
+    again = BenchmarkHistory()
+    again.load_state_dict(json.loads(json.dumps(history.state_dict())))
+    assert again == history
 
 
 def test_a_grader_that_fails_ends_no_training(tmp_path: Path) -> None:
