@@ -89,13 +89,17 @@ def render_solutions(
 def completion_tokens(renderer: PromptRenderer, prompt: Prompt, solution: str) -> tuple[int, ...]:
     """Ids of the solution after the prompt, without an end of sequence.
 
-    The beginning that the template puts into the prompt (assistant_prefix) is not repeated. The text is tokenised together with the
+    The beginning that the template puts into the prompt (assistant_prefix) is not repeated. A plain prompt that ends in no space is
+    followed by one, as in the template's own examples. The text is tokenised together with the
     prompt where that leaves the prompt's tokens as they are (some tokenizers begin a text of its own with a space), else apart:
     the sampler always has the prompt's own tokens."""
     for prefix in (prompt.assistant_prefix, prompt.assistant_prefix.strip()):
         if prefix and solution.startswith(prefix):
             solution = solution.removeprefix(prefix)
             break
+    is_plain = not renderer.uses_chat_template and not prompt.assistant_prefix
+    if is_plain and not prompt.text[-1:].isspace() and not solution[:1].isspace():
+        solution = " " + solution
     both = tuple(renderer.encode(prompt.text + solution))
     if both[:len(prompt.token_ids)] == prompt.token_ids:
         return both[len(prompt.token_ids):]

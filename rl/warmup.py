@@ -44,6 +44,9 @@ def _main(arguments: Sequence[str]) -> int:
 
         print(to_yaml(command.config), end="")
         return 0
+    from rl.trl_version import check_trl
+
+    check_trl()  # before the imports that take seconds
     from rl.warmup_run import describe, run_warmup
 
     if command.dry_run:

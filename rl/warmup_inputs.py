@@ -44,6 +44,8 @@ def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
     """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError or RewardError with the remedy."""
     grader = build_grader(config.evaluation, config.evaluation.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
+    # transformers would warn of a row longer than the context; it is refused here with its place, or counted.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     context: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     max_tokens = _max_tokens(config, context)
     template = load_template(config.prompt.template)

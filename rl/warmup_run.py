@@ -36,10 +36,11 @@ from rl.run_folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import Summary, held_out_lines, installed_versions, peak_rss_gb, write_summary
 from rl.tracking import MetricsLog
+from rl.trl_version import check_trl
 from rl.warmup_config import WarmupConfig
 from rl.warmup_inputs import WarmupInputs, read_warmup_inputs
 from rl.warmup_loop import STATE_FILE, HeldOutResult, LoopParts, WarmupLoop, WarmupState
-from rl.warmup_trainer import check_trl, make_trainer, trainer_arguments
+from rl.warmup_trainer import make_trainer, trainer_arguments
 
 SCORED_TOKENS = 8192
 """Most tokens, padding included, in one forward pass of the held-out loss."""

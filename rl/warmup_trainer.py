@@ -7,10 +7,8 @@ trainer is made, since its import takes seconds and it is an option of the insta
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,24 +22,8 @@ from rl.solutions import SolutionRow
 from rl.update import scheduled_rate
 from rl.warmup_config import WarmupConfig
 
-TRL_VERSIONS = ("1.16", "1.17")
-"""The TRL releases that this version works with: from the first, below the second. The extra `trl` in pyproject.toml names the same."""
-
 NEVER = 1 << 40
 """Steps between checkpoints where there shall be none."""
-
-
-def check_trl() -> None:
-    """Raises ConfigError where TRL is missing or of another version; imports nothing."""
-    first, last = TRL_VERSIONS
-    remedy = "Remedy: pip install -e '.[trl]'"
-    try:
-        version = importlib.metadata.version("trl")
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError([f"trl is not installed, and a warm-up trains with its SFTTrainer; expected trl>={first},<{last}. "
-                           f"{remedy}"]) from None
-    if not _numbers(first) <= _numbers(version) < _numbers(last):
-        raise ConfigError([f"trl {version} is installed; a warm-up was tested with trl>={first},<{last}. {remedy}"])
 
 
 def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
@@ -111,8 +93,3 @@ def as_dataset(rows: Sequence[SolutionRow]) -> Any:
     return Dataset.from_dict({
         "input_ids": [[*row.prompt.token_ids, *row.completion_ids] for row in rows],
         "completion_mask": [[0] * len(row.prompt.token_ids) + [1] * len(row.completion_ids) for row in rows]})
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """"1.16.0rc1" -> (1, 16): the two numbers that the range is about."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
