@@ -42,7 +42,7 @@ def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
         packing=config.packing, completion_only_loss=True, gradient_checkpointing=False,
         logging_steps=1, logging_nan_inf_filter=False, eval_strategy="no", report_to="none", disable_tqdm=True,
         save_strategy="steps", save_steps=config.checkpoint.every or NEVER, save_total_limit=config.checkpoint.keep,
-        dataloader_pin_memory=False, dataloader_drop_last=False)
+        dataloader_pin_memory=False, dataloader_drop_last=False, ddp_find_unused_parameters=False)
     num_ranks = arguments.world_size
     per_pass = config.optim.micro_batch_rows * num_ranks
     if config.optim.batch_rows % per_pass:

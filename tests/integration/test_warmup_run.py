@@ -127,6 +127,17 @@ def test_a_warm_up_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrup
     assert warm_up(folder, HELD_OUT, "merge=true", "--resume") == 2  # complete
 
 
+def test_two_processes_train_as_one(lora_run: Path, tmp_path: Path) -> None:
+    finished = python("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "rl/warmup.py", *SMALL, HELD_OUT,
+                      f"run_dir={tmp_path / 'warmup'}", environment={"ACCELERATE_USE_CPU": "true"})
+    assert finished.returncode == 0, finished.stderr
+    assert "error" not in finished.stderr
+    for mine, theirs in zip(metrics_of(tmp_path / "warmup"), metrics_of(lora_run), strict=True):
+        assert mine.keys() == theirs.keys() and mine["kind"] == theirs["kind"]
+        assert [mine[name] for name in mine if name != "kind"] == pytest.approx([theirs[name] for name in mine if name != "kind"], rel=1e-5)
+    assert (tmp_path / "warmup" / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_other_settings_and_other_data_are_no_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "warmup"
     process = subprocess.Popen(

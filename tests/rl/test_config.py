@@ -47,7 +47,7 @@ def test_every_shipped_config_loads_names_a_template_and_says_what_it_needs(path
 
 def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:
     expected = {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym", "r1_rewards", "vllm_tiny",
-                "smollm2_grpo", "smollm2_empo", "warmup_tiny",
+                "smollm2_grpo", "smollm2_empo", "warmup_tiny", "warmup_math",
                 *(f"qwen2.5_{size}_{method}" for size in ("1.5b", "7b") for method in ("empo", "grpo"))}
     assert expected <= {path.stem for path in CONFIGS}
 
