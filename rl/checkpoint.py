@@ -92,7 +92,7 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        _save_weights(temporary, policy)
+        save_weights(temporary, policy)
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         torch.save([dict(states) for states in rng_states], temporary / "rng.pt")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
@@ -246,7 +246,8 @@ def _copy_adapter(stored: dict[str, torch.Tensor], policy: Policy) -> None:
         parameter.copy_(stored[name])
 
 
-def _save_weights(folder: Path, policy: Policy) -> None:
+def save_weights(folder: Path, policy: Policy) -> None:
+    """What was trained, into `folder`: adapter/ in PEFT's format, or model/ where all parameters train."""
     if isinstance(policy.model, PeftModel):
         # "auto" asks the hub for the base's config.json.
         policy.model.save_pretrained(folder / "adapter", save_embedding_layers=False)

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from rl.config import RunConfig
+from rl.config import RunConfig, Section
 from rl.config_loading import ConfigError, closest, load, project_root
 from rl.run_folder import RunFolder, find_run
 
@@ -54,12 +55,12 @@ def parse(arguments: Sequence[str]) -> Command:
     return Command(config, resume, dry_run=known.dry_run, print_config=known.print_config)
 
 
-def _hint(word: str) -> str:
+def _hint(word: str, model: type[Section] = RunConfig) -> str:
     """What was probably meant by a word that is neither an option nor key=value."""
     key, equals, value = word.lstrip("-").partition("=")
     if word.endswith((".yaml", ".yml")):
         meant: str | None = f"--config {word}"
-    elif key.partition(".")[0] in RunConfig.model_fields:
+    elif key.partition(".")[0] in model.model_fields:
         meant = f"{key}={value if equals else 'VALUE'}"
     else:
         meant = closest(f"--{key}", ("--config", "--resume", *FLAGS))
@@ -95,3 +96,40 @@ def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]
         raise ConfigError([f"run_dir: --resume found no run in {given[-1]}; expected the folder of a run. Remedy: the run's own folder, or "
                            "--resume without run_dir for the newest run"])
     return find_run(name, configured.parent if configured is not None else Path("runs"))
+
+
+StageConfig = TypeVar("StageConfig", bound=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class StageCommand(Generic[StageConfig]):
+    """What the user asked of another command than rl/train.py, such as rl/warmup.py."""
+
+    config: StageConfig
+    resume: bool = False
+    wants_help: bool = False
+    dry_run: bool = False
+    print_config: bool = False
+
+
+def parse_stage(arguments: Sequence[str], model: type[StageConfig], default: Path) -> StageCommand[StageConfig]:
+    """The same options for a configuration of class `model`, which has a run_dir; --resume goes on with the run that is there, by the
+    run's own configuration where no file is given. default: the file that is used without --config. Raises ConfigError."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    for flag in ("--resume", *FLAGS):
+        parser.add_argument(flag, action="store_true")
+    try:
+        known, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError([f"{error}; see --help"]) from error
+    if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
+        raise ConfigError([f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], model)}; see --help"])
+    if known.help or known.h:
+        return StageCommand(model(), wants_help=True)
+    path = known.config
+    given = [word.partition("=")[2] for word in others if word.partition("=")[0] == "run_dir"]
+    if path is None and known.resume and given and RunFolder(Path(given[-1])).holds_run:
+        path = RunFolder(Path(given[-1])).config_file
+    config = load(path or project_root() / default, others, model)
+    return StageCommand(config, known.resume, dry_run=known.dry_run, print_config=known.print_config)

@@ -31,7 +31,7 @@ class Section(BaseModel):
         return str(value).lower() if isinstance(value, bool) and not is_switch else value
 
 
-def _shorthand(key: str) -> BeforeValidator:
+def shorthand(key: str) -> BeforeValidator:
     """`generator: transformers` means `generator: {backend: transformers}`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
@@ -216,7 +216,9 @@ class LossSection(Section):
     correction: CorrectionSection = setting(CorrectionSection, "correction for the sampler's numerics")
 
 
-class OptimSection(Section):
+class AdamSection(Section):
+    """AdamW and its learning rate: of a training run, and of a warm-up."""
+
     lr: float = setting(5e-4, "peak learning rate of AdamW", gt=0)
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates")
     eps: float = setting(1e-8, "AdamW's epsilon", gt=0)
@@ -225,6 +227,9 @@ class OptimSection(Section):
         "constant", "learning rate after the warm-up, towards 0 behind the last step for linear and cosine")
     warmup_steps: int = setting(0, "steps of linear warm-up: step i of n has i / n of the rate", unit="steps", ge=0)
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this global norm", gt=0)
+
+
+class OptimSection(AdamSection):
     epochs: int = setting(1, "passes over each sampled batch", ge=1)
     minibatches: int = setting(1, "optimiser updates per pass: the batch is split into so many", ge=1)
     micro_batch_tokens: int = setting(
@@ -244,7 +249,9 @@ class BenchmarkSection(Section):
     grader: str | None = setting(None, "a reward with values in [0, 1]; null: the benchmark's own")
 
 
-class EvaluationSection(Section):
+class HeldOutSection(Section):
+    """Held-out questions and how they are sampled: of a training run, and of a warm-up."""
+
     path: str | None = setting(None, "held-out questions with answers (JSONL, parquet, dataset id, reasoning_gym:TASK); null: none")
     task: dict[str, JsonValue] = setting(
         dict, "parameters of the reasoning-gym task, with seed (1000000000) and size; questions that occur in training are left out")
@@ -261,7 +268,10 @@ class EvaluationSection(Section):
     reward: str | None = setting(
         None, "the grader, a reward with values in [0, 1]; null: rewards.accuracy:accuracy, for a reasoning-gym task "
         "rewards.reasoning_gym:solved")
-    benchmarks: list[Annotated[BenchmarkSection, _shorthand("name")]] = setting(
+
+
+class EvaluationSection(HeldOutSection):
+    benchmarks: list[Annotated[BenchmarkSection, shorthand("name")]] = setting(
         list, "benchmarks evaluated as the run goes, under the run's prompt; completions are kept in evaluations/ of its folder")
     data_dir: str | None = setting(None, "folder with the benchmarks as JSONL files; null: the hub")
 
@@ -300,19 +310,19 @@ class RunConfig(Section):
     seed: int = setting(0, "decides data order, sampling and initial adapter", ge=0)
     steps: int = setting(40, "training steps: one batch of questions each", unit="steps", ge=1)
     run_dir: Path = setting(Path("runs/quickstart"), "folder of the run's results")
-    model: Annotated[ModelSection, _shorthand("path")] = setting(ModelSection, "the base model")
+    model: Annotated[ModelSection, shorthand("path")] = setting(ModelSection, "the base model")
     lora: LoraSection = setting(LoraSection, "the trained adapter")
-    data: Annotated[DataSection, _shorthand("path")] = setting(DataSection, "the training questions")
-    prompt: Annotated[PromptSection, _shorthand("template")] = setting(PromptSection, "how a question becomes a prompt")
-    generator: Annotated[GeneratorSection, _shorthand("backend")] = setting(GeneratorSection, "the sampler")
+    data: Annotated[DataSection, shorthand("path")] = setting(DataSection, "the training questions")
+    prompt: Annotated[PromptSection, shorthand("template")] = setting(PromptSection, "how a question becomes a prompt")
+    generator: Annotated[GeneratorSection, shorthand("backend")] = setting(GeneratorSection, "the sampler")
     sampling: SamplingSection = setting(SamplingSection, "what is sampled")
     rewards: list[RewardSection] = setting(
         lambda: [RewardSection()], "reward functions, added up with their weights", min_length=1)
     selection: SelectionSection = setting(SelectionSection, "which groups train (entropy thresholding)")
-    advantage: Annotated[AdvantageSection, _shorthand("name")] = setting(AdvantageSection, "rewards to advantages")
-    loss: Annotated[LossSection, _shorthand("name")] = setting(LossSection, "the objective")
+    advantage: Annotated[AdvantageSection, shorthand("name")] = setting(AdvantageSection, "rewards to advantages")
+    loss: Annotated[LossSection, shorthand("name")] = setting(LossSection, "the objective")
     optim: OptimSection = setting(OptimSection, "the optimiser")
-    evaluation: Annotated[EvaluationSection, _shorthand("path")] = setting(
+    evaluation: Annotated[EvaluationSection, shorthand("path")] = setting(
         EvaluationSection, "held-out accuracy before, during and after")
     watchdog: WatchdogSection = setting(WatchdogSection, "collapse detection")
     checkpoint: CheckpointSection = setting(CheckpointSection, "what is saved when")

@@ -10,7 +10,7 @@ import json
 import shutil
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -123,16 +123,17 @@ def _bounds(field: FieldInfo) -> str:
     return " " + " and ".join(found) if found else ""
 
 
-def render_help(prog: str, width: int | None = None) -> str:
-    """The page of `--help`: usage, options, every key. width: columns, by default the terminal's (at most 120)."""
+def render_help(prog: str, width: int | None = None, *, model: type[Section] = RunConfig, options: Sequence[tuple[str, str]] = OPTIONS,
+                purpose: str = "Trains a language model on a file of questions, with gold answers or without any.") -> str:
+    """The page of `--help`: usage, options, every key of `model`. width: columns, by default the terminal's (at most 120)."""
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
-    usage = f"usage: {prog} [--config FILE] [--dry-run] [--print-config] [--resume [RUN]] [KEY=VALUE ...]"
-    purpose = "Trains a language model on a file of questions, with gold answers or without any."
+    flags = " ".join(f"[{option}]" for option, _ in options if option.startswith("--") and option != "--help")
+    usage = f"usage: {prog} {flags} [KEY=VALUE ...]"
     lines = [usage, "", *_hanging("", purpose, width), ""]
-    for option, meaning in OPTIONS:
+    for option, meaning in options:
         lines += _hanging(f"  {option:<16}", meaning, width)
     lines += ["", "Keys, with what each may be, its default and its meaning:"]
-    for key in all_keys():
+    for key in all_keys(model):
         if key.is_section:
             lines += ["", *_hanging(f"{key.name}: ", key.meaning, width)]
             continue

@@ -1,8 +1,8 @@
-"""Turns a YAML file and `key=value` overrides into a RunConfig, or into one error that lists everything that is wrong.
+"""Turns a YAML file and `key=value` overrides into a configuration, or into one error that lists everything that is wrong.
 
 The file is read by YAML 1.2's rules for plain values: 1e-6 is a number, `off` and `no` are text, 010 is ten; a key that is
-given twice is refused. Overrides are typed by the models of rl/config.py. New keys are added there; nothing changes here.
-Imports no torch.
+given twice is refused. Overrides are typed by the models of rl/config.py (RunConfig unless another one is named). New keys are added
+there; nothing changes here. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin, overload
 
 import yaml
 from pydantic import BeforeValidator, ValidationError
@@ -20,6 +20,8 @@ from pydantic.fields import FieldInfo
 from rl.config import RunConfig, Section
 from rl.config_help import all_keys, default_of, expected, is_list_of_sections, section_of, show_value
 from rl.records import Json
+
+Config = TypeVar("Config", bound=Section)
 
 
 class ConfigError(ValueError):
@@ -30,25 +32,33 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-def load(path: Path | None, overrides: Sequence[str]) -> RunConfig:
+@overload
+def load(path: Path | None, overrides: Sequence[str]) -> RunConfig: ...
+
+
+@overload
+def load(path: Path | None, overrides: Sequence[str], model: type[Config]) -> Config: ...
+
+
+def load(path: Path | None, overrides: Sequence[str], model: type[Section] = RunConfig) -> Section:
     """The models' defaults, then the file's values, then the overrides in their order.
 
     path: see resolve_path; None or an empty file gives the defaults. overrides: "optim.lr=1e-6", "rewards.0.weight=0.5",
-    "model=FOLDER" (a section that takes a shorthand: sets that one key and keeps the others).
+    "model=FOLDER" (a section that takes a shorthand: sets that one key and keeps the others). model: the configuration's class.
     Raises: ConfigError listing all problems, one a line."""
     values = {} if path is None else read_mapping(resolve_path(path))
     problems: list[str] = []
     overridden: set[str] = set()
     for override in overrides:
         try:
-            overridden.add(_apply(values, override))
+            overridden.add(_apply(values, override, model))
         except ConfigError as error:
             problems.extend(error.problems)
     try:
-        config = RunConfig.model_validate(values)
+        config = model.model_validate(values)
     except ValidationError as error:
         source = "" if path is None else f"{path}: "
-        for key, message in _explain(error).items():
+        for key, message in _explain(error, model).items():
             # The second: what a section refuses as a whole, such as thresholds that cross, names the section.
             is_override = any(key == name or key.startswith(name + ".") or name.startswith(key + ".") for name in overridden)
             problems.append(("override " if is_override else source) + message)
@@ -58,14 +68,14 @@ def load(path: Path | None, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
-def to_yaml(config: RunConfig) -> str:
-    """All keys with their values, as `load` reads them back: load(to_yaml(c)) == c exactly."""
+def to_yaml(config: Section) -> str:
+    """All keys with their values, as `load` reads them back: load(to_yaml(c)) == c exactly (with c's own class)."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[tuple[str, Json, Json]]:
+def differences(old: Config, new: Config) -> list[tuple[str, Json, Json]]:
     """(dotted key, old value, new value) of every key that differs; None stands for an entry that one of them lacks."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, after = _flat(old.model_dump(mode="json"), type(old)), _flat(new.model_dump(mode="json"), type(new))
     keys = list(before) + [key for key in after if key not in before]
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
@@ -172,7 +182,7 @@ def _short(path: Path) -> Path:
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 
-def _apply(values: dict[str, Any], override: str) -> str:
+def _apply(values: dict[str, Any], override: str, root: type[Section]) -> str:
     """Set one `key=value` in the (nested) values; returns the key. Raises: ConfigError."""
     key, equals, text = override.partition("=")
     key = key.strip()
@@ -180,7 +190,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
         raise ConfigError([f"override {override!r}: expected key=value, such as optim.lr=1e-6"])
     parts = key.split(".")
     container: Any = values
-    model: type[Section] = RunConfig
+    model = root
     for depth, part in enumerate(parts):
         path = ".".join(parts[: depth + 1])
         field = model.model_fields.get(part) if not isinstance(container, list) else None
@@ -190,7 +200,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
                 raise ConfigError([f"override {key}: name a key of the entry, one of: {', '.join(model.model_fields)}"])
             continue
         if field is None:
-            raise ConfigError([f"override {_unknown(path, model)}"])
+            raise ConfigError([f"override {_unknown(path, model, root)}"])
         if depth == len(parts) - 1:
             container[part] = _typed(text, field, key, container.get(part))
             return key
@@ -282,15 +292,15 @@ def _typed(text: str, field: FieldInfo, key: str, current: Any) -> Any:
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
-def _explain(error: ValidationError) -> dict[str, str]:
+def _explain(error: ValidationError, root: type[Section]) -> dict[str, str]:
     """Dotted key -> one line; a key that fails as each member of a union is named once."""
     lines: dict[str, str] = {}
     for item in error.errors(include_url=False):
-        key, model, field = _locate(item["loc"])
+        key, model, field = _locate(item["loc"], root)
         if key in lines:
             continue
         if item["type"] == "extra_forbidden":
-            lines[key] = _unknown(key, model)
+            lines[key] = _unknown(key, model, root)
         elif item["type"] == "value_error":
             lines[key] = f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
         elif field is None:
@@ -302,12 +312,12 @@ def _explain(error: ValidationError) -> dict[str, str]:
     return lines
 
 
-def _locate(loc: Sequence[int | str]) -> tuple[str, type[Section], FieldInfo | None]:
+def _locate(loc: Sequence[int | str], root: type[Section]) -> tuple[str, type[Section], FieldInfo | None]:
     """The dotted key of a pydantic location, its section's model, and its field if it is one.
 
     What follows a plain value in a location is an index into it, or the name of a union's member: only indices are kept."""
     parts: list[str] = []
-    model: type[Section] = RunConfig
+    model = root
     field: FieldInfo | None = None
     is_plain = False
     for part in loc:
@@ -324,10 +334,10 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, type[Section], FieldInfo | N
     return ".".join(parts), model, field
 
 
-def _unknown(key: str, model: type[Section]) -> str:
+def _unknown(key: str, model: type[Section], root: type[Section]) -> str:
     """`key` does not exist: name the one that was probably meant, in the same section or elsewhere."""
     prefix, _, name = key.rpartition(".")
-    names = [item.name for item in all_keys() if not item.is_section]
+    names = [item.name for item in all_keys(root) if not item.is_section]
     # By the last part alone: two keys of one section would look alike by its name.
     near_ending = closest(name, [other.rpartition(".")[2] for other in names])
     same_ending = [other for other in names if other.rpartition(".")[2] == name]
@@ -350,9 +360,9 @@ def _seen(value: object) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "", model: type[Section] = RunConfig) -> dict[str, Json]:
+def _flat(values: Mapping[str, Any], model: type[Section]) -> dict[str, Json]:
     """Dotted key -> value; a plain list or mapping is one value."""
-    return dict(_flat_items(values, prefix, model))
+    return dict(_flat_items(values, "", model))
 
 
 def _flat_items(values: Mapping[str, Any], prefix: str, model: type[Section]) -> Iterator[tuple[str, Json]]:

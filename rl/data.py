@@ -1,6 +1,6 @@
 """Turns a file of questions (JSONL, parquet), a Hugging Face dataset or a reasoning-gym task into Questions.
 
-A new file format is one more function from a path to an iterator of Rows, and one more line in `_rows`. The order in which
+A new file format is one more function from a path to an iterator of Rows, and one more line in `read_rows`. The order in which
 questions are sampled is in rl/data_order.py, their prompts in rl/prompting.py.
 """
 
@@ -63,7 +63,7 @@ class LoadedQuestions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """where: "file:line" or "file: row N", for messages. number: the line, from 1."""
 
     where: str
@@ -88,7 +88,7 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
     kept: dict[str, Question] = {}
     places: dict[str, str] = {}
     num_rows = num_duplicates = num_contradicting = num_excluded = 0
-    for row in _rows(path, split, subset, revision, section, task or {}, limit):
+    for row in read_rows(path, split, subset, revision, section, task or {}, limit):
         num_rows += 1
         question = _question(row if adapter is None else _adapted(row, adapter), columns, section)
         if question.text in exclude:
@@ -120,8 +120,9 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
 # --- where rows come from --------------------------------------------------------------------------------------------
 
 
-def _rows(path: str, split: str, subset: str | None, revision: str | None, section: str, task: Mapping[str, Json],
-          limit: int | None) -> Iterator[_Row]:
+def read_rows(path: str, split: str, subset: str | None, revision: str | None, section: str, task: Mapping[str, Json],
+              limit: int | None) -> Iterator[Row]:
+    """The rows of a file, a data set or a task, each with its place. Raises: DataError."""
     if is_generated(path):
         return _generated_rows(path, task, limit, section)
     if task:
@@ -152,16 +153,16 @@ def _similar_file(path: Path) -> str:
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
-def _generated_rows(path: str, task: Mapping[str, Json], limit: int | None, section: str) -> Iterator[_Row]:
+def _generated_rows(path: str, task: Mapping[str, Json], limit: int | None, section: str) -> Iterator[Row]:
     try:
         rows = task_rows(path, task, limit, section)
     except TaskError as error:
         raise DataError(str(error)) from None
     for number, values in enumerate(rows, start=1):
-        yield _Row(f"{path}: question {number}", number, values)
+        yield Row(f"{path}: question {number}", number, values)
 
 
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     blank_line = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -176,7 +177,7 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
                 continue
             if blank_line:
                 raise DataError(f"{path}:{blank_line}: an empty line between rows; expected one JSON object a line. Remove it")
-            yield _Row(where, number, _json_object(text, where))
+            yield Row(where, number, _json_object(text, where))
 
 
 def _json_object(text: str, where: str) -> dict[str, Json]:
@@ -194,7 +195,7 @@ def _json_object(text: str, where: str) -> dict[str, Json]:
     return values
 
 
-def _parquet_rows(path: Path) -> Iterator[_Row]:
+def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
@@ -204,12 +205,12 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
             for batch in file.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
-                    yield _Row(f"{path}: row {number}", number, values)
+                    yield Row(f"{path}: row {number}", number, values)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {error}") from None
 
 
-def _dataset_folder_rows(folder: Path, split: str, subset: str | None, section: str) -> Iterator[_Row]:
+def _dataset_folder_rows(folder: Path, split: str, subset: str | None, section: str) -> Iterator[Row]:
     import datasets
 
     if not (folder / "dataset_info.json").exists() and not (folder / "dataset_dict.json").exists():
@@ -226,7 +227,7 @@ def _dataset_folder_rows(folder: Path, split: str, subset: str | None, section: 
     return _dataset_rows(str(folder), dataset)
 
 
-def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, section: str) -> Iterator[_Row]:
+def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, section: str) -> Iterator[Row]:
     import datasets
 
     try:
@@ -244,22 +245,22 @@ def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, s
     return _dataset_rows(path, dataset)
 
 
-def _dataset_rows(name: str, dataset: Any) -> Iterator[_Row]:
+def _dataset_rows(name: str, dataset: Any) -> Iterator[Row]:
     for number, values in enumerate(dataset, start=1):
-        yield _Row(f"{name}: row {number}", number, values)
+        yield Row(f"{name}: row {number}", number, values)
 
 
 # --- a row -----------------------------------------------------------------------------------------------------------
 
 
-def _adapted(row: _Row, adapter: RowAdapter) -> _Row:
+def _adapted(row: Row, adapter: RowAdapter) -> Row:
     try:
-        return _Row(row.where, row.number, adapter(row.values))
+        return Row(row.where, row.number, adapter(row.values))
     except RowError as error:
         raise DataError(f"{row.where}: {error}") from None
 
 
-def _question(row: _Row, columns: ColumnsSection, section: str) -> Question:
+def _question(row: Row, columns: ColumnsSection, section: str) -> Question:
     values = row.values
     if columns.question not in values:
         near = closest(columns.question, list(values))
@@ -267,25 +268,25 @@ def _question(row: _Row, columns: ColumnsSection, section: str) -> Question:
                         f"Name the question's column with {section}.columns.question={near or 'NAME'}")
     text = values[columns.question]
     if not isinstance(text, str):
-        raise DataError(f"{row.where}: field {columns.question!r}: saw {_shown(text)}; expected the question as text")
+        raise DataError(f"{row.where}: field {columns.question!r}: saw {shown_value(text)}; expected the question as text")
     if not text.strip():
         raise DataError(f"{row.where}: field {columns.question!r}: the question is empty; fill it in or remove the row")
-    _check_unicode(text, row, columns.question)
+    check_unicode(text, row, columns.question)
     left_out = {columns.question, columns.id} | RESERVED_COLUMNS | ({columns.answer} if columns.answer else ANSWER_COLUMNS)
-    others = {name: _as_json(value, row, name) for name, value in values.items() if name not in left_out}
+    others = {name: as_json(value, row, name) for name, value in values.items() if name not in left_out}
     return Question(_id(row, columns.id), text, _answer(row, columns.answer), others)
 
 
-def _id(row: _Row, column: str) -> str:
+def _id(row: Row, column: str) -> str:
     value = row.values.get(column)
     if value is None:
         return f"line-{row.number}"
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(f"{row.where}: field {column!r}: saw {_shown(value)}; expected text or a whole number as the row's id")
+        raise DataError(f"{row.where}: field {column!r}: saw {shown_value(value)}; expected text or a whole number as the row's id")
     return str(value)
 
 
-def _answer(row: _Row, column: str | None) -> str | None:
+def _answer(row: Row, column: str | None) -> str | None:
     value = row.values.get(column) if column is not None else None
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -294,13 +295,13 @@ def _answer(row: _Row, column: str | None) -> str | None:
     if isinstance(value, int | float | decimal.Decimal):
         return str(value)
     if not isinstance(value, str):
-        raise DataError(f"{row.where}: field {column!r}: saw {_shown(value)}; expected one answer as text or a number")
+        raise DataError(f"{row.where}: field {column!r}: saw {shown_value(value)}; expected one answer as text or a number")
     assert column is not None
-    _check_unicode(value, row, column)
+    check_unicode(value, row, column)
     return value if value.strip() else None
 
 
-def _check_unicode(text: str, row: _Row, column: str) -> None:
+def check_unicode(text: str, row: Row, column: str) -> None:
     """JSON can spell half of a surrogate pair, which no tokenizer and no file accepts."""
     try:
         text.encode("utf-8")
@@ -309,20 +310,20 @@ def _check_unicode(text: str, row: _Row, column: str) -> None:
                         "(a broken \\u escape); correct the text") from None
 
 
-def _as_json(value: Any, row: _Row, column: str) -> Json:
+def as_json(value: Any, row: Row, column: str) -> Json:
     """Parquet and data sets know more kinds of values than JSON: dates, times and decimals become text, others are refused."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_as_json(item, row, column) for item in value]
+        return [as_json(item, row, column) for item in value]
     if isinstance(value, dict):
-        return {str(name): _as_json(item, row, column) for name, item in value.items()}
+        return {str(name): as_json(item, row, column) for name, item in value.items()}
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
     raise DataError(f"{row.where}: field {column!r}: saw a value of type {type(value).__name__}; columns are passed to rewards, "
                     "so they must be text, numbers, lists or mappings. Remove the column")
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

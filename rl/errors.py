@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
+from collections.abc import Callable
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes; 130 is the shells' own for a command that Ctrl-C ended
 
@@ -26,6 +29,26 @@ def describe_error(error: BaseException) -> str:
 
 def exit_code(error: BaseException) -> int:
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else USER_ERROR
+
+
+def report_errors(main: Callable[[], int]) -> int:
+    """`main()`'s exit code; what the user can mend becomes one message on stderr and its exit code, and a warning one line.
+    OTHERHALF_TRACEBACK=1 lets the error through."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return main()
+    except user_errors() as error:
+        if os.environ.get("OTHERHALF_TRACEBACK"):
+            raise
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error{f' (process {rank})' if rank else ''}: {describe_error(error)}", file=sys.stderr)
+        return exit_code(error)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    """A line that says what is the matter; Python's own form begins with a path and ends with a line of our source."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _message(error: BaseException) -> str:

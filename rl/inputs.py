@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from rewards.contract import RewardError
 from rewards.scoring import RewardSum
-from rl.config import DataSection, EvaluationSection, ModelSection, RewardSection, RunConfig
+from rl.config import DataSection, HeldOutSection, ModelSection, RewardSection, RunConfig
 from rl.config_loading import ConfigError, resolve_path
 from rl.data import LoadedQuestions, load_questions
 from rl.generated_questions import is_generated
@@ -51,12 +51,7 @@ def read_inputs(config: RunConfig) -> Inputs:
         raise ConfigError([f"generator.max_staleness: 1 samples a step's groups before the step before it has trained, and a reward among "
                            f"{', '.join(rewards.names)} asks the policy itself, which has changed by then. Remedy: "
                            "generator.max_staleness=0, or rewards that read the completions"])
-    grader = None
-    if config.evaluation.path is not None:
-        grader = build_rewards([RewardSection(use=_grader(config.evaluation))], config.sampling.max_completion_tokens)
-        if grader.needs_policy or grader.needs_token_statistics:
-            raise ConfigError([f"evaluation.reward: {_grader(config.evaluation)} judges by the policy's own probabilities; expected a "
-                               "grader that reads the completions, such as rewards.accuracy:accuracy"])
+    grader = build_grader(config.evaluation, config.sampling.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     template = load_template(config.prompt.template)
     renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)
@@ -71,14 +66,10 @@ def read_inputs(config: RunConfig) -> Inputs:
     dropped = {_duplicates(training): training.counts.num_duplicates, "too long": num_too_long}
     held_out: tuple[Prompt, ...] = ()
     if grader is not None:
-        loaded = _load(config.evaluation, config.evaluation.num_questions, "evaluation",
-                       {question.text for question in training.questions} if is_generated(config.evaluation.path) else set())
-        _check_columns(grader, loaded.questions, "evaluation", config.evaluation)
-        _check_held_out_answers(grader, loaded.questions)
-        held_out, num_too_long = render_prompts(loaded.questions, renderer, config.data.max_prompt_tokens)
-        dropped |= {f"held-out {_duplicates(loaded)}": loaded.counts.num_duplicates, "held-out too long": num_too_long,
-                    "held-out that are training questions": loaded.counts.num_excluded}
-        _warn_of_overlap(prompts, held_out)
+        held_out, left_out = read_held_out(
+            config.evaluation, grader, renderer, config.data.max_prompt_tokens, {question.text for question in training.questions})
+        dropped |= left_out
+        warn_of_overlap(prompts, held_out)
     _check_lengths(config, model_config, (*prompts, *held_out))
     _check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
@@ -88,6 +79,30 @@ def read_inputs(config: RunConfig) -> Inputs:
     stop_strings = tuple(dict.fromkeys([*template.stop_strings, *config.sampling.stop_strings]))
     digests = {"data.path": _digest(prompts)} | ({"evaluation.path": _digest(held_out)} if grader is not None else {})
     return Inputs(tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, digests)
+
+
+def build_grader(evaluation: HeldOutSection, max_completion_tokens: int) -> RewardSum | None:
+    """What judges held-out completions; None where there are no held-out questions. Raises ConfigError or RewardError."""
+    if evaluation.path is None:
+        return None
+    grader = build_rewards([RewardSection(use=_grader(evaluation))], max_completion_tokens)
+    if grader.needs_policy or grader.needs_token_statistics:
+        raise ConfigError([f"evaluation.reward: {_grader(evaluation)} judges by the policy's own probabilities; expected a grader that "
+                           "reads the completions, such as rewards.accuracy:accuracy"])
+    return grader
+
+
+def read_held_out(
+    evaluation: HeldOutSection, grader: RewardSum, renderer: PromptRenderer, max_prompt_tokens: int, training_texts: Collection[str],
+) -> tuple[tuple[Prompt, ...], dict[str, int]]:
+    """The held-out prompts, and how many questions were left out, by reason. training_texts: the training questions, which generated
+    held-out questions may not repeat. Raises ConfigError, DataError, PromptError or RewardError."""
+    loaded = _load(evaluation, evaluation.num_questions, "evaluation", training_texts if is_generated(evaluation.path) else ())
+    _check_columns(grader, loaded.questions, "evaluation", evaluation)
+    _check_held_out_answers(grader, loaded.questions)
+    held_out, num_too_long = render_prompts(loaded.questions, renderer, max_prompt_tokens)
+    return held_out, {f"held-out {_duplicates(loaded)}": loaded.counts.num_duplicates, "held-out too long": num_too_long,
+                      "held-out that are training questions": loaded.counts.num_excluded}
 
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
@@ -127,7 +142,7 @@ def _unreadable(model: ModelSection, what: str, error: Exception) -> ConfigError
                         "checkpoint, or a hub id that this machine can reach"])
 
 
-def _load(section: DataSection | EvaluationSection, limit: int | None, name: str,
+def _load(section: DataSection | HeldOutSection, limit: int | None, name: str,
           exclude: Collection[str] = ()) -> LoadedQuestions:
     assert section.path is not None
     return load_questions(section.path, split=section.split, subset=section.subset, revision=section.revision, columns=section.columns,
@@ -149,7 +164,7 @@ def _digest(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def _warn_of_overlap(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+def warn_of_overlap(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
     seen = {prompt.question.text for prompt in prompts}
     shared = [prompt.question.id for prompt in held_out if prompt.question.text in seen]
     if shared:
@@ -170,13 +185,13 @@ def _check_lengths(config: RunConfig, model_config: PretrainedConfig, prompts: S
             f"Remedy: {f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower data.max_prompt_tokens"])
 
 
-def _grader(evaluation: EvaluationSection) -> str:
+def _grader(evaluation: HeldOutSection) -> str:
     default = "rewards.reasoning_gym:solved" if is_generated(evaluation.path) else "rewards.accuracy:accuracy"
     return evaluation.reward or default
 
 
 def _check_columns(rewards: RewardSum, questions: Sequence[Question], name: str,
-                   section: DataSection | EvaluationSection) -> None:
+                   section: DataSection | HeldOutSection) -> None:
     try:
         check_columns(rewards, questions)
     except RewardError as error:

@@ -27,7 +27,9 @@ from rl.tracking import (
     BENCHMARK_PREFIX,
     HELD_OUT_ACCURACY,
     HELD_OUT_HIGH,
+    HELD_OUT_LOSS,
     HELD_OUT_LOW,
+    LOSS,
     NORMALISED_ENTROPY,
     REFUSED_EQUAL_REWARDS,
     REFUSED_SKIPPED,
@@ -85,6 +87,24 @@ def draw_curves(metrics: Path | Sequence[Path], out: Path, title: str) -> None:
             axis.set_xlim(-0.015 * max(last, 1), 1.015 * max(last, 1))
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             axis.set_xlabel("training step")
+        figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
+        save_png(figure, out)
+
+
+def draw_warmup(metrics: Path, out: Path, title: str) -> None:
+    """A supervised warm-up as two panels: cross-entropy of training and held-out solutions, and held-out accuracy, over steps."""
+    records = read_json_lines(metrics)
+    with plot_style():
+        figure, axes = new_figure(1, 2, (11.0, 3.8))
+        axes[0].set(title="Cross-entropy of solutions", ylabel="nats per completion token")
+        for name, label, colour in ((LOSS, "training", COLOURS[0]), (HELD_OUT_LOSS, "held-out", COLOURS[2])):
+            if curve := _curve(records, name):
+                axes[0].plot(*_columns(curve), color=colour, label=label)
+        axes[0].set_ylim(bottom=0.0)
+        axes[0].legend(loc="best")
+        _draw_held_out(axes[1], records)
+        for axis in axes:
+            axis.set_xlabel("step")
         figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
         save_png(figure, out)
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rl.adapter_base import FILE, is_other_base
 from rl.config import LoraSection, ModelSection
 from rl.config_loading import ConfigError, resolve_path
 from rl.fused_lora import fuse_lora
@@ -181,6 +182,14 @@ def load_plain(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: 
     return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None)
 
 
+def load_generation_config(path: str, revision: str | None) -> GenerationConfig | None:
+    """The checkpoint's generation_config.json, which it need not have."""
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision)
+    except OSError:
+        return None
+
+
 def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[int, ...]:
     """Ids that end a completion: those of the generation configuration and the tokenizer's own. Raises PolicyError where there is none."""
     eos = generation_config.eos_token_id if generation_config is not None else None
@@ -247,6 +256,8 @@ def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: Lor
         raise PolicyError(f"model.adapter: {folder} holds no adapter_model.safetensors; expected a folder saved by PEFT")
     origin = f"model.adapter: {folder} was made for another base ({stored.base_model_name_or_path}) than model.path={base_path}"
     remedy = "Remedy: the model.path that it was trained on, or another adapter"
+    if is_other_base(folder, base):
+        raise PolicyError(f"{origin}: the weights differ from those in its {FILE}. {remedy}")
     try:
         trained = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=stored)
     # PEFT's own errors for target modules that do not exist and for shapes that differ.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
-from rl.tracking import ACCURACY, NORMALISED_ENTROPY, REFUSED_PREFIX, REWARD, TOKENS_PER_S
+from rl.tracking import ACCURACY, LOSS, NORMALISED_ENTROPY, REFUSED_PREFIX, REWARD, TOKENS_PER_S, TRAINED_TOKENS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -100,11 +100,14 @@ class Progress:
     def _cells(self) -> list[tuple[str, str]]:
         """(name, value) of what is shown of the last step; equally wide at every step."""
         metrics = self._metrics
+        held_out = ("held-out", _number(None if self._held_out is None else self._held_out[0]))
+        if REWARD not in metrics and LOSS in metrics:  # a supervised warm-up
+            return [("loss", _number(metrics[LOSS])), held_out, ("tok/s", f"{metrics.get(TRAINED_TOKENS_PER_S, 0.0):7,.0f}")]
         refused = [value for name, value in metrics.items() if name.startswith(REFUSED_PREFIX)]
         return [
             ("reward", _number(metrics.get(REWARD))),
             *([("accuracy", _number(metrics[ACCURACY]))] if ACCURACY in metrics else []),
-            ("held-out", _number(None if self._held_out is None else self._held_out[0])),
+            held_out,
             ("entropy", _number(metrics.get(NORMALISED_ENTROPY))),
             ("refused", f"{sum(refused):4.0%}" if refused else "   -"),
             ("tok/s", f"{metrics[TOKENS_PER_S]:7,.0f}" if TOKENS_PER_S in metrics else "      -"),

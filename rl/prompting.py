@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import jinja2
 import jinja2.sandbox
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rl.config_loading import ConfigError, closest, project_root, read_mapping, resolve_path
 from rl.records import Prompt, Question
+
+Message: TypeAlias = "dict[str, str]"
+"""One message of a conversation: role and content."""
 
 ChatTemplateMode = Literal["auto", "always", "never"]
 
@@ -106,10 +109,15 @@ class PromptRenderer:
         self._user = self._compile(environment, template.user, "user")
         self._system = self._compile(environment, template.system, "system") if template.system else None
 
-    def render(self, question: Question) -> Prompt:
-        """Raises: PromptError if the question lacks a variable of the template, or the chat template refuses the conversation."""
-        text = self._chat_text(question) if self.uses_chat_template else self._plain_text(question)
-        token_ids = self._encode(text)
+    def render(self, question: Question, before: Sequence[Message] = ()) -> Prompt:
+        """before: messages that precede the question in its conversation; a system message among them takes the place of the template's.
+
+        Raises: PromptError if the question lacks a variable of the template, or the chat template refuses the conversation."""
+        if before and not self.uses_chat_template:
+            raise PromptError(f"question {question.id}: {len(before)} messages precede it, which only a chat template can render; use "
+                              "prompt.chat_template=auto with a tokenizer that has one, or single questions")
+        text = self._chat_text(question, before) if self.uses_chat_template else self._plain_text(question)
+        token_ids = self.encode(text)
         if not token_ids:
             raise PromptError(f"question {question.id}: the prompt {text!r} has no tokens; check template {self.template.name}")
         return Prompt(question, text, tuple(token_ids), self.template.assistant_prefix)
@@ -130,11 +138,15 @@ class PromptRenderer:
         except (jinja2.TemplateError, TypeError) as error:
             raise PromptError(f"template {self.template.name}: {error} in question {question.id}") from None
 
-    def _chat_text(self, question: Question) -> str:
-        messages = [{"role": "system", "content": self._fill(self._system, question, question.text)}] if self._system else []
+    def _chat_text(self, question: Question, before: Sequence[Message] = ()) -> str:
+        own_system = [message for message in before if message["role"] == "system"]
+        messages = list(own_system)
+        if self._system and not own_system:
+            messages = [{"role": "system", "content": self._fill(self._system, question, question.text)}]
         for example in self.template.few_shot:
             messages.append({"role": "user", "content": self._fill(self._user, question, example.question)})
             messages.append({"role": "assistant", "content": example.answer})
+        messages += [message for message in before if message["role"] != "system"]
         messages.append({"role": "user", "content": self._fill(self._user, question, question.text)})
         try:
             text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -153,7 +165,8 @@ class PromptRenderer:
         prefix = self.template.assistant_prefix
         return text + ("\n" if prefix and not text[-1:].isspace() else "") + prefix
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """A prompt's text, or that of a prompt and what follows it, as the ids that the model reads."""
         bare: list[int] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if self.uses_chat_template:
             return bare

@@ -120,7 +120,7 @@ def _peak_rss_bytes(process: psutil.Process | None) -> int:
 
 def render_summary(summary: Summary, folder: RunFolder) -> str:
     """Before -> after, cost, where things are, and what to do next; plain text of at most 100 columns, paths aside."""
-    lines = [*_held_out_lines(summary), f"{'steps':<18}{summary.steps} ({summary.stop_reason}), seed {summary.seed}"]
+    lines = [*held_out_lines(summary), f"{'steps':<18}{summary.steps} ({summary.stop_reason}), seed {summary.seed}"]
     if summary.message:
         lines.append(f"{'':<18}{summary.message}")
     if summary.best is not None:
@@ -137,7 +137,8 @@ def render_summary(summary: Summary, folder: RunFolder) -> str:
     return "\n".join(lines)
 
 
-def _held_out_lines(summary: Summary) -> list[str]:
+def held_out_lines(summary: Summary) -> list[str]:
+    """Before -> after of held-out accuracy and benchmarks, a line each."""
     held_out = _change_lines("held-out ", summary.held_out_before or {}, summary.held_out_after or {})
     return [*(held_out or [f"{'held-out':<18}not evaluated (set evaluation.path)"]),
             *_change_lines("", summary.benchmarks_before or {}, summary.benchmarks_after or {})]

@@ -6,9 +6,7 @@ than `rl.train`. torch is imported only once there is something to train.
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,23 +18,9 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for what the user can mend (one message, no traceback; OTHERHALF_TRACEBACK=1 shows it), 130 after
     Ctrl-C twice. A run that a signal or the watchdog stopped has saved what it had: 0."""
-    from rl.errors import describe_error, exit_code, user_errors
+    from rl.errors import report_errors
 
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            return _main(sys.argv[1:] if arguments is None else list(arguments))
-    except user_errors() as error:
-        if os.environ.get("OTHERHALF_TRACEBACK"):
-            raise
-        rank = int(os.environ.get("RANK", "0"))
-        print(f"error{f' (process {rank})' if rank else ''}: {describe_error(error)}", file=sys.stderr)
-        return exit_code(error)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    """A line that says what is the matter; Python's own form begins with a path and ends with a line of our source."""
-    print(f"warning: {message}", file=sys.stderr)
+    return report_errors(lambda: _main(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rl.config import GeneratorSection, ModelSection
 from rl.config_loading import ConfigError, resolve_path
@@ -27,6 +27,7 @@ from rl.policy import (
     Policy,
     end_of_sequence_ids,
     explain_loading,
+    load_generation_config,
     load_plain,
     load_policy,
     merge_in_place,
@@ -74,7 +75,7 @@ class _FixedVllm:
         self.policy_version = 0
         self._tokenizer = tokenizer
         path, revision = str(resolve_path(model.path)), model.revision
-        self._eos_token_ids = end_of_sequence_ids(_generation_config(path, revision), tokenizer, path)
+        self._eos_token_ids = end_of_sequence_ids(load_generation_config(path, revision), tokenizer, path)
         dtype, on_gpu = resolve_dtype(model.dtype, device), device.type == "cuda"
         merged = None
         if model.adapter is not None:
@@ -123,10 +124,3 @@ class _FixedVllm:
 
     def close(self) -> None:
         self._engine.close()
-
-
-def _generation_config(path: str, revision: str | None) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(path, revision=revision)
-    except OSError:  # a checkpoint need not have one
-        return None

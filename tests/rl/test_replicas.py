@@ -563,7 +563,7 @@ def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypat
     monkeypatch.setattr(policy.model.peft_config["default"], "base_model_name_or_path", "some-one/some-model")
     path = VersionFiles(tmp_path / "versions").adapter(policy, 0)
     assert (path / "adapter_model.safetensors").is_file()
-    checkpoint._save_weights(tmp_path, policy)
+    checkpoint.save_weights(tmp_path, policy)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 

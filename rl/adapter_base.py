@@ -1,0 +1,42 @@
+"""Which base an adapter was trained on: a fingerprint of the base's weights beside the adapter's files.
+
+PEFT records the base's name. But a folder may be moved, and another model of the same shape (the base before its own warm-up, say) takes
+the adapter without an error, although the sum means nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+FILE = "base_fingerprint.json"
+NUM_SAMPLED = 16
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over the first NUM_SAMPLED numbers of each of the base's weights, rounded to bfloat16, whatever dtype they are loaded in. An
+    adapter over the base does not enter."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted((_plain_name(name), parameter) for name, parameter in model.named_parameters()):
+        if not any(part.startswith("lora_") for part in name.split(".")):
+            sampled = parameter.detach().flatten()[:NUM_SAMPLED].to(device="cpu", dtype=torch.bfloat16)
+            digest.update(f"{name} {tuple(parameter.shape)} ".encode() + sampled.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_fingerprint(folder: Path, model: PreTrainedModel) -> None:
+    (folder / FILE).write_text(json.dumps({"base": fingerprint(model)}) + "\n")
+
+
+def is_other_base(folder: Path, model: PreTrainedModel) -> bool:
+    """Whether the adapter in `folder` says that it was trained on other weights than these; False where it says nothing."""
+    file = folder / FILE
+    return file.is_file() and json.loads(file.read_text()).get("base") != fingerprint(model)
+
+
+def _plain_name(name: str) -> str:
+    return name.replace(".base_layer.", ".")

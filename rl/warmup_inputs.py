@@ -1,0 +1,114 @@
+"""What a warm-up reads before it loads a model: solutions, held-out questions, prompts. Loads the tokenizer but no weights."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from rewards.scoring import RewardSum
+from rl.config_loading import ConfigError, resolve_path
+from rl.inputs import build_grader, load_model_config, load_tokenizer, read_held_out, warn_of_overlap
+from rl.policy import end_of_sequence_ids, load_generation_config
+from rl.prompting import PromptRenderer, load_template
+from rl.records import Prompt
+from rl.solutions import SolutionRow, end_token, load_solutions, render_solutions
+from rl.warmup_config import WarmupConfig
+
+NO_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupInputs:
+    """rows: train. held_out_rows: give the held-out loss. prompts: held-out questions, for accuracy; grader: judges them, None without any.
+
+    max_tokens: of a row. dropped: how much of either file was left out, by reason. stop_strings: the template's. digest: of all rows and
+    prompts; a checkpoint belongs to them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: tuple[SolutionRow, ...]
+    held_out_rows: tuple[SolutionRow, ...]
+    prompts: tuple[Prompt, ...]
+    grader: RewardSum | None
+    max_tokens: int
+    dropped: Mapping[str, int]
+    stop_strings: tuple[str, ...]
+    digest: str
+
+
+def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
+    """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError or RewardError with the remedy."""
+    grader = build_grader(config.evaluation, config.evaluation.max_completion_tokens)
+    tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
+    # transformers would warn of a row longer than the context; it is refused here with its place, or counted.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    context: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    max_tokens = _max_tokens(config, context)
+    template = load_template(config.prompt.template)
+    renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)
+    if template.needs_chat_template and not renderer.uses_chat_template:
+        warnings.warn(
+            f"prompt.template: {template.name} was made for a chat template and is rendered as plain text. Remedy: "
+            "prompt.chat_template=auto with a tokenizer that has one, or another template such as boxed", stacklevel=2)
+    path = str(resolve_path(config.model.path))
+    eos_ids = end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path)
+    rows, num_too_long = render_solutions(
+        load_solutions(config.data), renderer, eos_ids, end_token(renderer, eos_ids, tokenizer.eos_token_id), max_tokens,
+        config.data.too_long)
+    dropped = {"rows too long": num_too_long}
+    prompts: tuple[Prompt, ...] = ()
+    if grader is not None:
+        prompts, left_out = read_held_out(config.evaluation, grader, renderer, NO_LIMIT, {row.prompt.question.text for row in rows})
+        dropped |= left_out
+        _check_held_out_length(config, prompts, context)
+        warn_of_overlap([row.prompt for row in rows], prompts)
+    training, held_out = _set_aside(rows, config)
+    digest = hashlib.sha256(repr([(row.prompt.token_ids, row.completion_ids) for row in rows]).encode())
+    digest.update(repr([(prompt.token_ids, prompt.question.answer) for prompt in prompts]).encode("utf-8", "backslashreplace"))
+    return WarmupInputs(tokenizer, training, held_out, prompts, grader, max_tokens, dropped, template.stop_strings, digest.hexdigest())
+
+
+def _max_tokens(config: WarmupConfig, context: int | None) -> int:
+    asked = config.data.max_tokens
+    if asked is not None and context is not None and asked > context:
+        raise ConfigError([f"data.max_tokens: {asked} tokens, above the model's context of {context}. Remedy: data.max_tokens={context} or "
+                           "less, or null"])
+    if asked is None and context is None and config.packing:
+        raise ConfigError(["data.max_tokens: null, and the model's config.json names no context; packing needs the length of a row. "
+                           "Remedy: data.max_tokens=4096, or packing=false"])
+    return asked or context or NO_LIMIT
+
+
+def _check_held_out_length(config: WarmupConfig, prompts: tuple[Prompt, ...], context: int | None) -> None:
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+    needed = len(longest.token_ids) + config.evaluation.max_completion_tokens
+    if context is not None and needed > context:
+        raise ConfigError([
+            f"evaluation.max_completion_tokens: {config.evaluation.max_completion_tokens} tokens after the longest prompt "
+            f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}. "
+            "Remedy: fewer, or held-out questions with shorter prompts"])
+
+
+def _set_aside(rows: tuple[SolutionRow, ...], config: WarmupConfig) -> tuple[tuple[SolutionRow, ...], tuple[SolutionRow, ...]]:
+    """(rows that train, held-out rows). All solutions of a question are on the same side: else the loss would flatter the policy."""
+    wanted = config.data.held_out_rows
+    if not wanted:
+        return rows, ()
+    by_question: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        by_question.setdefault(row.prompt.token_ids, []).append(index)
+    questions = list(by_question.values())
+    random.Random(config.seed).shuffle(questions)
+    chosen: set[int] = set()
+    for members in questions:
+        if len(chosen) >= wanted:
+            break
+        chosen |= set(members)
+    if len(chosen) >= len(rows):
+        raise ConfigError([f"data.held_out_rows: {wanted} of {len(rows)} rows leave none to train on. Remedy: fewer, or more rows in "
+                           f"{config.data.path}"])
+    return tuple(row for i, row in enumerate(rows) if i not in chosen), tuple(rows[i] for i in sorted(chosen))

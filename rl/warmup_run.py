@@ -1,0 +1,226 @@
+"""A validated warm-up configuration -> a policy that a training run starts from: adapter/ (LoRA) or model/ in the run folder.
+
+Both appear whole or not at all, and only once the last step is done: a warm-up that was stopped leaves checkpoints and no result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from rl.adapter_base import write_fingerprint
+from rl.checkpoint import save_weights
+from rl.config import GeneratorSection
+from rl.config_loading import ConfigError, differences, load, to_yaml
+from rl.export import Source, write_plain
+from rl.generate.build import build_generator
+from rl.generate.protocol import Generator, SamplingParameters
+from rl.held_out import HeldOut
+from rl.picture import draw_warmup
+from rl.policy import Policy, PolicyError, explain_loading, load_policy
+from rl.policy_forward import PolicyForward, check_head
+from rl.policy_scorer import PolicyScorer
+from rl.progress import open_progress
+from rl.run_folder import RunFolder, RunFolderError, prepare, write_atomically
+from rl.stop_signals import StopSignals
+from rl.summary import Summary, held_out_lines, installed_versions, peak_rss_gb, write_summary
+from rl.tracking import MetricsLog
+from rl.trl_version import check_trl
+from rl.warmup_config import WarmupConfig
+from rl.warmup_inputs import WarmupInputs, read_warmup_inputs
+from rl.warmup_loop import STATE_FILE, HeldOutResult, LoopParts, WarmupLoop, WarmupState
+from rl.warmup_trainer import make_trainer, trainer_arguments
+
+SCORED_TOKENS = 8192
+"""Most tokens, padding included, in one forward pass of the held-out loss."""
+FREE_KEYS = ("run_dir", "tracking.", "checkpoint.", "evaluation.max_sequences", "merge")
+"""What may differ between a checkpoint and the warm-up that goes on from it: nothing that changes what is computed."""
+
+
+def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
+    """Train as configured; returns the exit code. resume: from the newest checkpoint in config.run_dir.
+
+    Raises what `read_warmup_inputs` raises, PolicyError, RunFolderError, OSError; the run folder is then as it was, or without result."""
+    check_trl()
+    transformers_logging.disable_progress_bar()
+    inputs = read_warmup_inputs(config)
+    arguments = trainer_arguments(config, RunFolder(config.run_dir).checkpoints)
+    rank, num_ranks, is_main = arguments.process_index, arguments.world_size, arguments.process_index == 0
+    distribution = arguments.distributed_state.distributed_type
+    if distribution not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise PolicyError(f"accelerate is configured for {distribution.value}; this version warms up in one process or with "
+                          "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
+    # Before the folder: a model that cannot be had must not move an earlier run aside.
+    policy = load_warmup_policy(config, inputs, arguments.device)
+    with contextlib.ExitStack() as stack:
+        folder = RunFolder(config.run_dir)
+        if is_main:
+            folder = stack.enter_context(prepare(config.run_dir, resume=resume))
+        arguments.distributed_state.wait_for_everyone()
+        checkpoint, state = _checkpoint_to_resume(folder, config, inputs) if resume else (None, None)
+        if resume and folder.summary_file.is_file():
+            raise RunFolderError(f"{folder.path} is complete: there is nothing to go on with. Remedy: without --resume for a new warm-up")
+        metrics = None
+        if is_main:
+            write_atomically(folder.config_file, to_yaml(config))
+            metrics = stack.enter_context(MetricsLog(folder))
+            metrics.truncate_to(0 if state is None else state.position)
+        forward = PolicyForward(policy, temperature=1.0)
+        check_head(forward, policy, inputs.rows[0].prompt.token_ids, 1.0)
+        generator = _generator(config, policy) if inputs.grader is not None else None
+        if generator is not None:
+            stack.callback(generator.close)
+        stop_signals = StopSignals()
+        stack.callback(stop_signals.close)
+        num_steps = count_steps(config, len(inputs.rows))
+        progress = stack.enter_context(open_progress(
+            config.tracking.progress, config.run_dir.name, num_steps or 0, first_step=0 if state is None else state.step, is_main=is_main))
+        loop = WarmupLoop(config, LoopParts(
+            policy=policy, generator=generator, held_out=_held_out(config, inputs, rank, num_ranks), held_out_rows=inputs.held_out_rows,
+            scorer=PolicyScorer(policy, forward, max_tokens=SCORED_TOKENS), metrics=metrics, progress=progress, digest=inputs.digest,
+            stop_requested=stop_signals, rank=rank, num_ranks=num_ranks), state)
+        trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, arguments, [loop])
+        left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
+        if left_out:
+            progress.message(f"left out: {left_out}")
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        wall_s = time.perf_counter() - started
+        if loop.seen.stopped_by is not None:
+            progress.message(f"stopped by {loop.seen.stopped_by} after step {trainer.state.global_step}; saved, and without a result yet. "
+                             f"Go on with --resume run_dir={folder.path}")
+            return 0
+        if is_main:
+            written = write_result(policy, config, folder.path)
+            _report(config, folder, loop, trainer.state.global_step, wall_s, written)
+        arguments.distributed_state.wait_for_everyone()
+    return 0
+
+
+def load_warmup_policy(config: WarmupConfig, inputs: WarmupInputs, device: torch.device) -> Policy:
+    """The policy of the start, as a training run loads it. Raises PolicyError."""
+    with explain_loading(config.model.path):
+        policy = load_policy(config.model, config.lora, inputs.tokenizer, seed=config.seed, device=device, keep_reference=False)
+    if isinstance(policy.causal_lm.get_output_embeddings(), LoraLayer):
+        raise PolicyError("lora.targets: TRL's trainer reads the output layer's weight without its adapter, which would never train. "
+                          "Remedy: leave the output layer out of lora.targets (all-linear does)")
+    return policy
+
+
+def count_steps(config: WarmupConfig, num_rows: int) -> int | None:
+    """Updates of the whole warm-up; None with packing and epochs, where only TRL's packing tells the number of rows."""
+    if config.steps is not None:
+        return config.steps
+    return None if config.packing else config.epochs * -(-num_rows // config.optim.batch_rows)
+
+
+def write_result(policy: Policy, config: WarmupConfig, folder: Path) -> list[Path]:
+    """adapter/ of a LoRA policy, with the fingerprint of its base; model/ of a merged or fully trained one. Returns what was written.
+
+    Raises PolicyError when the disk refuses; nothing half-written stays."""
+    temporary = folder / f".result.{os.getpid()}.tmp"
+    written = []
+    try:
+        temporary.mkdir()
+        save_weights(temporary, policy)
+        if policy.is_adapter:
+            write_fingerprint(temporary / "adapter", policy.causal_lm)
+            if config.merge:
+                write_plain(Source(config.model, temporary / "adapter", config.model), temporary / "model")
+        for name in ("model", "adapter"):
+            if (temporary / name).is_dir():
+                shutil.rmtree(folder / name, ignore_errors=True)  # of a resumed warm-up that was killed right here
+                os.replace(temporary / name, folder / name)
+                written.append(folder / name)
+    except (OSError, SafetensorError) as error:
+        raise PolicyError(f"cannot write the result into {folder}: {error}. Remedy: free some space there and go on with "
+                          "--resume") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def _generator(config: WarmupConfig, policy: Policy) -> Generator:
+    """Made before the trainer, which changes the model's forward: a copy made later would compute with the original's."""
+    return build_generator(GeneratorSection(max_sequences=config.evaluation.max_sequences), policy)
+
+
+def _held_out(config: WarmupConfig, inputs: WarmupInputs, rank: int, num_ranks: int) -> HeldOut | None:
+    if inputs.grader is None:
+        return None
+    evaluation = config.evaluation
+    parameters = SamplingParameters(
+        evaluation.temperature or 1.0, 1.0, 0, evaluation.max_completion_tokens, stop_strings=inputs.stop_strings)
+    return HeldOut(inputs.prompts, inputs.grader, parameters, config.seed, rank, num_ranks,
+                   min(evaluation.samples, evaluation.samples_during))
+
+
+def _checkpoint_to_resume(folder: RunFolder, config: WarmupConfig, inputs: WarmupInputs) -> tuple[Path | None, WarmupState | None]:
+    """The newest whole checkpoint; None where the warm-up was killed before its first. Raises ConfigError where it belongs to another
+    configuration or other data."""
+    whole = sorted(folder.checkpoints.glob(f"checkpoint-*/{STATE_FILE}"), key=lambda file: int(file.parent.name.partition("-")[2]))
+    if not whole:
+        return None, None
+    state = WarmupState(**json.loads(whole[-1].read_text()))
+    changed = [f"{key}: {new!r}, but the run in {folder.path} has {old!r}"
+               for key, old, new in differences(load(folder.config_file, [], WarmupConfig), config)
+               if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)]
+    if state.digest != inputs.digest:
+        changed.append("data.path: the rows differ from those that the run began with")
+    if changed:
+        raise ConfigError([*changed, "Remedy: --resume with the run's own configuration, or a new run_dir"])
+    return whole[-1].parent, state
+
+
+def _report(config: WarmupConfig, folder: RunFolder, loop: WarmupLoop, steps: int, wall_s: float, written: list[Path]) -> None:
+    before, after = loop.seen.before, loop.seen.after
+    summary = Summary(
+        steps=steps, stop_reason="completed", message=None, held_out_before=None if before is None else before.intervals,
+        held_out_after=None if after is None else after.intervals, best=None, wall_s=wall_s, peak_rss_gb=peak_rss_gb(),
+        num_sampled_tokens=0, seed=config.seed, versions=installed_versions())
+    write_summary(folder, summary)
+    draw_warmup(folder.metrics_file, folder.curve_file, title=config.run_dir.name)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    print("\n" + "\n".join([*held_out_lines(summary), *_result_lines(folder, before, after, wall_s, written)]))
+
+
+def _result_lines(
+    folder: RunFolder, before: HeldOutResult | None, after: HeldOutResult | None, wall_s: float, written: list[Path]
+) -> list[str]:
+    losses = [] if before is None or after is None else [before.loss, after.loss]
+    return [
+        *([f"{'held-out loss':<18}{losses[0]:.4f} -> {losses[1]:.4f} nats per completion token"] if losses and None not in losses else []),
+        f"{'cost':<18}{wall_s:.0f} s, {peak_rss_gb():.2f} GB of memory",
+        f"{'curves':<18}{folder.curve_file}",
+        *(f"{'go on with':<18}rl/train.py model{'.adapter' if path.name == 'adapter' else ''}={path}" for path in written)]
+
+
+def describe(config: WarmupConfig) -> str:
+    """`--dry-run`: reads and checks everything but the model, and shows the first row. Trains nothing."""
+    check_trl()
+    inputs = read_warmup_inputs(config)
+    row = inputs.rows[0]
+    steps = count_steps(config, len(inputs.rows))
+    lengths = [row.num_tokens for row in inputs.rows]
+    decode: Any = inputs.tokenizer.decode
+    lines = [
+        f"prompt of the first row      {row.prompt.text!r}, {len(row.prompt.token_ids)} tokens",
+        f"what is learnt after it      {decode(list(row.completion_ids))!r}, {len(row.completion_ids)} tokens",
+        f"rows                         {len(inputs.rows)} train, {len(inputs.held_out_rows)} give the held-out loss",
+        f"held-out questions           {len(inputs.prompts)}",
+        f"tokens                       {sum(lengths):,}, the longest row has {max(lengths)} of at most {inputs.max_tokens}",
+        "left out                     " + (", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none"),
+        f"updates                      {steps if steps is not None else 'as many as packed rows make'}, of {config.optim.batch_rows} rows",
+        "", "Everything was read and checked; nothing was trained."]
+    return to_yaml(config) + "\n" + "\n".join(lines)

@@ -1,0 +1,95 @@
+"""TRL's SFTTrainer behind our configuration: tokenised rows in, an adapted policy out. The only module that calls TRL's trainer.
+
+Of TRL are used: packing, the batch, the loss and the loop around the optimiser. Not used are its templates and its tokenising: a row comes
+with its ids and a mask of what carries loss. The learning rate is that of a training run (rl/update.py). trl is imported when a
+trainer is made, since its import takes seconds and it is an option of the installation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from rl.config_loading import ConfigError
+from rl.policy import Policy, resolve_dtype
+from rl.solutions import SolutionRow
+from rl.update import scheduled_rate
+from rl.warmup_config import WarmupConfig
+
+NEVER = 1 << 40
+"""Steps between checkpoints where there shall be none."""
+
+
+def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
+    """TRL's SFTConfig for the configuration; its `device` is where the policy belongs. Everything that TRL decides by itself and that
+    changes the result is set."""
+    from trl import SFTConfig
+
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    # Full parameters are kept in float32 and computed in the policy's dtype, as in training (rl/policy_forward.py).
+    dtype = resolve_dtype(config.model.dtype, torch.device("cpu" if on_cpu else "cuda"))
+    arguments = SFTConfig(
+        output_dir=str(output_dir), seed=config.seed, data_seed=config.seed,
+        use_cpu=on_cpu, bf16=dtype == torch.bfloat16 and not config.lora.enabled, fp16=False,
+        max_steps=config.steps or -1, num_train_epochs=config.epochs, per_device_train_batch_size=config.optim.micro_batch_rows,
+        max_grad_norm=config.optim.max_grad_norm, learning_rate=config.optim.lr, weight_decay=config.optim.weight_decay,
+        packing=config.packing, completion_only_loss=True, gradient_checkpointing=False,
+        logging_steps=1, logging_nan_inf_filter=False, eval_strategy="no", report_to="none", disable_tqdm=True,
+        save_strategy="steps", save_steps=config.checkpoint.every or NEVER, save_total_limit=config.checkpoint.keep,
+        dataloader_pin_memory=False, dataloader_drop_last=False, ddp_find_unused_parameters=False)
+    num_ranks = arguments.world_size
+    per_pass = config.optim.micro_batch_rows * num_ranks
+    if config.optim.batch_rows % per_pass:
+        raise ConfigError([f"optim.batch_rows: {config.optim.batch_rows} rows per update are no multiple of optim.micro_batch_rows="
+                           f"{config.optim.micro_batch_rows} x {num_ranks} process(es). Remedy: optim.batch_rows="
+                           f"{-(-config.optim.batch_rows // per_pass) * per_pass}, or fewer micro_batch_rows"])
+    arguments.gradient_accumulation_steps = config.optim.batch_rows // per_pass
+    if arguments.n_gpu > 1:
+        raise ConfigError([f"{arguments.n_gpu} GPUs are visible to one process, which uses one. Remedy: accelerate launch --multi_gpu "
+                           "rl/warmup.py ..., or CUDA_VISIBLE_DEVICES=0"])
+    return arguments
+
+
+def make_trainer(
+    config: WarmupConfig, policy: Policy, rows: Sequence[SolutionRow], max_tokens: int, arguments: Any, callbacks: Sequence[Any] = ()
+) -> Any:
+    """An SFTTrainer over the rows, ready for `train()`. It changes the forward of policy.model: copies for sampling are made before."""
+    import datasets
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    class WarmupTrainer(SFTTrainer):
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            self.lr_scheduler: Any = LambdaLR(
+                optimizer or self.optimizer, lambda step: scheduled_rate(config.optim, step, num_training_steps) / config.optim.lr)
+            return self.lr_scheduler
+
+        def _send_telemetry(self) -> None:
+            """TRL reports the kind of model and data to the hub. We do not."""
+
+    arguments.max_length = max_tokens if config.packing else None  # the length of packed rows; longer ones are not here any more
+    optimizer = torch.optim.AdamW(
+        policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay, fused=True)
+    logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)  # it knows only flash attention's packing; ours is tested
+    datasets.disable_progress_bars()
+    trainer = WarmupTrainer(
+        model=policy.model, args=arguments, train_dataset=as_dataset(rows), processing_class=policy.tokenizer,
+        callbacks=list(callbacks), optimizers=(optimizer, None))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def as_dataset(rows: Sequence[SolutionRow]) -> Any:
+    """The rows as TRL takes them when they are tokenised already: ids, and 1 where a token carries loss."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({
+        "input_ids": [[*row.prompt.token_ids, *row.completion_ids] for row in rows],
+        "completion_mask": [[0] * len(row.prompt.token_ids) + [1] * len(row.completion_ids) for row in rows]})
