@@ -79,7 +79,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     # No room for more sequences than there are.
     section = generator_section(options.generator, min(options.max_sequences, sum(len(task.prompts) * task.samples for task in tasks)))
     out = options.out or default_out(options.model, options.adapter)
-    settings = {"subject": subject.identity(), "generator": section.backend, "max_sequences": section.max_sequences,
+    settings = {"subject": subject.identity(), "generator": section.backend, "max_sequences": options.max_sequences,
                 "tasks": {task.name: dict(task.protocol) for task in tasks}}
     goes_on = open_settings(out, settings, restart=options.restart)
 
