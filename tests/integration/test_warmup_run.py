@@ -134,7 +134,9 @@ def test_two_processes_train_as_one(lora_run: Path, tmp_path: Path) -> None:
     assert "error" not in finished.stderr
     for mine, theirs in zip(metrics_of(tmp_path / "warmup"), metrics_of(lora_run), strict=True):
         assert mine.keys() == theirs.keys() and mine["kind"] == theirs["kind"]
-        assert [mine[name] for name in mine if name != "kind"] == pytest.approx([theirs[name] for name in mine if name != "kind"], rel=1e-5)
+        # TRL's entropy and accuracy are means over micro-batches, weighted otherwise over ranks.
+        compared = mine.keys() - {"kind", "policy/token_entropy", "loss/token_accuracy"}
+        assert {name: mine[name] for name in compared} == pytest.approx({name: theirs[name] for name in compared}, rel=1e-5)
     assert (tmp_path / "warmup" / "adapter" / "adapter_model.safetensors").is_file()
 
 
