@@ -67,7 +67,7 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
         if model is None:
             model = source.base.path
         elif not _same_model(model, base := _recorded_base(source.adapter)):
-            # Not yet an error: folders move. Another architecture fails when the weights are loaded; this is for one of the same shapes.
+            # Another architecture would fail when the weights are loaded; one of the same shapes would take the adapter in silence.
             raise EvaluationError(f"--adapter: {adapter} was trained on {base}, and --model is {model}. Remedy: --model {base}, or an "
                                   "adapter of this model (where it is the same model under another path, set base_model_name_or_path in "
                                   "the adapter's adapter_config.json)")
@@ -78,14 +78,13 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
     return Subject(section, load_tokenizer(section), load_model_config(section))
 
 
-def generator_section(backend: Backend, max_sequences: int, eager: bool | None = None) -> GeneratorSection:
+def generator_section(backend: Backend, max_sequences: int) -> GeneratorSection:
     """auto: vLLM where there is a GPU and vLLM is installed, else transformers."""
     if max_sequences < 1:
         raise EvaluationError(f"--max-sequences: saw {max_sequences}; expected a whole number >= 1")
     if backend == "auto":
         backend = "vllm" if default_device().type == "cuda" and importlib.util.find_spec("vllm") is not None else "transformers"
-    return GeneratorSection.model_validate(
-        {"backend": backend, "max_sequences": max_sequences, "eager": eager if backend == "vllm" else None})
+    return GeneratorSection.model_validate({"backend": backend, "max_sequences": max_sequences})
 
 
 @contextlib.contextmanager

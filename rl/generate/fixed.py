@@ -41,7 +41,7 @@ CACHE_SHARE = 0.4  # of the memory that is free, at most, for vLLM's key/value c
 
 def open_fixed_generator(
     model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, *, max_tokens: int,
-    scratch: Path, seed: int = 0,
+    scratch: Path,
 ) -> Generator:
     """A sampler of model.path, with model.adapter merged into it where there is one, on the GPU where there is one.
 
@@ -51,7 +51,7 @@ def open_fixed_generator(
     if config.backend == "vllm":
         check_version()
         with explain_loading(model.path):
-            return _FixedVllm(model, config, tokenizer, model_config, max_tokens, scratch, device, seed)
+            return _FixedVllm(model, config, tokenizer, model_config, max_tokens, scratch, device)
     if config.backend != "transformers":
         raise ConfigError([f"generator.backend: {config.backend}; expected transformers or vllm, which load the model themselves"])
     with explain_loading(model.path):
@@ -71,7 +71,7 @@ class _FixedVllm:
     """Generator (rl/generate/protocol.py) on an engine that loads a checkpoint from the disk and keeps it."""
 
     def __init__(self, model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
-                 max_tokens: int, scratch: Path, device: torch.device, seed: int) -> None:
+                 max_tokens: int, scratch: Path, device: torch.device) -> None:
         self.policy_version = 0
         self._tokenizer = tokenizer
         path, revision = str(resolve_path(model.path)), model.revision
@@ -88,18 +88,17 @@ class _FixedVllm:
         if on_gpu and share is None:
             free, total = torch.cuda.mem_get_info(device)
             share = GPU_RESERVE * free / total
-        cache = engine_cache_bytes(config, max_tokens, cache_bytes_per_token(model_config, dtype.itemsize), on_gpu=on_gpu)
+        bytes_per_token = cache_bytes_per_token(model_config, dtype.itemsize)
+        cache = engine_cache_bytes(config, max_tokens, bytes_per_token, on_gpu=on_gpu)
         if cache is not None and config.cache_gb is None:
             # Evaluations allow long completions, which few reach: with less, the engine lets some sequences wait.
-            one = cache_bytes(1, max_tokens, cache_bytes_per_token(model_config, dtype.itemsize))
-            cache = max(one, min(cache, int(CACHE_SHARE * psutil.virtual_memory().available)))
+            cache = max(cache_bytes(1, max_tokens, bytes_per_token), min(cache, int(CACHE_SHARE * psutil.virtual_memory().available)))
         try:
             self._engine = Engine(EngineSettings(
                 model=path, revision=revision, trust_remote_code=model.trust_remote_code, dtype=dtype, max_tokens=max_tokens,
                 max_sequences=config.max_sequences, lora_rank=None, lora_targets=(), logprobs_mode="raw_logprobs",
-                memory_share=share if on_gpu else None,
-                cache_bytes=cache,
-                eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1, seed=seed))
+                memory_share=share if on_gpu else None, cache_bytes=cache,
+                eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1, seed=0))
         finally:
             if merged is not None:
                 shutil.rmtree(merged, ignore_errors=True)
