@@ -19,7 +19,7 @@ from rl.config import DataSection, HeldOutSection, ModelSection, RewardSection, 
 from rl.config_loading import ConfigError, resolve_path
 from rl.data import LoadedQuestions, load_questions
 from rl.generated_questions import is_generated
-from rl.prompting import PromptRenderer, load_template, render_prompts
+from rl.prompting import PromptRenderer, load_template, render_prompts, warn_of_plain_text
 from rl.records import Prompt, Question
 from rl.rewarding import build_rewards, check_answers, check_columns
 
@@ -55,10 +55,7 @@ def read_inputs(config: RunConfig) -> Inputs:
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     template = load_template(config.prompt.template)
     renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)
-    if template.needs_chat_template and not renderer.uses_chat_template:
-        warnings.warn(
-            f"prompt.template: {template.name} was made for a chat template and is rendered as plain text. Remedy: "
-            "prompt.chat_template=auto with a tokenizer that has one, or another template such as boxed", stacklevel=2)
+    warn_of_plain_text(renderer)
     training = _load(config.data, config.data.limit, "data")
     _check_training_answers(rewards, training.questions, config.data)
     _check_columns(rewards, training.questions, "data", config.data)

@@ -7,6 +7,7 @@ To add one, write a file into prompts/, or anywhere and give its path. Imports n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -174,6 +175,15 @@ class PromptRenderer:
         # Some tokenizers close every text with an end-of-sequence token: nothing could be sampled after it.
         closes = bool(token_ids) and token_ids[-1] == self.tokenizer.eos_token_id and bare[-1:] != token_ids[-1:]
         return token_ids[:-1] if closes else token_ids
+
+
+def warn_of_plain_text(renderer: PromptRenderer) -> None:
+    """Warns where a template that was made for a chat template is rendered without one."""
+    template = renderer.template
+    if template.needs_chat_template and not renderer.uses_chat_template:
+        warnings.warn(
+            f"prompt.template: {template.name} was made for a chat template and is rendered as plain text. Remedy: "
+            "prompt.chat_template=auto with a tokenizer that has one, or another template such as boxed", stacklevel=3)
 
 
 def render_prompts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from rewards.scoring import RewardSum
 from rl.config_loading import ConfigError, resolve_path
 from rl.inputs import build_grader, load_model_config, load_tokenizer, read_held_out, warn_of_overlap
 from rl.policy import end_of_sequence_ids, load_generation_config
-from rl.prompting import PromptRenderer, load_template
+from rl.prompting import PromptRenderer, load_template, warn_of_plain_text
 from rl.records import Prompt
 from rl.solutions import SolutionRow, end_token, load_solutions, render_solutions
 from rl.warmup_config import WarmupConfig
@@ -50,10 +49,7 @@ def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
     max_tokens = _max_tokens(config, context)
     template = load_template(config.prompt.template)
     renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)
-    if template.needs_chat_template and not renderer.uses_chat_template:
-        warnings.warn(
-            f"prompt.template: {template.name} was made for a chat template and is rendered as plain text. Remedy: "
-            "prompt.chat_template=auto with a tokenizer that has one, or another template such as boxed", stacklevel=2)
+    warn_of_plain_text(renderer)
     path = str(resolve_path(config.model.path))
     eos_ids = end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path)
     rows, num_too_long = render_solutions(
