@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
-from rl.errors import describe_error, exit_code, user_errors
+from rl.errors import report_errors, user_errors
 
 # Configuration keys in messages of rl -> the options of the evaluation's commands.
 _OPTIONS = {"model.path": "--model", "model.adapter": "--adapter", "model.revision": "--revision", "model.dtype": "--dtype",
             "prompt.template": "--prompt", "prompt.chat_template": "--chat-template", "generator.backend=": "--generator ",
             "generator.backend": "--generator", "generator.max_sequences": "--max-sequences",
-            "sampling.max_completion_tokens": "--max-tokens"}
+            "sampling.max_completion_tokens": "--max-tokens",
+            "interrupted before the step's end; what was saved before is whole": "interrupted; the same command goes on"}
 
 
 def evaluation_errors() -> tuple[type[BaseException], ...]:
@@ -23,14 +23,8 @@ def evaluation_errors() -> tuple[type[BaseException], ...]:
 
 
 def command(main: Callable[[], int]) -> int:
-    """Run it; what the user can mend becomes one message without a traceback (OTHERHALF_TRACEBACK=1 shows it) and an exit code."""
-    try:
-        return main()
-    except BaseException as error:
-        if os.environ.get("OTHERHALF_TRACEBACK") or not isinstance(error, evaluation_errors()):
-            raise
-        print(f"error: {in_options(describe_error(error))}", file=sys.stderr)
-        return exit_code(error)
+    """Run it; what the user can mend becomes one message without a traceback, in the words of the command line, and an exit code."""
+    return report_errors(main, evaluation_errors, in_options)
 
 
 def in_options(message: str) -> str:

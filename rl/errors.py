@@ -31,18 +31,20 @@ def exit_code(error: BaseException) -> int:
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else USER_ERROR
 
 
-def report_errors(main: Callable[[], int]) -> int:
+def report_errors(
+    main: Callable[[], int], errors: Callable[[], tuple[type[BaseException], ...]] = user_errors, in_words: Callable[[str], str] = str
+) -> int:
     """`main()`'s exit code; what the user can mend becomes one message on stderr and its exit code, and a warning one line.
-    OTHERHALF_TRACEBACK=1 lets the error through."""
+    OTHERHALF_TRACEBACK=1 lets the error through. errors: which those are. in_words: the message in the words of the command."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return main()
-    except user_errors() as error:
+    except errors() as error:
         if os.environ.get("OTHERHALF_TRACEBACK"):
             raise
         rank = int(os.environ.get("RANK", "0"))
-        print(f"error{f' (process {rank})' if rank else ''}: {describe_error(error)}", file=sys.stderr)
+        print(f"error{f' (process {rank})' if rank else ''}: {in_words(describe_error(error))}", file=sys.stderr)
         return exit_code(error)
 
 
