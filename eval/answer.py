@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.options import Parser, add_model, add_prompt, add_sampler
-from eval.records import GradedQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,6 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     from pathlib import Path
 
     from eval.benchmarks import Benchmark, Grader, LoadedBenchmark, Protocol
-    from eval.evaluation import sample_and_grade
     from eval.sampler import find_subject, generator_section, open_sampler
     from eval.tasks import Asked, EvaluationError, build_task
     from rl.records import Question
@@ -127,7 +125,7 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
         raise EvaluationError("the question is empty; expected its text, in quotes")
     subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
                            trust_remote_code=options.trust_remote_code)
-    # There is nothing to be graded: a question's own text is a gold answer like any other.
+    # A task has a grader; there is no gold answer here, and it is never asked.
     benchmark = Benchmark("question", "a question", Protocol(options.k, 1.0, 1.0, 2048, "our own"),
                           grader=Grader("rewards.controls:random_reward"))
     loaded = LoadedBenchmark(benchmark, (Question("question", options.question, None, {}),), 1, 0, 0, "the command line", "", ())
@@ -139,8 +137,8 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     section = generator_section(options.generator, min(options.max_sequences, options.k) if options.max_sequences > 0 else 0)
     with tempfile.TemporaryDirectory() as scratch, open_sampler(
             subject, section, max_tokens=task.max_tokens, scratch=Path(scratch)) as generator:
-        answered: GradedQuestion = sample_and_grade(task, task.prompts, generator)[0]
-    return [(one.text, one.truncated) for one in answered.samples]
+        (group,) = generator.generate(task.requests(task.prompts), task.parameters)
+    return [(rollout.text, rollout.is_truncated) for rollout in group.rollouts]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from eval.options import Parser, add_model, add_prompt, add_sampler, default_out, positive_list
 
 if TYPE_CHECKING:
+    from eval.records import GradedQuestion
     from eval.sampler import Subject
     from eval.tasks import Task
 
@@ -141,8 +142,8 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
     return tasks
 
 
-def _conclude(options: argparse.Namespace, subject: Subject, settings: dict[str, Any], tasks: Sequence[Task], questions: Sequence[Any],
-              out: Path, wall_s: float) -> dict[str, Any]:
+def _conclude(options: argparse.Namespace, subject: Subject, settings: dict[str, Any], tasks: Sequence[Task],
+              questions: Sequence[GradedQuestion], out: Path, wall_s: float) -> dict[str, Any]:
     from eval.result import benchmark_result, write_result
 
     by_task = {task.name: [question for question in questions if question.benchmark == task.name] for task in tasks}
