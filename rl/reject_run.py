@@ -162,7 +162,7 @@ def _conclude(config: RejectConfig, inputs: RejectInputs, store: SampleStore, fo
             tally.add(question, choice)
             kept[position] = [question.completions[index].text for index in choice.kept]
     tally.check(f"--resume {folder.path}")
-    rows = [_row(prompt, text) for position, prompt in enumerate(inputs.prompts) for text in kept[position]]
+    rows = [solution_row(prompt, text) for position, prompt in enumerate(inputs.prompts) for text in kept[position]]
     mixed = []
     for file in inputs.mix:
         drawn = draw(file, tally.kept, config.seed)
@@ -179,7 +179,7 @@ def _conclude(config: RejectConfig, inputs: RejectInputs, store: SampleStore, fo
     return report
 
 
-def _row(prompt: Prompt, text: str) -> dict[str, Json]:
+def solution_row(prompt: Prompt, text: str) -> dict[str, Json]:
     """As a warm-up reads it, with the columns that the prompt's template may need. The gold answer is no part of it."""
     question = prompt.question
     others = {name: value for name, value in question.columns.items() if name not in ("id", "question", "solution", "messages")}

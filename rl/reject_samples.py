@@ -118,7 +118,8 @@ class SampleStore:
         """Raises RunFolderError where the file is not what was written."""
         file = self._file(number)
         try:
-            questions = [_from_json(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+            # Bytes: of the ends of lines that text knows, some stand in completions.
+            questions = [_from_json(json.loads(line)) for line in file.read_bytes().splitlines()]
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{file}: {type(error).__name__}: {error}; the file was edited or damaged. {SAMPLE_AGAIN}") from None
         found = [(question.id, len(question.completions)) for question in questions]

