@@ -133,3 +133,9 @@ def test_off_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (59.6, "1:00"), (3661, "1:01:01"), (90000, "25:00:00")])
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_rejection_sampling_shows_what_is_kept() -> None:
+    stream = io.StringIO()
+    LinesProgress("run", 4, stream=stream).step(1, {"reward": 0.5, "kept_share": 0.125, "tokens_per_s": 2500.0})
+    assert "step 1/4  reward 0.500  kept  12%  tok/s   2,500 " in stream.getvalue()
