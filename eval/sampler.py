@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
@@ -17,13 +16,13 @@ from eval.tasks import EvaluationError
 from rl.config import GeneratorSection, ModelSection
 from rl.config_loading import resolve_path
 from rl.export import find_source
+from rl.file_digest import weights_digest
 from rl.generate.fixed import default_device, open_fixed_generator
 from rl.generate.protocol import Generator
 from rl.inputs import load_model_config, load_tokenizer
 from rl.policy import resolve_dtype
 
 Backend = Literal["auto", "transformers", "vllm"]
-_SAMPLED_BYTES = 1 << 20  # of the beginning, the middle and the end of a file of weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,8 @@ class Subject:
         adapter = self.model.adapter
         # Of a hub id, the commit that its name and revision stood for when it was loaded.
         commit = getattr(self.model_config, "_commit_hash", None)
-        return {"model": self.model.path, "revision": self.model.revision, "weights": _digest(resolve_path(self.model.path)) or commit,
-                "adapter": adapter, "adapter_weights": None if adapter is None else _digest(resolve_path(adapter)),
+        return {"model": self.model.path, "revision": self.model.revision, "weights": weights_digest(resolve_path(self.model.path)) or commit,
+                "adapter": adapter, "adapter_weights": None if adapter is None else weights_digest(resolve_path(adapter)),
                 "dtype": str(resolve_dtype(self.model.dtype, default_device())).removeprefix("torch."), "device": default_device().type}
 
 
@@ -114,19 +113,4 @@ def _same_model(given: str, recorded: str) -> bool:
     if not here.exists() or not there.exists():
         # Hub ids, or a base that has moved since: the last parts of the names are all there is to compare.
         return Path(given).name == Path(recorded).name
-    return here.resolve() == there.resolve() or _digest(here) == _digest(there)
-
-
-def _digest(folder: Path) -> str | None:
-    """Of the names, sizes and a part of the contents of the weights in a folder; None for a hub id."""
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for start in sorted({0, max(0, size // 2 - _SAMPLED_BYTES // 2), max(0, size - _SAMPLED_BYTES)}):
-                file.seek(start)
-                digest.update(file.read(_SAMPLED_BYTES))
-    return digest.hexdigest()[:16]
+    return here.resolve() == there.resolve() or weights_digest(here) == weights_digest(there)
