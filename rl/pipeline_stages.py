@@ -60,6 +60,8 @@ def prepare_stage(
         settings = fill(stage, plan, results)
         if stage.kind == "eval":
             return _prepare_evaluation(stage, settings, results, check_evaluation, read_files)
+        if stage.policy is not None and stage.config is not None:
+            _check_tokenizer(stage.config, results[stage.policy].model)
         overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
         config = load(None if stage.config is None else Path(stage.config), [*overrides, f"run_dir={stage.folder}"], CONFIGS[stage.kind])
     except ConfigError as error:
@@ -119,6 +121,28 @@ def expected_result(stage: Stage, config: Section | None) -> Result:
         return Result(stage.folder, config.model.path, config.model.revision, str(best / "adapter")) if config.lora.enabled else Result(
             stage.folder, str(best / "model"))
     return Result(stage.folder, solutions=str(stage.folder / "solutions.jsonl") if stage.kind == "reject" else None)
+
+
+def _check_tokenizer(config: str, policy: str | None) -> None:
+    """The base that the stage's own file names is replaced by the policy's; another vocabulary there means that it was made for another
+    model. Local checkpoints only. Raises ConfigError."""
+    named = read_mapping(resolve_path(config)).get("model")
+    own = named.get("path") if isinstance(named, dict) else named
+    if not isinstance(own, str) or policy is None:
+        return
+    there, here = _vocabulary(own), _vocabulary(policy)
+    if there is not None and here is not None and there != here:
+        raise ConfigError([f"{config}: model.path is {own}, whose tokenizer has {len(there)} tokens, but the policy comes of {policy} with "
+                           f"{len(here)} that are not the same. Remedy: policy: base to start from {own}, or a configuration for {policy}"])
+
+
+def _vocabulary(model: str) -> dict[str, int] | None:
+    """{token: id} of a checkpoint with a tokenizer.json; None where that cannot be told."""
+    file = resolve_path(model) / "tokenizer.json"
+    if not file.is_file():
+        return None
+    vocabulary = json.loads(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")
+    return vocabulary if isinstance(vocabulary, dict) else None
 
 
 def _prepare_evaluation(
