@@ -19,8 +19,8 @@ from rl.export import find_source
 from rl.file_digest import weights_digest
 from rl.generate.fixed import default_device, open_fixed_generator
 from rl.generate.protocol import Generator
+from rl.identity import model_identity
 from rl.inputs import load_model_config, load_tokenizer
-from rl.policy import resolve_dtype
 
 Backend = Literal["auto", "transformers", "vllm"]
 
@@ -41,12 +41,7 @@ class Subject:
 
     def identity(self) -> dict[str, Any]:
         """What tells this subject from another one, also from other weights in the same folder."""
-        adapter = self.model.adapter
-        # Of a hub id, the commit that its name and revision stood for when it was loaded.
-        commit = getattr(self.model_config, "_commit_hash", None)
-        return {"model": self.model.path, "revision": self.model.revision, "weights": weights_digest(resolve_path(self.model.path)) or commit,
-                "adapter": adapter, "adapter_weights": None if adapter is None else weights_digest(resolve_path(adapter)),
-                "dtype": str(resolve_dtype(self.model.dtype, default_device())).removeprefix("torch."), "device": default_device().type}
+        return model_identity(self.model, self.model_config)
 
 
 def find_subject(model: str | None, adapter: str | None, *, revision: str | None = None, dtype: str = "auto",

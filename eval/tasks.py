@@ -6,10 +6,8 @@ What the user leaves open is taken from the benchmark's protocol of the literatu
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +16,7 @@ from eval.benchmarks import Benchmark, LoadedBenchmark
 from rewards.contract import RewardError
 from rewards.scoring import RewardSpec, RewardSum
 from rl.generate.protocol import Request, SamplingParameters, request_seed
+from rl.identity import rewards_digest
 from rl.prompting import PromptRenderer, load_template
 from rl.records import Prompt
 from rl.rewarding import check_answers, check_columns
@@ -132,22 +131,6 @@ def build_task(benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, toke
         "grader_digest": rewards_digest(grader), "best_of_digest": None if ranker is None else rewards_digest(ranker),
     }
     return Task(name or benchmark.name, prompts, grader, ranker, parameters, samples, ks, asked.seed, described, (*loaded.warnings, *notes))
-
-
-def rewards_digest(rewards: RewardSum) -> str:
-    """Of the source of the functions: the whole package for our own, the function's file otherwise. A grader that was changed in the middle
-    of an evaluation would be two graders."""
-    digest = hashlib.sha256()
-    for function in rewards.functions:
-        try:
-            file = Path(inspect.getsourcefile(function) or "")
-        except TypeError:  # an instance of a class
-            file = Path(inspect.getsourcefile(type(function)) or "")
-        files = sorted(file.parent.glob("*.py")) if function.__module__.startswith("rewards.") else [file]
-        for path in files:
-            if path.is_file():
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_rewards(benchmark: str, loaded: LoadedBenchmark, grader: RewardSum, ranker: RewardSum | None) -> None:

@@ -16,22 +16,30 @@ QUICKSTART = Path("configs/quickstart.yaml")
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
 
 
+StageConfig = TypeVar("StageConfig", bound=Section)
+
+
 @dataclass(frozen=True, slots=True)
-class Command:
+class Command(Generic[StageConfig]):
     """What the user asked for. config: validated. resume: the folder of the run to go on with, or None."""
 
-    config: RunConfig
+    config: StageConfig
     resume: Path | None
     wants_help: bool = False
     dry_run: bool = False
     print_config: bool = False
 
 
-def parse(arguments: Sequence[str]) -> Command:
+def parse(arguments: Sequence[str]) -> Command[RunConfig]:
+    """The words of rl/train.py: see parse_run."""
+    return parse_run(arguments, RunConfig, QUICKSTART)
+
+
+def parse_run(arguments: Sequence[str], model: type[StageConfig], default: Path) -> Command[StageConfig]:
     """Raises ConfigError for unusable words, RunFolderError where there is no such run to resume.
 
-    Without --config and without --resume the quick start's file is used. With --resume the run's own configuration is, with
-    the overrides given now (rl/checkpoint.py says which may differ)."""
+    model: the configuration's class, which has a run_dir. default: the file that is used without --config and without --resume. With
+    --resume the run's own configuration is, with the overrides given now (rl/checkpoint.py, or the command, says which may differ)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--resume")
@@ -42,20 +50,20 @@ def parse(arguments: Sequence[str]) -> Command:
     except argparse.ArgumentError as error:
         raise ConfigError([f"{error}; see --help"]) from error
     if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
-        raise ConfigError([f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0])}; see --help"])
+        raise ConfigError([f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], model)}; see --help"])
     if known.help or known.h:
-        return Command(RunConfig(), None, wants_help=True)
+        return Command(model(), None, wants_help=True)
     path = known.config
     resume = None
     if known.resume is not None:
-        resume = _run_to_resume(known.resume, path, others)
+        resume = _run_to_resume(known.resume, path, others, model)
         path = path or RunFolder(resume).config_file
         others = [*others, f"run_dir={resume}"]
-    config = load(path or project_root() / QUICKSTART, others)
+    config = load(path or project_root() / default, others, model)
     return Command(config, resume, dry_run=known.dry_run, print_config=known.print_config)
 
 
-def _hint(word: str, model: type[Section] = RunConfig) -> str:
+def _hint(word: str, model: type[Section]) -> str:
     """What was probably meant by a word that is neither an option nor key=value."""
     key, equals, value = word.lstrip("-").partition("=")
     if word.endswith((".yaml", ".yml")):
@@ -78,8 +86,9 @@ def _with_resume_value(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]) -> Path:
-    """`latest` is the run in the folder that is being configured, if there is one, else the newest beside it.
+def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str], model: type[Section]) -> Path:
+    """`latest` is the run in the folder that is being configured, if there is one, else the newest beside it that has such a
+    configuration.
 
     A run_dir in so many words that holds no run is refused: the newest run beside it is not the one that was meant.
     """
@@ -87,7 +96,7 @@ def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]
     if given:
         configured = Path(given[-1])
     elif config_path is not None:
-        configured = load(config_path, overrides).run_dir
+        configured = Path(load(config_path, overrides, model).model_dump()["run_dir"])
     else:
         configured = None
     if name == "latest" and configured is not None and RunFolder(configured).holds_run:
@@ -95,10 +104,16 @@ def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]
     if name == "latest" and given:
         raise ConfigError([f"run_dir: --resume found no run in {given[-1]}; expected the folder of a run. Remedy: the run's own folder, or "
                            "--resume without run_dir for the newest run"])
-    return find_run(name, configured.parent if configured is not None else Path("runs"))
+    return find_run(name, configured.parent if configured is not None else Path("runs"), lambda run: _is_of(model, run))
 
 
-StageConfig = TypeVar("StageConfig", bound=Section)
+def _is_of(model: type[Section], run: RunFolder) -> bool:
+    """Whether the run was configured by this class: other commands' runs stand in the same folder."""
+    try:
+        load(run.config_file, [], model)
+    except ConfigError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from rewards.contract import RewardError
 from rewards.scoring import RewardSum
-from rl.config import DataSection, HeldOutSection, ModelSection, RewardSection, RunConfig
+from rl.config import DataSection, HeldOutSection, ModelSection, PromptSection, RewardSection, RunConfig
 from rl.config_loading import ConfigError, resolve_path
 from rl.data import LoadedQuestions, load_questions
 from rl.generated_questions import is_generated
@@ -53,29 +53,48 @@ def read_inputs(config: RunConfig) -> Inputs:
                            "generator.max_staleness=0, or rewards that read the completions"])
     grader = build_grader(config.evaluation, config.sampling.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
-    template = load_template(config.prompt.template)
-    renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)
-    warn_of_plain_text(renderer)
-    training = _load(config.data, config.data.limit, "data")
-    _check_training_answers(rewards, training.questions, config.data)
-    _check_columns(rewards, training.questions, "data", config.data)
-    prompts, num_too_long = render_prompts(training.questions, renderer, config.data.max_prompt_tokens)
-    dropped = {_duplicates(training): training.counts.num_duplicates, "too long": num_too_long}
+    training = read_questions(config.data, config.prompt, rewards, tokenizer)
+    renderer, prompts, dropped = training.renderer, training.prompts, dict(training.dropped)
     held_out: tuple[Prompt, ...] = ()
     if grader is not None:
         held_out, left_out = read_held_out(
-            config.evaluation, grader, renderer, config.data.max_prompt_tokens, {question.text for question in training.questions})
+            config.evaluation, grader, renderer, config.data.max_prompt_tokens, training.texts)
         dropped |= left_out
         warn_of_overlap(prompts, held_out)
-    _check_lengths(config, model_config, (*prompts, *held_out))
-    _check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
+    check_lengths(config.sampling.max_completion_tokens, model_config, (*prompts, *held_out))
+    check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
         warnings.warn(
             "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient is taken, so "
             "the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0", stacklevel=2)
-    stop_strings = tuple(dict.fromkeys([*template.stop_strings, *config.sampling.stop_strings]))
-    digests = {"data.path": _digest(prompts)} | ({"evaluation.path": _digest(held_out)} if grader is not None else {})
+    stop_strings = tuple(dict.fromkeys([*renderer.template.stop_strings, *config.sampling.stop_strings]))
+    digests = {"data.path": prompts_digest(prompts)} | ({"evaluation.path": prompts_digest(held_out)} if grader is not None else {})
     return Inputs(tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, digests)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedQuestions:
+    """prompts: of the questions that are not too long, in the file's order. texts: of all questions. dropped: how many rows were left out,
+    by reason."""
+
+    renderer: PromptRenderer
+    prompts: tuple[Prompt, ...]
+    texts: frozenset[str]
+    dropped: Mapping[str, int]
+
+
+def read_questions(
+    data: DataSection, prompt: PromptSection, rewards: RewardSum, tokenizer: PreTrainedTokenizerBase
+) -> RenderedQuestions:
+    """The questions that are sampled, with what the rewards need of each. Raises ConfigError, DataError or PromptError."""
+    renderer = PromptRenderer(load_template(prompt.template), tokenizer, prompt.chat_template)
+    warn_of_plain_text(renderer)
+    loaded = _load(data, data.limit, "data")
+    _check_training_answers(rewards, loaded.questions, data)
+    _check_columns(rewards, loaded.questions, "data", data)
+    prompts, num_too_long = render_prompts(loaded.questions, renderer, data.max_prompt_tokens)
+    dropped = {_duplicates(loaded): loaded.counts.num_duplicates, "too long": num_too_long}
+    return RenderedQuestions(renderer, prompts, frozenset(question.text for question in loaded.questions), dropped)
 
 
 def build_grader(evaluation: HeldOutSection, max_completion_tokens: int) -> RewardSum | None:
@@ -151,7 +170,7 @@ def _duplicates(loaded: LoadedQuestions) -> str:
     return f"duplicates ({contradicting} of them with another answer)" if contradicting else "duplicates"
 
 
-def _digest(prompts: Sequence[Prompt]) -> str:
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """SHA-256 of what the sampler and the rewards are given: a checkpoint belongs to these questions."""
     digest = hashlib.sha256()
     for prompt in prompts:
@@ -170,14 +189,15 @@ def warn_of_overlap(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> No
             "will flatter the policy. Remedy: remove them from one of the files", stacklevel=3)
 
 
-def _check_lengths(config: RunConfig, model_config: PretrainedConfig, prompts: Sequence[Prompt]) -> None:
+def check_lengths(max_completion_tokens: int, model_config: PretrainedConfig, prompts: Sequence[Prompt]) -> None:
+    """Raises ConfigError where the longest prompt with the longest completion is above the model's context."""
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
-    needed = len(longest.token_ids) + config.sampling.max_completion_tokens
+    needed = len(longest.token_ids) + max_completion_tokens
     if context is not None and needed > context:
         room = context - len(longest.token_ids)
         raise ConfigError([
-            f"sampling.max_completion_tokens: {config.sampling.max_completion_tokens} tokens after the longest prompt "
+            f"sampling.max_completion_tokens: {max_completion_tokens} tokens after the longest prompt "
             f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}. "
             f"Remedy: {f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower data.max_prompt_tokens"])
 
@@ -216,6 +236,6 @@ def _check_held_out_answers(grader: RewardSum, questions: Sequence[Question]) ->
                            "evaluation.columns.answer=NAME where the column has another name, or evaluation.path=null"]) from error
 
 
-def _check_stop_tokens(ids: Sequence[int], num_tokens: int) -> None:
+def check_stop_tokens(ids: Sequence[int], num_tokens: int) -> None:
     if unknown := [token for token in ids if not 0 <= token < num_tokens]:
         raise ConfigError([f"sampling.stop_token_ids: saw {unknown[0]}; expected ids below the tokenizer's {num_tokens}"])

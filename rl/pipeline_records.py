@@ -24,6 +24,7 @@ Verdict = Literal["skip", "resume", "start"]
 _MEMORY_KEYS = ("optim.micro_batch_tokens", "optim.micro_batch_rows", "generator.max_sequences", "generator.memory_share",
                 "generator.cache_gb", "generator.sleep", "generator.urls", "generator.api_key_env", "generator.exchange_dir",
                 "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing", "evaluation.max_sequences")
+_CHOSEN_ANEW = ("keep.", "mix")
 _ALSO_ON_THE_WAY = ("checkpoint.keep", "checkpoint.every", "generator.proof_every", "generator.proof_completions")
 
 
@@ -42,7 +43,7 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """changes: why a stage that had begun starts again, a line each."""
+    """changes: why a stage that had begun has another result now, a line each."""
 
     verdict: Verdict
     changes: tuple[str, ...] = ()
@@ -73,6 +74,8 @@ class PipelineRecords:
             return Decision("start")
         free = _MEMORY_KEYS if record.is_done else (*_MEMORY_KEYS, *_ALSO_ON_THE_WAY)
         changes = _changes(record, prepared, inputs, free)
+        if changes and prepared.stage.kind == "reject" and all(line.startswith(_CHOSEN_ANEW) for line in changes):
+            return Decision("resume", changes)  # it samples nothing again, and chooses by the new settings
         if changes:
             return Decision("start", changes)
         if is_done(prepared.stage):

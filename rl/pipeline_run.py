@@ -163,7 +163,7 @@ def _order(
         aside = free_name_beside(stage.folder)
         stage.folder.rename(aside)
         _say(f"pipeline: {stage.folder} held an earlier result: it is now {aside}")
-    records.begin(ready, inputs, anew=decision.verdict == "start")
+    records.begin(ready, inputs, anew=decision.verdict == "start" or bool(decision.changes))
     if ready.config_text is not None:
         config_file(stage).parent.mkdir(exist_ok=True)
         write_atomically(config_file(stage), ready.config_text)

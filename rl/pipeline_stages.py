@@ -89,7 +89,7 @@ def is_done(stage: Stage) -> bool:
     if stage.kind == "rl":
         file = RunFolder(stage.folder).summary_file
         return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["stop_reason"] in ("completed", "watchdog")
-    return (stage.folder / {"warmup": "summary.json", "reject": "report.json", "eval": "result.json"}[stage.kind]).is_file()
+    return (stage.folder / {"warmup": "summary.json", "reject": "solutions.jsonl", "eval": "result.json"}[stage.kind]).is_file()
 
 
 def result_of(stage: Stage, config: Section | None, results: Mapping[int, Result]) -> Result:

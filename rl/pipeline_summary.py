@@ -131,7 +131,10 @@ def _stage_summary(stage: Stage, plan: Sequence[Stage], seconds: float) -> Stage
             gave = f"its best policy, of step {summary.best.step if summary.best else 0}: stopped by the watchdog"
     elif stage.kind == "reject":
         report = _read(stage.folder / "report.json")
-        tokens, gave = report["num_sampled_tokens"], f"{report['num_kept']} solutions of {report['num_samples']} samples"
+        lengths = [found for found in (report["lengths_kept"], report["lengths_dropped"]) if found is not None]
+        tokens = sum(round(found["mean"] * found["completions"]) for found in lengths)
+        mixed = f", {report['rows'] - report['kept']:,} mixed in" if report["rows"] > report["kept"] else ""
+        gave = f"{report['kept']:,} solutions of {report['completions']:,} samples{mixed}"
     else:
         values = [(name, *_average(entry)) for name, entry in _read(stage.folder / "result.json")["benchmarks"].items()]
         gave = ", ".join(f"{name} {metric_name} {value['value']:.3f}" for name, metric_name, value in values)

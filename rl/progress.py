@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
-from rl.tracking import ACCURACY, LOSS, NORMALISED_ENTROPY, REFUSED_PREFIX, REWARD, TOKENS_PER_S, TRAINED_TOKENS_PER_S
+from rl.tracking import ACCURACY, KEPT_SHARE, LOSS, NORMALISED_ENTROPY, REFUSED_PREFIX, REWARD, TOKENS_PER_S, TRAINED_TOKENS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -103,6 +103,9 @@ class Progress:
         held_out = ("held-out", _number(None if self._held_out is None else self._held_out[0]))
         if REWARD not in metrics and LOSS in metrics:  # a supervised warm-up
             return [("loss", _number(metrics[LOSS])), held_out, ("tok/s", f"{metrics.get(TRAINED_TOKENS_PER_S, 0.0):7,.0f}")]
+        if KEPT_SHARE in metrics:  # rejection sampling, whose steps are chunks of questions
+            return [("reward", _number(metrics[REWARD])), ("kept", f"{metrics[KEPT_SHARE]:4.0%}"),
+                    ("tok/s", f"{metrics[TOKENS_PER_S]:7,.0f}")]
         refused = [value for name, value in metrics.items() if name.startswith(REFUSED_PREFIX)]
         return [
             ("reward", _number(metrics.get(REWARD))),

@@ -55,6 +55,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
     def lock_file(self) -> Path:
         return self.path / "run.lock"
 
@@ -64,8 +68,8 @@ class RunFolder:
 
     @property
     def changed_at(self) -> float:
-        """Newest modification of metrics or checkpoints, in seconds since the epoch; of the config before there are any."""
-        places = [self.metrics_file, self.checkpoints, *(self.checkpoints.glob("*") if self.checkpoints.is_dir() else ())]
+        """Newest modification of metrics, checkpoints or samples, in seconds since the epoch; of the config before there are any."""
+        places = [self.metrics_file, self.samples, self.checkpoints, *(self.checkpoints.glob("*") if self.checkpoints.is_dir() else ())]
         times = [place.stat().st_mtime for place in places if place.exists()]
         return max(times, default=self.config_file.stat().st_mtime)
 
@@ -162,17 +166,18 @@ def free_name_beside(path: Path) -> Path:
     return aside
 
 
-def find_run(name: str, runs_dir: Path = Path("runs")) -> Path:
+def find_run(name: str, runs_dir: Path = Path("runs"), is_meant: Callable[[RunFolder], bool] = lambda run: True) -> Path:
     """The folder of the run that `name` means: a path, a run's name under `runs_dir`, or `latest`.
 
-    `latest` is the run whose metrics or checkpoints changed last. A path may also be that of a file in the run's folder.
+    `latest` is the run whose metrics or checkpoints changed last, of those that `is_meant` accepts. A path may also be that of a file in
+    the run's folder.
     Raises: RunFolderError that lists the runs there are, newest first.
     """
     runs = sorted((RunFolder(entry) for entry in (runs_dir.iterdir() if runs_dir.is_dir() else ()) if RunFolder(entry).holds_run),
                   key=lambda run: (run.changed_at, run.path.name), reverse=True)
     if name == "latest":
-        if runs:
-            return runs[0].path
+        if (newest := next(filter(is_meant, runs), None)) is not None:
+            return newest.path
         raise RunFolderError(f"there is no run in {runs_dir} to take the latest of; name the run's folder")
     given = Path(name)
     for candidate in (given.parent if given.is_file() else given, runs_dir / name):

@@ -41,11 +41,13 @@ class SolutionRow:
         return len(self.prompt.token_ids) + len(self.completion_ids)
 
 
-def load_solutions(data: WarmupDataSection) -> list[Solution]:
-    """The rows in the file's order. One question may have several solutions. Raises: DataError naming file, line and field."""
+def load_solutions(data: WarmupDataSection, section: str = "data") -> list[Solution]:
+    """The rows in the file's order. One question may have several solutions. section: the configuration's, for messages.
+
+    Raises: DataError naming file, line and field."""
     found: list[Solution] = []
-    for row in read_rows(data.path, data.split, data.subset, data.revision, "data", {}, data.limit):
-        found.append(_solution(row, data.columns))
+    for row in read_rows(data.path, data.split, data.subset, data.revision, section, {}, data.limit):
+        found.append(_solution(row, data.columns, section))
         if len(found) == data.limit:
             break
     if not found:
@@ -119,28 +121,28 @@ def end_token(renderer: PromptRenderer, eos_token_ids: Collection[int], tokenize
     return tokenizer_eos if tokenizer_eos is not None else min(eos_token_ids)
 
 
-def _solution(row: Row, columns: WarmupColumnsSection) -> Solution:
+def _solution(row: Row, columns: WarmupColumnsSection, section: str) -> Solution:
     values = row.values
     others = {name: as_json(value, row, name) for name, value in values.items()
               if name not in (columns.question, columns.solution, columns.messages)}
     if columns.question in values:
-        question = _text(row, columns.question, "question", "the question")
+        question = _text(row, columns.question, f"{section}.columns.question", "the question")
         return Solution(row.where, Question(f"line-{row.number}", question, None, others),
-                        _text(row, columns.solution, "solution", "the solution"))
+                        _text(row, columns.solution, f"{section}.columns.solution", "the solution"))
     if columns.messages in values:
         *before, asked, answer = _messages(row, columns.messages)
         return Solution(row.where, Question(f"line-{row.number}", asked["content"], None, others), answer["content"], tuple(before))
     near = closest(columns.question, list(values))
     raise DataError(f"{row.where}: neither a {columns.question!r} nor a {columns.messages!r} field; the row has: "
-                    f"{', '.join(values) or 'none'}. Name the column with data.columns.question={near or 'NAME'} or "
-                    "data.columns.messages=NAME")
+                    f"{', '.join(values) or 'none'}. Name the column with {section}.columns.question={near or 'NAME'} or "
+                    f"{section}.columns.messages=NAME")
 
 
 def _text(row: Row, column: str, key: str, what: str) -> str:
     if column not in row.values:
         near = closest(column, list(row.values))
         raise DataError(f"{row.where}: no {column!r} field; the row has: {', '.join(row.values)}. A warm-up learns from solutions: name "
-                        f"their column with data.columns.{key}={near or 'NAME'}")
+                        f"their column with {key}={near or 'NAME'}")
     return _checked(row, column, row.values[column], what)
 
 

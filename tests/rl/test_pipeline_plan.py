@@ -183,6 +183,15 @@ def test_what_changed_starts_again_and_says_why(done: bool, tmp_path: Path) -> N
     assert records.decide(with_settings(ready, optim__micro_batch_tokens=64), same).verdict == ("skip" if done else "resume")
 
 
+def test_rejection_sampling_chooses_anew_from_what_it_has_sampled(tmp_path: Path) -> None:
+    plan = planned(REJECT, run_dir=str(tmp_path))
+    ready = prepare_stage(plan[0], plan, {}, parse)
+    records = PipelineRecords(tmp_path)
+    records.begin(ready, {}, anew=True)
+    assert records.decide(with_settings(ready, keep__per_question=1), {}).verdict == "resume"
+    assert records.decide(with_settings(ready, keep__per_question=1, sampling__samples=3), {}).verdict == "start"
+
+
 def test_a_result_that_was_removed_is_made_again(tmp_path: Path) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text("{}\n")
