@@ -76,7 +76,8 @@ def test_a_merged_policy_has_no_adapter() -> None:
     ([RL, REJECT, {**EVAL, "policy": "reject"}], r"\{reject\.model\} of stage reject \(reject\); a model comes of: warmup, rl"),
     ([RL, {**WARMUP, "set": {"data.path": "{rl.solutions}"}}], "a solutions comes of: reject"),
     ([RL, {**REJECT, "set": {"mix": [{"path": "{other.folder}/x"}]}}], "saw 'other', which is no earlier stage"),
-    ([WARMUP, {**RL, "set": {"model": {"path": "other"}}}], r"set\.model\.path, but the stage takes its policy of cold\. Remedy: policy: base"),
+    ([WARMUP, {**RL, "set": {"model": {"path": "other"}}}],
+     r"set\.model\.path, but the stage takes its policy of cold\. Remedy: policy: base"),
 ])
 def test_a_predecessor_that_there_is_not_is_named(stages: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -113,8 +114,9 @@ def test_another_tokenizer_between_stages_is_refused(tmp_path: Path) -> None:
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = tmp_path / "rl.yaml"
     config.write_text(f"model: {other}\n")
-    with pytest.raises(ConfigError, match=rf"stage rl \(rl\): {config}: model\.path is {other}, whose tokenizer has \d+ tokens, but the policy "
-                                          rf"comes of models/tiny-arith with \d+ .*Remedy: policy: base"):
+    message = (rf"stage rl \(rl\): {config}: model\.path is {other}, whose tokenizer has \d+ tokens, but the policy comes of "
+               r"models/tiny-arith with \d+ .*Remedy: policy: base")
+    with pytest.raises(ConfigError, match=message):
         check_pipeline(configured(WARMUP, {**RL, "config": str(config)}), parse)
     check_pipeline(configured(WARMUP, {**RL, "config": str(config), "policy": "base"}), parse)
     config.write_text("model: models/tiny-arith\n")
