@@ -76,26 +76,31 @@ def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> i
         results: dict[int, Result] = {}
         for stage in plan:
             ready = prepare_stage(stage, plan, results, check_evaluation)
-            order = ranks.from_main(lambda stage=stage, ready=ready: _order(stage, ready, plan, records, len(plan)))
-            if order["verdict"] != "skip":
-                started = time.monotonic()
-                code = 0
-                if ranks.is_main or stage.kind in ON_ALL_RANKS:
-                    environment = environment_of_all(order["port"]) if stage.kind in ON_ALL_RANKS else environment_of_one()
-                    code = run_process(python_command([*ready.words, *order["more"]]), environment, stop)
-                seconds = time.monotonic() - started
-                is_whole = ranks.from_main(lambda stage=stage, code=code: code == 0 and is_done(stage))
-                if records is not None:
-                    records.end(stage.name, seconds, done=is_whole)
-                if code != 0 and not (stop() is not None and code == ENDED_BY_SIGTERM):
-                    raise StageError(stage, code)
-                if not is_whole:
-                    _say(f"pipeline: stopped in {stage.key}, which is saved; the same command goes on from there")
-                    return 0
+            if not _run_stage(ready, plan, records, ranks, stop):
+                _say(f"pipeline: stopped in {stage.key}, which is saved; the same command goes on from there")
+                return 0
             results[stage.index] = result_of(stage, ready.config, results)
         if records is not None:
             _say("\n" + write_pipeline_summary(config.run_dir, plan, records))
     return 0
+
+
+def _run_stage(ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecords | None, ranks: Ranks, stop: StopSignals) -> bool:
+    """Bring the stage to its end, where it is not there yet. False where a signal stopped it before. Raises StageError."""
+    stage, on_all_ranks = ready.stage, ready.stage.kind in ON_ALL_RANKS
+    order = ranks.from_main(lambda: _order(ready, plan, records))
+    if order["verdict"] == "skip":
+        return True
+    started, code = time.monotonic(), 0
+    if ranks.is_main or on_all_ranks:
+        environment = environment_of_all(order["port"] if ranks.count > 1 else 0) if on_all_ranks else environment_of_one()
+        code = run_process(python_command([*ready.words, *order["more"]]), environment, stop)
+    is_whole = bool(ranks.from_main(lambda: code == 0 and is_done(stage)))
+    if records is not None:
+        records.end(stage.name, time.monotonic() - started, done=is_whole)
+    if code != 0 and not (stop() is not None and code == ENDED_BY_SIGTERM):
+        raise StageError(stage, code)
+    return is_whole
 
 
 def run_process(command: Sequence[str], environment: dict[str, str], stop: StopSignals) -> int:
@@ -145,14 +150,13 @@ def _open_folder(config: PipelineConfig, stack: contextlib.ExitStack) -> Pipelin
     return records
 
 
-def _order(
-    stage: Stage, ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecords | None, num_stages: int
-) -> dict[str, Any]:
+def _order(ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecords | None) -> dict[str, Any]:
     """What all processes do with the stage, decided by the main one."""
     assert records is not None
+    stage = ready.stage
     inputs = {plan[index].name: records[plan[index].name].start for index in stage.inputs}
     decision = records.decide(ready, inputs)
-    title = f"pipeline: stage {stage.index + 1} of {num_stages}, {stage.name} ({stage.kind})"
+    title = f"pipeline: stage {stage.index + 1} of {len(plan)}, {stage.name} ({stage.kind})"
     if decision.verdict == "skip":
         if not records[stage.name].is_done:  # killed between the stage's end and its record
             records.end(stage.name, 0.0, done=True)
@@ -171,8 +175,7 @@ def _order(
     how = {"start": "runs again" if decision.changes else "runs", "resume": "goes on"}[decision.verdict]
     why = f" ({'; '.join(decision.changes[:3])}{'; ...' if len(decision.changes) > 3 else ''})" if decision.changes else ""
     _say(f"{title}{of}: {how}{why}, {stage.folder}")
-    needs_port = stage.kind in ON_ALL_RANKS
-    return {"verdict": decision.verdict, "more": list(more), "port": free_port() if needs_port else 0}
+    return {"verdict": decision.verdict, "more": list(more), "port": free_port()}
 
 
 def describe_plan(plan: tuple[Stage, ...], prepared: Sequence[Prepared]) -> str:

@@ -22,8 +22,8 @@ from tests.reference.whole_run import metrics_of, own_environment, python, summa
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
 QUIET = {"tracking.progress": "lines"}
 WARMUP = {**QUIET, "steps": 4, "lora.rank": 4, "optim.batch_rows": 8, "optim.micro_batch_rows": 4, "data.limit": 64,
-          "data.held_out_rows": 8, "evaluation.num_questions": 12, "evaluation.samples": 2, "evaluation.every": 1, "evaluation.max_sequences": 4,
-          "checkpoint.every": 1}
+          "data.held_out_rows": 8, "evaluation.num_questions": 12, "evaluation.samples": 2, "evaluation.every": 1,
+          "evaluation.max_sequences": 4, "checkpoint.every": 1}
 RL = {**QUIET, "steps": 4, "lora.rank": 4, "sampling.questions_per_step": 8, "sampling.group_size": 4, "data.limit": 64,
       "evaluation.num_questions": 12, "evaluation.samples": 2, "checkpoint.every": 1, "generator.max_sequences": 4}
 STAGES: list[dict[str, Any]] = [
