@@ -10,9 +10,9 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 quickstart: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no rl/train.py
 
-# Whole runs two at a time; what measures deadlines alone.
+# Whole runs two at a time, each on one thread; what measures deadlines alone.
 test: check
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/rl tests/eval
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/rl tests/eval
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/rewards
 
 # The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.

@@ -16,10 +16,9 @@ from transformers import PretrainedConfig
 from rewards.scoring import RewardSum
 from rl.config import ModelSection
 from rl.config_loading import resolve_path
+from rl.file_digest import weights_digest
 from rl.generate.fixed import default_device
 from rl.policy import resolve_dtype
-
-_SAMPLED_BYTES = 1 << 20  # of the beginning, the middle and the end of a file of weights
 
 
 def model_identity(model: ModelSection, model_config: PretrainedConfig) -> dict[str, Any]:
@@ -29,21 +28,6 @@ def model_identity(model: ModelSection, model_config: PretrainedConfig) -> dict[
     return {"model": model.path, "revision": model.revision, "weights": weights_digest(resolve_path(model.path)) or commit,
             "adapter": model.adapter, "adapter_weights": None if model.adapter is None else weights_digest(resolve_path(model.adapter)),
             "dtype": str(resolve_dtype(model.dtype, default_device())).removeprefix("torch."), "device": default_device().type}
-
-
-def weights_digest(folder: Path) -> str | None:
-    """Of the names, sizes and a part of the contents of the weights in a folder; None for a hub id."""
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for start in sorted({0, max(0, size // 2 - _SAMPLED_BYTES // 2), max(0, size - _SAMPLED_BYTES)}):
-                file.seek(start)
-                digest.update(file.read(_SAMPLED_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def rewards_digest(rewards: RewardSum) -> str:

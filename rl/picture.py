@@ -98,8 +98,8 @@ def draw_warmup(metrics: Path, out: Path, title: str) -> None:
         figure, axes = new_figure(1, 2, (11.0, 3.8))
         axes[0].set(title="Cross-entropy of solutions", ylabel="nats per completion token")
         for name, label, colour in ((LOSS, "training", COLOURS[0]), (HELD_OUT_LOSS, "held-out", COLOURS[2])):
-            if curve := _curve(records, name):
-                axes[0].plot(*_columns(curve), color=colour, label=label)
+            if curve := curve_of(records, name):
+                axes[0].plot(*columns_of(curve), color=colour, label=label)
         axes[0].set_ylim(bottom=0.0)
         axes[0].legend(loc="best")
         _draw_held_out(axes[1], records)
@@ -119,7 +119,7 @@ def compare_runs(runs: Mapping[str, Sequence[Path]], out: Path, title: str = "Ac
         figure, (axis,) = new_figure(1, 1, (8.0, 4.8))
         most_seeds = 1
         for index, (label, paths) in enumerate(runs.items()):
-            curves = [dict(_curve(read_json_lines(path), HELD_OUT_ACCURACY)) for path in paths]
+            curves = [dict(curve_of(read_json_lines(path), HELD_OUT_ACCURACY)) for path in paths]
             steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
             if not steps:
                 raise ValueError(f"the {len(curves)} runs of {label!r} have no evaluation at a step that all of them share; "
@@ -143,17 +143,17 @@ def compare_runs(runs: Mapping[str, Sequence[Path]], out: Path, title: str = "Ac
 
 def _draw_reward(axis: Axes, records: Sequence[Record]) -> None:
     axis.set(title="Training reward", ylabel="mean over completions")
-    drawn = [(name, _curve(records, name)) for name in (REWARD, ACCURACY)]
+    drawn = [(name, curve_of(records, name)) for name in (REWARD, ACCURACY)]
     for (name, curve), colour in zip(drawn, COLOURS, strict=False):
         if curve:
-            axis.plot(*_columns(curve), color=colour, alpha=0.25, linewidth=1.0)
-            axis.plot(*_columns(_smoothed(curve)), color=colour, label=name)
+            axis.plot(*columns_of(curve), color=colour, alpha=0.25, linewidth=1.0)
+            axis.plot(*columns_of(_smoothed(curve)), color=colour, label=name)
     if all(curve for _, curve in drawn):
         axis.legend(loc="best")
 
 
 def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
-    curve = _curve(records, HELD_OUT_ACCURACY)
+    curve = curve_of(records, HELD_OUT_ACCURACY)
     benchmarks = _draw_benchmarks(axis, records)
     axis.set(title="Accuracy on held-out questions" + (" and benchmarks" if benchmarks else ""), ylabel="mean over samples, 95% interval",
              ylim=(0, 1.02))
@@ -163,8 +163,8 @@ def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
     if not curve:
         axis.text(0.5, 0.5, "no evaluation", transform=axis.transAxes, ha="center", color="#868e96")
         return
-    steps, values = _columns(curve)
-    low, high = dict(_curve(records, HELD_OUT_LOW)), dict(_curve(records, HELD_OUT_HIGH))
+    steps, values = columns_of(curve)
+    low, high = dict(curve_of(records, HELD_OUT_LOW)), dict(curve_of(records, HELD_OUT_HIGH))
     # Bars rather than a band alone: a run with two evaluations has no band to see between them.
     axis.errorbar(steps, values, [[value - low.get(step, value) for step, value in curve],
                                   [high.get(step, value) - value for step, value in curve]],
@@ -186,9 +186,9 @@ def _draw_benchmarks(axis: Axes, records: Sequence[Record]) -> list[str]:
     names = sorted({name for record in records for name in record if pattern.fullmatch(name)})
     colours = [colour for index, colour in enumerate(COLOURS) if index != 2]  # that one is the held-out questions'
     for name, colour in zip(names, itertools.cycle(colours), strict=False):
-        curve = _curve(records, name)
-        low, high = dict(_curve(records, f"{name}/low")), dict(_curve(records, f"{name}/high"))
-        axis.errorbar(*_columns(curve), [[value - low.get(step, value) for step, value in curve],
+        curve = curve_of(records, name)
+        low, high = dict(curve_of(records, f"{name}/low")), dict(curve_of(records, f"{name}/high"))
+        axis.errorbar(*columns_of(curve), [[value - low.get(step, value) for step, value in curve],
                                          [high.get(step, value) - value for step, value in curve]],
                       color=colour, marker="s", markersize=3.5, capsize=2.0, elinewidth=0.8, label=name.removeprefix(BENCHMARK_PREFIX))
     return names
@@ -201,17 +201,17 @@ def _annotate(axis: Axes, point: tuple[int, float], align: Literal["left", "righ
 
 def _draw_entropy(axis: Axes, records: Sequence[Record]) -> None:
     axis.set(title="Semantic entropy", ylabel="H / ln G (0: all agree, 1: all differ)", ylim=(0, 1.02))
-    curve = _curve(records, NORMALISED_ENTROPY)
+    curve = curve_of(records, NORMALISED_ENTROPY)
     if curve:
-        axis.plot(*_columns(curve), color=COLOURS[3], alpha=0.25, linewidth=1.0)
-        axis.plot(*_columns(_smoothed(curve)), color=COLOURS[3])
+        axis.plot(*columns_of(curve), color=COLOURS[3], alpha=0.25, linewidth=1.0)
+        axis.plot(*columns_of(_smoothed(curve)), color=COLOURS[3])
 
 
 def _draw_refused(axis: Axes, records: Sequence[Record]) -> None:
     axis.set(title="Groups that did not train", ylabel="share of sampled groups", ylim=(0, 1.02))
     reasons = {"entropy too low": REFUSED_TOO_LOW, "entropy too high": REFUSED_TOO_HIGH, "equal rewards": REFUSED_EQUAL_REWARDS,
                "not judged": REFUSED_SKIPPED}
-    curves = {label: dict(_curve(records, name)) for label, name in reasons.items()}
+    curves = {label: dict(curve_of(records, name)) for label, name in reasons.items()}
     colours = dict(zip(reasons, ("#748ffc", "#ffa94d", "#ced4da", "#e03131"), strict=True))
     # A bound that is not set refuses nothing and needs no place in the legend.
     curves = {label: curve for label, curve in curves.items() if any(curve.values())}
@@ -222,14 +222,14 @@ def _draw_refused(axis: Axes, records: Sequence[Record]) -> None:
         axis.legend(loc="best", reverse=True)
 
 
-def _curve(records: Sequence[Record], name: str) -> Curve:
+def curve_of(records: Sequence[Record], name: str) -> Curve:
     """(step, value) of one metric in the order of the steps; lines without it, or with null, are left out."""
     values = {cast(int, record["step"]): float(value) for record in records
               if isinstance(value := record.get(name), (int, float))}
     return sorted(values.items())
 
 
-def _columns(curve: Curve) -> tuple[list[int], list[float]]:
+def columns_of(curve: Curve) -> tuple[list[int], list[float]]:
     return [step for step, _ in curve], [value for _, value in curve]
 
 

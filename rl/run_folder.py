@@ -102,7 +102,7 @@ def prepare(path: Path, *, resume: bool, say: Callable[[str], None] = print) -> 
         if resume or not folder.holds_run:
             yield folder
             return
-        aside = _free_name_beside(path)
+        aside = free_name_beside(path)
         # The lock travels with the renamed folder; whoever takes the freed name first holds its lock, and the other is refused.
         path.rename(aside)
         say(f"{path} held an earlier run: it is now {aside}")
@@ -158,7 +158,8 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _free_name_beside(path: Path) -> Path:
+def free_name_beside(path: Path) -> Path:
+    """`<name>.1`, `.2`, ...: the first that does not exist."""
     number = 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():
         number += 1

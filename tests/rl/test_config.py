@@ -11,13 +11,19 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from eval.run import parse
 from rl.config import RewardSection, RunConfig
 from rl.config_loading import ConfigError, differences, load, project_root, resolve_path, to_yaml
+from rl.pipeline_config import PipelineConfig
+from rl.pipeline_run import check_pipeline
 from rl.prompting import load_template
 from rl.reject_config import RejectConfig
 from rl.warmup_config import WarmupConfig
 
-CONFIGS = sorted((project_root() / "configs").glob("*.yaml"))
+ALL = sorted((project_root() / "configs").glob("*.yaml"))
+PIPELINES = [path for path in ALL if "\nstages:" in path.read_text(encoding="utf-8")]
+EVALUATIONS = [path for path in ALL if path.stem.endswith("_evaluation")]
+CONFIGS = [path for path in ALL if path not in (*PIPELINES, *EVALUATIONS)]
 
 
 def write(folder: Path, text: str) -> Path:
@@ -34,7 +40,7 @@ def problems_of(path: Path | None, *overrides: str) -> tuple[str, ...]:
 
 
 def model_of(path: Path) -> type[RunConfig] | type[WarmupConfig] | type[RejectConfig]:
-    if path.stem.startswith("reject"):
+    if path.stem.startswith("reject") or path.stem.endswith("_rejection"):
         return RejectConfig
     return WarmupConfig if path.stem.startswith("warmup") else RunConfig
 
@@ -46,6 +52,21 @@ def test_every_shipped_config_loads_names_a_template_and_says_what_it_needs(path
     assert load_template(config.prompt.template).user
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ") and ("NOT RUN" in text or " GiB" in text or " GB" in text)
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_every_shipped_pipeline_has_stages_that_can_run_and_says_what_it_needs(path: Path) -> None:
+    config = load(path, [], PipelineConfig)
+    assert path.stem in config.run_dir.parts
+    plan, prepared = check_pipeline(config, parse)
+    assert len(plan) == len(prepared) >= 2
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ") and ("NOT RUN" in text or " GB" in text)
+    assert f"rl/pipeline.py --config configs/{path.name}" in text
+
+
+def test_the_recipes_are_there() -> None:
+    assert {"r1_zero", "r1_recipe", "empo_llama", "empo_qwen", "sft_rl_alternate"} <= {path.stem for path in PIPELINES}
 
 
 def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:

@@ -1,0 +1,185 @@
+"""A pipeline's configuration -> its stages in the order they run, rounds written out, with whose results each one takes.
+
+What a stage takes from earlier ones is written in its settings as {NAME.model}, {NAME.adapter}, {NAME.solutions} or {NAME.folder}; here
+the names are checked, and `fill` puts results in their places. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.config_loading import ConfigError, closest
+from rl.pipeline_config import BASE, PREVIOUS, PipelineConfig, StageKind, StageSection
+from rl.records import Json
+
+POLICY_KINDS: tuple[StageKind, ...] = ("warmup", "rl")
+SEEDS_PER_PIPELINE = 1000
+_REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+)\.(model|adapter|solutions|folder)\}")
+_GIVEN_BY = {"model": POLICY_KINDS, "adapter": POLICY_KINDS, "solutions": ("reject",), "folder": (*POLICY_KINDS, "reject", "eval")}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """index: its place, counted from 0 through all rounds. config: its own YAML file. settings: dotted key -> value, set after the file,
+    with references. policy: the earlier stage (its index) that gives the policy; None: the model of its own configuration.
+    inputs: all earlier stages that it takes something of."""
+
+    index: int
+    name: str
+    kind: StageKind
+    config: str | None
+    settings: Mapping[str, Json]
+    policy: int | None
+    inputs: tuple[int, ...]
+    takes_best: bool
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        """How messages name it."""
+        return f"stage {self.name} ({self.kind})"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a stage gives to later ones. model, revision: the checkpoint; adapter: over it, None without one. solutions: of `reject`."""
+
+    folder: Path
+    model: str | None = None
+    revision: str | None = None
+    adapter: str | None = None
+    solutions: str | None = None
+
+
+def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
+    """Raises ConfigError that names the stage and the predecessor that there is not."""
+    stages: list[Stage] = []
+    problems: list[str] = []
+    latest: dict[str, int] = {}  # a stage's name, with and without its round -> the latest one so far
+    for position, round_number in _order(config):
+        section = config.stages[position]
+        name = section.name if round_number is None else f"{section.name}-{round_number}"
+        if name in latest:
+            raise ConfigError([f"stages: {name} is the name of a stage and of one in a round; rename one"])
+        index, where = len(stages), f"stages.{position} ({section.name})"
+        settings = {key: _with_round(value, round_number) for key, value in flatten(section.set).items()}
+        if config.seed is not None and section.kind != "eval":
+            settings.setdefault("seed", SEEDS_PER_PIPELINE * config.seed + index)
+        before = stages[-1] if stages else None
+        if section.kind == "warmup" and before is not None and before.kind == "reject" and not {"data", "data.path"} & settings.keys():
+            settings["data.path"] = f"{{{before.name}.solutions}}"
+        policy = _policy(section, where, stages, latest, problems)
+        taken = [_named(name, part, where, stages, latest, problems) for name, part in _references(list(settings.values()))]
+        fixed = [key for key in ("model", "model.path", "model.adapter") if key in settings] if policy is not None else []
+        if fixed and policy is not None:
+            problems.append(f"{where}: set.{fixed[0]}, but the stage takes its policy of {stages[policy].name}. Remedy: policy: {BASE}, or "
+                            "leave it out")
+        inputs = tuple(sorted({other for other in (policy, *taken) if other is not None}))
+        stages.append(Stage(index, name, section.kind, section.config, settings, policy, inputs, section.checkpoint == "best",
+                            config.run_dir / f"{index + 1}-{name}"))
+        latest[name] = latest[section.name] = index
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return tuple(stages)
+
+
+def fill(stage: Stage, stages: tuple[Stage, ...], results: Mapping[int, Result]) -> dict[str, Json]:
+    """The stage's settings with the results of earlier stages in the places of their names. results: at least those of `inputs`."""
+
+    def value_of(name: str, part: str) -> str | None:
+        index = max(other.index for other in stages[:stage.index] if name in (other.name, _without_round(other.name)))
+        found: str | Path | None = getattr(results[index], part)
+        return None if found is None else str(found)
+
+    settings = {key: _replaced(value, value_of) for key, value in stage.settings.items()}
+    if stage.policy is not None and stage.kind != "eval":
+        of = results[stage.policy]
+        settings |= {"model.path": of.model, "model.revision": of.revision, "model.adapter": of.adapter}
+    return settings
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Json]:
+    """{"optim": {"lr": 1}, "model.path": "m"} -> {"optim.lr": 1, "model.path": "m"}; lists and empty mappings are values."""
+    flat: dict[str, Json] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+def _order(config: PipelineConfig) -> list[tuple[int, int | None]]:
+    """(position in `stages`, number of the round or None) as they run."""
+    first, last = config.repeated
+    if config.repeat.rounds == 1:
+        return [(position, None) for position in range(len(config.stages))]
+    rounds = [(position, number) for number in range(1, config.repeat.rounds + 1) for position in range(first, last + 1)]
+    before: list[tuple[int, int | None]] = [(position, None) for position in range(first)]
+    after: list[tuple[int, int | None]] = [(position, None) for position in range(last + 1, len(config.stages))]
+    return [*before, *rounds, *after]
+
+
+def _policy(
+    section: StageSection, where: str, stages: list[Stage], latest: Mapping[str, int], problems: list[str]
+) -> int | None:
+    if section.policy == BASE:
+        return None
+    if section.policy == PREVIOUS:
+        return next((stage.index for stage in reversed(stages) if stage.kind in POLICY_KINDS), None)
+    return _named(section.policy, "model", f"{where}: policy", stages, latest, problems)
+
+
+def _named(
+    name: str, part: str, where: str, stages: list[Stage], latest: Mapping[str, int], problems: list[str]
+) -> int | None:
+    index = latest.get(name)
+    if index is None:
+        near = closest(name, list(latest))
+        problems.append(f"{where}: saw {name!r}, which is no earlier stage"
+                        + (f"; did you mean {near}?" if near else f"; expected one of: {', '.join(latest) or 'none, this is the first'}"))
+    elif stages[index].kind not in _GIVEN_BY[part]:
+        problems.append(f"{where}: {{{name}.{part}}} of {stages[index].key}; a {part} comes of: {', '.join(_GIVEN_BY[part])}")
+        return None
+    return index
+
+
+def _without_round(name: str) -> str:
+    return re.sub(r"-[0-9]+$", "", name)
+
+
+def _with_round(value: Json, number: int | None) -> Json:
+    return _each_text(value, lambda text: text.replace("{round}", "1" if number is None else str(number)))
+
+
+def _references(values: list[Json]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+
+    def collect(text: str) -> str:
+        found.extend(_REFERENCE.findall(text))
+        return text
+
+    _each_text(values, collect)
+    return found
+
+
+def _replaced(value: Json, value_of: Callable[[str, str], str | None]) -> Json:
+    """A text that is one reference may become null (a merged policy has no adapter)."""
+
+    def replace(text: str) -> Json:
+        if whole := _REFERENCE.fullmatch(text):
+            return value_of(*whole.groups())
+        return _REFERENCE.sub(lambda match: value_of(*match.groups()) or "", text)
+
+    return _each_text(value, replace)
+
+
+def _each_text(value: Json, change: Callable[[str], Json]) -> Json:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_each_text(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: _each_text(item, change) for key, item in value.items()}
+    return value

@@ -1,0 +1,110 @@
+"""pipeline.json: which stages of a pipeline are done, by which settings, files and results; and whether one has to run again.
+
+Each start of a stage has a name of its own. It counts as an input of the stages that take its result: what follows a stage that ran again
+runs again too.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rl.pipeline_stages import Prepared, is_done
+from rl.records import Json
+from rl.run_folder import RunFolderError, write_atomically
+
+FILE = "pipeline.json"
+Verdict = Literal["skip", "resume", "start"]
+
+# What may differ where a stage is already done (its result would be the same), or only begun (it can go on with it).
+_MEMORY_KEYS = ("optim.micro_batch_tokens", "optim.micro_batch_rows", "generator.max_sequences", "generator.memory_share",
+                "generator.cache_gb", "generator.sleep", "generator.urls", "generator.api_key_env", "generator.exchange_dir",
+                "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing", "evaluation.max_sequences")
+_CHOSEN_ANEW = ("keep.", "mix")
+_ALSO_ON_THE_WAY = ("checkpoint.keep", "checkpoint.every", "generator.proof_every", "generator.proof_completions")
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """start: the name of its latest start. inputs: {stage: its start} of the results that it took. seconds: of all its processes."""
+
+    kind: str
+    start: str
+    settings: dict[str, Json]
+    files: dict[str, str]
+    inputs: dict[str, str]
+    is_done: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """changes: why a stage that had begun has another result now, a line each."""
+
+    verdict: Verdict
+    changes: tuple[str, ...] = ()
+
+
+class PipelineRecords:
+    """Written as a whole at each change. To be used by one process, which holds the folder's lock."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises RunFolderError where the file is not what this class wrote."""
+        self._path = folder / FILE
+        self._stages: dict[str, StageRecord] = {}
+        if self._path.is_file():
+            try:
+                stages = json.loads(self._path.read_text(encoding="utf-8"))["stages"]
+                self._stages = {name: StageRecord(**record) for name, record in stages.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RunFolderError(f"{self._path} is not a pipeline's record ({error}); it was edited or comes from another version. "
+                                     "Remedy: another run_dir") from error
+
+    def __getitem__(self, name: str) -> StageRecord:
+        return self._stages[name]
+
+    def decide(self, prepared: Prepared, inputs: Mapping[str, str]) -> Decision:
+        """inputs: {stage: its latest start} of the results that it takes."""
+        record = self._stages.get(prepared.stage.name)
+        if record is None:
+            return Decision("start")
+        free = _MEMORY_KEYS if record.is_done else (*_MEMORY_KEYS, *_ALSO_ON_THE_WAY)
+        changes = _changes(record, prepared, inputs, free)
+        if changes and prepared.stage.kind == "reject" and all(line.startswith(_CHOSEN_ANEW) for line in changes):
+            return Decision("resume", changes)  # it samples nothing again, and chooses by the new settings
+        if changes:
+            return Decision("start", changes)
+        if is_done(prepared.stage):
+            return Decision("skip")
+        return Decision("start", ("its result is no longer there",)) if record.is_done else Decision("resume")
+
+    def begin(self, prepared: Prepared, inputs: Mapping[str, str], *, anew: bool) -> None:
+        name, before = prepared.stage.name, self._stages.get(prepared.stage.name)
+        record = StageRecord(prepared.stage.kind, secrets.token_hex(4), dict(prepared.settings), dict(prepared.files), dict(inputs))
+        if not anew and before is not None:
+            record = replace(record, start=before.start, seconds=before.seconds)
+        self._stages[name] = record
+        self.write()
+
+    def end(self, name: str, seconds: float, *, done: bool) -> None:
+        record = self._stages[name]
+        self._stages[name] = replace(record, is_done=done, seconds=record.seconds + seconds)
+        self.write()
+
+    def write(self) -> None:
+        stages = {name: asdict(record) for name, record in self._stages.items()}
+        write_atomically(self._path, json.dumps({"stages": stages}, indent=1) + "\n")
+
+
+def _changes(record: StageRecord, prepared: Prepared, inputs: Mapping[str, str], free: tuple[str, ...]) -> tuple[str, ...]:
+    old, new = record.settings, prepared.settings
+    keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key) and key not in free]
+    lines = [f"{key}: {json.dumps(new.get(key))}, and it was {json.dumps(old.get(key))}" for key in keys]
+    lines += [f"{path}: the file differs" for path in dict.fromkeys((*record.files, *prepared.files))
+              if record.files.get(path) != prepared.files.get(path)]
+    lines += [f"stage {name} ran again" for name, start in inputs.items() if record.inputs.get(name) != start]
+    return tuple(lines)

@@ -1,0 +1,204 @@
+"""A planned stage with the results of earlier ones -> the command that runs it, what decides its result, and where that lies.
+
+Each kind of stage is one of the commands that users run by themselves; nothing of them is imported here but their configurations.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl.config import RunConfig, Section
+from rl.config_loading import ConfigError, load, project_root, read_mapping, resolve_path, to_yaml
+from rl.file_digest import file_digest, weights_digest
+from rl.pipeline_config import StageKind
+from rl.pipeline_plan import Result, Stage, fill, flatten
+from rl.records import Json
+from rl.reject_config import RejectConfig
+from rl.run_folder import RunFolder
+from rl.warmup_config import WarmupConfig
+
+CONFIGS: Mapping[StageKind, type[Section]] = {"warmup": WarmupConfig, "rl": RunConfig, "reject": RejectConfig}
+MODULES: Mapping[StageKind, str] = {"warmup": "rl.warmup", "rl": "rl.train", "reject": "rl.reject", "eval": "eval.run"}
+ON_ALL_RANKS: tuple[StageKind, ...] = ("warmup", "rl")
+"""Under `accelerate launch` with several processes; the others run on the main one."""
+
+CheckEvaluation = Callable[[Sequence[str]], object]
+"""Raises ConfigError where the words after `python -m eval.run` are not right: rl does not know eval."""
+
+_NOT_COMPUTED = ("run_dir", "tracking.")
+_NOT_COMPUTED_BY_EVAL = ("max-sequences", "no-plots")
+_FILE_KEYS = ("path", "adapter", "template", "use", "reward", "grader", "data_dir", "benchmarks", "data-dir", "prompt", "best-of")
+_SHORT_OPTIONS = {"k": "-k", "n": "-n"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A stage that can run. words: after `python`. config: written to `config_file` first; None for an evaluation.
+
+    settings, files: what decides its result, beside the results that it takes: keys of its configuration, and digests of local files."""
+
+    stage: Stage
+    words: tuple[str, ...]
+    config: Section | None
+    settings: Mapping[str, Json]
+    files: Mapping[str, str]
+
+    @property
+    def config_text(self) -> str | None:
+        return None if self.config is None else to_yaml(self.config)
+
+
+def prepare_stage(
+    stage: Stage, plan: tuple[Stage, ...], results: Mapping[int, Result], check_evaluation: CheckEvaluation, *, read_files: bool = True
+) -> Prepared:
+    """read_files: False where earlier results are not there yet. Raises ConfigError that begins with the stage's name."""
+    try:
+        settings = fill(stage, plan, results)
+        if stage.kind == "eval":
+            return _prepare_evaluation(stage, settings, results, check_evaluation, read_files)
+        if stage.policy is not None and stage.config is not None:
+            _check_tokenizer(stage.config, results[stage.policy].model)
+        overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+        config = load(None if stage.config is None else Path(stage.config), [*overrides, f"run_dir={stage.folder}"], CONFIGS[stage.kind])
+    except ConfigError as error:
+        raise ConfigError([f"{stage.key}: {problem}" for problem in error.problems]) from None
+    # A list of sections is one value here: `flatten` takes mappings apart, and what is compared is compared as a whole.
+    decides = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if not _begins(key, _NOT_COMPUTED)}
+    words = ("-m", MODULES[stage.kind], "--config", str(config_file(stage)))
+    return Prepared(stage, words, config, decides, _digests(decides, results) if read_files else {})
+
+
+def config_file(stage: Stage) -> Path:
+    """The resolved configuration of a stage, beside the stages' folders."""
+    return stage.folder.parent / "configs" / f"{stage.folder.name}.yaml"
+
+
+def resume_words(stage: Stage) -> tuple[str, ...]:
+    """What is added to go on with what the folder holds; an evaluation goes on by itself."""
+    if stage.kind == "eval" or not RunFolder(stage.folder).holds_run:
+        return ()
+    return ("--resume",) if stage.kind == "warmup" else ("--resume", str(stage.folder))
+
+
+def is_done(stage: Stage) -> bool:
+    """Whether the folder holds the stage's whole result. A run that a signal stopped has a summary, and is not done."""
+    if stage.kind == "rl":
+        file = RunFolder(stage.folder).summary_file
+        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["stop_reason"] in ("completed", "watchdog")
+    return (stage.folder / {"warmup": "summary.json", "reject": "solutions.jsonl", "eval": "result.json"}[stage.kind]).is_file()
+
+
+def result_of(stage: Stage, config: Section | None, results: Mapping[int, Result]) -> Result:
+    """What a stage that is done gives. config: its own. results: of its policy, which a stage without a policy of its own hands on."""
+    folder = stage.folder
+    if stage.kind == "warmup":
+        assert isinstance(config, WarmupConfig)
+        if (folder / "model").is_dir():
+            return Result(folder, str(folder / "model"))
+        return Result(folder, config.model.path, config.model.revision, str(folder / "adapter"))
+    if stage.kind == "rl":
+        from rl.checkpoint import list_checkpoints  # loads torch
+        from rl.export import find_source
+
+        checkpoint = None if stage.takes_best else list_checkpoints(RunFolder(folder).checkpoints)[-1].name
+        source = find_source(str(folder), checkpoint)
+        return Result(folder, source.base.path, source.base.revision, None if source.adapter is None else str(source.adapter))
+    return Result(folder, solutions=str(folder / "solutions.jsonl") if stage.kind == "reject" else None)
+
+
+def expected_result(stage: Stage, config: Section | None) -> Result:
+    """The same before the stage has run, for checking those that follow: its paths need not exist, or be the later ones."""
+    if isinstance(config, WarmupConfig):
+        becomes_model = config.merge or not config.lora.enabled
+        return Result(stage.folder, str(stage.folder / "model")) if becomes_model else Result(
+            stage.folder, config.model.path, config.model.revision, str(stage.folder / "adapter"))
+    if isinstance(config, RunConfig):
+        best = stage.folder / "checkpoints" / "best"
+        return Result(stage.folder, config.model.path, config.model.revision, str(best / "adapter")) if config.lora.enabled else Result(
+            stage.folder, str(best / "model"))
+    return Result(stage.folder, solutions=str(stage.folder / "solutions.jsonl") if stage.kind == "reject" else None)
+
+
+def _check_tokenizer(config: str, policy: str | None) -> None:
+    """The base that the stage's own file names is replaced by the policy's; another vocabulary there means that it was made for another
+    model. Local checkpoints only. Raises ConfigError."""
+    named = read_mapping(resolve_path(config)).get("model")
+    own = named.get("path") if isinstance(named, dict) else named
+    if not isinstance(own, str) or policy is None:
+        return
+    there, here = _vocabulary(own), _vocabulary(policy)
+    if there is not None and here is not None and there != here:
+        raise ConfigError([f"{config}: model.path is {own}, whose tokenizer has {len(there)} tokens, but the policy comes of {policy} with "
+                           f"{len(here)} that are not the same. Remedy: policy: base to start from {own}, or a configuration for {policy}"])
+
+
+def _vocabulary(model: str) -> dict[str, int] | None:
+    """{token: id} of a checkpoint with a tokenizer.json; None where that cannot be told."""
+    file = resolve_path(model) / "tokenizer.json"
+    if not file.is_file():
+        return None
+    vocabulary = json.loads(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")
+    return vocabulary if isinstance(vocabulary, dict) else None
+
+
+def _prepare_evaluation(
+    stage: Stage, settings: dict[str, Json], results: Mapping[int, Result], check_evaluation: CheckEvaluation, read_files: bool
+) -> Prepared:
+    options = (flatten(read_mapping(resolve_path(stage.config))) if stage.config is not None else {}) | settings
+    if stage.policy is not None:
+        of = results[stage.policy]
+        options |= {"model": of.model, "revision": of.revision, "adapter": of.adapter}
+    words: list[str] = []
+    for name, value in options.items():
+        option = _SHORT_OPTIONS.get(name, f"--{name.replace('_', '-')}")
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            # One word: a value may begin with a dash.
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [option, text] if option in _SHORT_OPTIONS.values() else [f"{option}={text}"]
+    words.append(f"--out={stage.folder}")
+    check_evaluation(words)
+    decides = {name: value for name, value in options.items() if name not in _NOT_COMPUTED_BY_EVAL and value is not None}
+    return Prepared(stage, ("-m", MODULES["eval"], *words), None, decides, _digests(decides, results) if read_files else {})
+
+
+def _begins(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
+
+
+def _digests(settings: Mapping[str, Json], results: Mapping[int, Result]) -> dict[str, str]:
+    """{path: digest} of the local files and folders that the settings name, but for the results of other stages."""
+    own = [result.folder.resolve() for result in results.values()]
+    found: dict[str, str] = {}
+    for key, text in _named_files(settings, ""):
+        candidates = [resolve_path(text), resolve_path(text.rpartition(":")[0] or text), project_root() / "prompts" / f"{text}.yaml"]
+        path = next((path for path in candidates if path.is_file() or (path.is_dir() and key != "template")), None)
+        if path is None or any(path.resolve().is_relative_to(folder) for folder in own):
+            continue
+        if path.is_file():
+            found[text] = file_digest(path)
+        elif key in ("data_dir", "data-dir"):
+            found[text] = " ".join(file_digest(file) for file in sorted(path.glob("*.jsonl")))
+        elif (digest := weights_digest(path)) is not None:
+            found[text] = digest
+    return found
+
+
+def _named_files(value: Json | Mapping[str, Json], key: str) -> list[tuple[str, str]]:
+    """(last part of the key, text) of every text under a key that may name a file."""
+    if isinstance(value, str):
+        return [(key, part) for part in (value.split(",") if key == "benchmarks" else [value])] if key in _FILE_KEYS else []
+    if isinstance(value, list):
+        return [found for item in value for found in _named_files(item, key)]
+    if isinstance(value, Mapping):
+        return [found for name, item in value.items() for found in _named_files(item, name.rpartition(".")[2])]
+    return []
+
+
+def python_command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, *words]

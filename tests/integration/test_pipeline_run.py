@@ -1,0 +1,204 @@
+"""`python -m rl.pipeline` on the tiny model: all four kinds of stages, killed in the middle of each, changed and run again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from rl.config_loading import project_root
+from rl.pipeline_ranks import free_port
+from tests.reference.whole_run import metrics_of, own_environment, python, summary_of
+
+HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
+QUIET = {"tracking.progress": "lines"}
+WARMUP = {**QUIET, "steps": 4, "lora.rank": 4, "optim.batch_rows": 8, "optim.micro_batch_rows": 4, "data.limit": 64,
+          "data.held_out_rows": 8, "evaluation.num_questions": 12, "evaluation.samples": 2, "evaluation.every": 1,
+          "evaluation.max_sequences": 4, "checkpoint.every": 1}
+RL = {**QUIET, "steps": 4, "lora.rank": 4, "sampling.questions_per_step": 8, "sampling.group_size": 4, "data.limit": 64,
+      "evaluation.num_questions": 12, "evaluation.samples": 2, "checkpoint.every": 1, "generator.max_sequences": 4}
+STAGES: list[dict[str, Any]] = [
+    {"name": "cold", "kind": "warmup", "config": "configs/warmup_tiny.yaml", "set": WARMUP},
+    {"name": "rl", "kind": "rl", "config": "configs/tiny_grpo.yaml", "set": RL},
+    {"name": "reject", "kind": "reject", "config": "configs/reject_tiny.yaml",
+     "set": {**QUIET, "data.limit": 24, "sampling.samples": 2, "sampling.questions_per_chunk": 4, "generator.max_sequences": 4}},
+    {"name": "sft", "kind": "warmup", "policy": "base", "config": "configs/warmup_tiny.yaml",
+     "set": {**WARMUP, "data.limit": None, "data.held_out_rows": 2, "steps": 2}},
+    {"name": "eval", "kind": "eval", "set": {"benchmarks": HELD_OUT, "limit": 16, "k": 2, "prompt": "question_line", "temperature": 1,
+                                            "max-tokens": 48, "max-sequences": 4, "no-plots": True}}]
+FOLDERS = ("1-cold", "2-rl", "3-reject", "4-sft", "5-eval")
+
+
+def write(folder: Path, *stages: dict[str, Any], **keys: Any) -> Path:
+    file = folder / "pipeline.yaml"
+    file.write_text(yaml.safe_dump({"run_dir": str(folder / "run"), "seed": 0, "stages": list(stages), **keys}))
+    return file
+
+
+def pipeline(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "rl.pipeline", "--config", str(file), *words)
+
+
+def results(run: Path) -> dict[str, Any]:
+    """All that the stages give, without times."""
+    evaluation = json.loads((run / "5-eval" / "result.json").read_text())
+    return {
+        "weights": [(run / place / "adapter_model.safetensors").read_bytes()
+                    for place in ("1-cold/adapter", "2-rl/checkpoints/step-000004/adapter", "4-sft/adapter")],
+        "metrics": [metrics_of(run / folder) for folder in ("1-cold", "2-rl", "4-sft")],
+        "solutions": (run / "3-reject" / "solutions.jsonl").read_bytes(),
+        "evaluation": evaluation["benchmarks"],
+        "completions": (run / "5-eval" / "completions.jsonl").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pipeline that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = pipeline(write(folder, *STAGES))
+    assert done.returncode == 0, done.stderr
+    assert "stage 5 of 5, eval (eval), policy of sft: runs" in done.stdout
+    return folder
+
+
+def test_a_pipeline_leaves_one_folder_one_summary_and_one_picture(whole: Path) -> None:
+    run = whole / "run"
+    assert {entry.name for entry in run.iterdir()} == {
+        *FOLDERS, "config.resolved.yaml", "configs", "curve.png", "pipeline.json", "summary.json", "summary.md"}
+    stages = summary_of(run)["stages"]
+    assert [stage["name"] for stage in stages] == ["cold", "rl", "reject", "sft", "eval"]
+    assert [stage["starts_from"] for stage in stages] == ["its own model", "cold", "rl", "its own model", "sft"]
+    rl, own = stages[1], summary_of(run / "2-rl")
+    assert rl["after"]["value"] == own["held_out_after"]["avg@2"]["value"] and rl["num_sampled_tokens"] == own["num_sampled_tokens"]
+    # The RL stage began where the warm-up ended, and the evaluation is of the second warm-up's policy.
+    config = yaml.safe_load((run / "configs" / "2-rl.yaml").read_text())
+    assert config["model"] == {**config["model"], "path": "models/tiny-arith", "adapter": str(run / "1-cold" / "adapter")}
+    assert json.loads((run / "5-eval" / "result.json").read_text())["adapter"] == str(run / "4-sft" / "adapter")
+    tokens = stages[2]["num_sampled_tokens"]
+    files = sorted((run / "3-reject" / "samples").glob("*.jsonl"))
+    sampled = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    counted = sum(completion["num_tokens"] for question in sampled for completion in question.get("completions", []))
+    assert tokens == counted > 0
+    assert len((run / "summary.md").read_text().splitlines()) == 9
+
+
+def begin(file: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "rl.pipeline", "--config", str(file)], cwd=project_root(), env=own_environment(),
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_until(is_there: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 200
+    while not is_there():
+        assert process.poll() is None and time.monotonic() < deadline, "ended, or too slow"
+        time.sleep(0.02)
+
+
+def holds(file: Path, text: str) -> bool:
+    return file.exists() and text in file.read_text()
+
+
+def test_killed_in_the_middle_of_each_kind_of_stage_it_ends_as_the_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
+    file, run = write(tmp_path, *STAGES), tmp_path / "run"
+    middles: list[tuple[str, Callable[[], bool]]] = [
+        ("cold", lambda: holds(run / "1-cold" / "metrics.jsonl", '"step": 2')),
+        ("rl", lambda: holds(run / "2-rl" / "metrics.jsonl", '"step": 2')),
+        ("reject", lambda: len(list((run / "3-reject" / "samples").glob("*.jsonl"))) >= 2),
+        ("eval", lambda: (run / "5-eval" / "completions.jsonl").exists() and (run / "5-eval" / "completions.jsonl").stat().st_size > 0)]
+    for name, is_there in middles:
+        process = begin(file)
+        wait_until(is_there, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        # The stage's process ends with it, or the next command would find its folder in use.
+        assert psutil.wait_procs(children, timeout=20)[1] == []
+        assert not json.loads((run / "pipeline.json").read_text())["stages"][name]["is_done"], "killed too late"
+    done = pipeline(file)
+    assert done.returncode == 0, done.stderr
+    assert "stage 2 of 5, rl (rl): done already" in done.stdout and "stage 5 of 5, eval (eval), policy of sft: goes on" in done.stdout
+    found, expected = results(run), results(whole / "run")
+    assert [name for name in expected if found[name] != expected[name]] == []
+    starts = [json.loads((folder / "pipeline.json").read_text())["stages"] for folder in (run, whole / "run")]
+    assert starts[0].keys() == starts[1].keys()
+
+
+def test_a_signal_stops_it_with_everything_saved_and_the_same_command_goes_on(whole: Path, tmp_path: Path) -> None:
+    file, run = write(tmp_path, *STAGES[:2]), tmp_path / "run"
+    process = begin(file)
+    wait_until(lambda: holds(run / "2-rl" / "metrics.jsonl", '"step": 1'), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert summary_of(run / "2-rl")["stop_reason"] == "SIGTERM" and not (run / "summary.json").exists()
+    done = pipeline(file)
+    assert done.returncode == 0 and "stage 1 of 2, cold (warmup): done already" in done.stdout
+    assert "stage 2 of 2, rl (rl), policy of cold: goes on" in done.stdout
+    assert metrics_of(run / "2-rl") == metrics_of(whole / "run" / "2-rl")
+
+
+def test_what_is_unchanged_is_skipped_and_what_changed_runs_again_with_all_that_follows_from_it(tmp_path: Path) -> None:
+    reject = {**STAGES[2], "set": {**STAGES[2]["set"], "data.limit": 8}}
+    sft = {**STAGES[3], "set": {**STAGES[3]["set"], "evaluation.path": None}}
+    file, run = write(tmp_path, {**reject, "name": "first"}, sft, repeat={"rounds": 1}), tmp_path / "run"
+    assert pipeline(file).returncode == 0
+    before = (run / "1-first" / "solutions.jsonl").read_bytes()
+    again = pipeline(file)
+    assert again.returncode == 0 and again.stdout.count("done already") == 2
+    # Only the choice changes: nothing is sampled again, and the supervised stage has other solutions.
+    samples = {path: path.stat().st_mtime_ns for path in (run / "1-first" / "samples").glob("*.jsonl")}
+    changed = pipeline(file, "stages.0.set.keep.per_question=2", "stages.0.set.keep.near_duplicates=null")
+    assert changed.returncode == 0, changed.stderr
+    assert "first (reject): goes on (keep." in changed.stdout and "runs again (stage first ran again)" in changed.stdout
+    assert {path: path.stat().st_mtime_ns for path in samples} == samples
+    assert (run / "2-sft.1").is_dir() and (run / "1-first" / "solutions.jsonl").read_bytes() != before
+
+
+def test_a_stage_that_fails_says_so_and_the_stages_before_it_are_kept(tmp_path: Path) -> None:
+    impossible = {**STAGES[2], "set": {**STAGES[2]["set"], "data.limit": 4, "keep.reward_at_least": 5}}
+    file, run = write(tmp_path, {**STAGES[1], "set": {**RL, "steps": 1}}, impossible, STAGES[3]), tmp_path / "run"
+    done = pipeline(file)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "stage reject (reject) ended with exit code 2" in done.stderr and "the same command goes on there" in done.stderr
+    assert not (run / "2-reject" / "solutions.jsonl").exists() and not (run / "3-sft").exists()
+    mended = pipeline(file, "stages.1.set.keep.reward_at_least=0")
+    assert mended.returncode == 0, mended.stderr
+    assert "stage 1 of 3, rl (rl): done already" in mended.stdout
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("stages.1.policy=lr",), "stages.1 (rl): policy: saw 'lr', which is no earlier stage"),
+    (("stages.1.set.steps=0",), "stage rl (rl): override steps: saw 0; expected a whole number >= 1"),
+    (("stages.0.config=configs/none.yaml",), "stage cold (warmup): configs/none.yaml: no such file"),
+    (("stages.0.set.data.path=no_such.jsonl",), "no_such.jsonl"),
+    (("--resume",), "--resume: the same command without it goes on"),
+    (("run_dir=models/tiny-arith",), "is not empty and holds no run"),
+])
+def test_bad_input_is_told_in_one_message_and_leaves_nothing_behind(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = pipeline(write(tmp_path, *STAGES[:2]), *words)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "1-cold").exists()
+
+
+def test_two_processes_run_the_training_stages_together_and_the_others_on_the_main_one(tmp_path: Path) -> None:
+    rl = {**STAGES[1], "set": {**RL, "steps": 1}}
+    again = {**STAGES[1], "name": "again", "set": {**RL, "steps": 1}}
+    file, run = write(tmp_path, rl, {**STAGES[4], "name": "eval"}, again), tmp_path / "run"
+    launched = subprocess.run(
+        # What `accelerate launch` starts several processes with.
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "rl/pipeline.py",
+         "--config", str(file)],
+        cwd=project_root(), env=own_environment() | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300)
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    assert launched.stdout.count("stage 1 of 3, rl (rl): runs") == 1
+    states = [json.loads((run / folder / "checkpoints" / "step-000001" / "state.json").read_text()) for folder in ("1-rl", "3-again")]
+    assert [state["num_ranks"] for state in states] == [2, 2]
+    assert (run / "2-eval" / "result.json").is_file() and len(summary_of(run)["stages"]) == 3
