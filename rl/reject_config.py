@@ -43,8 +43,8 @@ class KeepSection(Section):
     per_question: int | None = setting(
         4, "at most so many completions of one question; null: all that pass", unit="completions", ge=1)
     order: Literal["shortest", "random"] = setting(
-        "random", "which of a question's completions come first. random: drawn by the seed; shortest: by tokens, which prefers answers that "
-        "were guessed without work to those that were worked out")
+        "random", "which of a question's completions come first. random: drawn by the seed; shortest: by tokens, which prefers answers "
+        "that were guessed to those that were worked out")
     near_duplicates: float | None = setting(
         0.9, "a completion is dropped if it is at least so like one that is kept of its question (shared 3-word sequences, 1: the same "
         "words); null: none is", gt=0, le=1)

@@ -64,7 +64,7 @@ def test_each_share_of_eight_falls_into_its_bucket() -> None:
 def test_lengths_counted_by_hand() -> None:
     kept, dropped = report().lengths_kept, report().lengths_dropped
     assert kept is not None and dropped is not None
-    assert (kept.completions, kept.mean, kept.median, kept.p90, kept.max) == (2, 6.0, 6.0, pytest.approx(7.6), 8)
+    assert (kept.completions, kept.mean, kept.median, kept.max) == (2, 6.0, 6.0, 8) and kept.p90 == pytest.approx(7.6)
     assert (dropped.completions, dropped.max) == (18, 20)
     # 6 9 10, 20 2 3, 5 5 5 5, 7 7 7 7, 1 1 1 1 in order: 1 1 1 1 2 3 5 5 5 5 6 7 7 7 7 9 10 20.
     assert dropped.mean == pytest.approx(102 / 18) and dropped.median == 5.0 and dropped.p90 == pytest.approx(9.3)
