@@ -4,10 +4,10 @@
     python benchmarks/base_study.py --only brief-empo --seeds 0
 
 The bases (models/README.md): `tiny-arith` has the ability and not the habit; `tiny-arith-brief` was pre-trained too briefly to have the
-ability; `tiny-arith-plain` has it and never writes an answer in a form that is read. Each run is configs/quickstart.yaml on another base,
-with another reward, or from a warm-up (configs/warmup_tiny.yaml on few solutions); runs differ in nothing else, but that some have no
-watchdog, to show what it spares. A run whose folder is complete, with the same configuration, is not repeated. Accuracies as in
-reward_study.py. To add a run: a line in STUDY.
+ability; `tiny-arith-plain` has it and never writes an answer in a form that is read. Each run is configs/quickstart.yaml, of 30 steps, on
+another base, with another reward, or from a warm-up (configs/warmup_tiny.yaml on few solutions); runs differ in nothing else, but that
+some have no watchdog, to show what it spares. A run whose folder is complete, with the same configuration, is not repeated. Accuracies
+as in reward_study.py. To add a run: a line in STUDY.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ SAMPLES = 16
 GRPO = ("data.path=models/tiny-arith/questions/train_with_answers.jsonl", "data.columns.answer=answer",
         "rewards.0.use=rewards.accuracy:accuracy", "selection.low=null", "selection.high=null")
 RANDOM = ("rewards.0.use=rewards.controls:random_reward", "selection.low=null", "selection.high=null", "watchdog.enabled=false")
+STEPS = ("steps=30",)
+"""Of every run; the quick start has 40."""
 UNWATCHED = ("watchdog.enabled=false",)
 
 
@@ -66,7 +68,6 @@ class Entry:
 
 STUDY = {
     "latent-empo": Entry("tiny-arith", "EMPO", BLUE),
-    "latent-random": Entry("tiny-arith", "random reward", GREY, RANDOM),
     "brief-empo": Entry("tiny-arith-brief", "EMPO", None),
     "brief-empo-unwatched": Entry("tiny-arith-brief", "EMPO without watchdog", BLUE, UNWATCHED),
     "brief-grpo": Entry("tiny-arith-brief", "GRPO, gold answers", GREEN, GRPO),
@@ -100,7 +101,7 @@ def run(name: str, seed: int, settings: Settings) -> Summary:
     if entry.warmed:
         warm_up(seed, settings)
         start = (*start, f"model.adapter={warmup / 'adapter'}")
-    overrides = (*start, *entry.overrides, *settings.run_overrides, f"seed={seed}", "tracking.rollouts_every=0")
+    overrides = (*STEPS, *start, *entry.overrides, *settings.run_overrides, f"seed={seed}", "tracking.rollouts_every=0")
     return finished(Job(f"{name}-{seed}", settings.folder / f"{name}-{seed}", TRAIN, overrides, after=warmup if entry.warmed else None))
 
 
