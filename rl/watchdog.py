@@ -24,6 +24,10 @@ FEWEST_QUESTIONS = 4
 
 FEWEST_REASONING_CHARACTERS = 3
 
+LEAST_RETURN = 0.1
+"""Accuracy that a policy should gain for each unit of reward: a tenth is far below what good runs gain (about one, where the reward is a
+share such as agreement), and enough to tell a gain from the noise of evaluations."""
+
 _ANSWER_START = re.compile(r"\\boxed|\\fbox|####|<answer>|answer is", re.IGNORECASE)
 _THINK_TAG = re.compile(r"</?think>")
 
@@ -104,7 +108,8 @@ class Watchdog:
         """Judge one evaluation on held-out questions.
 
         mean_reward: mean training reward of the steps since the evaluation before, None before the first step. noise: a fall
-        over `patience` evaluations counts only if it is larger; the half-width of the accuracy's 95% interval is a good value.
+        over `patience` evaluations counts only if it is larger, a gain in any case; the half-width of the accuracy's 95% interval is a
+        good value.
         """
         now = _Evaluation(step, accuracy, mean_reward)
         self._evaluations = [*self._evaluations, now][-max(self._settings.patience + 1, self._settings.max_vain_evaluations):]
@@ -114,7 +119,7 @@ class Watchdog:
             self._best = now
         if not self._settings.enabled:
             return None
-        return self._dropped(now, self._best) or self._fell_while_reward_rose(noise) or self._gained_nothing(self._first)
+        return self._dropped(now, self._best) or self._fell_while_reward_rose(noise) or self._gained_nothing(self._first, noise)
 
     def _dropped(self, now: _Evaluation, best: _Evaluation) -> Alarm | None:
         # Accuracies are shares of counts: a drop of exactly the bound must not alarm because 0.7 - 0.15 is not 0.55 in binary.
@@ -142,7 +147,7 @@ class Watchdog:
             f"{rewards[-1]:.3f}: the policy games the reward. Use the best checkpoint, or go on from it with another reward, "
             "selection.low or a lower optim.lr. To wait longer raise watchdog.patience"))
 
-    def _gained_nothing(self, first: _Evaluation) -> Alarm | None:
+    def _gained_nothing(self, first: _Evaluation, noise: float) -> Alarm | None:
         # A policy that cannot fall far, because it is right by chance only, never meets the two rules above. One that has gained and
         # stays on its height does not meet this one, however its reward creeps up: its accuracy lies above the first.
         span = self._evaluations[-self._settings.max_vain_evaluations:]
@@ -150,7 +155,8 @@ class Watchdog:
         if len(rewards) < self._settings.max_vain_evaluations or any(later <= earlier for earlier, later in pairwise(rewards)):
             return None
         mean = sum(evaluation.accuracy for evaluation in span) / len(span)
-        if mean > first.accuracy:
+        # The bound by noise is for rewards on a larger scale than accuracy's.
+        if mean - first.accuracy > min(noise, LEAST_RETURN * (rewards[-1] - rewards[0])):
             return None
         return Alarm("nothing_gained", span[-1].step, (
             f"step {span[-1].step}: over the last {len(span)} evaluations the reward rose each time, from {rewards[0]:.3f} to "

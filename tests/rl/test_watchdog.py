@@ -77,10 +77,19 @@ def test_a_reward_that_rises_without_any_gained_accuracy_alarms() -> None:
 @pytest.mark.parametrize("pairs", [
     [(0.07, None), (0.05, 0.1), (0.08, 0.2), (0.05, 0.3), (0.07, 0.3), (0.06, 0.5)],  # the reward stood still once
     [(0.40, None), (0.60, 0.4), (0.61, 0.5), (0.60, 0.6), (0.61, 0.7), (0.60, 0.8), (0.61, 0.9)],  # gained, then a plateau
-    [(0.07, None), (0.05, 0.1), (0.08, 0.2), (0.09, 0.3), (0.06, 0.4), (0.08, 0.5)],  # a slow gain
+    [(0.07, None), (0.09, 0.1), (0.10, 0.2), (0.12, 0.3), (0.14, 0.4), (0.15, 0.5)],  # a gain of half of the reward's, 0.05 on average
+    [(0.07, None), (0.09, 1.0), (0.10, 2.0), (0.09, 3.0), (0.10, 4.0), (0.10, 5.0)],  # a reward on a larger scale: 0.026 is above the noise
 ])
 def test_gain_or_standing_reward_is_not_in_vain(pairs: list[tuple[float, float | None]]) -> None:
     assert evaluations(Watchdog(SETTINGS), *pairs, noise=0.02) == [None] * len(pairs)
+
+
+def test_a_gain_below_a_tenth_of_the_rewards_rise_is_in_vain() -> None:
+    """0.009 and 0.011 on average, for a reward that rose by 0.1: the bound is 0.01."""
+    rewards = [0.20, 0.22, 0.25, 0.27, 0.30]
+    for gain, is_vain in ((0.009, True), (0.011, False)):
+        alarm = evaluations(Watchdog(SETTINGS), (0.10, None), *((0.10 + gain, reward) for reward in rewards), noise=0.03)[-1]
+        assert (alarm is not None) == is_vain
 
 
 def test_one_majority_answer_for_window_steps_in_a_row_alarms() -> None:
