@@ -149,8 +149,8 @@ def draw(names: Sequence[str], seeds: Sequence[int], folder: Path, out: Path) ->
             if any(STUDY[name].warmed for name in runs):
                 _draw_warmup(axis, [folder / f"warmup-{seed}" for seed in seeds])
             for name in runs:
-                if STUDY[name].colour is not None:
-                    _draw_band(axis, [_curve(folder / f"{name}-{seed}") for seed in seeds], 0, STUDY[name].colour, STUDY[name].label)
+                if colour := STUDY[name].colour:
+                    _draw_band(axis, [_curve(folder / f"{name}-{seed}") for seed in seeds], 0, colour, STUDY[name].label)
             _mark_stops(axis, [folder / f"{name}-{seed}" for name in runs for seed in seeds])
             axis.set(title=f"{BASES[base]}\n{base}", xlabel="training step", ylim=(-0.02, 1.02))
             axis.legend(loc="best", fontsize=8)
@@ -176,7 +176,8 @@ def _draw_band(axis: Axes, curves: Sequence[Mapping[int, float]], origin: int, c
 def _mark_stops(axis: Axes, folders: Sequence[Path]) -> None:
     ends = [max(_curve(folder).items()) for folder in folders if read_summary(RunFolder(folder)).stop_reason == "watchdog"]
     if ends:
-        axis.scatter(*zip(*ends, strict=True), color="#c92a2a", marker="x", s=46, linewidths=2, zorder=5, label="the watchdog stops a run")
+        axis.plot([step for step, _ in ends], [accuracy for _, accuracy in ends], color="#c92a2a", marker="x", markersize=7,
+                  markeredgewidth=2, linestyle="none", zorder=5, label="the watchdog stops a run")
 
 
 def _draw_warmup(axis: Axes, folders: Sequence[Path]) -> None:
