@@ -12,19 +12,17 @@ one on the way is avg@2 over the samples that all evaluations share (rl/held_out
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl.config_loading import ConfigError, differences, load, project_root
-from rl.intervals import Interval
+from study_runs import Job, accuracy_of, endings, finished, mean_and_each
+
+from rl.config_loading import project_root
 from rl.run_folder import RunFolder
-from rl.summary import Summary, read_summary
+from rl.summary import Summary
 from rl.tracking import HELD_OUT_ACCURACY, read_json_lines
 
 CONFIG = Path("configs/quickstart.yaml")
@@ -65,23 +63,8 @@ STUDY = {
 
 def run(name: str, seed: int, folder: Path, more: Sequence[str] = ()) -> Summary:
     """The summary of one run, which is made unless its folder holds it already. Raises RuntimeError where the run fails."""
-    run_dir = folder / f"{name}-{seed}"
-    overrides = [*STUDY[name].overrides, *more, f"seed={seed}", f"run_dir={run_dir}", "tracking.progress=off", "tracking.rollouts_every=0"]
-    if not _is_complete(RunFolder(run_dir), overrides):
-        print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, "-m", "rl.train", "--config", str(CONFIG), *overrides], cwd=project_root(),
-                              env={"OMP_NUM_THREADS": "1"} | os.environ, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{name}, seed {seed} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
-    return read_summary(RunFolder(run_dir))
-
-
-def _is_complete(folder: RunFolder, overrides: Sequence[str]) -> bool:
-    try:
-        read_summary(folder)
-        return not differences(load(folder.config_file, []), load(CONFIG, overrides))
-    except (FileNotFoundError, ValueError, ConfigError):
-        return False
+    overrides = (*STUDY[name].overrides, *more, f"seed={seed}", "tracking.rollouts_every=0")
+    return finished(Job(f"{name}, seed {seed}", folder / f"{name}-{seed}", CONFIG, overrides))
 
 
 def table(summaries: dict[str, list[Summary]]) -> str:
@@ -89,29 +72,15 @@ def table(summaries: dict[str, list[Summary]]) -> str:
     lines = ["| reward | reads | before, avg@8 | best on the way, avg@2 (step) | final, avg@8 | gain of the means | ended |",
              "|---|---|---|---|---|---|---|"]
     for name, runs in summaries.items():
-        before = [_value(summary.held_out_before) for summary in runs]
-        final = [_value(summary.held_out_after) for summary in runs]
+        before = [accuracy_of(summary.held_out_before) for summary in runs]
+        final = [accuracy_of(summary.held_out_after) for summary in runs]
         best = [summary.best for summary in runs if summary.best is not None]
         steps = ", ".join(str(item.step) for item in best)
         gain = 100 * (statistics.fmean(final) - statistics.fmean(before))
-        lines.append(f"| {STUDY[name].label} | {STUDY[name].kind} | {_each(before)} | {_each([item.value for item in best])} ({steps}) | "
-                     f"{_each(final)} | {gain:+.1f} | {_endings(runs)} |")
+        on_the_way = f"{mean_and_each([item.value for item in best])} ({steps})"
+        lines.append(f"| {STUDY[name].label} | {STUDY[name].kind} | {mean_and_each(before)} | {on_the_way} | {mean_and_each(final)} | "
+                     f"{gain:+.1f} | {endings(runs)} |")
     return "\n".join(lines)
-
-
-def _value(intervals: object) -> float:
-    assert isinstance(intervals, dict)
-    (interval,) = intervals.values()
-    assert isinstance(interval, Interval)
-    return interval.value
-
-
-def _each(values: Sequence[float]) -> str:
-    return f"**{statistics.fmean(values):.3f}** ({', '.join(f'{value:.3f}' for value in values)})"
-
-
-def _endings(runs: Sequence[Summary]) -> str:
-    return ", ".join("completed" if run.stop_reason == "completed" else f"{run.stop_reason} at {run.steps}" for run in runs)
 
 
 def draw(names: Sequence[str], seeds: Sequence[int], folder: Path, out: Path) -> None:

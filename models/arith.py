@@ -16,6 +16,9 @@ from random import Random
 
 HELD_OUT_DIVISOR = 16
 
+BOXED = r"\boxed{ANSWER}"
+"""A document's last line; ANSWER stands for the number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:
@@ -56,18 +59,18 @@ def draw_training_sum(random: Random) -> Sum:
             return candidate
 
 
-def worked_solution(problem: Sum) -> str:
-    """The sum carried out from left to right, one line a step, then the boxed answer."""
+def worked_solution(problem: Sum, answer_line: str = BOXED) -> str:
+    """The sum carried out from left to right, one line a step, then the answer."""
     lines, total = [], problem.numbers[0]
     for sign, number in zip(problem.signs, problem.numbers[1:], strict=True):
         lines.append(f"{total}{'+' if sign > 0 else '-'}{number}={total + sign * number}")
         total += sign * number
-    return "\n".join([*lines, f"\\boxed{{{total}}}"])
+    return "\n".join([*lines, answer_line.replace("ANSWER", str(total))])
 
 
-def hasty_guess(problem: Sum, random: Random, *, deviation: float = 12.0, right_share: float = 0.1) -> str:
-    """A boxed guess without reasoning."""
+def hasty_guess(problem: Sum, random: Random, answer_line: str = BOXED, *, deviation: float = 12.0, right_share: float = 0.1) -> str:
+    """A guess without reasoning."""
     guess = problem.answer
     if random.random() >= right_share:
         guess += round(random.gauss(0.0, deviation))
-    return f"\\boxed{{{guess}}}"
+    return answer_line.replace("ANSWER", str(guess))

@@ -16,7 +16,7 @@ from random import Random
 
 import torch
 import yaml
-from arith import draw_training_sum, hasty_guess, worked_solution
+from arith import BOXED, draw_training_sum, hasty_guess, worked_solution
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -32,6 +32,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: Path
+    # A checkpoint of this script that is trained further; its shape and tokenizer are kept. None: random weights.
+    start_from: Path | None = None
     seed: int = 0
     steps: int = 2600
     documents_per_step: int = 64
@@ -41,6 +43,8 @@ class Recipe(BaseModel):
     worked_share_first: float = 0.98
     worked_share_last: float = 0.4
     last_part_from: float = 0.75
+    # How a document gives its answer: ANSWER stands for the number.
+    answer_line: str = BOXED
     num_layers: int = 4
     width: int = 128
     num_heads: int = 4
@@ -62,6 +66,8 @@ def build_tokenizer(context_length: int) -> PreTrainedTokenizerFast:
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(recipe.seed)
+    if recipe.start_from is not None:
+        return LlamaForCausalLM.from_pretrained(recipe.start_from, dtype=torch.float32).train()
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=recipe.width, intermediate_size=recipe.intermediate_size,
         num_hidden_layers=recipe.num_layers, num_attention_heads=recipe.num_heads,
@@ -72,9 +78,10 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     return LlamaForCausalLM(config)
 
 
-def draw_document(random: Random, worked_share: float) -> str:
+def draw_document(random: Random, worked_share: float, answer_line: str) -> str:
     problem = draw_training_sum(random)
-    solution = worked_solution(problem) if random.random() < worked_share else hasty_guess(problem, random)
+    is_worked = random.random() < worked_share
+    solution = worked_solution(problem, answer_line) if is_worked else hasty_guess(problem, random, answer_line)
     return f"{problem.question}\n{solution}{EOS}"
 
 
@@ -91,7 +98,7 @@ def pretrain(recipe: Recipe) -> None:
         for parameters in optimizer.param_groups:
             parameters["lr"] = recipe.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
         share = recipe.worked_share_first if progress < recipe.last_part_from else recipe.worked_share_last
-        documents = [draw_document(random, share) for _ in range(recipe.documents_per_step)]
+        documents = [draw_document(random, share, recipe.answer_line) for _ in range(recipe.documents_per_step)]
         batch = tokenizer(documents, padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         # Right padding under a causal mask cannot reach a real token, so no attention mask is needed.

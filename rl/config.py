@@ -281,6 +281,10 @@ class WatchdogSection(Section):
     patience: int = setting(
         3, "stop when held-out accuracy fell in so many evaluations in a row while the reward rose", unit="evaluations", ge=1)
     max_drop: float = setting(0.15, "stop when held-out accuracy is so far below the run's best", unit="accuracy", gt=0, le=1)
+    max_vain_evaluations: int = setting(
+        5, "stop when the reward rose in so many evaluations in a row and their mean held-out accuracy is above that before training by "
+        "less than a tenth of the reward's rise",
+        unit="evaluations", ge=2)
     max_answer_share: float = setting(
         0.5, "stop when one answer is the majority answer of more than this share of a batch's different questions", gt=0, le=1)
     max_unparsable_share: float = setting(

@@ -17,12 +17,16 @@ from typing import Literal, cast
 from rl.config import WatchdogSection
 from rl.records import Json, Rollout, ScoredGroup
 
-Rule = Literal["falling_accuracy", "accuracy_drop", "one_answer", "unparsable"]
+Rule = Literal["falling_accuracy", "accuracy_drop", "nothing_gained", "one_answer", "unparsable"]
 
 FEWEST_QUESTIONS = 4
 """Batches with fewer different questions say nothing about one answer for all: two questions share an answer by chance."""
 
 FEWEST_REASONING_CHARACTERS = 3
+
+LEAST_RETURN = 0.1
+"""Accuracy that a policy should gain for each unit of reward: a tenth is far below what good runs gain (about one, where the reward is a
+share such as agreement), and enough to tell a gain from the noise of evaluations."""
 
 _ANSWER_START = re.compile(r"\\boxed|\\fbox|####|<answer>|answer is", re.IGNORECASE)
 _THINK_TAG = re.compile(r"</?think>")
@@ -61,6 +65,7 @@ class Watchdog:
     def __init__(self, settings: WatchdogSection) -> None:
         self._settings = settings
         self._evaluations: list[_Evaluation] = []
+        self._first: _Evaluation | None = None
         self._best: _Evaluation | None = None
         self._one_answer_steps = 0
         self._unparsable_steps = 0
@@ -103,15 +108,18 @@ class Watchdog:
         """Judge one evaluation on held-out questions.
 
         mean_reward: mean training reward of the steps since the evaluation before, None before the first step. noise: a fall
-        over `patience` evaluations counts only if it is larger; the half-width of the accuracy's 95% interval is a good value.
+        over `patience` evaluations counts only if it is larger, a gain in any case; the half-width of the accuracy's 95% interval is a
+        good value.
         """
         now = _Evaluation(step, accuracy, mean_reward)
-        self._evaluations = [*self._evaluations, now][-(self._settings.patience + 1):]
+        self._evaluations = [*self._evaluations, now][-max(self._settings.patience + 1, self._settings.max_vain_evaluations):]
+        if self._first is None:
+            self._first = now
         if self._best is None or accuracy > self._best.accuracy:
             self._best = now
         if not self._settings.enabled:
             return None
-        return self._dropped(now, self._best) or self._fell_while_reward_rose(noise)
+        return self._dropped(now, self._best) or self._fell_while_reward_rose(noise) or self._gained_nothing(self._first, noise)
 
     def _dropped(self, now: _Evaluation, best: _Evaluation) -> Alarm | None:
         # Accuracies are shares of counts: a drop of exactly the bound must not alarm because 0.7 - 0.15 is not 0.55 in binary.
@@ -123,7 +131,7 @@ class Watchdog:
             "optim.lr. To allow a deeper fall raise watchdog.max_drop"))
 
     def _fell_while_reward_rose(self, noise: float) -> Alarm | None:
-        span = self._evaluations
+        span = self._evaluations[-(self._settings.patience + 1):]
         if len(span) <= self._settings.patience:
             return None
         if any(later.accuracy >= earlier.accuracy for earlier, later in pairwise(span)):
@@ -139,9 +147,28 @@ class Watchdog:
             f"{rewards[-1]:.3f}: the policy games the reward. Use the best checkpoint, or go on from it with another reward, "
             "selection.low or a lower optim.lr. To wait longer raise watchdog.patience"))
 
+    def _gained_nothing(self, first: _Evaluation, noise: float) -> Alarm | None:
+        # A policy that cannot fall far, because it is right by chance only, never meets the two rules above. One that has gained and
+        # stays on its height does not meet this one, however its reward creeps up: its accuracy lies above the first.
+        span = self._evaluations[-self._settings.max_vain_evaluations:]
+        rewards = [evaluation.reward for evaluation in span if evaluation.reward is not None]
+        if len(rewards) < self._settings.max_vain_evaluations or any(later <= earlier for earlier, later in pairwise(rewards)):
+            return None
+        mean = sum(evaluation.accuracy for evaluation in span) / len(span)
+        # The bound by noise is for rewards on a larger scale than accuracy's.
+        if mean - first.accuracy > min(noise, LEAST_RETURN * (rewards[-1] - rewards[0])):
+            return None
+        return Alarm("nothing_gained", span[-1].step, (
+            f"step {span[-1].step}: over the last {len(span)} evaluations the reward rose each time, from {rewards[0]:.3f} to "
+            f"{rewards[-1]:.3f}, and held-out accuracy gained nothing: {mean:.3f} on average, {first.accuracy:.3f} before training. The "
+            "policy learns to please the reward, not to be right: a label-free reward needs a base that is mostly right where it agrees "
+            "with itself (maj@k of python -m eval.run). Use a supervised warm-up, a stronger base or gold answers. To wait longer raise "
+            "watchdog.max_vain_evaluations"))
+
     def state_dict(self) -> dict[str, Json]:
         return {
             "evaluations": [_to_json(evaluation) for evaluation in self._evaluations],
+            "first": None if self._first is None else _to_json(self._first),
             "best": None if self._best is None else _to_json(self._best),
             "one_answer_steps": self._one_answer_steps,
             "unparsable_steps": self._unparsable_steps,
@@ -150,6 +177,7 @@ class Watchdog:
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         self._evaluations = [_from_json(item) for item in cast(list[Json], state["evaluations"])]
+        self._first = None if state["first"] is None else _from_json(state["first"])
         self._best = None if state["best"] is None else _from_json(state["best"])
         self._one_answer_steps = cast(int, state["one_answer_steps"])
         self._unparsable_steps = cast(int, state["unparsable_steps"])

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rl.config import LoraSection, ModelSection
 from rl.config_loading import load, project_root, resolve_path
+from rl.export import main as export
 from rl.policy import Policy, load_policy
 from rl.run_folder import RunFolder
 from rl.warmup_config import WarmupConfig
@@ -65,7 +66,41 @@ def test_adapter_and_merged_checkpoint_are_one_policy_and_not_the_base(lora_run:
     assert (adapted - logprobs(policy_of(BASE))).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["adapter", "merged", "full parameters"])
+KINDS = ("adapter", "merged", "full parameters")
+
+
+def result_of(kind: str, request: pytest.FixtureRequest) -> tuple[Path, Path, Path | None]:
+    """The warm-up's folder, and the checkpoint and the adapter that a training run starts from."""
+    folder: Path = request.getfixturevalue("full_run" if kind == "full parameters" else "lora_run")
+    return (folder, BASE, folder / "adapter") if kind == "adapter" else (folder, folder / "model", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_results_log_probabilities_are_those_of_the_warmed_up_policy(kind: str, request: pytest.FixtureRequest) -> None:
+    """The warm-up's last held-out loss, computed from the weights that it trained, is minus their mean. On a merged checkpoint a new
+    adapter is stacked, which changes nothing before it is trained."""
+    folder, model, adapter = result_of(kind, request)
+    rows = read_warmup_inputs(load(RunFolder(folder).config_file, [], WarmupConfig)).held_out_rows
+    policy = policy_of(model, adapter, LoraSection(enabled=False) if kind == "full parameters" else None)
+    assert policy.is_adapter == (kind != "full parameters")
+    mean = torch.cat([literal_logprobs(policy, row.prompt.token_ids, row.completion_ids) for row in rows]).mean().item()
+    assert -mean == pytest.approx(metrics_of(folder)[-1]["held_out/loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_warm_up_and_training_the_export_is_the_trained_policy(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    _, model, adapter = result_of(kind, request)
+    words = ["lora.enabled=false"] if kind == "full parameters" else ["lora.rank=4"]
+    start = [f"model={model}", *([] if adapter is None else [f"model.adapter={adapter}"])]
+    assert train(tmp_path / "run", *GRPO, *words, *start, "steps=2", "optim.lr=2e-3", "evaluation.path=null") == 0
+    assert export([str(tmp_path / "run"), str(tmp_path / "out"), "--checkpoint", "step-000002"]) == 0
+    last = RunFolder(tmp_path / "run").checkpoints / "step-000002"
+    trained = logprobs(policy_of(last / "model") if kind == "full parameters" else policy_of(model, last / "adapter"))
+    torch.testing.assert_close(logprobs(policy_of(tmp_path / "out")), trained, atol=1e-5, rtol=1e-5)
+    assert (trained - logprobs(policy_of(model, adapter))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_training_run_begins_where_the_warm_up_ended_and_trains(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     warmup: Path = request.getfixturevalue("full_run" if kind == "full parameters" else "lora_run")
     words = {"adapter": ["lora.rank=4", f"model.adapter={warmup / 'adapter'}"], "merged": ["lora.rank=4", f"model={warmup / 'model'}"],

@@ -62,6 +62,36 @@ def test_accuracy_further_below_the_best_than_max_drop_alarms_and_exactly_max_dr
         assert part in alarm.message
 
 
+def test_a_reward_that_rises_without_any_gained_accuracy_alarms() -> None:
+    """The accuracies go up and down, so that no fall in a row is seen, and have no room for a deep one."""
+    pairs: list[tuple[float, float | None]] = [(0.07, None), (0.05, 0.1), (0.08, 0.2), (0.05, 0.3), (0.07, 0.4), (0.06, 0.5)]
+    alarms = evaluations(Watchdog(SETTINGS), *pairs, noise=0.02)
+    assert alarms[:5] == [None] * 5
+    assert alarms[5] is not None and alarms[5].rule == "nothing_gained" and alarms[5].step == 50
+    for part in ("0.100 to 0.500", "0.062 on average, 0.070 before", "watchdog.max_vain_evaluations"):
+        assert part in alarms[5].message
+    more_patient = SETTINGS.model_copy(update={"max_vain_evaluations": 6})
+    assert evaluations(Watchdog(more_patient), *pairs, noise=0.02) == [None] * 6
+
+
+@pytest.mark.parametrize("pairs", [
+    [(0.07, None), (0.05, 0.1), (0.08, 0.2), (0.05, 0.3), (0.07, 0.3), (0.06, 0.5)],  # the reward stood still once
+    [(0.40, None), (0.60, 0.4), (0.61, 0.5), (0.60, 0.6), (0.61, 0.7), (0.60, 0.8), (0.61, 0.9)],  # gained, then a plateau
+    [(0.07, None), (0.09, 0.1), (0.10, 0.2), (0.12, 0.3), (0.14, 0.4), (0.15, 0.5)],  # a gain of half of the reward's, 0.05 on average
+    [(0.07, None), (0.09, 1.0), (0.10, 2.0), (0.09, 3.0), (0.10, 4.0), (0.10, 5.0)],  # a reward on a larger scale: 0.026 is above the noise
+])
+def test_gain_or_standing_reward_is_not_in_vain(pairs: list[tuple[float, float | None]]) -> None:
+    assert evaluations(Watchdog(SETTINGS), *pairs, noise=0.02) == [None] * len(pairs)
+
+
+def test_a_gain_below_a_tenth_of_the_rewards_rise_is_in_vain() -> None:
+    """0.009 and 0.011 on average, for a reward that rose by 0.1: the bound is 0.01."""
+    rewards = [0.20, 0.22, 0.25, 0.27, 0.30]
+    for gain, is_vain in ((0.009, True), (0.011, False)):
+        alarm = evaluations(Watchdog(SETTINGS), (0.10, None), *((0.10 + gain, reward) for reward in rewards), noise=0.03)[-1]
+        assert (alarm is not None) == is_vain
+
+
 def test_one_majority_answer_for_window_steps_in_a_row_alarms() -> None:
     alarms = steps(Watchdog(SETTINGS), shares=[0.6, 0.7, 0.2, 0.6, 0.7, 0.8])
     assert alarms[:5] == [None] * 5
@@ -97,7 +127,7 @@ def test_a_watchdog_that_is_switched_off_never_alarms() -> None:
 @pytest.mark.parametrize("cut", range(6))
 def test_a_resumed_watchdog_judges_as_the_uninterrupted_one(cut: int) -> None:
     shares = [0.2, 0.6, 0.7, 0.2, 0.6, 0.6, 0.6]
-    accuracies = [(0.50, None), (0.52, 0.3), (0.50, 0.4), (0.48, 0.5), (0.46, 0.6), (0.30, 0.7), (0.3, 0.7)]
+    accuracies = [(0.50, None), (0.52, 0.3), (0.50, 0.4), (0.48, 0.5), (0.46, 0.6), (0.47, 0.7), (0.3, 0.7)]
 
     def run(dog: Watchdog, start: int, end: int) -> tuple[Watchdog, list[Alarm | None]]:
         alarms = []
@@ -113,7 +143,7 @@ def test_a_resumed_watchdog_judges_as_the_uninterrupted_one(cut: int) -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     second, after = run(second, cut, 7)
     assert before + after == expected
-    assert {alarm.rule for alarm in expected if alarm} == {"falling_accuracy", "accuracy_drop", "one_answer"}
+    assert {alarm.rule for alarm in expected if alarm} == {"falling_accuracy", "nothing_gained", "accuracy_drop", "one_answer"}
     assert second.state_dict() == whole.state_dict()
 
 
