@@ -57,24 +57,25 @@ GREY = "#868e96"
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One row of the study. colour: of its curve, None: in the picture only where it was stopped. warmed: starts from the warm-up of the
-    same seed."""
+    same seed. shows_reward: its reward, which for EMPO is the share of agreement, is a dotted curve beside its accuracy."""
 
     base: str
     label: str
     colour: str | None
     overrides: tuple[str, ...] = ()
     warmed: bool = False
+    shows_reward: bool = False
 
 
 STUDY = {
-    "latent-empo": Entry("tiny-arith", "EMPO", BLUE),
+    "latent-empo": Entry("tiny-arith", "EMPO", BLUE, shows_reward=True),
     "brief-empo": Entry("tiny-arith-brief", "EMPO", None),
-    "brief-empo-unwatched": Entry("tiny-arith-brief", "EMPO without watchdog", BLUE, UNWATCHED),
+    "brief-empo-unwatched": Entry("tiny-arith-brief", "EMPO without watchdog", BLUE, UNWATCHED, shows_reward=True),
     "brief-grpo": Entry("tiny-arith-brief", "GRPO, gold answers", GREEN, GRPO),
     "plain-empo": Entry("tiny-arith-plain", "EMPO", None),
     "plain-empo-unwatched": Entry("tiny-arith-plain", "EMPO alone, without watchdog", ORANGE, UNWATCHED),
     "plain-grpo-unwatched": Entry("tiny-arith-plain", "GRPO alone, without watchdog", PURPLE, (*GRPO, *UNWATCHED)),
-    "warm-empo": Entry("tiny-arith-plain", "warm-up, then EMPO", BLUE, warmed=True),
+    "warm-empo": Entry("tiny-arith-plain", "warm-up, then EMPO", BLUE, warmed=True, shows_reward=True),
     "warm-grpo": Entry("tiny-arith-plain", "warm-up, then GRPO, gold answers", GREEN, GRPO, warmed=True),
     "warm-random": Entry("tiny-arith-plain", "warm-up, then random reward", GREY, RANDOM, warmed=True),
 }
@@ -140,10 +141,10 @@ def table(summaries: Mapping[str, Sequence[Summary]]) -> str:
 
 def draw(names: Sequence[str], seeds: Sequence[int], folder: Path, out: Path) -> None:
     """A panel per base: held-out accuracy over steps, the mean over the seeds and the band from least to largest. A warm-up lies left of
-    step 0; a cross marks where the watchdog stopped a run, which up to there is the same run as without it."""
+    step 0; a cross marks where the watchdog stopped a run, which up to there is the same run as without it; dotted is what EMPO maximises."""
     bases = [base for base in BASES if any(STUDY[name].base == base for name in names)]
     with plot_style():
-        figure, axes = new_figure(1, len(bases), (4.4 * len(bases) + 0.6, 4.6))
+        figure, axes = new_figure(1, len(bases), (4.4 * len(bases) + 0.6, 5.8))
         for axis, base in zip(axes, bases, strict=True):
             runs = [name for name in names if STUDY[name].base == base]
             if any(STUDY[name].warmed for name in runs):
@@ -151,16 +152,21 @@ def draw(names: Sequence[str], seeds: Sequence[int], folder: Path, out: Path) ->
             for name in runs:
                 if colour := STUDY[name].colour:
                     _draw_band(axis, [_curve(folder / f"{name}-{seed}") for seed in seeds], 0, colour, STUDY[name].label)
+                if STUDY[name].shows_reward:
+                    rewards = [_curve(folder / f"{name}-{seed}", "reward_since_evaluation") for seed in seeds]
+                    steps = sorted(set.intersection(*(set(curve) for curve in rewards)))
+                    axis.plot(steps, [statistics.fmean(curve[step] for curve in rewards) for step in steps], color=BLUE, linestyle=":",
+                              linewidth=1.4, label="its reward: agreement (training)")
             _mark_stops(axis, [folder / f"{name}-{seed}" for name in runs for seed in seeds])
             axis.set(title=f"{BASES[base]}\n{base}", xlabel="training step", ylim=(-0.02, 1.02))
-            axis.legend(loc="best", fontsize=8)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
         axes[0].set_ylabel("held-out accuracy")
         save_png(figure, out)
 
 
-def _curve(run_dir: Path) -> dict[int, float]:
-    return {int(str(record["step"])): float(str(record[HELD_OUT_ACCURACY]))
-            for record in read_json_lines(RunFolder(run_dir).metrics_file) if HELD_OUT_ACCURACY in record}
+def _curve(run_dir: Path, metric: str = HELD_OUT_ACCURACY) -> dict[int, float]:
+    return {int(str(record["step"])): float(str(record[metric]))
+            for record in read_json_lines(RunFolder(run_dir).metrics_file) if metric in record}
 
 
 def _draw_band(axis: Axes, curves: Sequence[Mapping[int, float]], origin: int, colour: str, label: str) -> None:
