@@ -75,7 +75,8 @@ class TeacherModelSection(Section):
 class TeacherSection(TeacherModelSection):
     """The teacher of on-policy distillation (rl/distillation.py)."""
 
-    weight: float = setting(1.0, "factor of the per-token advantage ln pi_teacher - ln pi_student, which is added to the rewards' advantage", gt=0)
+    weight: float = setting(
+        1.0, "factor of the per-token advantage ln pi_teacher - ln pi_student, which is added to the rewards' advantage", gt=0)
     cap: float | None = setting(None, "bound on what the teacher adds to one token's advantage, after the factor; null: none", gt=0)
     backend: Literal["local", "vllm_server"] = setting(
         "local", "who scores. local: the frozen model in each training process, on its device; vllm_server: running `vllm serve` processes "

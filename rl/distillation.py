@@ -1,15 +1,15 @@
 """On-policy distillation: the student samples, a teacher scores the same tokens, and minus the per-token reverse KL is the advantage.
 
-A_t = A_i + weight * (ln pi_teacher(o_t) - ln pi_old(o_t)), without a gradient through it, with A_i the advantage of completion i among its
-group (0 where there is no reward). The expected policy gradient of the second term, at the contexts that were sampled, is minus the gradient
-of weight * KL(pi || pi_teacher) (Thinking Machines Lab, "On-Policy Distillation", 2025; MiniLLM, arXiv:2306.08543; GKD, arXiv:2306.13649):
-a discount of 0, no token is credited with what the teacher thinks of later ones.
+A_t = A_i + weight * (ln pi_teacher(o_t) - ln pi_old(o_t)), without a gradient through it, with A_i the advantage of completion i among
+its group (0 where there is no reward). The expected policy gradient of the second term, at the contexts that were sampled, is minus the
+gradient of weight * KL(pi || pi_teacher) (Thinking Machines Lab, "On-Policy Distillation", 2025; MiniLLM, arXiv:2306.08543; GKD,
+arXiv:2306.13649): a discount of 0, no token is credited with what the teacher thinks of later ones.
 
 Which distributions. ln pi_old is the trainer's log-probability at the start of the batch, at the sampling temperature: of the very
 distribution that was sampled from and whose gradient is taken. The sampler's own number would add its rounding to each advantage; how the
-sampler's numerics bias which tokens are sampled is what loss.correction is for. The teacher's is at temperature 1: the student, sampled at its
-temperature, is to become the teacher as it is. Tokens that an older version sampled (rl/collect.py) get the present policy's log-probability,
-and the importance ratio of the loss does the rest.
+sampler's numerics bias which tokens are sampled is what loss.correction is for. The teacher's is at temperature 1: the student, sampled at
+its temperature, is to become the teacher as it is. Tokens that an older version sampled (rl/collect.py) get the present policy's
+log-probability, and the importance ratio of the loss does the rest.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ class MemoryEstimate:
 
     @property
     def kept_bytes(self) -> int:
-        """What of the trainer stays allocated while sampling: the base, a teacher, trained weights and AdamW's two moments, but no gradients."""
+        """What of the trainer stays allocated while sampling: the base, a teacher, trained weights and AdamW's two moments, but no
+        gradients."""
         return self.base + self.teacher + self.trained * 3 // 4
 
     @property

@@ -1,7 +1,7 @@
 """A teacher behind running `vllm serve` processes, one or many: the log-probabilities of a completion's tokens as those of a prompt.
 
-Nothing is brought to the servers: they serve a frozen model. Requests run in parallel over all servers; lost ones are left out and taken back
-(rl/generate/replicas.py), and while none answers the run waits, saved. Every rank asks for its own share.
+Nothing is brought to the servers: they serve a frozen model. Requests run in parallel over all servers; lost ones are left out and taken
+back (rl/generate/replicas.py), and while none answers the run waits, saved. Every rank asks for its own share.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class TeacherServer:
         asked = self._config.served_model
         found = [model for model in models if asked in (None, model.name)]
         if not found:
-            raise SamplerError(f"teacher.served_model: {asked}, but {self.url} serves {', '.join(model.name for model in models) or 'none'}. "
-                               "Remedy: one of those, or another url")
+            names = ", ".join(model.name for model in models) or "none"
+            raise SamplerError(f"teacher.served_model: {asked}, but {self.url} serves {names}. Remedy: one of those, or another url")
         self.model = found[0].name
         # An adapter has the room of its base.
         rooms = [model.max_tokens for model in models if model.name in (self.model, found[0].parent) and model.max_tokens is not None]
@@ -63,8 +63,8 @@ class TeacherServer:
         for text, ids in self._probes:
             if (there := await self._client.tokenize(self.model, text)) != ids:
                 raise SamplerError(f"teacher.urls: {self.url} serves {self.model} with another vocabulary than the student's: the text "
-                                   f"{text[:60]!r} is {list(ids[:8])} in the student and {list(there[:8])} there. Remedy: a teacher with the "
-                                   "student's tokenizer")
+                                   f"{text[:60]!r} is {list(ids[:8])} in the student and {list(there[:8])} there. Remedy: a teacher "
+                                   "with the student's tokenizer")
 
     async def score(self, row: Row) -> tuple[float, ...]:
         try:
@@ -75,8 +75,8 @@ class TeacherServer:
 
     def _refuse_key(self, error: ServerRefusedError) -> None:
         if error.status in (401, 403):
-            raise SamplerError(f"teacher.api_key_env: {self.url} does not accept the API key ({error}). Remedy: teacher.api_key_env=NAME of "
-                               "an environment variable that holds the server's key") from error
+            raise SamplerError(f"teacher.api_key_env: {self.url} does not accept the API key ({error}). Remedy: teacher.api_key_env=NAME "
+                               "of an environment variable that holds the server's key") from error
 
 
 class ServerTeacher:

@@ -1,7 +1,7 @@
 """The teacher of a run: a frozen model on the run's own device, or running `vllm serve` processes. Neither has a state to resume.
 
-`check_teacher` compares, before any weights are loaded, what must be the same: token ids, since log-probabilities are compared token by token;
-and room for the longest row.
+`check_teacher` compares, before any weights are loaded, what must fit: token ids, since log-probabilities are compared token by token, and
+room for the longest row.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def load_teacher(section: TeacherModelSection, key: str, tokenizer: PreTrainedTo
 
 
 def check_teacher(
-    section: TeacherModelSection, key: str, student: ModelSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int,
-    remedy: str,
+    section: TeacherModelSection, key: str, student: ModelSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
+    max_tokens: int, remedy: str,
 ) -> None:
     """Refuse a teacher with other token ids than the student's, or without room for `max_tokens`.
 
@@ -94,8 +94,8 @@ def check_teacher(
     teacher of the same vocabulary. Reads the teacher's tokenizer and config.json, no weights. Raises ConfigError."""
     model = section.as_model()
     if model.adapter is not None and not (Path(resolve_path(model.adapter)) / "adapter_config.json").is_file():
-        raise ConfigError([f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by PEFT, such "
-                           "as runs/NAME/checkpoints/best/adapter"])
+        raise ConfigError([f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by PEFT, "
+                           "such as runs/NAME/checkpoints/best/adapter"])
     with in_words_of(key):
         other, model_config = load_tokenizer(model), load_model_config(model)
     text_config = model_config.get_text_config()

@@ -148,8 +148,8 @@ class ReplicaPool(Generic[S]):
                 if await self._probe(seat):
                     failures += 1
                     if failures == MAX_FAILURES:
-                        raise SamplerError(f"{self._section}.urls: {seat.server.url} answers, but a request failed {failures} times, at last "
-                                           f"with: {reason}. Remedy: see the server's log; a higher "
+                        raise SamplerError(f"{self._section}.urls: {seat.server.url} answers, but a request failed {failures} times, at "
+                                           f"last with: {reason}. Remedy: see the server's log; a higher "
                                            f"{self._section}.request_timeout_s where it is slow")
                 else:
                     self.lose(seat, reason)
@@ -166,7 +166,8 @@ class ReplicaPool(Generic[S]):
         """Leave the server out until it is prepared again."""
         if replica.is_ready:
             self._counts.lost += 1
-            self._say(f"{self._role}: {replica.server.url} is lost ({reason}); {len(self.ready()) - 1} of {len(self.replicas)} servers left")
+            num_left = len(self.ready()) - 1
+            self._say(f"{self._role}: {replica.server.url} is lost ({reason}); {num_left} of {len(self.replicas)} servers left")
             replica.is_ready = False
             # A server that hangs would keep its other requests until they time out.
             for task in replica.running:
