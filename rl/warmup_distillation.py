@@ -33,7 +33,7 @@ DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 
 
 @dataclass
-class DistilledOutput(ModelOutput):  # type: ignore[misc]
+class DistilledOutput(ModelOutput):
     """What TRL's trainer reads of a forward with `fused_lm_head`. log_probs: minus the losses, [B, L - 1], 0 where label_mask is False;
     entropy, is_top1: of the policy, without a gradient."""
 

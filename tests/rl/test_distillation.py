@@ -79,7 +79,9 @@ def taught(groups: Sequence[Group], teacher: LocalTeacher, *, rewards: bool = Fa
     return with_teacher(teacher, batch, [True] * len(batch), rank=0, num_ranks=1)
 
 
-def one_gradient(config: RunConfig, batch: Sequence[TrainingGroup], *, version: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def one_gradient(
+    config: RunConfig, batch: Sequence[TrainingGroup], *, version: int = 0
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     policy = tiny_policy(config, adapter_scale=SCALE)
     updater = make_updater(config, policy)
     seen: list[dict[str, torch.Tensor]] = []
@@ -181,7 +183,7 @@ def test_equal_rewards_give_every_token_the_teachers_advantage_and_an_update(gro
 
 def advantages_through_batching(updater: Updater, policy: Policy, batch: Sequence[TrainingGroup]) -> dict[tuple[int, int], torch.Tensor]:
     """What the loss of each completion is given."""
-    found = {}
+    found: dict[tuple[int, int], torch.Tensor] = {}
     for micro_batch in updater.micro_batches_of(batch):
         present_T = updater._logprobs(micro_batch, updater._forward, entropy_grad=False).logprobs_N.detach()
         parts = updater._advantages(micro_batch, present_T).split(list(micro_batch.sequence_lengths))
@@ -249,7 +251,8 @@ def test_a_teacher_that_equals_the_student_gives_exactly_no_gradient(groups: lis
     plain = with_advantages(groups, zero=range(4))
     # The student's own numbers, of the very micro-batches that train: a teacher that computed them in other rows would differ by rounding.
     own: dict[tuple[int, int], tuple[float, ...]] = {}
-    everything = [dataclasses.replace(item, teacher_logprobs=tuple((0.0,) * len(r.token_ids) for r in item.group.rollouts)) for item in plain]
+    everything = [
+        dataclasses.replace(item, teacher_logprobs=tuple((0.0,) * len(r.token_ids) for r in item.group.rollouts)) for item in plain]
     for micro_batch in updater.micro_batches_of(everything):
         parts = updater._logprobs(micro_batch, updater._forward, entropy_grad=False).logprobs_N.split(list(micro_batch.sequence_lengths))
         own |= {(s.group, s.rollout): tuple(part.tolist()) for s, part in zip(micro_batch.sequences, parts, strict=True)}
@@ -300,7 +303,8 @@ def test_the_share_of_capped_tokens_is_reported(groups: list[Group], teacher: Lo
 def test_refused_groups_that_stay_in_the_denominator_are_not_asked_about_and_get_no_advantage(
     groups: list[Group], teacher: LocalTeacher
 ) -> None:
-    scored = tuple(ScoredGroup(group, (0.0,) * 4, {}, (None,) * 4, (0, 1, 2, 3), 0.0, {}, skipped=i == 1) for i, group in enumerate(groups))
+    scored = tuple(
+        ScoredGroup(group, (0.0,) * 4, {}, (None,) * 4, (0, 1, 2, 3), 0.0, {}, skipped=i == 1) for i, group in enumerate(groups))
     config = distilling("selection.mode=zero", "loss.kl_weight=0.1")  # the penalty needs a forward of the refused group too
     selection = select(scored, None, None, keep_equal=True)
     batch = make_training_groups(config, Collected(scored, selection, selection.kept, 0), teacher)
@@ -328,7 +332,8 @@ def test_a_configuration_with_a_teacher_reads_back_and_takes_overrides(tmp_path:
     (["teacher=x", "teacher.backend=vllm_server"], "teacher: backend vllm_server needs urls"),
     (["teacher=x", "teacher.urls=[http://a:1]"], "teacher: urls is for backend vllm_server and is not read by local"),
     (["teacher=x", "teacher.weight=0"], "teacher.weight: saw 0; expected a number > 0"),
-    (["teacher=x", "teacher.backend=vllm_server", "teacher.urls=[http://a:1]", "teacher.adapter=y"], "teacher: adapter is for backend local"),
+    (["teacher=x", "teacher.backend=vllm_server", "teacher.urls=[http://a:1]", "teacher.adapter=y"],
+     "teacher: adapter is for backend local"),
     (["teacher.wieght=2"], "teacher.wieght: unknown key; did you mean teacher.weight?"),
 ])
 def test_a_wrong_teacher_section_is_named_with_the_remedy(words: list[str], message: str) -> None:
@@ -348,16 +353,17 @@ def other_vocabulary(folder: Path, swap: tuple[str, str] = ("7", "8")) -> Path:
 
 
 def check(path: Path, max_tokens: int = 60) -> None:
-    check_teacher(TeacherModelSection(path=str(path)), "teacher", tiny_config().model, inputs().tokenizer, ["1+1=?"], max_tokens, "do without")
+    check_teacher(
+        TeacherModelSection(path=str(path)), "teacher", tiny_config().model, inputs().tokenizer, ["1+1=?"], max_tokens, "do without")
 
 
 def test_a_teacher_with_other_ids_is_refused_with_both_vocabularies_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         check(other_vocabulary(tmp_path / "other"))
     assert str(error.value) == (
-        f"teacher.path: {tmp_path / 'other'} has another vocabulary (99 tokens) than the student's, model.path=models/tiny-arith (99 tokens): "
-        "the token '7' has id 27 in the student and is id 28 in the teacher. Log-probabilities are compared token by token, which needs the "
-        "same ids. Remedy: a teacher with the student's tokenizer; or do without")
+        f"teacher.path: {tmp_path / 'other'} has another vocabulary (99 tokens) than the student's, model.path=models/tiny-arith "
+        "(99 tokens): the token '7' has id 27 in the student and is id 28 in the teacher. Log-probabilities are compared token by token, "
+        "which needs the same ids. Remedy: a teacher with the student's tokenizer; or do without")
 
 
 def test_a_teacher_that_only_splits_texts_differently_is_refused(tmp_path: Path) -> None:
@@ -375,7 +381,8 @@ def test_tokens_that_only_the_teacher_has_do_no_harm(tmp_path: Path) -> None:
     other = AutoTokenizer.from_pretrained(str(resolve_path("models/tiny-arith")))
     other.add_tokens(["<tool>"])
     assert vocabulary_difference(inputs().tokenizer, other, ["1+1=?"]) is None
-    assert vocabulary_difference(other, inputs().tokenizer, ["1+1=?"]) == "the token '<tool>' has id 99 in the student and is not there in the teacher"
+    assert vocabulary_difference(other, inputs().tokenizer, ["1+1=?"]) == (
+        "the token '<tool>' has id 99 in the student and is not there in the teacher")
 
 
 def test_a_teacher_with_too_short_a_context_is_refused() -> None:

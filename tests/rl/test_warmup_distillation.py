@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.rl.test_distillation import other_vocabulary
 torch.set_num_threads(1)
 ROWS = 8
 TEACHER = "distillation.teacher=models/tiny-arith"
-CASES = [(divergence, temperature, weight) for divergence in ("forward_kl", "reverse_kl") for temperature in (1.0, 2.0) for weight in (1.0, 0.4)]
+CASES = list(itertools.product(("forward_kl", "reverse_kl"), (1.0, 2.0), (1.0, 0.4)))
 
 
 def teacher_policy() -> Policy:
@@ -34,7 +35,8 @@ def teacher_policy() -> Policy:
 def parts(folder: Path, teacher: Policy, *overrides: str, adapter_scale: float = 0.05) -> tuple[Any, Policy, torch.Tensor]:
     """(a trainer whose one batch has all rows, the policy, its rows' literal loss: the sum over all solution tokens / their number)."""
     config, inputs, policy = warmup_parts(
-        f"data.limit={ROWS}", f"optim.batch_rows={ROWS}", f"optim.micro_batch_rows={ROWS}", TEACHER, *overrides, adapter_scale=adapter_scale)
+        f"data.limit={ROWS}", f"optim.batch_rows={ROWS}", f"optim.micro_batch_rows={ROWS}", TEACHER, *overrides,
+        adapter_scale=adapter_scale)
     assert config.distillation is not None
     losses = [literal_losses(policy, teacher, row.prompt.token_ids, row.completion_ids, config.distillation) for row in inputs.rows]
     trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, trainer_arguments(config, folder), teacher=teacher)

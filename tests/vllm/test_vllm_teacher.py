@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def test_a_lost_server_is_waited_for_and_the_answers_are_the_same(server: VllmPr
         before = teacher.score(asked)
         teacher.on_outage = teacher.on_message = told.append
         server.kill()
-        restart = threading.Thread(target=lambda: (time.sleep(3), server.start()))
+        restart = threading.Timer(3.0, server.start)
         restart.start()
         after = teacher.score(asked)
         restart.join()
