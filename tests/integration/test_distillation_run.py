@@ -81,8 +81,8 @@ def test_a_teacher_of_another_vocabulary_ends_with_a_message_and_leaves_an_earli
         assert train(run_dir, "steps=1", "evaluation.path=null", *PURE, f"teacher={other}", *words) == 2
         message = capsys.readouterr().err
         assert message.startswith(
-            f"error: teacher.path: {other} has another vocabulary (99 tokens) than the student's, model.path=models/tiny-arith (99 tokens): "
-            "the token '7' has id 27 in the student and is id 28 in the teacher")
+            f"error: teacher.path: {other} has another vocabulary (99 tokens) than the student's, model.path=models/tiny-arith "
+            "(99 tokens): the token '7' has id 27 in the student and is id 28 in the teacher")
         assert "Remedy: a teacher with the student's tokenizer; or let the teacher answer the questions and warm up on its" in message
         assert "Traceback" not in message
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before

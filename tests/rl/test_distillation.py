@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -390,6 +391,19 @@ def test_a_teacher_with_too_short_a_context_is_refused() -> None:
     check(Path("models/tiny-arith"), context)
     with pytest.raises(ConfigError, match=f"teacher.path: the context of models/tiny-arith is {context} tokens, and the longest row has"):
         check(Path("models/tiny-arith"), context + 1)
+
+
+def test_a_teacher_that_ends_its_answers_otherwise_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(resolve_path("models/tiny-arith"), folder)
+    (folder / "generation_config.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<pad>"}))
+    with pytest.warns(UserWarning, match=r"ends its answers with \['<pad>'\] and the student with \['<eos>'\]"):
+        check(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(Path("models/tiny-arith"))
 
 
 def test_errors_of_loading_name_the_teachers_keys(tmp_path: Path) -> None:
