@@ -135,3 +135,20 @@ def test_two_ranks_ask_the_teacher_for_their_shares_and_distil_as_one_does(tmp_p
     assert one[0] == pytest.approx(two[0], abs=1e-6) and one[0] > 0
     # Later batches are sampled from weights that differ by rounding; mostly the same tokens come.
     assert one == pytest.approx(two, abs=2e-3)
+
+
+def test_a_warm_up_learns_a_teachers_distributions_and_refuses_one_of_another_vocabulary(
+    tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("steps=12", "lora.rank=16", "optim.batch_rows=16", "optim.micro_batch_rows=16", "optim.lr=1e-3", "evaluation.path=null",
+             "data.limit=256")
+    distillation = teacher.removeprefix("teacher=")
+    assert warm_up(tmp_path / "run", *words, f"distillation={{teacher: {distillation}, divergence: reverse_kl}}") == 0
+    losses = [float(str(record["loss/value"])) for record in metrics_of(tmp_path / "run") if record["kind"] == "train"]
+    assert len(losses) == 12 and 0 < losses[-1] < 0.5 * losses[0]
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    capsys.readouterr()
+    other = other_vocabulary(tmp_path / "other")
+    assert warm_up(tmp_path / "none", *words, f"distillation.teacher={other}") == 2
+    assert capsys.readouterr().err.startswith(f"error: distillation.teacher.path: {other} has another vocabulary (99 tokens)")
+    assert not (tmp_path / "none").exists()
