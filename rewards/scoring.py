@@ -58,12 +58,13 @@ class RewardSum:
     """r_i = sum over rewards of weight * score_i. Loads and checks all functions at once, before anything is sampled.
 
     search_from: folder that files named by `use` are looked for in first. run_arguments: what the run knows and a function takes by
-    name, where its own arguments do not set it. Raises RewardError, also for two rewards of one name.
+    name, where its own arguments do not set it. may_be_empty: without any reward every sum is 0; answers and clusters are told all the
+    same. Raises RewardError, also for two rewards of one name.
     """
 
     def __init__(self, specs: Sequence[RewardSpec], search_from: Path | None = None,
-                 run_arguments: Mapping[str, object] | None = None) -> None:
-        if not specs:
+                 run_arguments: Mapping[str, object] | None = None, *, may_be_empty: bool = False) -> None:
+        if not specs and not may_be_empty:
             raise RewardError("no reward is given; name at least one")
         self._terms: list[tuple[RewardSpec, Reward]] = []
         for spec in specs:
@@ -166,7 +167,7 @@ class RewardSum:
         answers, labels = _answers_and_labels(group, checked)
         metrics = {f"{name}/{metric}": value for name, score in zip(self.names, checked, strict=True)
                    for metric, value in score.metrics.items()}
-        metrics |= {"group/unparsable_share": answers.count(None) / size, "group/unscored_share": unscored / size,
+        metrics |= {"group/unparsable_share": answers.count(None) / size, "group/unscored_share": unscored / size if checked else 0.0,
                     "group/skipped": float(skipped)}
         if not skipped:
             metrics["group/num_clusters"] = float(len(set(labels)))

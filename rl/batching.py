@@ -11,6 +11,7 @@ Shape legend: B sequences, L columns, T completion tokens of all sequences one a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -48,8 +49,9 @@ class MicroBatch:
     token_ids_BL, position_ids_BL: what the model reads; [1, L] when packed. predictor_T: where the position that predicts each
     completion token is in the flattened [B * L]; `hidden_BLH.flatten(0, 1)[predictor_T]` is [T, H], the same positions again for
     completions that share a row. completion_ids_T: those
-    tokens. advantages_T, sampler_logprobs_T, weights_T: float32 (weights: see rl.losses.token_weights). sequence_ids_T:
-    index of each token's sequence in `sequences`. sequence_lengths: completion tokens of each sequence.
+    tokens. advantages_T (of the completion), sampler_logprobs_T, teacher_logprobs_T (NaN where no teacher was asked), weights_T: float32
+    (weights: see rl.losses.token_weights). sequence_ids_T: index of each token's sequence in `sequences`. sequence_lengths: completion
+    tokens of each sequence.
     """
 
     token_ids_BL: Tensor
@@ -58,6 +60,7 @@ class MicroBatch:
     completion_ids_T: Tensor
     advantages_T: Tensor
     sampler_logprobs_T: Tensor
+    teacher_logprobs_T: Tensor
     weights_T: Tensor
     sequence_ids_T: Tensor
     sequence_lengths: tuple[int, ...]
@@ -75,9 +78,9 @@ class MicroBatch:
 
 
 def trains(group: TrainingGroup, needs_all: bool) -> bool:
-    """Whether a group needs a forward pass: some advantage is not zero, or the loss has a term that does not depend on
-    advantages (`needs_all`: a KL penalty or an entropy bonus). Groups left out still count in the denominators."""
-    return needs_all or any(advantage != 0.0 for advantage in group.advantages)
+    """Whether a group needs a forward pass: some advantage is not zero, a teacher has scored it, or the loss has a term that does
+    not depend on advantages (`needs_all`: a KL penalty or an entropy bonus). Groups left out still count in the denominators."""
+    return needs_all or group.teacher_logprobs is not None or any(advantage != 0.0 for advantage in group.advantages)
 
 
 def sequence_indices(groups: Sequence[TrainingGroup]) -> list[SequenceIndex]:
@@ -220,7 +223,7 @@ def build_micro_batch(
     """
     assert sequences, "an empty micro-batch has no tensors"
     rows: list[tuple[int, ...]] = []
-    row_of, starts, completions, advantages, sampler_logprobs = [], [], [], [], []
+    row_of, starts, completions, advantages, sampler_logprobs, teacher_logprobs = [], [], [], [], [], []
     row_numbers: dict[tuple[int, tuple[int, ...]], int] = {}
     for sequence in sequences:
         training_group = groups[sequence.group]
@@ -233,6 +236,8 @@ def build_micro_batch(
         completions.append(rollout.token_ids)
         advantages.append(training_group.advantages[sequence.rollout])
         sampler_logprobs.append(rollout.logprobs)
+        scored = training_group.teacher_logprobs
+        teacher_logprobs.append((math.nan,) * len(rollout.token_ids) if scored is None else scored[sequence.rollout])
     lengths = [len(completion) for completion in completions]
     lengths_B = torch.tensor(lengths)
     token_ids_BL, position_ids_BL, offsets = _lay_out(rows, layout, pad_token_id)
@@ -244,6 +249,7 @@ def build_micro_batch(
         completion_ids_T=torch.tensor([token for completion in completions for token in completion]),
         advantages_T=torch.tensor(advantages, dtype=torch.float32).repeat_interleave(lengths_B),
         sampler_logprobs_T=torch.tensor([value for values in sampler_logprobs for value in values], dtype=torch.float32),
+        teacher_logprobs_T=torch.tensor([value for values in teacher_logprobs for value in values], dtype=torch.float32),
         weights_T=token_weights(lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences,
                                 max_completion_tokens=max_completion_tokens),
         sequence_ids_T=torch.arange(len(lengths)).repeat_interleave(lengths_B),

@@ -42,7 +42,8 @@ PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 FREE_KEYS = ("steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences",
              "generator.max_mismatch", "generator.proof_", "generator.memory_share", "generator.cache_gb", "generator.sleep",
              "generator.urls", "generator.served_model", "generator.api_key_env", "generator.exchange_dir", "generator.start_timeout_s",
-             "generator.request_timeout_s", "model.gradient_checkpointing")
+             "generator.request_timeout_s", "model.gradient_checkpointing", "teacher.urls", "teacher.served_model", "teacher.api_key_env",
+             "teacher.max_requests", "teacher.start_timeout_s", "teacher.request_timeout_s")
 
 
 class CheckpointError(ValueError):

@@ -48,6 +48,60 @@ class ModelSection(Section):
     trust_remote_code: bool = setting(False, "run Python code that comes with the checkpoint")
 
 
+class TeacherModelSection(Section):
+    """Which model teaches: frozen, with the student's vocabulary."""
+
+    path: str = setting("", "folder of the teacher's Hugging Face checkpoint, or a hub id")
+    revision: str | None = setting(None, "hub revision (branch, tag or commit)")
+    adapter: str | None = setting(None, "folder of a PEFT adapter, merged into the teacher when it is loaded; null: none")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "dtype of the teacher; auto: bfloat16 on a GPU, float32 on the CPU")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
+        "auto", "attention implementation of the teacher; auto lets transformers choose")
+    trust_remote_code: bool = setting(False, "run Python code that comes with the teacher's checkpoint")
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_model(cls, path: str) -> str:
+        if not path.strip():
+            raise ValueError("no teacher is named; expected a folder with a Hugging Face checkpoint, or a hub id")
+        return path
+
+    def as_model(self) -> ModelSection:
+        """The same keys, for what loads models."""
+        return ModelSection(path=self.path, revision=self.revision, adapter=self.adapter, dtype=self.dtype, attention=self.attention,
+                            trust_remote_code=self.trust_remote_code)
+
+
+class TeacherSection(TeacherModelSection):
+    """The teacher of on-policy distillation (rl/distillation.py)."""
+
+    weight: float = setting(
+        1.0, "factor of the per-token advantage ln pi_teacher - ln pi_student, which is added to the rewards' advantage", gt=0)
+    cap: float | None = setting(None, "bound on what the teacher adds to one token's advantage, after the factor; null: none", gt=0)
+    backend: Literal["local", "vllm_server"] = setting(
+        "local", "who scores. local: the frozen model in each training process, on its device; vllm_server: running `vllm serve` processes "
+        "of the teacher (path then names the tokenizer to compare)")
+    urls: list[str] = setting(list, "vllm_server: addresses of the servers, such as http://localhost:8000")
+    served_model: str | None = setting(None, "vllm_server: name under which they serve the teacher; null: the model that they list first")
+    api_key_env: str | None = setting(None, "vllm_server: name of the environment variable that holds the API key; null: no key")
+    max_requests: int = setting(64, "vllm_server: requests under way on one server at the same time", unit="requests", ge=1)
+    start_timeout_s: float = setting(900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0)
+    request_timeout_s: float = setting(600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
+
+    @model_validator(mode="after")
+    def _settings_fit_the_backend(self) -> TeacherSection:
+        if self.backend == "vllm_server" and not self.urls:
+            raise ValueError("backend vllm_server needs urls; expected the servers' addresses, such as teacher.urls=[http://localhost:8000]")
+        if self.backend == "vllm_server" and self.adapter is not None:
+            raise ValueError("adapter is for backend local. Remedy: start the server with --lora-modules NAME=FOLDER, and "
+                             "teacher.served_model=NAME; or serve the merged model (python -m rl.export)")
+        is_set = {"urls": bool(self.urls), "served_model": self.served_model is not None, "api_key_env": self.api_key_env is not None}
+        if self.backend == "local" and (keys := [key for key, value in is_set.items() if value]):
+            raise ValueError(f"{keys[0]} is for backend vllm_server and is not read by local. Remedy: leave it out, or "
+                             "teacher.backend=vllm_server")
+        return self
+
+
 class LoraSection(Section):
     enabled: bool = setting(True, "train a LoRA adapter; false trains all parameters")
     rank: int = setting(16, "rank of the update", ge=1, le=1024)
@@ -320,8 +374,10 @@ class RunConfig(Section):
     prompt: Annotated[PromptSection, shorthand("template")] = setting(PromptSection, "how a question becomes a prompt")
     generator: Annotated[GeneratorSection, shorthand("backend")] = setting(GeneratorSection, "the sampler")
     sampling: SamplingSection = setting(SamplingSection, "what is sampled")
+    teacher: Annotated[TeacherSection | None, shorthand("path")] = setting(
+        None, "on-policy distillation: a teacher scores each sampled token; null: none")
     rewards: list[RewardSection] = setting(
-        lambda: [RewardSection()], "reward functions, added up with their weights", min_length=1)
+        lambda: [RewardSection()], "reward functions, added up with their weights; [] with a teacher is pure distillation")
     selection: SelectionSection = setting(SelectionSection, "which groups train (entropy thresholding)")
     advantage: Annotated[AdvantageSection, shorthand("name")] = setting(AdvantageSection, "rewards to advantages")
     loss: Annotated[LossSection, shorthand("name")] = setting(LossSection, "the objective")
@@ -331,3 +387,19 @@ class RunConfig(Section):
     watchdog: WatchdogSection = setting(WatchdogSection, "collapse detection")
     checkpoint: CheckpointSection = setting(CheckpointSection, "what is saved when")
     tracking: TrackingSection = setting(TrackingSection, "where metrics go")
+
+    @field_validator("rewards")
+    @classmethod
+    def _something_is_to_be_learnt(cls, rewards: list[RewardSection], info: ValidationInfo) -> list[RewardSection]:
+        if not rewards and info.data.get("teacher", ...) is None:
+            raise ValueError("saw []; expected a list of sections with at least 1 entry, or a teacher (teacher.path) to learn from without "
+                             "rewards")
+        return rewards
+
+    @field_validator("selection")
+    @classmethod
+    def _thresholds_have_clusters(cls, selection: SelectionSection, info: ValidationInfo) -> SelectionSection:
+        if info.data.get("rewards") == [] and (selection.low is not None or selection.high is not None):
+            raise ValueError("low and high are bounds on the entropy over the answers that rewards cluster, and rewards is []. Remedy: "
+                             "selection.low=null selection.high=null")
+        return selection

@@ -47,14 +47,22 @@ class Key:
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The model of a section, of a list's entries, or None for a plain value."""
+    """The model of a section, of one that may be null, of a list's entries, or None for a plain value."""
     if get_origin(annotation) is Annotated:
         return section_of(get_args(annotation)[0])
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if get_origin(annotation) is list:
         return section_of(get_args(annotation)[0])
+    if is_optional(annotation):
+        return section_of(get_args(annotation)[0])
     return None
+
+
+def is_optional(annotation: Any) -> bool:
+    """`X | None`, such as a section that is null by default."""
+    arguments = get_args(annotation)
+    return get_origin(annotation) in (Union, types.UnionType) and len(arguments) == 2 and arguments[1] is type(None)
 
 
 def is_list_of_sections(annotation: Any) -> bool:
@@ -98,7 +106,8 @@ def expected(field: FieldInfo) -> str:
 def _describe(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if section_of(annotation) is not None:
-        return "a list of sections" if origin is list else "a section (keys and values)"
+        described = "a list of sections" if origin is list else "a section (keys and values)"
+        return described + (" or null" if is_optional(annotation) else "")
     if origin is Literal:
         return "one of: " + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):

@@ -368,7 +368,7 @@ def _flat(values: Mapping[str, Any], model: type[Section]) -> dict[str, Json]:
 def _flat_items(values: Mapping[str, Any], prefix: str, model: type[Section]) -> Iterator[tuple[str, Json]]:
     for name, value in values.items():
         inner = section_of(model.model_fields[name].annotation)
-        if inner is None:
+        if inner is None or value is None:
             yield prefix + name, value
         elif isinstance(value, list):
             for index, entry in enumerate(value):

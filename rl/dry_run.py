@@ -11,13 +11,15 @@ from rl.inputs import Inputs, read_inputs
 from rl.live_evaluation import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
 from rl.policy import resolve_dtype
+from rl.teacher import check_run_teacher
 
 
 def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
     """The resolved configuration, one prompt, the step's sizes and the memory estimate. build: what makes the configured benchmarks.
 
-    Raises what `read_inputs`, `build_benchmarks` and `check_backend` raise."""
+    Raises what `read_inputs`, `check_run_teacher`, `build_benchmarks` and `check_backend` raise."""
     inputs = read_inputs(config)
+    check_run_teacher(config, inputs)
     live = build_benchmarks(config, inputs, build)
     check_backend(config.generator, config.sampling)
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)

@@ -76,11 +76,7 @@ def token_logprobs(
     head = _float32_head(lm_head) if upcast_head else lm_head
 
     def one_chunk(hidden_nH: Tensor, token_ids_n: Tensor) -> tuple[Tensor, ...]:
-        logits_nV = head(hidden_nH).float()
-        if logit_scale != 1.0:
-            logits_nV = logits_nV * logit_scale
-        if softcap is not None:
-            logits_nV = softcap * torch.tanh(logits_nV / softcap)
+        logits_nV = float_logits(hidden_nH, head, logit_scale, softcap)
         if temperature != 1.0:
             logits_nV = logits_nV / temperature
         log_normaliser_n = torch.logsumexp(logits_nV, dim=-1)
@@ -100,6 +96,14 @@ def token_logprobs(
     else:
         parts = [one_chunk(hidden_nH, token_ids_n) for hidden_nH, token_ids_n in chunks]
     return TokenLogprobs(*(torch.cat(chunks) for chunks in zip(*parts, strict=True)))
+
+
+def float_logits(hidden_nH: Tensor, head: Head, logit_scale: float = 1.0, softcap: float | None = None) -> Tensor:
+    """z [n, V] in float32, as `token_logprobs` describes them, before the temperature."""
+    logits_nV = head(hidden_nH).float()
+    if logit_scale != 1.0:
+        logits_nV = logits_nV * logit_scale
+    return logits_nV if softcap is None else softcap * torch.tanh(logits_nV / softcap)
 
 
 def _float32_head(lm_head: Head) -> Head:

@@ -21,6 +21,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from rl.kl import k3
+
 Aggregation = Literal["token", "sequence", "constant"]
 CorrectionMode = Literal["none", "truncate", "mask_token", "mask_sequence"]
 
@@ -151,15 +153,6 @@ def _clipped(ratio_T: Tensor, advantages_T: Tensor, clip_low: float, clip_high: 
 LOSSES: dict[str, ObjectiveFunction] = {"clip": clip, "cispo": cispo, "gspo": gspo}
 
 
-def k3_kl(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
-    """exp(d) - d - 1 with d = ln pi_ref - ln pi, per token: an estimate of KL(pi || pi_ref), never negative.
-
-    As expm1(d) - d, because exp(d) - 1 loses all digits where the two nearly agree, which is where training starts.
-    """
-    difference_T = ref_logprobs_T - logprobs_T
-    return torch.expm1(difference_T) - difference_T
-
-
 def entropy_threshold(entropies: Tensor, share: float) -> float:
     """The entropy that ceil(share * N) of N tokens reach: tokens at or above it are the top share (arXiv:2506.01939).
 
@@ -240,7 +233,7 @@ def policy_loss(
     )
     is_kept_T = entropies_T.detach() >= min_entropy
     per_token_T = correction.weights_T * is_kept_T * result.objective_T
-    kl_T = torch.zeros_like(logprobs_T) if ref_logprobs_T is None else k3_kl(logprobs_T, ref_logprobs_T.detach())
+    kl_T = torch.zeros_like(logprobs_T) if ref_logprobs_T is None else k3(logprobs_T, ref_logprobs_T.detach())
     if kl_weight != 0.0:
         per_token_T = per_token_T - kl_weight * kl_T
     loss = -(weights_T * per_token_T).sum()

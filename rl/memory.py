@@ -32,7 +32,7 @@ LIBRARIES_BYTES = 600 * 2**20
 class MemoryEstimate:
     """Bytes of each part; num_parameters of the base, num_trained of what trains. sampler_copy and cache: of the sampler, 0 where
     that is elsewhere. backend: generator.backend. is_least_cache: the engine takes more where there is room. sleeps: the engine gives its
-    memory back while training, so that it never meets activations and logits."""
+    memory back while training, so that it never meets activations and logits. teacher: a local teacher's weights."""
 
     num_parameters: int
     num_trained: int
@@ -45,16 +45,18 @@ class MemoryEstimate:
     backend: Backend = "transformers"
     is_least_cache: bool = False
     sleeps: bool = False
+    teacher: int = 0
 
     @property
     def trainer_bytes(self) -> int:
         """Everything but the sampler."""
-        return self.base + self.trained + self.activations + self.logits + LIBRARIES_BYTES
+        return self.base + self.teacher + self.trained + self.activations + self.logits + LIBRARIES_BYTES
 
     @property
     def kept_bytes(self) -> int:
-        """What of the trainer stays allocated while sampling: the base, trained weights and AdamW's two moments, but no gradients."""
-        return self.base + self.trained * 3 // 4
+        """What of the trainer stays allocated while sampling: the base, a teacher, trained weights and AdamW's two moments, but no
+        gradients."""
+        return self.base + self.teacher + self.trained * 3 // 4
 
     @property
     def in_turns(self) -> int:
@@ -73,6 +75,8 @@ class MemoryEstimate:
             ("frozen base", self.base), (copy, self.sampler_copy), ("trained weights, gradients, AdamW", self.trained),
             ("activations of the largest micro-batch", self.activations), ("logits of one chunk", self.logits),
             (cache + ", at least" * self.is_least_cache, self.cache), ("libraries", LIBRARIES_BYTES)]
+        if self.teacher:
+            parts.insert(1, ("frozen teacher", self.teacher))
         if self.backend == "vllm_server":
             parts = [(name, size) for name, size in parts if name not in (copy, cache)]
         if self.sleeps:
@@ -138,7 +142,19 @@ def estimate_memory(
         logits=4 * min(tokens * vocabulary * 4, 256 * 2**20),
         cache=cache, backend=generator.backend,
         is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None, sleeps=on_gpu and generator.sleep != "off",
+        teacher=_teacher_bytes(config, on_gpu=on_gpu),
     )
+
+
+def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
+    """Of a local teacher's weights; its activations are smaller than those of training. 0 where its header is not at hand."""
+    if config.teacher is None or config.teacher.backend != "local":
+        return 0
+    model = config.teacher.as_model()
+    folder = checkpoint_folder(model)
+    shapes = weight_shapes(folder) if folder is not None else None
+    bytes_per_weight = {"auto": 2 if on_gpu else 4, "float32": 4, "bfloat16": 2}[model.dtype]
+    return bytes_per_weight * sum(_size(shape) for shape in (shapes or {}).values())
 
 
 def _sampler_bytes(
@@ -172,7 +188,8 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: 
     remedies = {
         "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=true",
         "cache": cache, "sampler_copy": sampler_copy, "base": "model.dtype=bfloat16",
-        "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens"}
+        "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens",
+        "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}
     largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
     raise ConfigError([
         f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the largest part is "

@@ -54,14 +54,14 @@ class PolicyForward(nn.Module):
         backbone = getattr(model, model.base_model_prefix)
         hidden_BLH = backbone(input_ids=token_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         hidden_NH = hidden_BLH.flatten(0, 1)[predicting]
-        scale, softcap = _logit_settings(model)
+        scale, softcap = logit_settings(model)
         return token_logprobs(
             hidden_NH, model.get_output_embeddings(), targets, chunk_tokens=self._chunk_tokens, temperature=self._temperature,
             entropy_grad=entropy_grad, self_certainty=self_certainty, logit_scale=scale, softcap=softcap,
         )
 
 
-def _logit_settings(model: PreTrainedModel) -> tuple[float, float | None]:
+def logit_settings(model: PreTrainedModel) -> tuple[float, float | None]:
     """(factor, softcap) that some families apply to their logits: Cohere, Granite, Gemma 2."""
     config = model.config
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
@@ -91,5 +91,5 @@ def check_head(forward: PolicyForward, policy: Policy, token_ids: tuple[int, ...
         raise PolicyError(
             f"model.path: the log-probabilities computed for training differ from the model's own by {difference:.3g} nats on average "
             f"(at most {bound} expected): {type(policy.causal_lm).__name__} post-processes its logits in a way that rl/policy_forward.py "
-            "does not know. Remedy: add it to _logit_settings there."
+            "does not know. Remedy: add it to logit_settings there."
         )

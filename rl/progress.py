@@ -15,7 +15,17 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
-from rl.tracking import ACCURACY, KEPT_SHARE, LOSS, NORMALISED_ENTROPY, REFUSED_PREFIX, REWARD, TOKENS_PER_S, TRAINED_TOKENS_PER_S
+from rl.tracking import (
+    ACCURACY,
+    KEPT_SHARE,
+    LOSS,
+    NORMALISED_ENTROPY,
+    REFUSED_PREFIX,
+    REVERSE_KL,
+    REWARD,
+    TOKENS_PER_S,
+    TRAINED_TOKENS_PER_S,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -110,6 +120,7 @@ class Progress:
         return [
             ("reward", _number(metrics.get(REWARD))),
             *([("accuracy", _number(metrics[ACCURACY]))] if ACCURACY in metrics else []),
+            *([("teacher kl", _number(metrics[REVERSE_KL]))] if REVERSE_KL in metrics else []),
             held_out,
             ("entropy", _number(metrics.get(NORMALISED_ENTROPY))),
             ("refused", f"{sum(refused):4.0%}" if refused else "   -"),

@@ -118,10 +118,14 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True)
 class TrainingGroup:
-    """A scored group with the advantages that it trains with; advantages: [G]."""
+    """A scored group with the advantages that it trains with; advantages: [G].
+
+    teacher_logprobs: [G][T], a teacher's log-probabilities of the completions' tokens at temperature 1; None where none was asked. What it
+    adds to the advantage of each token depends on the policy too (rl/distillation.py)."""
 
     scored: ScoredGroup
     advantages: tuple[float, ...]
+    teacher_logprobs: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def group(self) -> Group:

@@ -31,7 +31,7 @@ def build_rewards(sections: Sequence[RewardSection], max_completion_tokens: int)
                               f"{max_completion_tokens}: no completion can be so long. Leave it out to take the sampling's own")
     return RewardSum([
         RewardSpec(use=s.use, weight=s.weight, name=s.name, style=s.style, arguments=dict(s.arguments)) for s in sections
-    ], run_arguments={"max_completion_tokens": max_completion_tokens})
+    ], run_arguments={"max_completion_tokens": max_completion_tokens}, may_be_empty=True)
 
 
 def check_answers(rewards: RewardSum, questions: Sequence[Question]) -> None:

@@ -18,6 +18,7 @@ from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_s
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.config_loading import load, resolve_path, to_yaml
+from rl.distillation import Teacher
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
 from rl.generate.errors import SamplerError
@@ -37,6 +38,7 @@ from rl.rehearsal import longest_groups
 from rl.run_folder import RunFolder, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import render_summary, write_summary
+from rl.teacher import check_run_teacher, open_teacher
 from rl.tracking import Forward, MetricsLog, RolloutsLog
 from rl.trainer import Parts, Trainer
 from rl.update import Updater
@@ -52,11 +54,13 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     build: what makes the benchmarks of the configuration, where it names some."""
     transformers_logging.disable_progress_bar()
     inputs = read_inputs(config)
+    check_run_teacher(config, inputs)
     benchmarks = build_benchmarks(config, inputs, build)
     if benchmarks is not None:
         inputs = replace(inputs, digests={**inputs.digests, **benchmarks.digests})
     # For servers, and for a rank whose share of a benchmark takes longer than another's.
-    waits_long = config.generator.backend == "vllm_server" or benchmarks is not None
+    waits_on_servers = config.generator.backend == "vllm_server" or (config.teacher is not None and config.teacher.backend == "vllm_server")
+    waits_long = waits_on_servers or benchmarks is not None
     # None and not an empty list: accelerate warns that the services in the list are not installed.
     accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
                               kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
@@ -67,6 +71,9 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     policy = load_run_policy(config, inputs, accelerator, benchmarks)
     check_generator(config.generator, config.sampling, policy)
     with contextlib.ExitStack() as stack:
+        teacher = open_teacher(config, inputs, accelerator.device)
+        if teacher is not None:
+            stack.callback(teacher.close)
         folder = RunFolder(config.run_dir)
         if accelerator.is_main_process:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume is not None))
@@ -74,9 +81,11 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         checkpoint, state = _checkpoint_to_resume(folder, config, inputs, accelerator) if resume is not None else (None, None)
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
-        trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state, benchmarks)
+        trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state, benchmarks, teacher)
         if parts.generator.description:
             parts.progress.message(parts.generator.description)
+        if teacher is not None:
+            parts.progress.message(f"teacher: {teacher.description}")
         left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
         if left_out:
             parts.progress.message(f"questions left out: {left_out}")
@@ -160,7 +169,7 @@ def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunF
 
 def build_trainer(
     config: RunConfig, inputs: Inputs, policy: Policy, accelerator: Accelerator, folder: RunFolder, stack: contextlib.ExitStack,
-    state: TrainerState | None, benchmarks: LiveBenchmarks | None = None,
+    state: TrainerState | None, benchmarks: LiveBenchmarks | None = None, teacher: Teacher | None = None,
 ) -> tuple[Trainer, Parts]:
     set_seed(config.seed)
     forward = PolicyForward(policy, temperature=config.sampling.temperature)
@@ -194,7 +203,7 @@ def build_trainer(
     stack.callback(stop_signals.close)
     scorer = PolicyScorer(policy, forward, max_tokens=config.optim.micro_batch_tokens)
     parts = Parts(
-        accelerator=accelerator, policy=policy, generator=generator, optimizer=prepared_optimizer,
+        accelerator=accelerator, policy=policy, generator=generator, teacher=teacher, optimizer=prepared_optimizer,
         updater=updater,
         collector=Collector(config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer),
         held_out=held_out, benchmarks=benchmarks, watchdog=Watchdog(config.watchdog), data=inputs.digests, folder=folder,

@@ -7,8 +7,9 @@ A checkpoint stores each file's `position()`; on resume `truncate_to` cuts what 
 
 Times of a training line, in seconds of the main rank: step_s, and in it sync_s (the hand-over of the version that the step samples
 with), generate_s (sampling), reward_s (scoring after sampling had ended), train_s (the update). reward_overlapped_s: scoring that took no
-time of its own, because other groups were still decoding. With generator.max_staleness 1 the step's first round was sampled and scored
-while the step before trained: its generate_s and reward_s are not in step_s, what the trainer waited for them is ahead_wait_s.
+time of its own, because other groups were still decoding. teacher_s: a teacher's scoring, in step_s. With generator.max_staleness 1 the
+step's first round was sampled and scored while the step before trained: its generate_s and reward_s are not in step_s, what the trainer
+waited for them is ahead_wait_s.
 
 A new metric needs no change here: put it into the mapping given to `MetricsLog.log`. The names below are those that the display
 (rl/progress.py), the picture (rl/picture.py) and the watchdog (rl/watchdog.py) read.
@@ -43,8 +44,11 @@ TOKENS_PER_S = "tokens_per_s"
 """train: sampled tokens per second of the step."""
 KEPT_SHARE = "kept_share"
 """of rejection sampling: share of a chunk's completions that are kept, in [0, 1]."""
+REVERSE_KL = "distillation/reverse_kl"
+"""train, with a teacher: mean over the step's tokens of ln pi - ln pi_teacher in nats, before the update."""
 LOSS = "loss/value"
-"""train: the loss of the step's update; of a supervised warm-up the cross-entropy in nats per completion token."""
+"""train: the loss of the step's update; of a supervised warm-up the cross-entropy in nats per completion token, or what distillation makes
+of it (rl/warmup_distillation.py)."""
 TRAINED_TOKENS_PER_S = "trained_tokens_per_s"
 """train, of a warm-up: tokens read per second, prompts included."""
 HELD_OUT_LOSS = "held_out/loss"

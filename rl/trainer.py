@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from rl.advantages import compute_advantages
 from rl.checkpoint import (
     TrainerState,
     checkpoint_name,
@@ -34,6 +33,7 @@ from rl.checkpoint import (
 )
 from rl.collect import Collected, Collector, CollectorState
 from rl.config import RunConfig
+from rl.distillation import Teacher
 from rl.generate.protocol import Generator
 from rl.held_out import Evaluation, HeldOut
 from rl.intervals import Interval
@@ -46,6 +46,7 @@ from rl.records_json import round_from_json, round_to_json, scored_group_from_js
 from rl.run_folder import RunFolder
 from rl.summary import Best, Summary, installed_versions, peak_rss_gb
 from rl.tracking import NORMALISED_ENTROPY, MetricsLog, RolloutsLog
+from rl.training_groups import make_training_groups
 from rl.update import Updater
 from rl.waiting import StoppedWaitingError, Waiting
 from rl.watchdog import Alarm, StepSignals, Watchdog
@@ -55,11 +56,13 @@ from rl.watchdog import Alarm, StepSignals, Watchdog
 class Parts:
     """What the trainer works with; built by rl/run.py. metrics, rollouts: None on ranks other than the main one.
 
-    data: digests of the questions (rl/inputs.py). stop_requested: returns the name of a signal that asked the run to stop, or None."""
+    teacher: of on-policy distillation. data: digests of the questions (rl/inputs.py). stop_requested: returns the name of a signal that
+    asked the run to stop, or None."""
 
     accelerator: Accelerator
     policy: Policy
     generator: Generator
+    teacher: Teacher | None
     optimizer: torch.optim.Optimizer
     updater: Updater
     collector: Collector
@@ -91,7 +94,8 @@ class Trainer:
         self._saved: Path | None = None  # the checkpoint of the present state, if it has been written
         self._stopped: tuple[str, str | None] | None = None  # (reason, message) of a run that has ended
         ranks = parts.accelerator
-        self._proof = Proof(config, parts.policy, parts.generator, rank=ranks.process_index, num_ranks=ranks.num_processes)
+        self._rank = ranks.process_index, ranks.num_processes
+        self._proof = Proof(config, parts.policy, parts.generator, rank=self._rank[0], num_ranks=self._rank[1])
         self._evaluation_due = False  # the evaluation after the last finished step is not complete
         self._benchmarks = BenchmarkHistory()
         self._hand_over_times = dict.fromkeys(("ahead_wait_s", "sync_s"), 0.0)  # since the last training line
@@ -108,7 +112,9 @@ class Trainer:
         self._hand_over()
         collected = self._parts.collector.collect(self.step_number)
         proof = self._proof.check(self.step_number, self.policy_version, collected)
-        batch = groups_with_advantages(self._config, collected)
+        asked = time.perf_counter()
+        batch = make_training_groups(self._config, collected, self._parts.teacher, *self._rank)
+        scored = time.perf_counter()
         counts = self._sampler_counts()  # now: the sampler is asked nothing while it samples ahead
         self._sample_ahead()
         update_started = time.perf_counter()
@@ -120,6 +126,8 @@ class Trainer:
         self.policy_version += report.num_updates
         self.step_number += 1
         times = asdict(collected.times) | {"train_s": finished - update_started, "step_s": finished - started}
+        if self._parts.teacher is not None:
+            times["teacher_s"] = scored - asked
         alarm = self._record(collected, batch, measured | proof | times)
         self._evaluation_due = self._is_evaluated_after(self.step_number)
         # Last: a run that is saved while the sampler does not answer goes on behind this step.
@@ -182,6 +190,7 @@ class Trainer:
     def run(self) -> Summary:
         """Evaluate, train until the last step, an alarm or a signal, evaluate; saves as it goes."""
         self._waiting.watch(self._parts.generator)
+        self._waiting.watch(self._parts.teacher)
         try:
             reason, message = self._train()
             if message is not None:
@@ -362,7 +371,7 @@ class Trainer:
         if parts.rollouts is not None and every and (self.step_number - 1) % every == 0:
             self._record_rollouts(parts.rollouts, collected, batch)
         parts.progress.step(self.step_number, metrics)
-        if not described:
+        if not described or not config.rewards:  # without rewards nobody asks for answers
             return None
         return parts.watchdog.observe_step(StepSignals(
             step=self.step_number, reward=reward, num_questions=int(collapse["num_questions"]),
@@ -467,18 +476,6 @@ class Trainer:
             benchmarks_before=self._benchmarks.named_before(),
             benchmarks_after=self._benchmarks.named_after(self.step_number) if self.step_number else None,
         )
-
-
-def groups_with_advantages(config: RunConfig, collected: Collected) -> list[TrainingGroup]:
-    """What a step trains on: the batch, or under `selection.mode: zero` every group that was sampled, refused ones with zeros."""
-    settings = config.advantage
-    advantages = compute_advantages(
-        [scored.rewards for scored in collected.batch], settings.name, settings.std, settings.eps, settings.cap)
-    if config.selection.mode != "zero":
-        return [TrainingGroup(scored, values) for scored, values in zip(collected.batch, advantages, strict=True)]
-    # In the order of the draw: behind the others, the refused groups would all be in the last of several minibatches.
-    found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
-    return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
 
 
 def _intervals(values: dict[str, dict[str, float]] | None) -> dict[str, Interval] | None:

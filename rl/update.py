@@ -33,10 +33,13 @@ from rl.batching import (
 )
 from rl.config import AdamSection, RunConfig
 from rl.distances import effective_sample_share
+from rl.distillation import distilled_advantages
+from rl.kl import k1
 from rl.logprobs import TokenLogprobs
 from rl.losses import LossOutput, entropy_threshold, mean_statistics, policy_loss, sampler_correction
 from rl.policy_forward import PolicyForward
 from rl.records import TrainingGroup
+from rl.tracking import REVERSE_KL
 
 PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3")
 
@@ -57,6 +60,7 @@ class _Sums:
     mismatch: list[Tensor] = field(default_factory=list)  # trainer's less sampler's log-probability, of tokens of the present version
     drift: list[Tensor] = field(default_factory=list)  # the same of tokens that an older version sampled
     importance: list[Tensor] = field(default_factory=list)  # what such a token counts for under the correction
+    reverse_kl: list[Tensor] = field(default_factory=list)  # policy's less teacher's log-probability
     loss: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
 
@@ -145,7 +149,8 @@ class Updater:
             with nullcontext() if last else self._accelerator.no_sync(self._forward):
                 computed = self._logprobs(batch, self._forward, entropy_grad=config.loss.entropy_bonus > 0)
                 old_T, fresh_T, present_T = self._old_logprobs(groups, batch, computed.logprobs_N, old, policy_version)
-                output = self._loss(batch, computed, old_T, min_entropy, num_loss_tokens)
+                advantages_T = self._advantages(batch, present_T)
+                output = self._loss(batch, computed, old_T, advantages_T, min_entropy, num_loss_tokens)
                 # DDP averages gradients over ranks; the denominators are global, so they have to be summed.
                 self._accelerator.backward(output.loss * (weight * self._accelerator.num_processes))
             if weight:
@@ -155,6 +160,7 @@ class Updater:
                     sums.mismatch.append((old_T - batch.sampler_logprobs_T)[fresh_T])
                     sums.importance.append(self._importance(batch, old_T)[fresh_T])
                     sums.drift.append((present_T - batch.sampler_logprobs_T)[~fresh_T])
+                    sums.reverse_kl.append(k1(present_T, batch.teacher_logprobs_T)[~batch.teacher_logprobs_T.isnan()])
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.optim.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
@@ -206,8 +212,16 @@ class Updater:
         fresh_T = fresh[batch.sequence_ids_T]
         return torch.where(fresh_T, old_T, batch.sampler_logprobs_T), fresh_T, old_T
 
+    def _advantages(self, batch: MicroBatch, present_T: Tensor) -> Tensor:
+        """[T]: each completion's, and what a teacher adds to each token's; present_T: of the policy at the start of the batch."""
+        teacher = self._config.teacher
+        if teacher is None:
+            return batch.advantages_T
+        return distilled_advantages(
+            batch.advantages_T, present_T, batch.teacher_logprobs_T, weight=teacher.weight, cap=teacher.cap)
+
     def _loss(
-        self, batch: MicroBatch, computed: TokenLogprobs, old_T: Tensor, min_entropy: float, num_loss_tokens: int
+        self, batch: MicroBatch, computed: TokenLogprobs, old_T: Tensor, advantages_T: Tensor, min_entropy: float, num_loss_tokens: int
     ) -> LossOutput:
         loss = self._config.loss
         reference_T = None
@@ -217,7 +231,7 @@ class Updater:
                 batch.completion_ids_T)
         return policy_loss(
             loss.name, logprobs_T=computed.logprobs_N, old_logprobs_T=old_T, sampler_logprobs_T=batch.sampler_logprobs_T,
-            advantages_T=batch.advantages_T, entropies_T=computed.entropies_N, weights_T=batch.weights_T,
+            advantages_T=advantages_T, entropies_T=computed.entropies_N, weights_T=batch.weights_T,
             sequence_ids_T=batch.sequence_ids_T, num_sequences=batch.num_sequences, num_loss_tokens=num_loss_tokens,
             clip_low=loss.clip_low, clip_high=loss.clip_high, ref_logprobs_T=reference_T, kl_weight=loss.kl_weight,
             entropy_bonus=loss.entropy_bonus, min_entropy=min_entropy, correction_mode=loss.correction.mode,
@@ -289,7 +303,21 @@ class Updater:
             metrics |= _spread("mismatch", mismatch, importance)
         if drift.size:
             metrics |= _spread("staleness", np.abs(drift), torch.from_numpy(drift).exp())
-        return metrics
+        return metrics | self._teacher_report(sums)
+
+    def _teacher_report(self, sums: _Sums) -> dict[str, float]:
+        """distillation/reverse_kl: the mean of ln pi - ln pi_teacher over all ranks' tokens that the teacher has scored: an unbiased
+        estimate of KL(pi || pi_teacher) per token, in nats. distillation/capped_share: of those tokens, where the cap acted."""
+        teacher = self._config.teacher
+        if teacher is None:
+            return {}
+        mine = torch.cat(sums.reverse_kl).tolist() if sums.reverse_kl else []
+        shares: list[list[float]] = gather_object([mine]) if self._accelerator.num_processes > 1 else [mine]
+        values = np.array([value for share in shares for value in share])
+        if not values.size:
+            return {}
+        capped = {} if teacher.cap is None else {"distillation/capped_share": float(np.mean(teacher.weight * np.abs(values) > teacher.cap))}
+        return {REVERSE_KL: float(values.mean()), **capped}
 
     def rehearse(self, groups: Sequence[TrainingGroup]) -> None:
         """Forward and backward of the largest micro-batch of these groups, without a step: out of memory now, not at step 40."""
@@ -298,7 +326,7 @@ class Updater:
         num_loss_tokens = sum(len(r.token_ids) for g in groups for r in g.group.rollouts)
         batch = self._build(groups, largest, num_loss_tokens)
         computed = self._logprobs(batch, self._forward, entropy_grad=self._config.loss.entropy_bonus > 0)
-        output = self._loss(batch, computed, computed.logprobs_N.detach(), -float("inf"), num_loss_tokens)
+        output = self._loss(batch, computed, computed.logprobs_N.detach(), batch.advantages_T, -float("inf"), num_loss_tokens)
         self._accelerator.backward(output.loss * 0.0)
         self._optimizer.zero_grad(set_to_none=True)
 

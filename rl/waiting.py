@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 
 from rl.generate.outages import Outages
-from rl.generate.protocol import Generator
 
 REPEAT_S = 60.0  # the same news is not told again earlier: a generator may tell it every second, so that a signal is soon seen
 
@@ -36,10 +35,10 @@ class Waiting:
         self._told, self._told_at = "", -REPEAT_S
         self._noted: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
 
-    def watch(self, generator: Generator) -> None:
-        """From now on hear what the generator tells; nothing where it has nothing to tell."""
-        if isinstance(generator, Outages):
-            generator.on_outage, generator.on_message = self._on_outage, self._on_message
+    def watch(self, service: object) -> None:
+        """From now on hear what a generator or a teacher tells; nothing where it has nothing to tell."""
+        if isinstance(service, Outages):
+            service.on_outage, service.on_message = self._on_outage, self._on_message
 
     def poll(self) -> None:
         """Act on what other threads have noted."""

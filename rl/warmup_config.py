@@ -9,7 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rl.config import AdamSection, HeldOutSection, LoraSection, ModelSection, PromptSection, Section, setting, shorthand
+from rl.config import (
+    AdamSection,
+    HeldOutSection,
+    LoraSection,
+    ModelSection,
+    PromptSection,
+    Section,
+    TeacherModelSection,
+    setting,
+    shorthand,
+)
 
 
 class WarmupColumnsSection(Section):
@@ -57,6 +67,17 @@ class WarmupTrackingSection(Section):
         "auto", "display on the terminal; auto: live on a terminal, lines elsewhere")
 
 
+class DistillationSection(Section):
+    """Learning from a teacher's whole distributions (rl/warmup_distillation.py)."""
+
+    teacher: Annotated[TeacherModelSection, shorthand("path")] = setting(dict, "the frozen model, with the policy's vocabulary")
+    divergence: Literal["forward_kl", "reverse_kl"] = setting(
+        "forward_kl", "forward_kl: KL(teacher || policy), covers what the teacher does; reverse_kl: KL(policy || teacher), avoids what it "
+        "does not do")
+    temperature: float = setting(1.0, "T by which both models' logits are divided; the divergence counts T^2 times", gt=0)
+    weight: float = setting(1.0, "of the divergence; the tokens' cross-entropy has 1 - weight", gt=0, le=1)
+
+
 class WarmupConfig(Section):
     """Everything that decides a warm-up. The file `config.resolved.yaml` in its folder holds all of it."""
 
@@ -72,6 +93,8 @@ class WarmupConfig(Section):
     data: Annotated[WarmupDataSection, shorthand("path")] = setting(WarmupDataSection, "questions with solutions")
     prompt: Annotated[PromptSection, shorthand("template")] = setting(
         PromptSection, "how a question becomes a prompt; the training run that follows needs the same")
+    distillation: DistillationSection | None = setting(
+        None, "learn a teacher's next-token distributions at the tokens of solutions, best of its own; null: the tokens alone")
     packing: bool = setting(
         False, "put several solutions into one row of data.max_tokens, attention kept apart: no padding is computed")
     optim: WarmupOptimSection = setting(WarmupOptimSection, "the optimiser")

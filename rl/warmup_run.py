@@ -35,6 +35,7 @@ from rl.progress import open_progress
 from rl.run_folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import Summary, held_out_lines, installed_versions, peak_rss_gb, write_summary
+from rl.teacher import NUM_PROBED_PROMPTS, check_teacher, load_teacher
 from rl.tracking import MetricsLog
 from rl.trl_version import check_trl
 from rl.warmup_config import WarmupConfig
@@ -42,6 +43,7 @@ from rl.warmup_inputs import WarmupInputs, read_warmup_inputs
 from rl.warmup_loop import STATE_FILE, HeldOutResult, LoopParts, WarmupLoop, WarmupState
 from rl.warmup_trainer import make_trainer, trainer_arguments
 
+TEACHER = "distillation.teacher"
 SCORED_TOKENS = 8192
 """Most tokens, padding included, in one forward pass of the held-out loss."""
 FREE_KEYS = ("run_dir", "tracking.", "checkpoint.", "evaluation.max_sequences", "merge")
@@ -55,6 +57,7 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
     check_trl()
     transformers_logging.disable_progress_bar()
     inputs = read_warmup_inputs(config)
+    check_warmup_teacher(config, inputs)
     arguments = trainer_arguments(config, RunFolder(config.run_dir).checkpoints)
     rank, num_ranks, is_main = arguments.process_index, arguments.world_size, arguments.process_index == 0
     distribution = arguments.distributed_state.distributed_type
@@ -63,6 +66,8 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
                           "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
     # Before the folder: a model that cannot be had must not move an earlier run aside.
     policy = load_warmup_policy(config, inputs, arguments.device)
+    teacher = None if config.distillation is None else load_teacher(
+        config.distillation.teacher, TEACHER, inputs.tokenizer, arguments.device)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(config.run_dir)
         if is_main:
@@ -90,7 +95,7 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
             policy=policy, generator=generator, held_out=_held_out(config, inputs, rank, num_ranks), held_out_rows=inputs.held_out_rows,
             scorer=PolicyScorer(policy, forward, max_tokens=SCORED_TOKENS), metrics=metrics, progress=progress, digest=inputs.digest,
             stop_requested=stop_signals, rank=rank, num_ranks=num_ranks), state)
-        trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, arguments, [loop])
+        trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, arguments, [loop], teacher)
         left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
         if left_out:
             progress.message(f"left out: {left_out}")
@@ -116,6 +121,15 @@ def load_warmup_policy(config: WarmupConfig, inputs: WarmupInputs, device: torch
         raise PolicyError("lora.targets: TRL's trainer reads the output layer's weight without its adapter, which would never train. "
                           "Remedy: leave the output layer out of lora.targets (all-linear does)")
     return policy
+
+
+def check_warmup_teacher(config: WarmupConfig, inputs: WarmupInputs) -> None:
+    """Refuse a teacher with another vocabulary or too short a context, before anything is loaded. Raises ConfigError."""
+    if config.distillation is not None:
+        check_teacher(
+            config.distillation.teacher, TEACHER, config.model, inputs.tokenizer,
+            [row.prompt.text for row in inputs.rows[:NUM_PROBED_PROMPTS]], max(row.num_tokens for row in inputs.rows),
+            "distillation=null, which learns from a teacher's solutions by their text alone")
 
 
 def count_steps(config: WarmupConfig, num_rows: int) -> int | None:
@@ -210,6 +224,7 @@ def describe(config: WarmupConfig) -> str:
     """`--dry-run`: reads and checks everything but the model, and shows the first row. Trains nothing."""
     check_trl()
     inputs = read_warmup_inputs(config)
+    check_warmup_teacher(config, inputs)
     row = inputs.rows[0]
     steps = count_steps(config, len(inputs.rows))
     lengths = [row.num_tokens for row in inputs.rows]

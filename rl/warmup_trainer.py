@@ -21,6 +21,7 @@ from rl.policy import Policy, resolve_dtype
 from rl.solutions import SolutionRow
 from rl.update import scheduled_rate
 from rl.warmup_config import WarmupConfig
+from rl.warmup_distillation import attach_teacher
 
 NEVER = 1 << 40
 """Steps between checkpoints where there shall be none."""
@@ -57,9 +58,12 @@ def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
 
 
 def make_trainer(
-    config: WarmupConfig, policy: Policy, rows: Sequence[SolutionRow], max_tokens: int, arguments: Any, callbacks: Sequence[Any] = ()
+    config: WarmupConfig, policy: Policy, rows: Sequence[SolutionRow], max_tokens: int, arguments: Any, callbacks: Sequence[Any] = (),
+    teacher: Policy | None = None,
 ) -> Any:
-    """An SFTTrainer over the rows, ready for `train()`. It changes the forward of policy.model: copies for sampling are made before."""
+    """An SFTTrainer over the rows, ready for `train()`. It changes the forward of policy.model: copies for sampling are made before.
+
+    teacher: of config.distillation, where there is one."""
     import datasets
     from transformers import PrinterCallback
     from trl import SFTTrainer
@@ -83,6 +87,9 @@ def make_trainer(
         model=policy.model, args=arguments, train_dataset=as_dataset(rows), processing_class=policy.tokenizer,
         callbacks=list(callbacks), optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)
+    if config.distillation is not None:
+        assert teacher is not None
+        attach_teacher(policy.causal_lm, teacher.causal_lm, config.distillation)
     return trainer
 
 

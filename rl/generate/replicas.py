@@ -73,9 +73,13 @@ class Counts:
 
 class ReplicaPool(Generic[S]):
     """max_requests: under way on one server at the same time. say: progress for people. outage: called when something begins to wait
-    because no server answers, once until one answers again."""
+    because no server answers, once until one answers again. section: of the configuration; role: what messages call the servers."""
 
-    def __init__(self, servers: Sequence[S], max_requests: int, say: Callable[[str], None], outage: Callable[[str], None]) -> None:
+    def __init__(
+        self, servers: Sequence[S], max_requests: int, say: Callable[[str], None], outage: Callable[[str], None], *,
+        section: str = "generator", role: str = "sampler",
+    ) -> None:
+        self._section, self._role = section, role
         self.replicas = [Replica(server, asyncio.Semaphore(max_requests)) for server in servers]
         self._max_requests = max_requests
         self._say, self._outage = say, outage
@@ -144,16 +148,16 @@ class ReplicaPool(Generic[S]):
                 if await self._probe(seat):
                     failures += 1
                     if failures == MAX_FAILURES:
-                        raise SamplerError(f"generator.urls: {seat.server.url} answers, but a request failed {failures} times, at last "
-                                           f"with: {reason}. Remedy: see the server's log; a higher generator.request_timeout_s where it "
-                                           "is slow")
+                        raise SamplerError(f"{self._section}.urls: {seat.server.url} answers, but a request failed {failures} times, at "
+                                           f"last with: {reason}. Remedy: see the server's log; a higher "
+                                           f"{self._section}.request_timeout_s where it is slow")
                 else:
                     self.lose(seat, reason)
                 await asyncio.sleep(self._back_off_s(failures))
                 if failures:
                     seat = self._move(seat, await self.some_ready(beside=seat))
         except ServerRefusedError as error:
-            raise SamplerError(f"generator.urls: {seat.server.url} refuses a request: {error}") from error
+            raise SamplerError(f"{self._section}.urls: {seat.server.url} refuses a request: {error}") from error
         finally:
             seat.under_way -= 1
             await self._notify()
@@ -162,7 +166,8 @@ class ReplicaPool(Generic[S]):
         """Leave the server out until it is prepared again."""
         if replica.is_ready:
             self._counts.lost += 1
-            self._say(f"sampler: {replica.server.url} is lost ({reason}); {len(self.ready()) - 1} of {len(self.replicas)} servers left")
+            num_left = len(self.ready()) - 1
+            self._say(f"{self._role}: {replica.server.url} is lost ({reason}); {num_left} of {len(self.replicas)} servers left")
             replica.is_ready = False
             # A server that hangs would keep its other requests until they time out.
             for task in replica.running:
@@ -215,12 +220,12 @@ class ReplicaPool(Generic[S]):
             except (ServerLostError, ServerRefusedError, SamplerError) as error:
                 reason = str(error)
                 if isinstance(error, SamplerError) and reason != replica.reason:
-                    self._say(f"sampler: {replica.server.url} answers again and is not taken back: {reason}")
+                    self._say(f"{self._role}: {replica.server.url} answers again and is not taken back: {reason}")
                 replica.reason = reason
                 continue
             self._counts.taken_back += 1
             replica.is_ready, replica.reason = True, ""
-            self._say(f"sampler: {replica.server.url} is taken back; {len(self.ready())} of {len(self.replicas)} servers answer")
+            self._say(f"{self._role}: {replica.server.url} is taken back; {len(self.ready())} of {len(self.replicas)} servers answer")
             await self._notify()
             return
 
@@ -229,7 +234,7 @@ class ReplicaPool(Generic[S]):
         loop = asyncio.get_running_loop()
         if self._out_since is None:
             self._out_since = self._said_at = loop.time()
-            self._outage(f"sampler: no server answers; waiting until one does ({self._reasons()})")
+            self._outage(f"{self._role}: no server answers; waiting until one does ({self._reasons()})")
         async with self._changed:
             try:
                 async with asyncio.timeout(MESSAGE_EVERY_S):
@@ -237,7 +242,7 @@ class ReplicaPool(Generic[S]):
             except TimeoutError:
                 if loop.time() - self._said_at >= MESSAGE_EVERY_S:  # one of all that wait says it
                     self._said_at = loop.time()
-                    self._say(f"sampler: still no server answers ({self._reasons()})")
+                    self._say(f"{self._role}: still no server answers ({self._reasons()})")
                 return
         if self._out_since is not None:
             self._counts.waited_s += loop.time() - self._out_since

@@ -60,13 +60,13 @@ class Completion:
     finish_reason: FinishReason
 
 
-def read_key(variable: str | None) -> str | None:
-    """The API key that this environment variable holds; None without a variable."""
+def read_key(variable: str | None, section: str = "generator") -> str | None:
+    """The API key that this environment variable holds; None without a variable. section: of the configuration that names it."""
     if variable is None:
         return None
     if key := os.environ.get(variable, "").strip():
         return key
-    raise SamplerError(f"generator.api_key_env: {variable}, but this environment variable is not set. Remedy: export it, or leave "
+    raise SamplerError(f"{section}.api_key_env: {variable}, but this environment variable is not set. Remedy: export it, or leave "
                        "api_key_env out for servers without a key")
 
 
@@ -155,6 +155,14 @@ class ServerClient:
             raise ServerLostError(f"a completion of {len(token_ids)} tokens and {len(logprobs)} log-probabilities ended with "
                                   f"{self._words(repr(reason))}")
         return Completion(token_ids, logprobs, reason)
+
+    async def tokenize(self, model: str, text: str) -> tuple[int, ...]:
+        """The text's token ids by the served model's tokenizer, without special tokens of its own."""
+        reply = await self._call("POST", "/tokenize", {"model": model, "prompt": text, "add_special_tokens": False})
+        try:
+            return tuple(reply["tokens"])
+        except (KeyError, TypeError) as error:
+            raise ServerRefusedError(200, f"POST /tokenize gave {self._words(str(reply))}") from error
 
     async def score(self, model: str, row: Row, cache_salt: str) -> tuple[float, ...]:
         """Log-probabilities of the completion's tokens, without temperature. vLLM reads no cached prefix for these."""

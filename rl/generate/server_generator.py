@@ -15,9 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import httpx2
 import torch
 from torch import distributed
 
@@ -30,13 +28,12 @@ from rl.generate.policy_server import PolicyFiles, PolicyServer, Sampled, Wanted
 from rl.generate.protocol import Finished, Request, Row, SamplingParameters
 from rl.generate.replicas import Home, Replica, ReplicaPool
 from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
+from rl.generate.server_start import addresses, first_error, score_rows, start_servers
 from rl.generate.sync import Sync
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
 from rl.policy import Policy, lora_rank
 from rl.records import Group
-
-START_WAIT_S, START_MESSAGE_EVERY_S = 1.0, 10.0
 
 T = TypeVar("T")
 
@@ -58,7 +55,7 @@ class ServerGenerator:
             sync.way, config.served_model, plan.max_tokens, plan.logprobs_mode, _launch_line(policy, plan, sync, config),
             policy.eos_token_ids[0], plan.base_probe)
         self._key = read_key(config.api_key_env)
-        self._urls = _addresses(config.urls)
+        self._urls = addresses(config.urls)
         self._folder = (Path(config.exchange_dir).expanduser() if config.exchange_dir else plan.run_dir / "sampler").absolute()
         self._files: VersionFiles | None = None
         self._run_name = f"otherhalf-{secrets.token_hex(4)}"
@@ -97,7 +94,7 @@ class ServerGenerator:
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         with self._lock:
-            return self._loop.run(self._score(rows))
+            return self._loop.run(score_rows(self._pool, rows))
 
     def rest(self) -> None:
         """The servers' memory is theirs."""
@@ -142,41 +139,7 @@ class ServerGenerator:
             ServerClient(url, self._key, self._config.request_timeout_s, 2 * self._config.max_sequences + 8) for url in self._urls]
         servers = [PolicyServer(client, self._wanted) for client in self._clients]
         self._pool = ReplicaPool(servers, self._config.max_sequences, self._say, self._outage)
-        missing = {server.url: "not asked yet" for server in servers}
-        try:
-            async with asyncio.timeout(self._config.start_timeout_s), asyncio.TaskGroup() as tasks:
-                for replica in self._pool.replicas:
-                    tasks.create_task(self._start_one(replica, missing))
-                tasks.create_task(self._say_who_is_missing(missing))
-        except TimeoutError:
-            raise SamplerError(
-                f"generator.urls: after {self._config.start_timeout_s:g} s (generator.start_timeout_s) no vLLM server answers at "
-                f"{_listed(missing)}. Remedy: start it with {self._wanted.launch}; or another url") from None
-        except ExceptionGroup as errors:
-            raise _first(errors) from None
-
-    async def _start_one(self, replica: Replica[PolicyServer], missing: dict[str, str]) -> None:
-        server = replica.server
-        while True:
-            try:
-                await server.check()
-            except ServerLostError as error:
-                missing[server.url] = str(error)
-                await asyncio.sleep(START_WAIT_S)
-                continue
-            except ServerRefusedError as error:
-                raise SamplerError(f"generator.urls: {server.url} refuses a request: {error}") from error
-            replica.is_ready = True
-            del missing[server.url]
-            return
-
-    async def _say_who_is_missing(self, missing: dict[str, str]) -> None:
-        waited_s = 0.0
-        while missing:
-            await asyncio.sleep(min(START_WAIT_S, START_MESSAGE_EVERY_S))
-            waited_s += START_WAIT_S
-            if missing and waited_s % START_MESSAGE_EVERY_S == 0:
-                self._say(f"sampler: after {waited_s:g} s no answer yet from {_listed(missing)}")
+        await start_servers(self._pool, self._config.start_timeout_s, self._say, f"start it with {self._wanted.launch}; or another url")
 
     async def _generate(
         self, requests: Sequence[Request], parameters: SamplingParameters, add: Callable[[int, Sequence[Sampled]], None]
@@ -189,7 +152,7 @@ class ServerGenerator:
                     home = await self._pool.open_home(len(request.seeds))
                     tasks.create_task(self._one_group(index, request, home, parameters, stop_token_ids, add))
         except ExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
 
     async def _one_group(
         self, index: int, request: Request, home: Home[PolicyServer], parameters: SamplingParameters, stop_token_ids: tuple[int, ...],
@@ -217,20 +180,6 @@ class ServerGenerator:
             home = await self._pool.open_home(len(request.seeds) - len(sampled))
         self._loop.post(lambda: add(index, [sampled[sample] for sample in range(len(request.seeds))]))
 
-    async def _score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        found: list[tuple[float, ...]] = [()] * len(rows)
-
-        async def one(index: int, row: Row, home: Home[PolicyServer]) -> None:
-            found[index] = await self._pool.request(home, lambda server: server.score(row))
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for index, row in enumerate(rows):
-                    tasks.create_task(one(index, row, await self._pool.open_home(1)))
-        except ExceptionGroup as errors:
-            raise _first(errors) from None
-        return found
-
     async def _deliver(self, files: PolicyFiles) -> dict[str, str | None]:
         """The version on every server that answers, at least one; by address, the process that has it (merge only)."""
         self._wanted.files = files
@@ -239,7 +188,7 @@ class ServerGenerator:
                 for replica in self._pool.ready():
                     tasks.create_task(self._deliver_to(replica))
         except ExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
         await self._pool.some_ready()  # one that is taken back brings the version with it
         return {replica.server.url: replica.server.process for replica in self._pool.ready()}
 
@@ -327,29 +276,6 @@ def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync, config: Generato
     return " ".join([*variables, *words])
 
 
-def _addresses(urls: Sequence[str]) -> list[str]:
-    """The addresses without a slash or /v1 at their end. Raises SamplerError for what is none, or for the same one twice."""
-    found: list[str] = []
-    for url in urls:
-        address = url.rstrip("/").removesuffix("/v1").rstrip("/")
-        if not address.startswith(("http://", "https://")):
-            raise SamplerError(f"generator.urls: {url!r}, expected an address that begins with http:// or https://, such as "
-                               "http://localhost:8000")
-        try:
-            parts = urlsplit(address)
-            fits = bool(parts.hostname) and parts.port != 0  # a port that is no number up to 65535 is a ValueError
-            httpx2.URL(address)
-        except (ValueError, httpx2.InvalidURL):
-            fits = False
-        if not fits:
-            raise SamplerError(f"generator.urls: {url!r}, expected http://HOST:PORT with a host and a port from 1 to 65535, such as "
-                               "http://localhost:8000 or http://[::1]:8000")
-        if address in found:
-            raise SamplerError(f"generator.urls: {url} is given twice. Remedy: each server once")
-        found.append(address)
-    return found
-
-
 def _first_numbers(requests: Sequence[Request]) -> list[int]:
     """The number of each request's first completion, counted through all of them."""
     starts, total = [], 0
@@ -357,18 +283,6 @@ def _first_numbers(requests: Sequence[Request]) -> list[int]:
         starts.append(total)
         total += len(request.seeds)
     return starts
-
-
-def _listed(missing: dict[str, str]) -> str:
-    return "; ".join(f"{url} ({reason})" for url, reason in missing.items())
-
-
-def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
-    """One exception of a group, out of nested groups."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _is_main_rank() -> bool:

@@ -121,7 +121,7 @@ def make_trainer(
     updater = make_updater(config, policy, accelerator)
     with open_progress("off", "test", config.steps, first_step=0, is_main=True) as progress:
         return Trainer(config, Parts(
-            accelerator=accelerator, policy=policy, generator=generator, optimizer=updater._optimizer, updater=updater,
+            accelerator=accelerator, policy=policy, generator=generator, teacher=None, optimizer=updater._optimizer, updater=updater,
             collector=Collector(
                 config, questions or inputs().prompts, generator, sampling_parameters(config.sampling),
                 build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),

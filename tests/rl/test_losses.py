@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl.kl import k3
 from rl.losses import (
     LOSSES,
     STATISTICS,
@@ -16,7 +17,6 @@ from rl.losses import (
     CorrectionMode,
     LossOutput,
     entropy_threshold,
-    k3_kl,
     mean_statistics,
     policy_loss,
     sampler_correction,
@@ -199,10 +199,10 @@ def test_statistics_are_token_means() -> None:
 
 
 def test_k3_is_zero_at_equality_positive_elsewhere_and_keeps_its_digits() -> None:
-    assert float(k3_kl(torch.tensor(-1.0), torch.tensor(-1.0))) == 0.0
-    assert float(k3_kl(torch.tensor(-1.0), torch.tensor(-1.0 + math.log(2)))) == pytest.approx(1 - math.log(2))
+    assert float(k3(torch.tensor(-1.0), torch.tensor(-1.0))) == 0.0
+    assert float(k3(torch.tensor(-1.0), torch.tensor(-1.0 + math.log(2)))) == pytest.approx(1 - math.log(2))
     # d = 1e-3 in float32: exp(d) - d - 1 has an error of some percent; the true value is d^2 / 2 + d^3 / 6.
-    tiny = float(k3_kl(torch.tensor(0.0), torch.tensor(1e-3)))
+    tiny = float(k3(torch.tensor(0.0), torch.tensor(1e-3)))
     assert tiny == pytest.approx(0.5e-6 + 1e-9 / 6, rel=1e-3)
 
 

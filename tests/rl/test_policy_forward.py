@@ -70,7 +70,7 @@ def test_known_post_processing_passes(config: PretrainedConfig, adapter: bool) -
 def test_unknown_post_processing_is_refused_with_the_place_to_add_it() -> None:
     torch.manual_seed(0)
     policy = policy_over(DoublingLlama(LlamaConfig(**SIZES)))
-    with pytest.raises(PolicyError, match=r"differ from the model's own by .*DoublingLlama.*_logit_settings"):
+    with pytest.raises(PolicyError, match=r"differ from the model's own by .*DoublingLlama.*logit_settings"):
         check_head(PolicyForward(policy, temperature=1.0), policy, IDS, 1.0)
 
 

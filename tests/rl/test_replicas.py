@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl import checkpoint
 from rl.config import GeneratorSection
-from rl.generate import replicas, server_generator
+from rl.generate import replicas, server_generator, server_start
 from rl.generate.background_loop import BackgroundLoop
 from rl.generate.base_probe import BaseProbe, measure_base
 from rl.generate.errors import SamplerError
@@ -51,7 +51,7 @@ SERVER_ERROR = Accident(status=500, body=b'{"error": {"message": "out of luck"}}
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicas, "FIRST_WAIT_S", 0.02)
     monkeypatch.setattr(replicas, "LONGEST_WAIT_S", 0.05)
-    monkeypatch.setattr(server_generator, "START_WAIT_S", 0.1)
+    monkeypatch.setattr(server_start, "START_WAIT_S", 0.1)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from rl.batching import split_minibatches
 from rl.collect import Collected
 from rl.selection import select
-from rl.trainer import groups_with_advantages
+from rl.training_groups import groups_with_advantages
 from tests.reference.scored_groups import scored_group
 from tests.reference.tiny_run import tiny_config
 

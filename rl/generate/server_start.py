@@ -1,0 +1,129 @@
+"""Waiting until all servers of a list answer, and asking them many things at once: what every user of a `ReplicaPool` does alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+
+from rl.generate.errors import SamplerError
+from rl.generate.protocol import Row
+from rl.generate.replicas import Home, Replica, ReplicaPool, Server
+from rl.generate.server_client import ServerLostError, ServerRefusedError
+
+START_WAIT_S, START_MESSAGE_EVERY_S = 1.0, 10.0
+
+
+class CheckedServer(Server, Protocol):
+    async def check(self) -> None:
+        """Raises SamplerError where it is not what the run needs, ServerLostError where it does not answer."""
+        ...
+
+
+class ScoringServer(Server, Protocol):
+    async def score(self, row: Row) -> tuple[float, ...]:
+        """Log-probabilities of the completion's tokens."""
+        ...
+
+
+C = TypeVar("C", bound=CheckedServer)
+R = TypeVar("R", bound=ScoringServer)
+
+
+async def start_servers(
+    pool: ReplicaPool[C], timeout_s: float, say: Callable[[str], None], remedy: str, *, section: str = "generator", role: str = "sampler"
+) -> None:
+    """Until every server has been checked. section: of the configuration; role: what messages call the servers.
+
+    Raises SamplerError where one is not what the run needs, or does not answer in time; remedy: what to do then."""
+    missing = {replica.server.url: "not asked yet" for replica in pool.replicas}
+    try:
+        async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
+            for replica in pool.replicas:
+                tasks.create_task(_start_one(replica, missing, section))
+            tasks.create_task(_say_who_is_missing(missing, say, role))
+    except TimeoutError:
+        raise SamplerError(f"{section}.urls: after {timeout_s:g} s ({section}.start_timeout_s) no vLLM server answers at "
+                           f"{_listed(missing)}. Remedy: {remedy}") from None
+    except ExceptionGroup as errors:
+        raise first_error(errors) from None
+
+
+async def _start_one(replica: Replica[C], missing: dict[str, str], section: str) -> None:
+    server = replica.server
+    while True:
+        try:
+            await server.check()
+        except ServerLostError as error:
+            missing[server.url] = str(error)
+            await asyncio.sleep(START_WAIT_S)
+            continue
+        except ServerRefusedError as error:
+            raise SamplerError(f"{section}.urls: {server.url} refuses a request: {error}") from error
+        replica.is_ready = True
+        del missing[server.url]
+        return
+
+
+async def _say_who_is_missing(missing: dict[str, str], say: Callable[[str], None], role: str) -> None:
+    waited_s = 0.0
+    while missing:
+        await asyncio.sleep(min(START_WAIT_S, START_MESSAGE_EVERY_S))
+        waited_s += START_WAIT_S
+        if missing and waited_s % START_MESSAGE_EVERY_S == 0:
+            say(f"{role}: after {waited_s:g} s no answer yet from {_listed(missing)}")
+
+
+async def score_rows(pool: ReplicaPool[R], rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    """Each row by some server, in parallel; in the order of the rows."""
+    found: list[tuple[float, ...]] = [()] * len(rows)
+
+    async def one(index: int, row: Row, home: Home[R]) -> None:
+        ask: Callable[[R], Awaitable[tuple[float, ...]]] = lambda server: server.score(row)  # noqa: E731
+        found[index] = await pool.request(home, ask)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for index, row in enumerate(rows):
+                tasks.create_task(one(index, row, await pool.open_home(1)))
+    except ExceptionGroup as errors:
+        raise first_error(errors) from None
+    return found
+
+
+def first_error(errors: BaseExceptionGroup[Any]) -> BaseException:
+    """One exception of a group, out of nested groups."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def addresses(urls: Sequence[str], section: str = "generator") -> list[str]:
+    """The addresses without a slash or /v1 at their end. Raises SamplerError for what is none, or for the same one twice."""
+    found: list[str] = []
+    for url in urls:
+        address = url.rstrip("/").removesuffix("/v1").rstrip("/")
+        if not address.startswith(("http://", "https://")):
+            raise SamplerError(f"{section}.urls: {url!r}, expected an address that begins with http:// or https://, such as "
+                               "http://localhost:8000")
+        try:
+            parts = urlsplit(address)
+            fits = bool(parts.hostname) and parts.port != 0  # a port that is no number up to 65535 is a ValueError
+            httpx2.URL(address)
+        except (ValueError, httpx2.InvalidURL):
+            fits = False
+        if not fits:
+            raise SamplerError(f"{section}.urls: {url!r}, expected http://HOST:PORT with a host and a port from 1 to 65535, such as "
+                               "http://localhost:8000 or http://[::1]:8000")
+        if address in found:
+            raise SamplerError(f"{section}.urls: {url} is given twice. Remedy: each server once")
+        found.append(address)
+    return found
+
+
+def _listed(missing: dict[str, str]) -> str:
+    return "; ".join(f"{url} ({reason})" for url, reason in missing.items())

@@ -1,0 +1,148 @@
+"""A teacher behind running `vllm serve` processes, one or many: the log-probabilities of a completion's tokens as those of a prompt.
+
+Nothing is brought to the servers: they serve a frozen model. Requests run in parallel over all servers; lost ones are left out and taken
+back (rl/generate/replicas.py), and while none answers the run waits, saved. Every rank asks for its own share.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from rl.config import TeacherSection
+from rl.generate.background_loop import BackgroundLoop
+from rl.generate.errors import SamplerError
+from rl.generate.protocol import Row
+from rl.generate.replicas import ReplicaPool
+from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
+from rl.generate.server_start import addresses, score_rows, start_servers
+
+
+class TeacherServer:
+    """One server, as rl/generate/replicas.py wants it. probes: texts with the token ids that the student reads. max_tokens: of a row."""
+
+    def __init__(
+        self, client: ServerClient, config: TeacherSection, probes: Sequence[tuple[str, tuple[int, ...]]], max_tokens: int
+    ) -> None:
+        self.url = client.url
+        self.model = ""
+        self._client, self._config, self._probes, self._max_tokens = client, config, probes, max_tokens
+
+    async def prepare(self) -> None:
+        await self._client.check_health()
+        await self.check()
+
+    async def is_well(self) -> bool:
+        try:
+            await self._client.check_health()
+            return self.model in [model.name for model in await self._client.models()]
+        except (ServerLostError, ServerRefusedError):
+            return False
+
+    async def check(self) -> None:
+        """Does it serve the teacher, with room for the longest row and a token after it, and with the student's token ids?"""
+        try:
+            models = await self._client.models()
+        except ServerRefusedError as error:
+            self._refuse_key(error)
+            raise SamplerError(f"teacher.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process") from error
+        asked = self._config.served_model
+        found = [model for model in models if asked in (None, model.name)]
+        if not found:
+            names = ", ".join(model.name for model in models) or "none"
+            raise SamplerError(f"teacher.served_model: {asked}, but {self.url} serves {names}. Remedy: one of those, or another url")
+        self.model = found[0].name
+        # An adapter has the room of its base.
+        rooms = [model.max_tokens for model in models if model.name in (self.model, found[0].parent) and model.max_tokens is not None]
+        if rooms and rooms[0] < self._max_tokens + 1:
+            raise SamplerError(f"teacher.urls: {self.url} takes at most {rooms[0]} tokens (max_model_len), but the longest prompt with the "
+                               f"longest completion and one token more are {self._max_tokens + 1}. Remedy: start it with --max-model-len "
+                               f"{self._max_tokens + 1}; or lower data.max_prompt_tokens or sampling.max_completion_tokens")
+        for text, ids in self._probes:
+            if (there := await self._client.tokenize(self.model, text)) != ids:
+                raise SamplerError(f"teacher.urls: {self.url} serves {self.model} with another vocabulary than the student's: the text "
+                                   f"{text[:60]!r} is {list(ids[:8])} in the student and {list(there[:8])} there. Remedy: a teacher "
+                                   "with the student's tokenizer")
+
+    async def score(self, row: Row) -> tuple[float, ...]:
+        try:
+            return await self._client.score(self.model, row, "teacher")
+        except ServerRefusedError as error:
+            self._refuse_key(error)
+            raise
+
+    def _refuse_key(self, error: ServerRefusedError) -> None:
+        if error.status in (401, 403):
+            raise SamplerError(f"teacher.api_key_env: {self.url} does not accept the API key ({error}). Remedy: teacher.api_key_env=NAME "
+                               "of an environment variable that holds the server's key") from error
+
+
+class ServerTeacher:
+    """Teacher (rl/distillation.py) on vLLM servers. The constructor waits until every one of them answers.
+
+    texts: tokenised by the server too, to tell another vocabulary. max_tokens: of the longest row. on_outage, on_message: see
+    rl/generate/outages.py; without a listener, what they would be told is logged."""
+
+    def __init__(self, config: TeacherSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> None:
+        self.on_outage: Callable[[str], None] | None = None
+        self.on_message: Callable[[str], None] | None = None
+        self._config, self._max_tokens = config, max_tokens
+        self._urls, self._key = addresses(config.urls, "teacher"), read_key(config.api_key_env, "teacher")
+        self._probes = [(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts]
+        self._clients: list[ServerClient] = []
+        self._pool: ReplicaPool[TeacherServer] | None = None
+        self._is_closed = False
+        self._loop = BackgroundLoop("vllm-teacher")
+        try:
+            self._loop.run(self._start())
+        except BaseException:
+            self.close()
+            raise
+        self.description = f"{len(self._urls)} vLLM server{'s' if len(self._urls) > 1 else ''}, {config.served_model or config.path}"
+
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        assert self._pool is not None
+        return self._loop.run(score_rows(self._pool, rows))
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.on_outage = self.on_message = None  # a listener may raise, and nothing here is to be left out for that
+        self._loop.drop_acts()
+        try:
+            self._loop.run(self._stop())
+        finally:
+            self._loop.close()
+
+    # --- in the loop's thread ----------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        count = self._config.max_requests
+        self._clients = [ServerClient(url, self._key, self._config.request_timeout_s, 2 * count + 8) for url in self._urls]
+        servers = [TeacherServer(client, self._config, self._probes, self._max_tokens) for client in self._clients]
+        self._pool = ReplicaPool(servers, count, self._say, self._outage, section="teacher", role="teacher")
+        await start_servers(
+            self._pool, self._config.start_timeout_s, self._say, f"start it with vllm serve {self._config.path} --max-model-len "
+            f"{self._max_tokens + 1}; or another url", section="teacher", role="teacher")
+
+    async def _stop(self) -> None:
+        if self._pool is not None:
+            await self._pool.close()
+        for client in self._clients:
+            await client.close()
+
+    def _say(self, text: str) -> None:
+        self._loop.post(lambda: _tell(self.on_message, text))
+
+    def _outage(self, text: str) -> None:
+        self._loop.post(lambda: _tell(self.on_outage, text))
+
+
+def _tell(listener: Callable[[str], None] | None, text: str) -> None:
+    if listener is not None:
+        listener(text)
+    else:
+        logging.getLogger(__name__).warning(text)

@@ -1,0 +1,160 @@
+"""The teacher of a run: a frozen model on the run's own device, or running `vllm serve` processes. Neither has a state to resume.
+
+`check_teacher` compares, before any weights are loaded, what must fit: token ids, since log-probabilities are compared token by token, and
+room for the longest row.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rl.config import ModelSection, RunConfig, TeacherModelSection
+from rl.config_loading import ConfigError, resolve_path
+from rl.distillation import Teacher
+from rl.generate.protocol import Row
+from rl.inputs import Inputs, load_model_config, load_tokenizer
+from rl.policy import (
+    Policy,
+    PolicyError,
+    end_of_sequence_ids,
+    explain_loading,
+    load_generation_config,
+    load_plain,
+    load_policy,
+    merge_in_place,
+    stored_lora,
+)
+from rl.policy_forward import PolicyForward, check_head
+from rl.policy_scorer import PolicyScorer
+
+PROBE = "Question: 12 + 7 = ? Let's think step by step.\nΔx ≤ 3/4, thus \\boxed{19}."
+NUM_PROBED_PROMPTS = 8
+
+
+class LocalTeacher:
+    """Teacher (rl/distillation.py) in this process. max_tokens: of one forward pass, padding included."""
+
+    def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int, description: str) -> None:
+        self.description = description
+        self._scorer = PolicyScorer(policy, forward, max_tokens=max_tokens)
+
+    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        return [tuple(scored.logprobs_N.tolist()) for scored in self._scorer.score(rows)]
+
+    def close(self) -> None:
+        """The model goes with the process."""
+
+
+def open_teacher(config: RunConfig, inputs: Inputs, device: torch.device) -> Teacher | None:
+    """The teacher that the configuration names, ready to score; None where it names none.
+
+    Raises PolicyError, ConfigError or SamplerError, with the remedy, where it cannot be had."""
+    section = config.teacher
+    if section is None:
+        return None
+    if section.backend == "vllm_server":
+        from rl.server_teacher import ServerTeacher
+
+        longest = longest_row(config, inputs)
+        return ServerTeacher(section, inputs.tokenizer, [inputs.prompts[0].text, PROBE], longest)
+    policy = load_teacher(section, "teacher", inputs.tokenizer, device)
+    forward = PolicyForward(policy, temperature=1.0)
+    with in_words_of("teacher"):
+        check_head(forward, policy, inputs.prompts[0].token_ids, 1.0)
+    return LocalTeacher(policy, forward, max_tokens=config.optim.micro_batch_tokens,
+                        description=f"local, {section.path}{f' with {section.adapter}' if section.adapter else ''}")
+
+
+def check_run_teacher(config: RunConfig, inputs: Inputs) -> None:
+    """What can be told before any weights are loaded. Raises ConfigError."""
+    if config.teacher is not None:
+        check_teacher(
+            config.teacher, "teacher", config.model, inputs.tokenizer, [prompt.text for prompt in inputs.prompts[:NUM_PROBED_PROMPTS]],
+            longest_row(config, inputs), "let the teacher answer the questions and warm up on its samples (rl/warmup.py data.path=SAMPLES)")
+
+
+def longest_row(config: RunConfig, inputs: Inputs) -> int:
+    """Tokens of the longest training prompt with the longest completion."""
+    return max(len(prompt.token_ids) for prompt in inputs.prompts) + config.sampling.max_completion_tokens
+
+
+def load_teacher(section: TeacherModelSection, key: str, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
+    """The frozen model, with its adapter merged into it. key: the section's name, for messages. Raises PolicyError or ConfigError."""
+    model = section.as_model()
+    with in_words_of(key), explain_loading(model.path):
+        if model.adapter is None:
+            return load_plain(model, tokenizer, device)
+        lora = stored_lora(resolve_path(model.adapter))
+        return merge_in_place(load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False))
+
+
+def check_teacher(
+    section: TeacherModelSection, key: str, student: ModelSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
+    max_tokens: int, remedy: str,
+) -> None:
+    """Refuse a teacher with other token ids than the student's, or without room for `max_tokens`.
+
+    key: the section's name. tokenizer: the student's. texts: to be tokenised by both, such as prompts. remedy: what can be done without a
+    teacher of the same vocabulary. Reads the teacher's tokenizer and config.json, no weights. Raises ConfigError."""
+    model = section.as_model()
+    if model.adapter is not None and not (Path(resolve_path(model.adapter)) / "adapter_config.json").is_file():
+        raise ConfigError([f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by PEFT, "
+                           "such as runs/NAME/checkpoints/best/adapter"])
+    with in_words_of(key):
+        other, model_config = load_tokenizer(model), load_model_config(model)
+    text_config = model_config.get_text_config()
+    difference = vocabulary_difference(tokenizer, other, [*texts, PROBE])
+    if difference is None and text_config.vocab_size < len(tokenizer):
+        difference = f"it has {text_config.vocab_size} outputs for the student's {len(tokenizer)} tokens"
+    if difference is not None:
+        raise ConfigError([
+            f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, model.path={student.path} "
+            f"({len(tokenizer)} tokens): {difference}. Log-probabilities are compared token by token, which needs the same ids. "
+            f"Remedy: a teacher with the student's tokenizer; or {remedy}"])
+    ends = [end_of_sequence_ids(load_generation_config(path, one.revision), tokens, path)
+            for one, tokens in ((student, tokenizer), (model, other)) for path in [str(resolve_path(one.path))]]
+    if not set(ends[0]) & set(ends[1]):
+        ours, theirs = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in ends)
+        warnings.warn(f"{key}.path: {model.path} ends its answers with {theirs} and the student with {ours}: to the teacher, each end "
+                      "of the student's is unlikely. Remedy: a teacher that was trained with the student's prompts", stacklevel=2)
+    context: int | None = getattr(text_config, "max_position_embeddings", None)
+    if context is not None and max_tokens > context:
+        raise ConfigError([f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. Remedy: a "
+                           "teacher with a longer context, or shorter prompts and completions"])
+
+
+def vocabulary_difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, texts: Sequence[str]) -> str | None:
+    """The first way in which the teacher's ids are not the student's; None where every token of the student has the same id in the teacher
+    and the texts become the same ids. Tokens that only the teacher has do no harm."""
+    theirs = teacher.get_vocab()
+    for token, number in sorted(student.get_vocab().items(), key=lambda item: item[1]):
+        if theirs.get(token) != number:
+            there = f"id {theirs[token]}" if token in theirs else "not there"
+            return f"the token {token!r} has id {number} in the student and is {there} in the teacher"
+    for text in texts:
+        ours, other = (one(text, add_special_tokens=False)["input_ids"] for one in (student, teacher))
+        if ours != other:
+            return f"the text {text[:60]!r} is {ours[:8]} in the student and {other[:8]} in the teacher"
+    return None
+
+
+@contextmanager
+def in_words_of(key: str) -> Iterator[None]:
+    """What loading a model raises names model.path, model.adapter and so on; here it shall name the teacher's keys."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([_renamed(problem, key) for problem in error.problems]) from error
+    except PolicyError as error:
+        raise PolicyError(_renamed(str(error), key)) from error
+
+
+def _renamed(text: str, key: str) -> str:
+    return re.sub(r"\bmodel\.(?=(?:path|revision|adapter|dtype|attention|trust_remote_code)\b)", f"{key}.", text)

@@ -1,0 +1,30 @@
+"""What a step collected -> what it trains on: every group with its advantages, and with what a teacher says of its tokens."""
+
+from __future__ import annotations
+
+from rl.advantages import compute_advantages
+from rl.collect import Collected
+from rl.config import RunConfig
+from rl.distillation import Teacher, with_teacher
+from rl.records import TrainingGroup
+
+
+def make_training_groups(
+    config: RunConfig, collected: Collected, teacher: Teacher | None = None, rank: int = 0, num_ranks: int = 1
+) -> list[TrainingGroup]:
+    """The groups of `groups_with_advantages`; those of the batch scored by the teacher, where there is one. Collective over ranks."""
+    groups = groups_with_advantages(config, collected)
+    kept = {id(scored) for scored in collected.batch}
+    return with_teacher(teacher, groups, [id(item.scored) in kept for item in groups], rank=rank, num_ranks=num_ranks)
+
+
+def groups_with_advantages(config: RunConfig, collected: Collected) -> list[TrainingGroup]:
+    """The batch, or under `selection.mode: zero` every group that was sampled, refused ones with zeros."""
+    settings = config.advantage
+    advantages = compute_advantages(
+        [scored.rewards for scored in collected.batch], settings.name, settings.std, settings.eps, settings.cap)
+    if config.selection.mode != "zero":
+        return [TrainingGroup(scored, values) for scored, values in zip(collected.batch, advantages, strict=True)]
+    # In the order of the draw: behind the others, the refused groups would all be in the last of several minibatches.
+    found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
+    return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
