@@ -23,7 +23,8 @@ Verdict = Literal["skip", "resume", "start"]
 # What may differ where a stage is already done (its result would be the same), or only begun (it can go on with it).
 _MEMORY_KEYS = ("optim.micro_batch_tokens", "optim.micro_batch_rows", "generator.max_sequences", "generator.memory_share",
                 "generator.cache_gb", "generator.sleep", "generator.urls", "generator.api_key_env", "generator.exchange_dir",
-                "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing", "evaluation.max_sequences")
+                "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing", "evaluation.max_sequences",
+                "teacher.urls", "teacher.api_key_env", "teacher.max_requests", "teacher.start_timeout_s", "teacher.request_timeout_s")
 _CHOSEN_ANEW = ("keep.", "mix")
 _ALSO_ON_THE_WAY = ("checkpoint.keep", "checkpoint.every", "generator.proof_every", "generator.proof_completions")
 
