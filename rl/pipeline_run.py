@@ -16,11 +16,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rl.config_loading import to_yaml
+from rl.config_loading import ConfigError, load, to_yaml
 from rl.pipeline_config import PipelineConfig
 from rl.pipeline_plan import Result, Stage, make_plan
 from rl.pipeline_ranks import Ranks, environment_of_all, environment_of_one, free_port
-from rl.pipeline_records import FILE, PipelineRecords
+from rl.pipeline_records import PipelineRecords
 from rl.pipeline_stages import (
     ON_ALL_RANKS,
     CheckEvaluation,
@@ -141,13 +141,14 @@ def _end_with_parent() -> None:
 
 def _open_folder(config: PipelineConfig, stack: contextlib.ExitStack) -> PipelineRecords:
     folder = RunFolder(config.run_dir)
-    if folder.holds_run and not (config.run_dir / FILE).is_file():
-        raise RunFolderError(f"{config.run_dir} holds a run that is no pipeline. Remedy: another run_dir")
+    if folder.holds_run:
+        try:
+            load(folder.config_file, [], PipelineConfig)
+        except ConfigError:
+            raise RunFolderError(f"{config.run_dir} holds a run that is no pipeline. Remedy: another run_dir") from None
     stack.enter_context(prepare(config.run_dir, resume=folder.holds_run))
-    records = PipelineRecords(config.run_dir)
-    records.write()
     write_atomically(folder.config_file, to_yaml(config))
-    return records
+    return PipelineRecords(config.run_dir)
 
 
 def _order(ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecords | None) -> dict[str, Any]:

@@ -188,6 +188,14 @@ def test_bad_input_is_told_in_one_message_and_leaves_nothing_behind(words: tuple
     assert not (tmp_path / "run" / "1-cold").exists()
 
 
+def test_another_commands_run_is_not_taken_for_a_pipeline(whole: Path, tmp_path: Path) -> None:
+    folder = whole / "run" / "2-rl"
+    before = sorted(entry.name for entry in folder.iterdir())
+    done = pipeline(write(tmp_path, *STAGES[:2]), f"run_dir={folder}")
+    assert done.returncode == 2 and f"{folder} holds a run that is no pipeline. Remedy: another run_dir" in done.stderr
+    assert sorted(entry.name for entry in folder.iterdir()) == before
+
+
 def test_two_processes_run_the_training_stages_together_and_the_others_on_the_main_one(tmp_path: Path) -> None:
     rl = {**STAGES[1], "set": {**RL, "steps": 1}}
     again = {**STAGES[1], "name": "again", "set": {**RL, "steps": 1}}
