@@ -141,7 +141,7 @@ def table(summaries: Mapping[str, Sequence[Summary]]) -> str:
 
 def draw(names: Sequence[str], seeds: Sequence[int], folder: Path, out: Path) -> None:
     """A panel per base: held-out accuracy over steps, the mean over the seeds and the band from least to largest. A warm-up lies left of
-    step 0; a cross marks where the watchdog stopped a run, which up to there is the same run as without it; dotted is what EMPO maximises."""
+    step 0; a cross marks where the watchdog stopped a run, which up to there is the same run as without it. Dotted: what EMPO maximises."""
     bases = [base for base in BASES if any(STUDY[name].base == base for name in names)]
     with plot_style():
         figure, axes = new_figure(1, len(bases), (4.4 * len(bases) + 0.6, 5.8))

@@ -85,7 +85,8 @@ def test_the_bases_differ_in_their_weights_alone() -> None:
 def study(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     root = project_root()
     small = ("steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "sampling.questions_per_step=4", "data.limit=16")
-    few = ("steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "data.limit=16", "optim.batch_rows=8")
+    few = ("steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "data.limit=16", "optim.batch_rows=8",
+           "optim.micro_batch_rows=8")
     return subprocess.run(
         [sys.executable, str(root / "benchmarks" / "base_study.py"), "--only", "brief-empo", "warm-empo", "--seeds", "3",
          "--questions", "4", "--folder", str(folder), "--out", str(folder / "study.png"), "--set", *small, *more, "--set-warmup", *few],
