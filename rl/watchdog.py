@@ -177,7 +177,7 @@ class Watchdog:
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         self._evaluations = [_from_json(item) for item in cast(list[Json], state["evaluations"])]
-        self._first = None if state["first"] is None else _from_json(state["first"])
+        self._first = None if state.get("first") is None else _from_json(state["first"])
         self._best = None if state["best"] is None else _from_json(state["best"])
         self._one_answer_steps = cast(int, state["one_answer_steps"])
         self._unparsable_steps = cast(int, state["unparsable_steps"])
