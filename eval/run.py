@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.options import Parser, add_model, add_prompt, add_sampler, default_out, positive_list
+from rl.config_loading import ConfigError
 
 if TYPE_CHECKING:
     from eval.records import GradedQuestion
@@ -47,6 +48,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     group.add_argument("--restart", action="store_true", help="throw away what an earlier evaluation left in the folder")
     group.add_argument("--no-plots", action="store_true")
     return parser.parse_args(arguments)
+
+
+def check_words(arguments: Sequence[str]) -> None:
+    """Are these words right, and the benchmarks known? Loads no model and no data. Raises ConfigError."""
+    from eval.benchmarks import BenchmarkError, find_benchmark
+
+    options = parse(arguments)
+    try:
+        for name in (options.benchmarks or "").split(","):
+            find_benchmark(name.strip(), options.data_dir)
+    except BenchmarkError as error:
+        raise ConfigError([str(error)]) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

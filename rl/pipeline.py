@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-DEFAULT = Path("configs/pipeline_tiny.yaml")
+DEFAULT = Path("configs/tiny_r1_recipe.yaml")
 OPTIONS = (
     ("--config FILE", f"YAML file with any of the keys below. Without it {DEFAULT}"),
     ("KEY=VALUE ...", "set a key, after the file: run_dir=runs/other, seed=1, repeat.rounds=3, stages.1.set.optim.lr=1e-4"),
@@ -47,14 +47,16 @@ def _main(arguments: Sequence[str]) -> int:
 
         print(to_yaml(command.config), end="")
         return 0
-    from eval.run import parse as check_evaluation  # the composition root stands above rl and eval
-    from rl.pipeline_run import StageError, check_pipeline, describe_plan, run_pipeline
+    from eval.run import check_words  # the composition root stands above rl and eval
+    from rl.pipeline_run import StageError, check_files, check_pipeline, describe_plan, run_pipeline
 
     if command.dry_run:
-        print(describe_plan(*check_pipeline(command.config, check_evaluation)))
+        plan, prepared = check_pipeline(command.config, check_words)
+        print(describe_plan(plan, prepared), flush=True)
+        check_files(prepared)
         return 0
     try:
-        return run_pipeline(command.config, check_evaluation)
+        return run_pipeline(command.config, check_words)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code

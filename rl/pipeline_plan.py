@@ -18,22 +18,24 @@ from rl.records import Json
 
 POLICY_KINDS: tuple[StageKind, ...] = ("warmup", "rl")
 SEEDS_PER_PIPELINE = 1000
-_REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+)\.(model|adapter|solutions|folder)\}")
+_REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+)\.([A-Za-z_]+)\}")
 _GIVEN_BY = {"model": POLICY_KINDS, "adapter": POLICY_KINDS, "solutions": ("reject",), "folder": (*POLICY_KINDS, "reject", "eval")}
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """index: its place, counted from 0 through all rounds. config: its own YAML file. settings: dotted key -> value, set after the file,
-    with references. policy: the earlier stage (its index) that gives the policy; None: the model of its own configuration.
-    inputs: all earlier stages that it takes something of."""
+    """index: its place, counted from 0 through all rounds; position: in the configuration's list. config: its own YAML file. settings:
+    dotted key -> value, set after the file, with references. policy: the earlier stage (its index) that gives the policy; None: the model
+    of its own configuration. references: the earlier stage that each name in the settings means. inputs: all that it takes something of."""
 
     index: int
+    position: int
     name: str
     kind: StageKind
     config: str | None
     settings: Mapping[str, Json]
     policy: int | None
+    references: Mapping[str, int]
     inputs: tuple[int, ...]
     takes_best: bool
     folder: Path
@@ -46,13 +48,15 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a stage gives to later ones. model, revision: the checkpoint; adapter: over it, None without one. solutions: of `reject`."""
+    """What a stage gives to later ones. model, revision: the checkpoint; adapter: over it, None without one. solutions: of `reject`.
+    tokenizer: the checkpoint whose tokenizer the model has, where the model is not there yet."""
 
     folder: Path
     model: str | None = None
     revision: str | None = None
     adapter: str | None = None
     solutions: str | None = None
+    tokenizer: str | None = None
 
 
 def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
@@ -69,30 +73,30 @@ def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
         settings = {key: _with_round(value, round_number) for key, value in flatten(section.set).items()}
         if config.seed is not None and section.kind != "eval":
             settings.setdefault("seed", SEEDS_PER_PIPELINE * config.seed + index)
-        before = stages[-1] if stages else None
-        if section.kind == "warmup" and before is not None and before.kind == "reject" and not {"data", "data.path"} & settings.keys():
-            settings["data.path"] = f"{{{before.name}.solutions}}"
+        solutions = _untaken_solutions(stages)
+        if section.kind == "warmup" and solutions is not None and not {"data", "data.path"} & settings.keys():
+            settings["data.path"] = f"{{{solutions}.solutions}}"
         policy = _policy(section, where, stages, latest, problems)
-        taken = [_named(name, part, where, stages, latest, problems) for name, part in _references(list(settings.values()))]
+        taken = {name: _named(name, part, where, stages, latest, problems) for name, part in _references(list(settings.values()))}
+        references = {name: number for name, number in taken.items() if number is not None}
         fixed = [key for key in ("model", "model.path", "model.adapter") if key in settings] if policy is not None else []
         if fixed and policy is not None:
             problems.append(f"{where}: set.{fixed[0]}, but the stage takes its policy of {stages[policy].name}. Remedy: policy: {BASE}, or "
                             "leave it out")
-        inputs = tuple(sorted({other for other in (policy, *taken) if other is not None}))
-        stages.append(Stage(index, name, section.kind, section.config, settings, policy, inputs, section.checkpoint == "best",
-                            config.run_dir / f"{index + 1}-{name}"))
+        inputs = tuple(sorted({*references.values(), *(() if policy is None else (policy,))}))
+        stages.append(Stage(index, position, name, section.kind, section.config, settings, policy, references, inputs,
+                            section.checkpoint == "best", config.run_dir / f"{index + 1}-{name}"))
         latest[name] = latest[section.name] = index
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return tuple(stages)
 
 
-def fill(stage: Stage, stages: tuple[Stage, ...], results: Mapping[int, Result]) -> dict[str, Json]:
+def fill(stage: Stage, results: Mapping[int, Result]) -> dict[str, Json]:
     """The stage's settings with the results of earlier stages in the places of their names. results: at least those of `inputs`."""
 
     def value_of(name: str, part: str) -> str | None:
-        index = max(other.index for other in stages[:stage.index] if name in (other.name, _without_round(other.name)))
-        found: str | Path | None = getattr(results[index], part)
+        found: str | Path | None = getattr(results[stage.references[name]], part)
         return None if found is None else str(found)
 
     settings = {key: _replaced(value, value_of) for key, value in stage.settings.items()}
@@ -139,18 +143,26 @@ def _named(
         near = closest(name, list(latest))
         problems.append(f"{where}: saw {name!r}, which is no earlier stage"
                         + (f"; did you mean {near}?" if near else f"; expected one of: {', '.join(latest) or 'none, this is the first'}"))
+    elif part not in _GIVEN_BY:
+        problems.append(f"{where}: saw {{{name}.{part}}}; a stage gives one of: {', '.join(_GIVEN_BY)}")
     elif stages[index].kind not in _GIVEN_BY[part]:
         problems.append(f"{where}: {{{name}.{part}}} of {stages[index].key}; a {part} comes of: {', '.join(_GIVEN_BY[part])}")
         return None
     return index
 
 
-def _without_round(name: str) -> str:
-    return re.sub(r"-[0-9]+$", "", name)
+def _untaken_solutions(stages: list[Stage]) -> str | None:
+    """The name of the latest `reject` whose solutions no warm-up has had yet."""
+    for stage in reversed(stages):
+        if stage.kind == "reject":
+            return stage.name
+        if stage.kind == "warmup":
+            return None
+    return None
 
 
 def _with_round(value: Json, number: int | None) -> Json:
-    return _each_text(value, lambda text: text.replace("{round}", "1" if number is None else str(number)))
+    return each_text(value, lambda text: text.replace("{round}", "1" if number is None else str(number)))
 
 
 def _references(values: list[Json]) -> list[tuple[str, str]]:
@@ -160,7 +172,7 @@ def _references(values: list[Json]) -> list[tuple[str, str]]:
         found.extend(_REFERENCE.findall(text))
         return text
 
-    _each_text(values, collect)
+    each_text(values, collect)
     return found
 
 
@@ -172,14 +184,15 @@ def _replaced(value: Json, value_of: Callable[[str, str], str | None]) -> Json:
             return value_of(*whole.groups())
         return _REFERENCE.sub(lambda match: value_of(*match.groups()) or "", text)
 
-    return _each_text(value, replace)
+    return each_text(value, replace)
 
 
-def _each_text(value: Json, change: Callable[[str], Json]) -> Json:
+def each_text(value: Json, change: Callable[[str], Json]) -> Json:
+    """The value with each text in it changed, in lists and mappings too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [_each_text(item, change) for item in value]
+        return [each_text(item, change) for item in value]
     if isinstance(value, dict):
-        return {key: _each_text(item, change) for key, item in value.items()}
+        return {key: each_text(item, change) for key, item in value.items()}
     return value

@@ -20,13 +20,13 @@ from rl.run_folder import RunFolderError, write_atomically
 FILE = "pipeline.json"
 Verdict = Literal["skip", "resume", "start"]
 
-# What may differ where a stage is already done (its result would be the same), or only begun (it can go on with it).
+# What may differ where a stage is done: its result would be the same. What may where it is only begun, its command knows.
 _MEMORY_KEYS = ("optim.micro_batch_tokens", "optim.micro_batch_rows", "generator.max_sequences", "generator.memory_share",
                 "generator.cache_gb", "generator.sleep", "generator.urls", "generator.api_key_env", "generator.exchange_dir",
                 "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing", "evaluation.max_sequences",
-                "teacher.urls", "teacher.api_key_env", "teacher.max_requests", "teacher.start_timeout_s", "teacher.request_timeout_s")
-_CHOSEN_ANEW = ("keep.", "mix")
-_ALSO_ON_THE_WAY = ("checkpoint.keep", "checkpoint.every", "generator.proof_every", "generator.proof_completions")
+                "max-sequences", "teacher.urls", "teacher.api_key_env", "teacher.max_requests", "teacher.start_timeout_s",
+                "teacher.request_timeout_s")
+_CHOSEN_ANEW = ("keep.", "mix")  # of rejection sampling: it samples nothing again, and chooses by the new settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,14 @@ class PipelineRecords:
         record = self._stages.get(prepared.stage.name)
         if record is None:
             return Decision("start")
-        free = _MEMORY_KEYS if record.is_done else (*_MEMORY_KEYS, *_ALSO_ON_THE_WAY)
-        changes = _changes(record, prepared, inputs, free)
-        if changes and prepared.stage.kind == "reject" and all(line.startswith(_CHOSEN_ANEW) for line in changes):
-            return Decision("resume", changes)  # it samples nothing again, and chooses by the new settings
+        changes = _changes(record, prepared, inputs)
         if changes:
-            return Decision("start", changes)
+            free = _MEMORY_KEYS if record.is_done else _free_keys(prepared.stage.kind)
+            changes = [(key, line) for key, line in changes if not key.startswith(free)]
+        if changes:
+            lines = tuple(line for _, line in changes)
+            chooses = prepared.stage.kind == "reject" and all(key.startswith(_CHOSEN_ANEW) for key, _ in changes)
+            return Decision("resume" if chooses else "start", lines)
         if is_done(prepared.stage):
             return Decision("skip")
         return Decision("start", ("its result is no longer there",)) if record.is_done else Decision("resume")
@@ -101,11 +103,26 @@ class PipelineRecords:
         write_atomically(self._path, json.dumps({"stages": stages}, indent=1) + "\n")
 
 
-def _changes(record: StageRecord, prepared: Prepared, inputs: Mapping[str, str], free: tuple[str, ...]) -> tuple[str, ...]:
+def _changes(record: StageRecord, prepared: Prepared, inputs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(key, a line about it) of all that differs; the key of another stage's result is empty."""
     old, new = record.settings, prepared.settings
-    keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key) and key not in free]
-    lines = [f"{key}: {json.dumps(new.get(key))}, and it was {json.dumps(old.get(key))}" for key in keys]
-    lines += [f"{path}: the file differs" for path in dict.fromkeys((*record.files, *prepared.files))
-              if record.files.get(path) != prepared.files.get(path)]
-    lines += [f"stage {name} ran again" for name, start in inputs.items() if record.inputs.get(name) != start]
-    return tuple(lines)
+    keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
+    found = [(key, f"{key}: {json.dumps(new.get(key))}, and it was {json.dumps(old.get(key))}") for key in keys]
+    # Where the setting names another file, that is said already.
+    found += [(file.partition(": ")[0], f"{file}: the file differs") for file, digest in prepared.files.items()
+              if record.files.get(file) != digest and file.partition(": ")[0] not in keys]
+    found += [("", f"stage {name} ran again") for name, start in inputs.items() if record.inputs.get(name) != start]
+    return found
+
+
+def _free_keys(kind: str) -> tuple[str, ...]:
+    """With which a stage that was cut off can go on, by its command; imported only where something differs, for it loads torch."""
+    if kind == "rl":
+        from rl import checkpoint
+
+        return checkpoint.FREE_KEYS
+    if kind == "warmup":
+        from rl import warmup_run
+
+        return warmup_run.FREE_KEYS
+    return ()

@@ -25,9 +25,11 @@ from rl.pipeline_stages import (
     ON_ALL_RANKS,
     CheckEvaluation,
     Prepared,
+    check_same_adapter,
     config_file,
     expected_result,
     is_done,
+    missing_files,
     prepare_stage,
     python_command,
     result_of,
@@ -47,27 +49,36 @@ class StageError(Exception):
 
     def __init__(self, stage: Stage, code: int) -> None:
         super().__init__(f"{stage.key} ended with exit code {code}; what it said is above. The stages before it are kept: the same command "
-                         "goes on there")
+                         f"goes on there, also with other settings of it (stages.{stage.position}.set.KEY=VALUE, or in the file)")
         self.code = code
 
 
 def check_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> tuple[tuple[Stage, ...], list[Prepared]]:
-    """Every stage's configuration, checked before anything runs. Raises ConfigError."""
+    """Every stage's configuration, and whether it takes the policy that it is given, checked before anything runs. Raises ConfigError."""
     plan = make_plan(config)
     results: dict[int, Result] = {}
-    prepared = []
+    prepared: list[Prepared] = []
     for stage in plan:
-        ready = prepare_stage(stage, plan, results, check_evaluation, read_files=False)
+        ready = prepare_stage(stage, results, check_evaluation, read_files=False)
+        if stage.policy is not None and results[stage.policy].adapter is not None:
+            check_same_adapter(ready, prepared[stage.policy])
         results[stage.index] = expected_result(stage, ready.config)
         prepared.append(ready)
     return plan, prepared
+
+
+def check_files(prepared: Sequence[Prepared]) -> None:
+    """Raises ConfigError that names all local files that stages will want and that are not there."""
+    if missing := [line for ready in prepared for line in missing_files(ready)]:
+        raise ConfigError([*dict.fromkeys(missing), "Remedy: put them there, or name others under the stage's `set`"])
 
 
 def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> int:
     """Returns the exit code: 0 also where a signal stopped it, which the stage has saved.
 
     Raises ConfigError before anything runs, RunFolderError, OSError, StageError."""
-    plan, _ = check_pipeline(config, check_evaluation)
+    plan, prepared = check_pipeline(config, check_evaluation)
+    check_files(prepared)
     ranks = Ranks()
     with contextlib.ExitStack() as stack:
         stop = StopSignals()
@@ -75,7 +86,7 @@ def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> i
         records = _open_folder(config, stack) if ranks.is_main else None
         results: dict[int, Result] = {}
         for stage in plan:
-            ready = prepare_stage(stage, plan, results, check_evaluation)
+            ready = prepare_stage(stage, results, check_evaluation)
             if not _run_stage(ready, plan, records, ranks, stop):
                 _say(f"pipeline: stopped in {stage.key}, which is saved; the same command goes on from there")
                 return 0
@@ -95,10 +106,13 @@ def _run_stage(ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecord
     if ranks.is_main or on_all_ranks:
         environment = environment_of_all(order["port"] if ranks.count > 1 else 0) if on_all_ranks else environment_of_one()
         code = run_process(python_command([*ready.words, *order["more"]]), environment, stop)
+    is_stopped = stop() is not None and code == ENDED_BY_SIGTERM
+    if code != 0 and not is_stopped and not ranks.is_main:
+        raise StageError(stage, code)  # at once: the main rank's process may wait for this one, and the launcher then ends it
     is_whole = bool(ranks.from_main(lambda: code == 0 and is_done(stage)))
     if records is not None:
         records.end(stage.name, time.monotonic() - started, done=is_whole)
-    if code != 0 and not (stop() is not None and code == ENDED_BY_SIGTERM):
+    if code != 0 and not is_stopped:
         raise StageError(stage, code)
     return is_whole
 
@@ -168,6 +182,11 @@ def _order(ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecords | 
         aside = free_name_beside(stage.folder)
         stage.folder.rename(aside)
         _say(f"pipeline: {stage.folder} held an earlier result: it is now {aside}")
+    for outdated in ("summary.json", "summary.md", "curve.png"):
+        (stage.folder.parent / outdated).unlink(missing_ok=True)
+    if stage.kind == "reject" and decision.changes:
+        # Chosen by other settings: if this ends before it has chosen anew, the file must not pass for the result.
+        (stage.folder / "solutions.jsonl").unlink(missing_ok=True)
     records.begin(ready, inputs, anew=decision.verdict == "start" or bool(decision.changes))
     if ready.config_text is not None:
         config_file(stage).parent.mkdir(exist_ok=True)

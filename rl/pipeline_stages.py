@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from rl.config import RunConfig, Section
 from rl.config_loading import ConfigError, load, project_root, read_mapping, resolve_path, to_yaml
 from rl.file_digest import file_digest, weights_digest
 from rl.pipeline_config import StageKind
-from rl.pipeline_plan import Result, Stage, fill, flatten
+from rl.pipeline_plan import Result, Stage, each_text, fill, flatten
 from rl.records import Json
 from rl.reject_config import RejectConfig
 from rl.run_folder import RunFolder
@@ -23,6 +24,7 @@ from rl.warmup_config import WarmupConfig
 
 CONFIGS: Mapping[StageKind, type[Section]] = {"warmup": WarmupConfig, "rl": RunConfig, "reject": RejectConfig}
 MODULES: Mapping[StageKind, str] = {"warmup": "rl.warmup", "rl": "rl.train", "reject": "rl.reject", "eval": "eval.run"}
+RUN_DIR = "{run_dir}/"
 ON_ALL_RANKS: tuple[StageKind, ...] = ("warmup", "rl")
 """Under `accelerate launch` with several processes; the others run on the main one."""
 
@@ -30,8 +32,11 @@ CheckEvaluation = Callable[[Sequence[str]], object]
 """Raises ConfigError where the words after `python -m eval.run` are not right: rl does not know eval."""
 
 _NOT_COMPUTED = ("run_dir", "tracking.")
-_NOT_COMPUTED_BY_EVAL = ("max-sequences", "no-plots")
-_FILE_KEYS = ("path", "adapter", "template", "use", "reward", "grader", "data_dir", "benchmarks", "data-dir", "prompt", "best-of")
+_NOT_COMPUTED_BY_EVAL = ("no-plots",)
+_FILE_KEYS = ("path", "adapter", "template", "use", "reward", "grader", "data_dir", "benchmarks", "data-dir", "prompt", "best-of", "model")
+_WITH_WEIGHTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_FILE_ENDINGS = (".jsonl", ".ndjson", ".parquet", ".py", ".yaml", ".yml")
+"""Of texts that name a file, and no data set on the hub."""
 _SHORT_OPTIONS = {"k": "-k", "n": "-n"}
 
 
@@ -39,7 +44,8 @@ _SHORT_OPTIONS = {"k": "-k", "n": "-n"}
 class Prepared:
     """A stage that can run. words: after `python`. config: written to `config_file` first; None for an evaluation.
 
-    settings, files: what decides its result, beside the results that it takes: keys of its configuration, and digests of local files."""
+    settings, files: what decides its result, beside the results that it takes: keys of its configuration, with RUN_DIR in place of the
+    pipeline's folder, and {"key: path": digest} of local files."""
 
     stage: Stage
     words: tuple[str, ...]
@@ -53,15 +59,16 @@ class Prepared:
 
 
 def prepare_stage(
-    stage: Stage, plan: tuple[Stage, ...], results: Mapping[int, Result], check_evaluation: CheckEvaluation, *, read_files: bool = True
+    stage: Stage, results: Mapping[int, Result], check_evaluation: CheckEvaluation, *, read_files: bool = True
 ) -> Prepared:
     """read_files: False where earlier results are not there yet. Raises ConfigError that begins with the stage's name."""
     try:
-        settings = fill(stage, plan, results)
+        settings = fill(stage, results)
         if stage.kind == "eval":
             return _prepare_evaluation(stage, settings, results, check_evaluation, read_files)
         if stage.policy is not None and stage.config is not None:
-            _check_tokenizer(stage.config, results[stage.policy].model)
+            of = results[stage.policy]
+            _check_tokenizer(stage.config, of.tokenizer or of.model)
         overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
         config = load(None if stage.config is None else Path(stage.config), [*overrides, f"run_dir={stage.folder}"], CONFIGS[stage.kind])
     except ConfigError as error:
@@ -69,7 +76,38 @@ def prepare_stage(
     # A list of sections is one value here: `flatten` takes mappings apart, and what is compared is compared as a whole.
     decides = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if not _begins(key, _NOT_COMPUTED)}
     words = ("-m", MODULES[stage.kind], "--config", str(config_file(stage)))
-    return Prepared(stage, words, config, decides, _digests(decides, results) if read_files else {})
+    return _prepared(stage, words, config, decides, results, read_files)
+
+
+def _prepared(stage: Stage, words: tuple[str, ...], config: Section | None, decides: Mapping[str, Json], results: Mapping[int, Result],
+              read_files: bool) -> Prepared:
+    here = f"{stage.folder.parent}/"
+    portable = {key: each_text(value, lambda text: RUN_DIR + text[len(here):] if text.startswith(here) else text)
+                for key, value in decides.items()}
+    return Prepared(stage, words, config, portable, _digests(decides, results) if read_files else {})
+
+
+def missing_files(ready: Prepared) -> list[str]:
+    """A line for each local file that the settings name and that is not there; results of other stages are not there yet."""
+    named = [(setting, text.split(":")[0] if ".py:" in text else text)
+             for setting, value in ready.settings.items() for _, text in _named_files(value, setting.rpartition(".")[2])]
+    return [f"{ready.stage.key}: {setting}: {text}: no such file" for setting, text in named
+            if text.endswith(_FILE_ENDINGS) and not text.startswith(RUN_DIR) and not resolve_path(text).is_file()]
+
+
+def check_same_adapter(ready: Prepared, giver: Prepared) -> None:
+    """A stage that trains goes on with the adapter that it is given: the same rank and scale, and training an adapter at all. Another
+    prompt is only warned of. Raises ConfigError; loading the policy would, hours later."""
+    own, given = ready.config, giver.config
+    if isinstance(own, (WarmupConfig, RunConfig)) and isinstance(given, (WarmupConfig, RunConfig)):
+        for key in ("enabled", "rank", "alpha"):
+            if getattr(own.lora, key) != getattr(given.lora, key):
+                raise ConfigError([f"{ready.stage.key}: lora.{key} is {getattr(own.lora, key)}, but the adapter of {giver.stage.key} has "
+                                   f"{getattr(given.lora, key)}. Remedy: the same in both, or merge=true in a warm-up"])
+    if (isinstance(own, (WarmupConfig, RunConfig, RejectConfig)) and isinstance(given, (WarmupConfig, RunConfig))
+            and own.prompt != given.prompt):
+        warnings.warn(f"{ready.stage.key} has the prompt {own.prompt.template} (chat_template {own.prompt.chat_template}), and its policy "
+                      f"was trained with {given.prompt.template} ({given.prompt.chat_template}) in {giver.stage.key}", stacklevel=1)
 
 
 def config_file(stage: Stage) -> Path:
@@ -114,12 +152,12 @@ def expected_result(stage: Stage, config: Section | None) -> Result:
     """The same before the stage has run, for checking those that follow: its paths need not exist, or be the later ones."""
     if isinstance(config, WarmupConfig):
         becomes_model = config.merge or not config.lora.enabled
-        return Result(stage.folder, str(stage.folder / "model")) if becomes_model else Result(
+        return Result(stage.folder, str(stage.folder / "model"), tokenizer=config.model.path) if becomes_model else Result(
             stage.folder, config.model.path, config.model.revision, str(stage.folder / "adapter"))
     if isinstance(config, RunConfig):
         best = stage.folder / "checkpoints" / "best"
         return Result(stage.folder, config.model.path, config.model.revision, str(best / "adapter")) if config.lora.enabled else Result(
-            stage.folder, str(best / "model"))
+            stage.folder, str(best / "model"), tokenizer=config.model.path)
     return Result(stage.folder, solutions=str(stage.folder / "solutions.jsonl") if stage.kind == "reject" else None)
 
 
@@ -164,7 +202,7 @@ def _prepare_evaluation(
     words.append(f"--out={stage.folder}")
     check_evaluation(words)
     decides = {name: value for name, value in options.items() if name not in _NOT_COMPUTED_BY_EVAL and value is not None}
-    return Prepared(stage, ("-m", MODULES["eval"], *words), None, decides, _digests(decides, results) if read_files else {})
+    return _prepared(stage, ("-m", MODULES["eval"], *words), None, decides, results, read_files)
 
 
 def _begins(key: str, names: Sequence[str]) -> bool:
@@ -172,20 +210,22 @@ def _begins(key: str, names: Sequence[str]) -> bool:
 
 
 def _digests(settings: Mapping[str, Json], results: Mapping[int, Result]) -> dict[str, str]:
-    """{path: digest} of the local files and folders that the settings name, but for the results of other stages."""
+    """{"key: text": digest} of the local files and folders that the settings name, but for the results of other stages."""
     own = [result.folder.resolve() for result in results.values()]
     found: dict[str, str] = {}
-    for key, text in _named_files(settings, ""):
-        candidates = [resolve_path(text), resolve_path(text.rpartition(":")[0] or text), project_root() / "prompts" / f"{text}.yaml"]
-        path = next((path for path in candidates if path.is_file() or (path.is_dir() and key != "template")), None)
-        if path is None or any(path.resolve().is_relative_to(folder) for folder in own):
-            continue
-        if path.is_file():
-            found[text] = file_digest(path)
-        elif key in ("data_dir", "data-dir"):
-            found[text] = " ".join(file_digest(file) for file in sorted(path.glob("*.jsonl")))
-        elif (digest := weights_digest(path)) is not None:
-            found[text] = digest
+    for setting, value in settings.items():
+        for key, text in _named_files(value, setting.rpartition(".")[2]):
+            candidates = [resolve_path(text), resolve_path(text.rpartition(":")[0] or text), project_root() / "prompts" / f"{text}.yaml"]
+            path = next((path for path in candidates if path.is_file() or (path.is_dir() and key != "template")), None)
+            if path is None or any(path.resolve().is_relative_to(folder) for folder in own):
+                continue
+            if path.is_file():
+                found[f"{setting}: {text}"] = file_digest(path)
+            elif key in ("data_dir", "data-dir"):
+                found[f"{setting}: {text}"] = " ".join(file_digest(file) for file in sorted(path.glob("*.jsonl")))
+            elif (weights := weights_digest(path)) is not None:
+                beside = [file_digest(path / name) for name in _WITH_WEIGHTS if (path / name).is_file()]
+                found[f"{setting}: {text}"] = " ".join([weights, *beside])
     return found
 
 

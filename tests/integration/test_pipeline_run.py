@@ -96,7 +96,7 @@ def begin(file: Path) -> subprocess.Popen[bytes]:
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def wait_until(is_there: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def wait_until(is_there: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 200
     while not is_there():
         assert process.poll() is None and time.monotonic() < deadline, "ended, or too slow"
@@ -172,13 +172,18 @@ def test_a_stage_that_fails_says_so_and_the_stages_before_it_are_kept(tmp_path: 
     mended = pipeline(file, "stages.1.set.keep.reward_at_least=0")
     assert mended.returncode == 0, mended.stderr
     assert "stage 1 of 3, rl (rl): done already" in mended.stdout
+    # Another choice that keeps nothing: the solutions of the earlier one are not taken for its result, and the summary is not either.
+    for _ in range(2):
+        again = pipeline(file)
+        assert again.returncode == 2 and "stages.1.set.KEY=VALUE" in again.stderr and "reject (reject): done already" not in again.stdout
+        assert not (run / "2-reject" / "solutions.jsonl").exists() and not (run / "summary.md").exists()
 
 
 @pytest.mark.parametrize(("words", "message"), [
     (("stages.1.policy=lr",), "stages.1 (rl): policy: saw 'lr', which is no earlier stage"),
     (("stages.1.set.steps=0",), "stage rl (rl): override steps: saw 0; expected a whole number >= 1"),
     (("stages.0.config=configs/none.yaml",), "stage cold (warmup): configs/none.yaml: no such file"),
-    (("stages.0.set.data.path=no_such.jsonl",), "no_such.jsonl"),
+    (("stages.1.set.data.path=no_such.jsonl",), "stage rl (rl): data.path: no_such.jsonl: no such file"),
     (("--resume",), "--resume: the same command without it goes on"),
     (("run_dir=models/tiny-arith",), "is not empty and holds no run"),
 ])
@@ -196,17 +201,37 @@ def test_another_commands_run_is_not_taken_for_a_pipeline(whole: Path, tmp_path:
     assert sorted(entry.name for entry in folder.iterdir()) == before
 
 
+def launch(file: Path) -> list[str]:
+    """What `accelerate launch` starts several processes with."""
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "rl/pipeline.py",
+            "--config", str(file)]
+
+
+ON_CPU = {"ACCELERATE_USE_CPU": "true"}
+
+
 def test_two_processes_run_the_training_stages_together_and_the_others_on_the_main_one(tmp_path: Path) -> None:
     rl = {**STAGES[1], "set": {**RL, "steps": 1}}
     again = {**STAGES[1], "name": "again", "set": {**RL, "steps": 1}}
     file, run = write(tmp_path, rl, {**STAGES[4], "name": "eval"}, again), tmp_path / "run"
     launched = subprocess.run(
-        # What `accelerate launch` starts several processes with.
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "rl/pipeline.py",
-         "--config", str(file)],
-        cwd=project_root(), env=own_environment() | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300)
+        launch(file), cwd=project_root(), env=own_environment() | ON_CPU, capture_output=True, text=True, timeout=300)
     assert launched.returncode == 0, launched.stderr[-3000:]
     assert launched.stdout.count("stage 1 of 3, rl (rl): runs") == 1
     states = [json.loads((run / folder / "checkpoints" / "step-000001" / "state.json").read_text()) for folder in ("1-rl", "3-again")]
     assert [state["num_ranks"] for state in states] == [2, 2]
     assert (run / "2-eval" / "result.json").is_file() and len(summary_of(run)["stages"]) == 3
+
+
+def test_the_death_of_one_ranks_process_ends_all(tmp_path: Path) -> None:
+    file = write(tmp_path, {**STAGES[1], "set": {**RL, "steps": 200}})
+    launcher = subprocess.Popen(launch(file), cwd=project_root(), env=own_environment() | ON_CPU, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "1-rl" / "metrics.jsonl"
+    wait_until(lambda: holds(metrics, '"step": 1'), launcher)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    [victim] = [one for one in family if "rl.train" in one.cmdline() and one.environ().get("RANK") == "1"]
+    victim.kill()
+    _, error = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0 and "stage rl (rl) ended with exit code 137" in error
+    assert psutil.wait_procs(family, timeout=60)[1] == []

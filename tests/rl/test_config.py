@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eval.run import parse
+from eval.run import check_words
 from rl.config import RewardSection, RunConfig
 from rl.config_loading import ConfigError, differences, load, project_root, resolve_path, to_yaml
 from rl.pipeline_config import PipelineConfig
@@ -58,7 +58,7 @@ def test_every_shipped_config_loads_names_a_template_and_says_what_it_needs(path
 def test_every_shipped_pipeline_has_stages_that_can_run_and_says_what_it_needs(path: Path) -> None:
     config = load(path, [], PipelineConfig)
     assert path.stem in config.run_dir.parts
-    plan, prepared = check_pipeline(config, parse)
+    plan, prepared = check_pipeline(config, check_words)
     assert len(plan) == len(prepared) >= 2
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ") and ("NOT RUN" in text or " GB" in text)

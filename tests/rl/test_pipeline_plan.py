@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from eval.run import parse
+from eval.run import check_words
 from rl.config import RunConfig
 from rl.config_loading import ConfigError, load, project_root
 from rl.pipeline_config import PipelineConfig
 from rl.pipeline_plan import Result, Stage, fill, make_plan
 from rl.pipeline_records import PipelineRecords
-from rl.pipeline_run import check_pipeline
+from rl.pipeline_run import check_files, check_pipeline
 from rl.pipeline_stages import Prepared, prepare_stage
 from rl.run_folder import RunFolderError
 
@@ -47,7 +47,7 @@ def test_a_warm_up_behind_rejection_sampling_reads_its_solutions() -> None:
     assert plan[2].settings["data.path"] == "{reject.solutions}" and plan[2].inputs == (0, 1)
     assert plan[3].settings["data"] == "mine.jsonl" and plan[3].inputs == (2,)
     results = {0: Result(Path("0"), "base", None, "0/adapter"), 1: Result(Path("1"), solutions="1/solutions.jsonl")}
-    assert fill(plan[2], plan, results) == {
+    assert fill(plan[2], results) == {
         "data.path": "1/solutions.jsonl", "model.path": "base", "model.revision": None, "model.adapter": "0/adapter"}
 
 
@@ -59,14 +59,14 @@ def test_rounds_are_written_out_and_a_name_means_the_latest_stage_of_that_name()
     assert [stage.settings.get("seed") for stage in plan] == [3000, 3001, 3002, 3003, 3004, None]
     results = {index: Result(Path(str(index)), "m", None, "a", f"{index}.jsonl") for index in range(6)}
     for index, source in ((2, "1.jsonl"), (4, "3.jsonl")):
-        settings = fill(plan[index], plan, results)
+        settings = fill(plan[index], results)
         assert settings["mix"] == [{"path": source, "ratio": 1}] and settings["data.path"] == source
         assert settings["note"] == str(index // 2) and plan[index].inputs[-1] == index - 1
 
 
 def test_a_merged_policy_has_no_adapter() -> None:
     plan = planned({**WARMUP, "set": {"merge": True}}, {**RL, "set": {"teacher.adapter": "{cold.adapter}", "teacher.path": "{cold.model}"}})
-    settings = fill(plan[1], plan, {0: Result(Path("0"), "0/model")})
+    settings = fill(plan[1], {0: Result(Path("0"), "0/model")})
     assert settings["teacher.adapter"] is None and settings["teacher.path"] == settings["model.path"] == "0/model"
 
 
@@ -76,6 +76,7 @@ def test_a_merged_policy_has_no_adapter() -> None:
     ([RL, REJECT, {**EVAL, "policy": "reject"}], r"\{reject\.model\} of stage reject \(reject\); a model comes of: warmup, rl"),
     ([RL, {**WARMUP, "set": {"data.path": "{rl.solutions}"}}], "a solutions comes of: reject"),
     ([RL, {**REJECT, "set": {"mix": [{"path": "{other.folder}/x"}]}}], "saw 'other', which is no earlier stage"),
+    ([WARMUP, {**RL, "set": {"teacher": {"path": "{cold.modell}"}}}], r"saw \{cold\.modell\}; a stage gives one of: model, adapter"),
     ([WARMUP, {**RL, "set": {"model": {"path": "other"}}}],
      r"set\.model\.path, but the stage takes its policy of cold\. Remedy: policy: base"),
 ])
@@ -101,9 +102,46 @@ def test_every_stages_configuration_is_checked_before_anything_runs() -> None:
     for stage, message in (
             ({**RL, "set": {"optim": {"lrr": 1}}}, r"stage rl \(rl\): override optim\.lrr: unknown key; did you mean optim\.lr\?"),
             ({**RL, "config": "configs/no_such.yaml"}, r"stage rl \(rl\): configs/no_such\.yaml: no such file"),
-            ({**EVAL, "set": {"benchmarkz": "gsm8k"}}, r"stage eval \(eval\): .*--benchmarkz=gsm8k")):
+            ({**EVAL, "set": {"benchmarkz": "gsm8k"}}, r"stage eval \(eval\): .*--benchmarkz=gsm8k"),
+            ({**EVAL, "set": {"benchmarks": "gsm9k"}}, r"stage eval \(eval\): .*gsm9k.*gsm8k")):
         with pytest.raises(ConfigError, match=message):
-            check_pipeline(configured(WARMUP, stage), parse)
+            check_pipeline(configured(WARMUP, stage), check_words)
+
+
+def test_a_reference_means_the_stage_that_the_plan_names() -> None:
+    plan = planned({**WARMUP, "name": "sft"}, {**WARMUP, "name": "sft-2"}, {**RL, "set": {"teacher.adapter": "{sft.adapter}"}})
+    results = {index: Result(Path(str(index)), "m", None, f"adapter-{index}") for index in range(2)}
+    assert fill(plan[2], results)["teacher.adapter"] == "adapter-0" and plan[2].inputs == (0, 1)
+
+
+def test_solutions_wait_for_the_next_warm_up() -> None:
+    plan = planned(RL, REJECT, {**EVAL, "policy": "rl"}, WARMUP, {**WARMUP, "name": "more"})
+    assert plan[3].settings["data.path"] == "{reject.solutions}" and "data.path" not in plan[4].settings
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"lora.rank": 8}, r"stage rl \(rl\): lora\.rank is 8, but the adapter of stage cold \(warmup\) has 16\. Remedy: the same in both"),
+    ({"lora.enabled": False}, r"lora\.enabled is False, but the adapter of stage cold \(warmup\) has True"),
+])
+def test_an_adapter_that_the_next_stage_cannot_go_on_with_is_told_at_the_start(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_pipeline(configured(WARMUP, {**RL, "set": changed}), check_words)
+    check_pipeline(configured({**WARMUP, "set": {"merge": True}}, {**RL, "set": changed}), check_words)
+
+
+def test_another_prompt_than_the_policys_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"stage rl \(rl\) has the prompt boxed .* was trained with question_line"):
+        check_pipeline(configured(WARMUP, {**RL, "set": {"prompt": "boxed"}}), check_words)
+
+
+def test_all_files_that_will_be_wanted_are_named_at_the_start(tmp_path: Path) -> None:
+    _, prepared = check_pipeline(configured(
+        {**WARMUP, "set": {"data.path": "none.jsonl"}}, {**RL, "set": {"rewards": [{"use": "none.py:f"}]}}, REJECT,
+        {**WARMUP, "name": "sft"}, run_dir=str(tmp_path)), check_words)
+    with pytest.raises(ConfigError) as caught:
+        check_files(prepared)
+    assert caught.value.problems[:-1] == (
+        "stage cold (warmup): data.path: none.jsonl: no such file", "stage rl (rl): rewards: none.py: no such file")
 
 
 def test_another_tokenizer_between_stages_is_refused(tmp_path: Path) -> None:
@@ -117,16 +155,16 @@ def test_another_tokenizer_between_stages_is_refused(tmp_path: Path) -> None:
     message = (rf"stage rl \(rl\): {config}: model\.path is {other}, whose tokenizer has \d+ tokens, but the policy comes of "
                r"models/tiny-arith with \d+ .*Remedy: policy: base")
     with pytest.raises(ConfigError, match=message):
-        check_pipeline(configured(WARMUP, {**RL, "config": str(config)}), parse)
-    check_pipeline(configured(WARMUP, {**RL, "config": str(config), "policy": "base"}), parse)
+        check_pipeline(configured(WARMUP, {**RL, "config": str(config)}), check_words)
+    check_pipeline(configured(WARMUP, {**RL, "config": str(config), "policy": "base"}), check_words)
     config.write_text("model: models/tiny-arith\n")
-    check_pipeline(configured(WARMUP, {**RL, "config": str(config)}), parse)
+    check_pipeline(configured(WARMUP, {**RL, "config": str(config)}), check_words)
 
 
 def test_an_evaluation_becomes_the_words_of_its_command() -> None:
     plan = planned(RL, {**EVAL, "set": {"benchmarks": ["gsm8k", "math500"], "k": 4, "no-plots": True, "list": False, "temperature": 0.5}})
     results = {0: Result(Path("0"), "base", None, "0/adapter")}
-    words = prepare_stage(plan[1], plan, results, parse).words
+    words = prepare_stage(plan[1], results, check_words).words
     assert words == ("-m", "eval.run", "--benchmarks=gsm8k,math500", "-k", "4", "--no-plots", "--temperature=0.5", "--model=base",
                      "--adapter=0/adapter", f"--out={plan[1].folder}")
 
@@ -137,7 +175,7 @@ def test_an_evaluation_becomes_the_words_of_its_command() -> None:
 def begun(folder: Path, questions: Path, **settings: Any) -> tuple[PipelineRecords, Prepared]:
     """The record of an RL stage that has been started once."""
     plan = planned({**RL, "set": {"data.path": str(questions), **settings}}, run_dir=str(folder))
-    ready = prepare_stage(plan[0], plan, {}, parse)
+    ready = prepare_stage(plan[0], {}, check_words)
     records = PipelineRecords(folder)
     records.begin(ready, {"cold": "start-1"}, anew=True)
     return PipelineRecords(folder), ready  # as the next command reads it
@@ -180,14 +218,14 @@ def test_what_changed_starts_again_and_says_why(done: bool, tmp_path: Path) -> N
     assert records.decide(ready, {"cold": "start-2"}).changes == ("stage cold ran again",)
     questions.write_text('{"question": "1+1=?"}\n')
     plan = planned({**RL, "set": {"data.path": str(questions)}}, run_dir=str(tmp_path))
-    assert records.decide(prepare_stage(plan[0], plan, {}, parse), same).changes == (f"{questions}: the file differs",)
+    assert records.decide(prepare_stage(plan[0], {}, check_words), same).changes == (f"data.path: {questions}: the file differs",)
     # What only decides memory and speed changes no result.
     assert records.decide(with_settings(ready, optim__micro_batch_tokens=64), same).verdict == ("skip" if done else "resume")
 
 
 def test_rejection_sampling_chooses_anew_from_what_it_has_sampled(tmp_path: Path) -> None:
     plan = planned(REJECT, run_dir=str(tmp_path))
-    ready = prepare_stage(plan[0], plan, {}, parse)
+    ready = prepare_stage(plan[0], {}, check_words)
     records = PipelineRecords(tmp_path)
     records.begin(ready, {}, anew=True)
     assert records.decide(with_settings(ready, keep__per_question=1), {}).verdict == "resume"
@@ -200,6 +238,37 @@ def test_a_result_that_was_removed_is_made_again(tmp_path: Path) -> None:
     records, ready = begun(tmp_path, questions)
     records.end("rl", 1.0, done=True)
     assert records.decide(ready, {"cold": "start-1"}).changes == ("its result is no longer there",)
+
+
+def test_a_file_whose_name_begins_like_a_key_of_the_choice_is_no_choice(tmp_path: Path) -> None:
+    questions = tmp_path / "mixed.jsonl"
+    questions.write_text("{}\n")
+    mixed = tmp_path / "other.jsonl"
+    mixed.write_text("{}\n")
+    plan = planned({**REJECT, "set": {"data.path": str(questions), "mix": [{"path": str(mixed), "ratio": 1}]}}, run_dir=str(tmp_path))
+    records = PipelineRecords(tmp_path)
+    records.begin(prepare_stage(plan[0], {}, check_words), {}, anew=True)
+    mixed.write_text("{} \n")
+    assert records.decide(prepare_stage(plan[0], {}, check_words), {}).verdict == "resume"
+    questions.write_text("{} \n")
+    assert records.decide(prepare_stage(plan[0], {}, check_words), {}).verdict == "start"
+
+
+def test_the_weights_of_a_model_that_an_evaluation_names_count(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    plan = planned({**EVAL, "policy": "base", "set": {"benchmarks": "gsm8k", "model": str(tmp_path)}})
+    before = prepare_stage(plan[0], {}, check_words).files
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert before.keys() == {f"model: {tmp_path}"} and prepare_stage(plan[0], {}, check_words).files != before
+
+
+def test_a_pipelines_folder_may_be_named_in_another_way(tmp_path: Path) -> None:
+    found = []
+    for folder in (tmp_path, Path("relative")):
+        plan = planned(WARMUP, RL, run_dir=str(folder))
+        results = {0: Result(plan[0].folder, "m", None, str(plan[0].folder / "adapter"))}
+        found.append(prepare_stage(plan[1], results, check_words).settings)
+    assert found[0] == found[1] and found[0]["model.adapter"] == "{run_dir}/1-cold/adapter"
 
 
 def test_a_start_has_a_name_of_its_own_and_going_on_keeps_it(tmp_path: Path) -> None:
@@ -225,8 +294,9 @@ def test_the_files_that_count_are_those_that_the_configuration_names(tmp_path: P
     template.write_text("description: x\nuser: '{{ question }}'\n")
     plan = planned({**RL, "set": {"rewards": [{"use": f"{reward}:brevity"}], "prompt.template": str(template),
                                   "data.path": "models/tiny-arith/questions/train.jsonl"}})
-    files = prepare_stage(plan[0], plan, {}, parse).files
-    assert set(files) == {f"{reward}:brevity", str(template), "models/tiny-arith/questions/train.jsonl", "models/tiny-arith"}
+    files = prepare_stage(plan[0], {}, check_words).files
+    assert set(files) == {f"rewards: {reward}:brevity", f"prompt.template: {template}", "model.path: models/tiny-arith",
+                          "data.path: models/tiny-arith/questions/train.jsonl"}
     named = planned({**RL, "set": {"prompt": "boxed"}})
-    assert "boxed" in prepare_stage(named[0], named, {}, parse).files
-    assert isinstance(prepare_stage(named[0], named, {}, parse).config, RunConfig)
+    assert "prompt.template: boxed" in prepare_stage(named[0], {}, check_words).files
+    assert isinstance(prepare_stage(named[0], {}, check_words).config, RunConfig)
