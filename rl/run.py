@@ -38,7 +38,7 @@ from rl.rehearsal import longest_groups
 from rl.run_folder import RunFolder, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import render_summary, write_summary
-from rl.teacher import check_run_teacher, open_teacher
+from rl.teacher import check_run_teacher, open_teacher, teacher_digests
 from rl.tracking import Forward, MetricsLog, RolloutsLog
 from rl.trainer import Parts, Trainer
 from rl.update import Updater
@@ -55,6 +55,7 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     transformers_logging.disable_progress_bar()
     inputs = read_inputs(config)
     check_run_teacher(config, inputs)
+    inputs = replace(inputs, digests={**inputs.digests, **teacher_digests(config.teacher, "teacher")})
     benchmarks = build_benchmarks(config, inputs, build)
     if benchmarks is not None:
         inputs = replace(inputs, digests={**inputs.digests, **benchmarks.digests})

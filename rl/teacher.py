@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rl.config import ModelSection, RunConfig, TeacherModelSection
+from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSection
 from rl.config_loading import ConfigError, resolve_path
 from rl.distillation import Teacher
+from rl.file_digest import weights_digest
 from rl.generate.protocol import Row
 from rl.inputs import Inputs, load_model_config, load_tokenizer
 from rl.policy import (
@@ -83,6 +84,16 @@ def check_run_teacher(config: RunConfig, inputs: Inputs) -> None:
 def longest_row(config: RunConfig, inputs: Inputs) -> int:
     """Tokens of the longest training prompt with the longest completion."""
     return max(len(prompt.token_ids) for prompt in inputs.prompts) + config.sampling.max_completion_tokens
+
+
+def teacher_digests(section: TeacherModelSection | None, key: str) -> dict[str, str]:
+    """Of the weights in the teacher's local folders, by the key that names each; {} for no teacher or one behind a server. A checkpoint
+    belongs to this teacher. key: the section's name."""
+    if section is None or (isinstance(section, TeacherSection) and section.backend != "local"):
+        return {}
+    named = {f"{key}.path": section.path, f"{key}.adapter": section.adapter}
+    found = {name: weights_digest(Path(resolve_path(path))) for name, path in named.items() if path is not None}
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def load_teacher(section: TeacherModelSection, key: str, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rl.config_loading import ConfigError, load
+from rl.config_loading import ConfigError, load, to_yaml
 from rl.policy import Policy
+from rl.run_folder import RunFolder
+from rl.teacher import teacher_digests
 from rl.warmup_config import DistillationSection, WarmupConfig
 from rl.warmup_distillation import attach_teacher, distilled_losses
-from rl.warmup_run import check_warmup_teacher
+from rl.warmup_loop import STATE_FILE, WarmupState
+from rl.warmup_run import _checkpoint_to_resume, check_warmup_teacher
 from rl.warmup_trainer import make_trainer, trainer_arguments
 from tests.reference.tiny_run import change_adapter, tiny_policy, trained
 from tests.reference.warmup import warmup_parts
@@ -136,6 +141,26 @@ def test_one_update_is_the_same_for_every_micro_batch_size(tmp_path: Path) -> No
     assert other_loss == pytest.approx(loss, rel=1e-4)
     assert max(float((weights[name] - other[name]).abs().max()) for name in weights) < 5e-4  # Adam's first step is lr = 1e-2
     assert any(not torch.equal(weights[name], before) for name, before in trained(warmup_parts()[2]).items())
+
+
+def test_a_warm_up_does_not_go_on_with_another_teacher_in_the_same_folder(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    teacher_policy().model.save_pretrained(str(adapter))
+    config, inputs, _ = warmup_parts(
+        "data.limit=4", f"run_dir={tmp_path / 'run'}", f"distillation.teacher={{path: models/tiny-arith, adapter: {adapter}}}")
+    assert config.distillation is not None
+    folder = RunFolder(config.run_dir)
+    checkpoint = folder.checkpoints / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    folder.config_file.write_text(to_yaml(config))
+    began = teacher_digests(config.distillation.teacher, "distillation.teacher")
+    assert began.keys() == {"distillation.teacher.path", "distillation.teacher.adapter"}
+    (checkpoint / STATE_FILE).write_text(json.dumps(asdict(WarmupState(2, 0, inputs.digest, None, began))))
+    assert _checkpoint_to_resume(folder, config, inputs, began)[0] == checkpoint
+    tiny_policy(adapter_scale=0.3).model.save_pretrained(str(adapter))
+    now = teacher_digests(config.distillation.teacher, "distillation.teacher")
+    with pytest.raises(ConfigError, match=r"^distillation\.teacher\.adapter: the weights differ from those that the run began with"):
+        _checkpoint_to_resume(folder, config, inputs, now)
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
