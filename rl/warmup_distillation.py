@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from rl.config_loading import ConfigError
 from rl.kl import forward_kl, reverse_kl
 from rl.logprobs import chunk_tokens_for, float_logits
 from rl.policy_forward import logit_settings
@@ -63,11 +62,8 @@ def attach_teacher(
 ) -> None:
     """From now on `student(..., labels=labels, fused_lm_head=True)` returns a DistilledOutput; other calls are as before.
 
-    student: the transformers model, with an adapter's layers in place where there are any. Raises ConfigError for a model whose router has
-    a loss of its own."""
-    if getattr(student.config.get_text_config(), "output_router_logits", False):
-        raise ConfigError(["distillation: the model's configuration asks for its router's own loss (output_router_logits), which is not "
-                           "added here. Remedy: distillation=null"])
+    student: the transformers model, with an adapter's layers in place where there are any. The balancing loss of a mixture of experts is
+    no part of the losses."""
     plain_forward = student.forward
     width = max(model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
     size = chunk_tokens or chunk_tokens_for(2 * width)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from rl.config_loading import ConfigError, load, to_yaml
+from rl.config_loading import ConfigError, load, resolve_path, to_yaml
 from rl.policy import Policy
 from rl.run_folder import RunFolder
 from rl.teacher import teacher_digests
@@ -87,6 +89,23 @@ def test_loss_and_gradient_equal_a_literal_reference(case: tuple[str, float, flo
     for name, parameter in policy.trainable_parameters().items():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=2e-3, atol=2e-4 * gradients[name].abs().max().item())
+
+
+def test_a_mixture_of_experts_is_distilled_without_its_balancing_loss(tmp_path: Path) -> None:
+    source, folder = resolve_path("models/tiny-arith"), tmp_path / "moe"
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(
+        vocab_size=AutoConfig.from_pretrained(source).vocab_size, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+        max_position_embeddings=256)).save_pretrained(folder)
+    for file in [*Path(source).glob("*token*"), Path(source) / "generation_config.json"]:
+        shutil.copy(file, folder)
+    trainer, policy, expected = parts(tmp_path / "out", teacher_policy(), f"model.path={folder}", "lora.targets=[q_proj,v_proj]")
+    (batch,) = list(trainer.get_train_dataloader())
+    loss = trainer.compute_loss(policy.model, dict(batch))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.trainable_parameters().values())
 
 
 def test_chunks_change_neither_loss_nor_gradient() -> None:
