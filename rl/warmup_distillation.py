@@ -80,7 +80,8 @@ def attach_teacher(
         mask_BL = labels[:, 1:] != -100
         kwargs["use_cache"] = False
         hidden_NH = getattr(self, self.base_model_prefix)(*args, **kwargs).last_hidden_state[:, :-1][mask_BL]
-        with torch.no_grad():
+        # The trainer's autocast is the student's: the teacher computes in its own dtype.
+        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
             inputs = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids")}
             teacher_NH = getattr(teacher, teacher.base_model_prefix)(**inputs, use_cache=False).last_hidden_state[:, :-1][mask_BL]
         found = _in_chunks(self, teacher, hidden_NH, teacher_NH, labels[:, 1:][mask_BL], section, size)
@@ -101,7 +102,7 @@ def _in_chunks(
 
     def one_chunk(hidden_nH: Tensor, other_nH: Tensor, token_ids_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_nV = float_logits(hidden_nH, head, *settings)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(other_nH.device.type, enabled=False):
             teacher_logits_nV = float_logits(other_nH, teacher_head, *teacher_settings)
         losses_n = distilled_losses(logits_nV, teacher_logits_nV, token_ids_n, section)
         with torch.no_grad():

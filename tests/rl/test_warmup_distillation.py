@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rl.config_loading import ConfigError, load, resolve_path, to_yaml
+from rl.kl import forward_kl
 from rl.policy import Policy
 from rl.run_folder import RunFolder
 from rl.teacher import teacher_digests
@@ -126,6 +127,26 @@ def test_chunks_change_neither_loss_nor_gradient() -> None:
     torch.testing.assert_close(results[0][0], results[1][0])
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+
+
+def test_the_teacher_computes_in_its_own_dtype_where_the_student_computes_in_bfloat16() -> None:
+    config, inputs, policy = warmup_parts("data.limit=1", TEACHER, "distillation.weight=1", "distillation.temperature=1")
+    assert config.distillation is not None
+    row, teacher = inputs.rows[0], teacher_policy()
+    ids = torch.tensor([[*row.prompt.token_ids, *row.completion_ids]])
+    labels = torch.tensor([[*[-100] * len(row.prompt.token_ids), *row.completion_ids]])
+    first = len(row.prompt.token_ids) - 1
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits_TV = policy.causal_lm(input_ids=ids, use_cache=False).logits[0, first:-1].float()
+        rounded_TV = teacher.causal_lm(input_ids=ids, use_cache=False).logits[0, first:-1].float()
+    with torch.no_grad():
+        exact_TV = teacher.causal_lm(input_ids=ids, use_cache=False).logits[0, first:-1]
+    attach_teacher(policy.causal_lm, teacher.causal_lm, config.distillation)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found_T = -policy.causal_lm(input_ids=ids, labels=labels, fused_lm_head=True).log_probs[0, first:]
+    expected_T, wrong_T = forward_kl(logits_TV, exact_TV), forward_kl(logits_TV, rounded_TV)
+    assert (expected_T - wrong_T).abs().max() > 1e-3
+    torch.testing.assert_close(found_T, expected_T, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
