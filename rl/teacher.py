@@ -24,12 +24,12 @@ from rl.inputs import Inputs, load_model_config, load_tokenizer
 from rl.policy import (
     Policy,
     PolicyError,
-    end_of_sequence_ids,
     explain_loading,
     load_generation_config,
     load_plain,
     load_policy,
     merge_in_place,
+    named_end_ids,
     stored_lora,
 )
 from rl.policy_forward import PolicyForward, check_head
@@ -129,12 +129,12 @@ def check_teacher(
             f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, model.path={student.path} "
             f"({len(tokenizer)} tokens): {difference}. Log-probabilities are compared token by token, which needs the same ids. "
             f"Remedy: a teacher with the student's tokenizer; or {remedy}"])
-    ends = [end_of_sequence_ids(load_generation_config(path, one.revision), tokens, path)
-            for one, tokens in ((student, tokenizer), (model, other)) for path in [str(resolve_path(one.path))]]
+    ends = [named_end_ids(load_generation_config(str(resolve_path(one.path)), one.revision), tokens)
+            for one, tokens in ((student, tokenizer), (model, other))]
     if not set(ends[0]) & set(ends[1]):
         ours, theirs = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in ends)
-        warnings.warn(f"{key}.path: {model.path} ends its answers with {theirs} and the student with {ours}: to the teacher, each end "
-                      "of the student's is unlikely. Remedy: a teacher that was trained with the student's prompts", stacklevel=2)
+        warnings.warn(f"{key}.path: {model.path} ends its answers with {theirs or 'no token that it names'} and the student with {ours}: to "
+                      "the teacher, each end of the student's is unlikely. Remedy: a teacher that was trained with the student's prompts", stacklevel=2)
     context: int | None = getattr(text_config, "max_position_embeddings", None)
     if context is not None and max_tokens > context:
         raise ConfigError([f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. Remedy: a "

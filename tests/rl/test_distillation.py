@@ -406,6 +406,18 @@ def test_a_teacher_that_ends_its_answers_otherwise_is_told(tmp_path: Path) -> No
         check(Path("models/tiny-arith"))
 
 
+def test_a_teacher_without_an_end_token_is_told_and_not_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(resolve_path("models/tiny-arith"), folder)
+    (folder / "generation_config.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match=r"ends its answers with no token that it names and the student with \['<eos>'\]"):
+        check(folder)
+    load_teacher(TeacherModelSection(path=str(folder)), "teacher", inputs().tokenizer, torch.device("cpu"))
+
+
 def test_errors_of_loading_name_the_teachers_keys(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.path: there is no folder"):
         check(tmp_path / "missing")
