@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,9 @@ from rl.generate.protocol import Row
 from rl.generate.replicas import ReplicaPool
 from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
 from rl.generate.server_start import addresses, score_rows, start_servers
+
+NO_PROBABILITY = -9999.0
+"""vLLM's stand-in for minus infinity, which JSON does not have."""
 
 
 @dataclass(slots=True)
@@ -92,11 +96,13 @@ class TeacherServer:
                                    "with the student's tokenizer")
 
     async def score(self, row: Row) -> tuple[float, ...]:
+        """-inf where the server computes no probability."""
         try:
-            return await self._client.score(self.model, row, "teacher")
+            found = await self._client.score(self.model, row, "teacher")
         except ServerRefusedError as error:
             self._refuse_key(error)
             raise
+        return tuple(-math.inf if value <= NO_PROBABILITY else value for value in found)
 
     def _refuse_key(self, error: ServerRefusedError) -> None:
         if error.status in (401, 403):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,12 @@ from contextlib import contextmanager
 import pytest
 
 from rl.config import TeacherSection
+from rl.distillation import with_teacher
 from rl.generate import replicas, server_start
 from rl.generate.errors import SamplerError
 from rl.server_teacher import ServerTeacher
 from tests.reference.scripted_vllm import LOGPROB, ScriptedVllm
-from tests.reference.tiny_run import inputs
+from tests.reference.tiny_run import inputs, sampled_groups, tiny_policy, with_advantages
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,15 @@ def test_the_first_servers_first_model_scores_on_every_server() -> None:
             assert teacher.score([((1, 2), (3 + i, 4)) for i in range(8)]) == [(LOGPROB, LOGPROB)] * 8
         assert first.bodies and second.bodies
         assert {body["model"] for server in (first, second) for body in server.bodies if "model" in body} == {"big"}
+
+
+def test_the_stand_in_for_minus_infinity_stops_the_run() -> None:
+    policy = tiny_policy()
+    with ScriptedVllm() as server, teacher_on(server) as teacher:
+        server.weights = "-09990"  # what it adds to LOGPROB
+        assert teacher.score([((1, 2), (3,))]) == [(-math.inf,)]
+        with pytest.raises(FloatingPointError, match=r"\(1 vLLM server, tiny\) gives a token the log-probability -inf; expected finite"):
+            with_teacher(teacher, with_advantages(sampled_groups(policy, 1)), [True], rank=0, num_ranks=1)
 
 
 async def lose_second(teacher: ServerTeacher) -> None:
