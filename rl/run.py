@@ -42,7 +42,7 @@ from rl.teacher import check_run_teacher, open_teacher, teacher_digests
 from rl.tracking import Forward, MetricsLog, RolloutsLog
 from rl.trainer import Parts, Trainer
 from rl.update import Updater
-from rl.watchdog import Watchdog
+from rl.watchdog import REWARD_GOAL, TEACHER_GOAL, Watchdog
 
 OUTAGE = datetime.timedelta(days=7)
 """How long a process waits in a collective operation for one that waits for its sampler's servers."""
@@ -207,7 +207,8 @@ def build_trainer(
         accelerator=accelerator, policy=policy, generator=generator, teacher=teacher, optimizer=prepared_optimizer,
         updater=updater,
         collector=Collector(config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer),
-        held_out=held_out, benchmarks=benchmarks, watchdog=Watchdog(config.watchdog), data=inputs.digests, folder=folder,
+        held_out=held_out, benchmarks=benchmarks, watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL),
+        data=inputs.digests, folder=folder,
         metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,
         rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,
         progress=stack.enter_context(open_progress(

@@ -134,8 +134,8 @@ def check_teacher(
     if not set(ends[0]) & set(ends[1]):
         ours, theirs = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in ends)
         warnings.warn(f"{key}.path: {model.path} ends its answers with {theirs or 'no token that it names'} and the student with {ours}: "
-                      "to the teacher, each end of the student's is unlikely. Remedy: a teacher that was trained with the student's prompts",
-                      stacklevel=2)
+                      "to the teacher, each end of the student's is unlikely. Remedy: a teacher that was trained with the student's "
+                      "prompts", stacklevel=2)
     context: int | None = getattr(text_config, "max_position_embeddings", None)
     if context is not None and max_tokens > context:
         raise ConfigError([f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. Remedy: a "

@@ -136,6 +136,17 @@ def test_a_run_does_not_go_on_with_another_teacher_in_the_same_folder(tmp_path: 
     assert resume(tmp_path / "run", "steps=2", *words) == 0
 
 
+def test_without_rewards_the_watchdog_is_given_minus_the_distance_to_the_teacher(tmp_path: Path) -> None:
+    words = ("steps=2", f"evaluation.path={HELD_OUT}", "evaluation.num_questions=4", "evaluation.every=2", "checkpoint.every=2", *PURE,
+             "teacher=models/tiny-arith")
+    tiny_policy(adapter_scale=0.05).model.save_pretrained(str(tmp_path / "adapter"))
+    assert train(tmp_path / "run", f"model.adapter={tmp_path / 'adapter'}", "lora.rank=4", *words) == 0
+    judged = read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).watchdog["evaluations"]
+    distances = reverse_kls(tmp_path / "run")
+    assert [step for step, _, _ in judged] == [0, 2]
+    assert judged[-1][2] == pytest.approx(-sum(distances) / 2) and judged[-1][2] < -0.01
+
+
 def test_two_ranks_ask_the_teacher_for_their_shares_and_distil_as_one_does(tmp_path: Path, teacher: str) -> None:
     words = [*SMALL, "steps=3", "evaluation.path=null", "tracking.progress=off", "sampling.questions_per_step=5", "optim.eps=1e-4", *PURE,
              teacher]
