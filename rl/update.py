@@ -308,7 +308,8 @@ class Updater:
     def _teacher_report(self, sums: _Sums) -> dict[str, float]:
         """distillation/reverse_kl: the mean of ln pi - ln pi_teacher over all ranks' tokens that the teacher has scored, in nats: an
         estimate of KL(pi || pi_teacher) per token, pi at the sampling temperature and the teacher at 1. Unbiased only where the present
-        policy sampled the tokens; those of an older version count without their importance ratio. distillation/capped_share: of those tokens, where the cap acted."""
+        policy sampled the tokens; those of an older version count without their importance ratio. distillation/capped_share: of those
+        tokens, where the cap acted."""
         teacher = self._config.teacher
         if teacher is None:
             return {}
