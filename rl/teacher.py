@@ -19,6 +19,7 @@ from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSecti
 from rl.config_loading import ConfigError, resolve_path
 from rl.distillation import Teacher
 from rl.file_digest import weights_digest
+from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row
 from rl.inputs import Inputs, load_model_config, load_tokenizer
 from rl.policy import (
@@ -44,9 +45,16 @@ class LocalTeacher:
 
     def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int, description: str) -> None:
         self.description = description
+        self._num_outputs = policy.causal_lm.get_output_embeddings().weight.shape[0]
         self._scorer = PolicyScorer(policy, forward, max_tokens=max_tokens)
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        """Raises SamplerError for an id that the teacher does not have: a family's models pad their outputs to different sizes."""
+        largest = max((max(*prompt, *completion) for prompt, completion in rows), default=0)
+        if largest >= self._num_outputs:
+            raise SamplerError(f"teacher.path: the student has sampled the id {largest}, which stands for no token, and the teacher "
+                               f"({self.description}) has {self._num_outputs} outputs: expected ids below. Remedy: a teacher with as many "
+                               "outputs as the student; or a lower sampling.temperature or sampling.top_p, which leave such ids out")
         return [tuple(scored.logprobs_N.tolist()) for scored in self._scorer.score(rows)]
 
     def close(self) -> None:
