@@ -42,8 +42,8 @@ PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 FREE_KEYS = ("steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences",
              "generator.max_mismatch", "generator.proof_", "generator.memory_share", "generator.cache_gb", "generator.sleep",
              "generator.urls", "generator.served_model", "generator.api_key_env", "generator.exchange_dir", "generator.start_timeout_s",
-             "generator.request_timeout_s", "model.gradient_checkpointing", "teacher.urls", "teacher.served_model", "teacher.api_key_env",
-             "teacher.max_requests", "teacher.start_timeout_s", "teacher.request_timeout_s")
+             "generator.request_timeout_s", "model.gradient_checkpointing", "teacher.urls", "teacher.api_key_env", "teacher.max_requests",
+             "teacher.start_timeout_s", "teacher.request_timeout_s")
 
 
 class CheckpointError(ValueError):
@@ -54,7 +54,8 @@ class CheckpointError(ValueError):
 class TrainerState:
     """The part of a run's state that is not tensors; JSON values only.
 
-    step: training steps done. policy_version: optimiser updates done. data: digests of the training and held-out questions.
+    step: training steps done. policy_version: optimiser updates done. data: digests of the training and held-out questions, and of a
+    local teacher's weights.
     positions: bytes of metrics.jsonl and rollouts.jsonl. surplus: groups left over for the next step; ahead: its first round, where
     that was sampled ahead."""
 
@@ -190,7 +191,8 @@ def read_state(path: Path) -> TrainerState:
 def check_same_run(
     path: Path, stored: RunConfig, config: RunConfig, state: TrainerState, num_ranks: int, data: Mapping[str, str]
 ) -> None:
-    """Refuse to go on under another configuration, number of ranks or other questions: the result would be neither run's."""
+    """Refuse to go on under another configuration, number of ranks, other questions or another teacher: the result would be neither
+    run's. data: what the run has now of state.data; where the checkpoint knows no teacher's weights, they are not compared."""
     changed = [(key, old, new) for key, old, new in differences(stored, config) if not key.startswith(FREE_KEYS)]
     if config.optim.schedule != "constant" and stored.steps != config.steps:
         changed.append(("steps", stored.steps, config.steps))
@@ -201,7 +203,12 @@ def check_same_run(
         raise CheckpointError(
             f"checkpoint {path} belongs to another configuration: {listed}. Remedy: resume with the same settings, or start a new run "
             "(model.adapter=.../adapter starts one from these weights)")
-    if other := [name for name, digest in data.items() if state.data.get(name) != digest]:
+    teacher = {name: digest for name, digest in data.items() if name.startswith("teacher.")}
+    if other := [name for name, digest in teacher.items() if state.data.get(name, digest) != digest]:
+        raise CheckpointError(
+            f"{' and '.join(other)}: the weights differ from those that the run began with (checkpoint {path}). Remedy: put the files "
+            "back, or start a new run (model.adapter=.../adapter starts one from these weights)")
+    if other := [name for name, digest in data.items() if name not in teacher and state.data.get(name) != digest]:
         raise CheckpointError(
             f"the questions have changed since checkpoint {path}: {' and '.join(other)} gives other prompts or answers than then (edited "
             "rows, another template or tokenizer). Remedy: put the files back, or start a new run (model.adapter=.../adapter starts "

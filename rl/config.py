@@ -82,9 +82,10 @@ class TeacherSection(TeacherModelSection):
         "local", "who scores. local: the frozen model in each training process, on its device; vllm_server: running `vllm serve` processes "
         "of the teacher (path then names the tokenizer to compare)")
     urls: list[str] = setting(list, "vllm_server: addresses of the servers, such as http://localhost:8000")
-    served_model: str | None = setting(None, "vllm_server: name under which they serve the teacher; null: the model that they list first")
+    served_model: str | None = setting(None, "vllm_server: name under which they serve the teacher; null: what the first lists first")
     api_key_env: str | None = setting(None, "vllm_server: name of the environment variable that holds the API key; null: no key")
-    max_requests: int = setting(64, "vllm_server: requests under way on one server at the same time", unit="requests", ge=1)
+    max_requests: int = setting(
+        64, "vllm_server: requests of each training process under way on one server at the same time", unit="requests", ge=1)
     start_timeout_s: float = setting(900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0)
     request_timeout_s: float = setting(600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
 

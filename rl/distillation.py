@@ -73,7 +73,7 @@ def with_teacher(
         if not all(map(math.isfinite, logprobs)):
             raise FloatingPointError(f"the teacher ({teacher.description}) gives a token the log-probability "
                                      f"{next(value for value in logprobs if not math.isfinite(value))}; expected finite numbers. Remedy: "
-                                     "teacher.dtype=float32, or another teacher")
+                                     "teacher.dtype=float32 (of a server: --dtype float32), or another teacher")
     return [
         replace(item, teacher_logprobs=tuple(found[item.group.prompt.token_ids, rollout.token_ids] for rollout in item.group.rollouts))
         if trains else item

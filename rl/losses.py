@@ -116,11 +116,15 @@ def gspo(
     *, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, sequence_ids_T: Tensor, num_sequences: int,
     clip_low: float, clip_high: float,
 ) -> Objective:
-    """clip with the sequence's ratio exp(mean_t ln rho_t) in the place of each token's (GSPO, arXiv:2507.18071).
+    """clip with the sequence's ratio s = exp(mean_t ln rho_t) in the place of each token's (GSPO, arXiv:2507.18071).
 
-    The paper's per-sequence objective with aggregation `sequence`. Its bounds are far smaller than PPO's (3e-4 and 4e-4).
+    In the form of its section 4.3, GSPO-token: sg(s) pi_t / sg(pi_t), whose value is s and whose gradient is that of its own token, such
+    that advantages may differ from token to token, as a teacher's do. Where advantage and weight are equal over a sequence, value and
+    gradient are those of s itself; with aggregation `sequence` that is the paper's objective. A token that a mask takes out
+    (loss.top_entropy_share, loss.correction) gets no gradient from the others. Its bounds are far smaller than PPO's (3e-4 and 4e-4).
     """
-    ratio_T = torch.exp(sequence_means(logprobs_T - old_logprobs_T, sequence_ids_T, num_sequences))
+    ratio_T = torch.exp(sequence_means(logprobs_T - old_logprobs_T, sequence_ids_T, num_sequences)).detach()
+    ratio_T = ratio_T * torch.exp(logprobs_T - logprobs_T.detach())
     return _clipped(ratio_T, advantages_T, clip_low, clip_high)
 
 

@@ -190,14 +190,20 @@ def load_generation_config(path: str, revision: str | None) -> GenerationConfig 
         return None
 
 
-def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[int, ...]:
-    """Ids that end a completion: those of the generation configuration and the tokenizer's own. Raises PolicyError where there is none."""
+def named_end_ids(generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end a completion: those of the generation configuration and the tokenizer's own; () where neither names one."""
     eos = generation_config.eos_token_id if generation_config is not None else None
-    eos_ids = {*([eos] if isinstance(eos, int) else eos or []), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])}
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return tuple(sorted({*([eos] if isinstance(eos, int) else eos or []), *own}))
+
+
+def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[int, ...]:
+    """`named_end_ids` of a model that is to end its completions. Raises PolicyError where there is none."""
+    eos_ids = named_end_ids(generation_config, tokenizer)
     if not eos_ids:
         raise PolicyError(f"model.path: {path} names no end-of-sequence token in generation_config.json or its tokenizer; "
                          "set sampling.stop_token_ids and add eos_token to the tokenizer")
-    return tuple(sorted(eos_ids))
+    return eos_ids
 
 
 def _load_base(

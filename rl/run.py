@@ -38,11 +38,11 @@ from rl.rehearsal import longest_groups
 from rl.run_folder import RunFolder, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import render_summary, write_summary
-from rl.teacher import check_run_teacher, open_teacher
+from rl.teacher import check_run_teacher, open_teacher, teacher_digests
 from rl.tracking import Forward, MetricsLog, RolloutsLog
 from rl.trainer import Parts, Trainer
 from rl.update import Updater
-from rl.watchdog import Watchdog
+from rl.watchdog import REWARD_GOAL, TEACHER_GOAL, Watchdog
 
 OUTAGE = datetime.timedelta(days=7)
 """How long a process waits in a collective operation for one that waits for its sampler's servers."""
@@ -55,6 +55,7 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     transformers_logging.disable_progress_bar()
     inputs = read_inputs(config)
     check_run_teacher(config, inputs)
+    inputs = replace(inputs, digests={**inputs.digests, **teacher_digests(config.teacher, "teacher")})
     benchmarks = build_benchmarks(config, inputs, build)
     if benchmarks is not None:
         inputs = replace(inputs, digests={**inputs.digests, **benchmarks.digests})
@@ -206,7 +207,8 @@ def build_trainer(
         accelerator=accelerator, policy=policy, generator=generator, teacher=teacher, optimizer=prepared_optimizer,
         updater=updater,
         collector=Collector(config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer),
-        held_out=held_out, benchmarks=benchmarks, watchdog=Watchdog(config.watchdog), data=inputs.digests, folder=folder,
+        held_out=held_out, benchmarks=benchmarks, watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL),
+        data=inputs.digests, folder=folder,
         metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,
         rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,
         progress=stack.enter_context(open_progress(

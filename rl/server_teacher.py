@@ -6,8 +6,11 @@ back (rl/generate/replicas.py), and while none answers the run waits, saved. Eve
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,16 +22,31 @@ from rl.generate.replicas import ReplicaPool
 from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
 from rl.generate.server_start import addresses, score_rows, start_servers
 
+NO_PROBABILITY = -9999.0
+"""vLLM's stand-in for minus infinity, which JSON does not have."""
+
+
+@dataclass(slots=True)
+class ServedName:
+    """The name under which every server has to serve the teacher. Where the configuration gives none, the server at first_url decides, by
+    what it lists first, and the others wait for it: the same on every rank, whoever answers first."""
+
+    first_url: str
+    value: str | None
+    known: asyncio.Event = field(default_factory=asyncio.Event)
+
 
 class TeacherServer:
-    """One server, as rl/generate/replicas.py wants it. probes: texts with the token ids that the student reads. max_tokens: of a row."""
+    """One server, as rl/generate/replicas.py wants it. served: shared by all of them. probes: texts with the token ids that the student
+    reads. max_tokens: of a row."""
 
     def __init__(
-        self, client: ServerClient, config: TeacherSection, probes: Sequence[tuple[str, tuple[int, ...]]], max_tokens: int
+        self, client: ServerClient, config: TeacherSection, served: ServedName, probes: Sequence[tuple[str, tuple[int, ...]]],
+        max_tokens: int,
     ) -> None:
         self.url = client.url
         self.model = ""
-        self._client, self._config, self._probes, self._max_tokens = client, config, probes, max_tokens
+        self._client, self._config, self._served, self._probes, self._max_tokens = client, config, served, probes, max_tokens
 
     async def prepare(self) -> None:
         await self._client.check_health()
@@ -48,11 +66,22 @@ class TeacherServer:
         except ServerRefusedError as error:
             self._refuse_key(error)
             raise SamplerError(f"teacher.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process") from error
-        asked = self._config.served_model
-        found = [model for model in models if asked in (None, model.name)]
-        if not found:
-            names = ", ".join(model.name for model in models) or "none"
+        names = ", ".join(model.name for model in models) or "none"
+        if self._served.value is None and self.url == self._served.first_url and models:
+            self._served.value = models[0].name
+        if self._served.value is not None:
+            self._served.known.set()
+        elif self.url == self._served.first_url:
+            raise SamplerError(f"teacher.urls: {self.url} serves no model. Remedy: another url")
+        await self._served.known.wait()
+        asked = self._served.value
+        found = [model for model in models if model.name == asked]
+        if not found and self._config.served_model is not None:
             raise SamplerError(f"teacher.served_model: {asked}, but {self.url} serves {names}. Remedy: one of those, or another url")
+        if not found:
+            raise SamplerError(f"teacher.urls: {self.url} serves {names}, but the teacher is {asked}, which {self._served.first_url} "
+                               "listed first at the start; one model has to score all tokens. Remedy: that model under that name "
+                               "(--served-model-name) on every server; or teacher.served_model=NAME of one that all of them serve")
         self.model = found[0].name
         # An adapter has the room of its base.
         rooms = [model.max_tokens for model in models if model.name in (self.model, found[0].parent) and model.max_tokens is not None]
@@ -67,11 +96,13 @@ class TeacherServer:
                                    "with the student's tokenizer")
 
     async def score(self, row: Row) -> tuple[float, ...]:
+        """-inf where the server computes no probability."""
         try:
-            return await self._client.score(self.model, row, "teacher")
+            found = await self._client.score(self.model, row, "teacher")
         except ServerRefusedError as error:
             self._refuse_key(error)
             raise
+        return tuple(-math.inf if value <= NO_PROBABILITY else value for value in found)
 
     def _refuse_key(self, error: ServerRefusedError) -> None:
         if error.status in (401, 403):
@@ -91,6 +122,7 @@ class ServerTeacher:
         self._config, self._max_tokens = config, max_tokens
         self._urls, self._key = addresses(config.urls, "teacher"), read_key(config.api_key_env, "teacher")
         self._probes = [(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts]
+        self._served = ServedName(self._urls[0], config.served_model)
         self._clients: list[ServerClient] = []
         self._pool: ReplicaPool[TeacherServer] | None = None
         self._is_closed = False
@@ -100,7 +132,7 @@ class ServerTeacher:
         except BaseException:
             self.close()
             raise
-        self.description = f"{len(self._urls)} vLLM server{'s' if len(self._urls) > 1 else ''}, {config.served_model or config.path}"
+        self.description = f"{len(self._urls)} vLLM server{'s' if len(self._urls) > 1 else ''}, {self._served.value}"
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         assert self._pool is not None
@@ -122,7 +154,7 @@ class ServerTeacher:
     async def _start(self) -> None:
         count = self._config.max_requests
         self._clients = [ServerClient(url, self._key, self._config.request_timeout_s, 2 * count + 8) for url in self._urls]
-        servers = [TeacherServer(client, self._config, self._probes, self._max_tokens) for client in self._clients]
+        servers = [TeacherServer(client, self._config, self._served, self._probes, self._max_tokens) for client in self._clients]
         self._pool = ReplicaPool(servers, count, self._say, self._outage, section="teacher", role="teacher")
         await start_servers(
             self._pool, self._config.start_timeout_s, self._say, f"start it with vllm serve {self._config.path} --max-model-len "

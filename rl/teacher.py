@@ -15,20 +15,22 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rl.config import ModelSection, RunConfig, TeacherModelSection
+from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSection
 from rl.config_loading import ConfigError, resolve_path
 from rl.distillation import Teacher
+from rl.file_digest import weights_digest
+from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row
 from rl.inputs import Inputs, load_model_config, load_tokenizer
 from rl.policy import (
     Policy,
     PolicyError,
-    end_of_sequence_ids,
     explain_loading,
     load_generation_config,
     load_plain,
     load_policy,
     merge_in_place,
+    named_end_ids,
     stored_lora,
 )
 from rl.policy_forward import PolicyForward, check_head
@@ -43,9 +45,16 @@ class LocalTeacher:
 
     def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int, description: str) -> None:
         self.description = description
+        self._num_outputs = policy.causal_lm.get_output_embeddings().weight.shape[0]
         self._scorer = PolicyScorer(policy, forward, max_tokens=max_tokens)
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        """Raises SamplerError for an id that the teacher does not have: a family's models pad their outputs to different sizes."""
+        largest = max((max(*prompt, *completion) for prompt, completion in rows), default=0)
+        if largest >= self._num_outputs:
+            raise SamplerError(f"teacher.path: the student has sampled the id {largest}, which stands for no token, and the teacher "
+                               f"({self.description}) has {self._num_outputs} outputs: expected ids below. Remedy: a teacher with as many "
+                               "outputs as the student; or a lower sampling.temperature or sampling.top_p, which leave such ids out")
         return [tuple(scored.logprobs_N.tolist()) for scored in self._scorer.score(rows)]
 
     def close(self) -> None:
@@ -85,6 +94,16 @@ def longest_row(config: RunConfig, inputs: Inputs) -> int:
     return max(len(prompt.token_ids) for prompt in inputs.prompts) + config.sampling.max_completion_tokens
 
 
+def teacher_digests(section: TeacherModelSection | None, key: str) -> dict[str, str]:
+    """Of the weights in the teacher's local folders, by the key that names each; {} for no teacher or one behind a server. A checkpoint
+    belongs to this teacher. key: the section's name."""
+    if section is None or (isinstance(section, TeacherSection) and section.backend != "local"):
+        return {}
+    named = {f"{key}.path": section.path, f"{key}.adapter": section.adapter}
+    found = {name: weights_digest(Path(resolve_path(path))) for name, path in named.items() if path is not None}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
 def load_teacher(section: TeacherModelSection, key: str, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
     """The frozen model, with its adapter merged into it. key: the section's name, for messages. Raises PolicyError or ConfigError."""
     model = section.as_model()
@@ -118,12 +137,13 @@ def check_teacher(
             f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, model.path={student.path} "
             f"({len(tokenizer)} tokens): {difference}. Log-probabilities are compared token by token, which needs the same ids. "
             f"Remedy: a teacher with the student's tokenizer; or {remedy}"])
-    ends = [end_of_sequence_ids(load_generation_config(path, one.revision), tokens, path)
-            for one, tokens in ((student, tokenizer), (model, other)) for path in [str(resolve_path(one.path))]]
+    ends = [named_end_ids(load_generation_config(str(resolve_path(one.path)), one.revision), tokens)
+            for one, tokens in ((student, tokenizer), (model, other))]
     if not set(ends[0]) & set(ends[1]):
         ours, theirs = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in ends)
-        warnings.warn(f"{key}.path: {model.path} ends its answers with {theirs} and the student with {ours}: to the teacher, each end "
-                      "of the student's is unlikely. Remedy: a teacher that was trained with the student's prompts", stacklevel=2)
+        warnings.warn(f"{key}.path: {model.path} ends its answers with {theirs or 'no token that it names'} and the student with {ours}: "
+                      "to the teacher, each end of the student's is unlikely. Remedy: a teacher that was trained with the student's "
+                      "prompts", stacklevel=2)
     context: int | None = getattr(text_config, "max_position_embeddings", None)
     if context is not None and max_tokens > context:
         raise ConfigError([f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. Remedy: a "

@@ -45,7 +45,8 @@ TOKENS_PER_S = "tokens_per_s"
 KEPT_SHARE = "kept_share"
 """of rejection sampling: share of a chunk's completions that are kept, in [0, 1]."""
 REVERSE_KL = "distillation/reverse_kl"
-"""train, with a teacher: mean over the step's tokens of ln pi - ln pi_teacher in nats, before the update."""
+"""train, with a teacher: mean over the step's tokens of ln pi - ln pi_teacher in nats, before the update: an estimate of the reverse KL, pi
+at the sampling temperature, that is biased where an older version sampled tokens (generator.max_staleness, refilling)."""
 LOSS = "loss/value"
 """train: the loss of the step's update; of a supervised warm-up the cross-entropy in nats per completion token, or what distillation makes
 of it (rl/warmup_distillation.py)."""

@@ -45,7 +45,7 @@ from rl.records import ScoredGroup, TrainingGroup
 from rl.records_json import round_from_json, round_to_json, scored_group_from_json, scored_group_to_json
 from rl.run_folder import RunFolder
 from rl.summary import Best, Summary, installed_versions, peak_rss_gb
-from rl.tracking import NORMALISED_ENTROPY, MetricsLog, RolloutsLog
+from rl.tracking import NORMALISED_ENTROPY, REVERSE_KL, MetricsLog, RolloutsLog
 from rl.training_groups import make_training_groups
 from rl.update import Updater
 from rl.waiting import StoppedWaitingError, Waiting
@@ -258,7 +258,7 @@ class Trainer:
         alarm = parts.watchdog.observe_evaluation(
             self.step_number, interval.value, reward, noise=(interval.high - interval.low) / 2)
         # Not "reward": the training step of the same number has one, and a service would show both as one curve.
-        rewards = {} if reward is None else {"reward_since_evaluation": reward}
+        rewards = {} if reward is None or not self._config.rewards else {"reward_since_evaluation": reward}
         metrics = evaluation.metrics() | rewards | {"evaluate_s": time.perf_counter() - started}
         if parts.metrics is not None:
             parts.metrics.log(self.step_number, "eval", metrics)
@@ -353,8 +353,10 @@ class Trainer:
         reward = _mean([reward for group in described for reward in group.rewards]) if described else math.nan
         tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
         self._totals["sampled_tokens"] += tokens
-        if described:
-            self._rewards_since_evaluation.append(reward)
+        # Without rewards the distance to the teacher is what the run lowers; it is missing where no token was scored.
+        goal = reward if config.rewards else -measured.get(REVERSE_KL, math.nan)
+        if described and not math.isnan(goal):
+            self._rewards_since_evaluation.append(goal)
         collapse = parts.watchdog.measure(described) if described else {}
         metrics = {
             "reward": reward, **_reward_metrics(described, every_group),

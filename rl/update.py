@@ -306,8 +306,10 @@ class Updater:
         return metrics | self._teacher_report(sums)
 
     def _teacher_report(self, sums: _Sums) -> dict[str, float]:
-        """distillation/reverse_kl: the mean of ln pi - ln pi_teacher over all ranks' tokens that the teacher has scored: an unbiased
-        estimate of KL(pi || pi_teacher) per token, in nats. distillation/capped_share: of those tokens, where the cap acted."""
+        """distillation/reverse_kl: the mean of ln pi - ln pi_teacher over all ranks' tokens that the teacher has scored, in nats: an
+        estimate of KL(pi || pi_teacher) per token, pi at the sampling temperature and the teacher at 1. Unbiased only where the present
+        policy sampled the tokens; those of an older version count without their importance ratio. distillation/capped_share: of those
+        tokens, where the cap acted."""
         teacher = self._config.teacher
         if teacher is None:
             return {}

@@ -1,4 +1,4 @@
-"""While a sampler in other processes does not answer: say so, save the run, and let a signal end it.
+"""While a sampler or a teacher in other processes does not answer: say so, save the run, and let a signal end it.
 
 A generator calls in whichever thread it was called from. The thread that trains acts at once; calls from another thread (sampling
 ahead, rl/prefetch.py) are noted, and the training thread acts on them in `poll`, which it calls while it waits for that thread.
@@ -17,10 +17,10 @@ REPEAT_S = 60.0  # the same news is not told again earlier: a generator may tell
 
 
 class StoppedWaitingError(Exception):
-    """A signal asked the run to stop while it waited for the sampler. signal: its name."""
+    """A signal asked the run to stop while it waited for a sampler or a teacher. signal: its name."""
 
     def __init__(self, signal: str) -> None:
-        super().__init__(f"stopped by {signal} while waiting for the sampler")
+        super().__init__(f"stopped by {signal} while waiting for servers")
         self.signal = signal
 
 

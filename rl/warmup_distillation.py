@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from rl.config_loading import ConfigError
 from rl.kl import forward_kl, reverse_kl
 from rl.logprobs import chunk_tokens_for, float_logits
 from rl.policy_forward import logit_settings
@@ -63,11 +62,8 @@ def attach_teacher(
 ) -> None:
     """From now on `student(..., labels=labels, fused_lm_head=True)` returns a DistilledOutput; other calls are as before.
 
-    student: the transformers model, with an adapter's layers in place where there are any. Raises ConfigError for a model whose router has
-    a loss of its own."""
-    if getattr(student.config.get_text_config(), "output_router_logits", False):
-        raise ConfigError(["distillation: the model's configuration asks for its router's own loss (output_router_logits), which is not "
-                           "added here. Remedy: distillation=null"])
+    student: the transformers model, with an adapter's layers in place where there are any. The balancing loss of a mixture of experts is
+    no part of the losses."""
     plain_forward = student.forward
     width = max(model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
     size = chunk_tokens or chunk_tokens_for(2 * width)
@@ -84,7 +80,8 @@ def attach_teacher(
         mask_BL = labels[:, 1:] != -100
         kwargs["use_cache"] = False
         hidden_NH = getattr(self, self.base_model_prefix)(*args, **kwargs).last_hidden_state[:, :-1][mask_BL]
-        with torch.no_grad():
+        # The trainer's autocast is the student's: the teacher computes in its own dtype.
+        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
             inputs = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids")}
             teacher_NH = getattr(teacher, teacher.base_model_prefix)(**inputs, use_cache=False).last_hidden_state[:, :-1][mask_BL]
         found = _in_chunks(self, teacher, hidden_NH, teacher_NH, labels[:, 1:][mask_BL], section, size)
@@ -105,7 +102,7 @@ def _in_chunks(
 
     def one_chunk(hidden_nH: Tensor, other_nH: Tensor, token_ids_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits_nV = float_logits(hidden_nH, head, *settings)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(other_nH.device.type, enabled=False):
             teacher_logits_nV = float_logits(other_nH, teacher_head, *teacher_settings)
         losses_n = distilled_losses(logits_nV, teacher_logits_nV, token_ids_n, section)
         with torch.no_grad():

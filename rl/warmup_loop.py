@@ -45,12 +45,13 @@ class HeldOutResult:
 
 @dataclass(frozen=True, slots=True)
 class WarmupState:
-    """step: updates done. position: bytes of metrics.jsonl at that step. digest: of the data."""
+    """step: updates done. position: bytes of metrics.jsonl at that step. digest: of the data. teacher: digests of its weights."""
 
     step: int
     position: int
     digest: str
     before: dict[str, Any] | None
+    teacher: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class LoopParts:
     metrics: MetricsLog | None
     progress: Progress
     digest: str
+    teacher: dict[str, str]
     stop_requested: Callable[[], str | None]
     rank: int
     num_ranks: int
@@ -123,7 +125,7 @@ class WarmupLoop(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._parts.metrics is not None:
             before = None if self.seen.before is None else asdict(self.seen.before)
-            saved = WarmupState(state.global_step, self._parts.metrics.position(), self._parts.digest, before)
+            saved = WarmupState(state.global_step, self._parts.metrics.position(), self._parts.digest, before, self._parts.teacher)
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_atomically(folder / STATE_FILE, json.dumps(asdict(saved)) + "\n")
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from rl.progress import open_progress
 from rl.run_folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.stop_signals import StopSignals
 from rl.summary import Summary, held_out_lines, installed_versions, peak_rss_gb, write_summary
-from rl.teacher import NUM_PROBED_PROMPTS, check_teacher, load_teacher
+from rl.teacher import NUM_PROBED_PROMPTS, check_teacher, load_teacher, teacher_digests
 from rl.tracking import MetricsLog
 from rl.trl_version import check_trl
 from rl.warmup_config import WarmupConfig
@@ -68,12 +69,13 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
     policy = load_warmup_policy(config, inputs, arguments.device)
     teacher = None if config.distillation is None else load_teacher(
         config.distillation.teacher, TEACHER, inputs.tokenizer, arguments.device)
+    teacher_weights = teacher_digests(None if config.distillation is None else config.distillation.teacher, TEACHER)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(config.run_dir)
         if is_main:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume))
         arguments.distributed_state.wait_for_everyone()
-        checkpoint, state = _checkpoint_to_resume(folder, config, inputs) if resume else (None, None)
+        checkpoint, state = _checkpoint_to_resume(folder, config, inputs, teacher_weights) if resume else (None, None)
         if resume and folder.summary_file.is_file():
             raise RunFolderError(f"{folder.path} is complete: there is nothing to go on with. Remedy: without --resume for a new warm-up")
         metrics = None
@@ -94,7 +96,7 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
         loop = WarmupLoop(config, LoopParts(
             policy=policy, generator=generator, held_out=_held_out(config, inputs, rank, num_ranks), held_out_rows=inputs.held_out_rows,
             scorer=PolicyScorer(policy, forward, max_tokens=SCORED_TOKENS), metrics=metrics, progress=progress, digest=inputs.digest,
-            stop_requested=stop_signals, rank=rank, num_ranks=num_ranks), state)
+            teacher=teacher_weights, stop_requested=stop_signals, rank=rank, num_ranks=num_ranks), state)
         trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, arguments, [loop], teacher)
         left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
         if left_out:
@@ -180,9 +182,11 @@ def _held_out(config: WarmupConfig, inputs: WarmupInputs, rank: int, num_ranks: 
                    min(evaluation.samples, evaluation.samples_during))
 
 
-def _checkpoint_to_resume(folder: RunFolder, config: WarmupConfig, inputs: WarmupInputs) -> tuple[Path | None, WarmupState | None]:
-    """The newest whole checkpoint; None where the warm-up was killed before its first. Raises ConfigError where it belongs to another
-    configuration or other data."""
+def _checkpoint_to_resume(
+    folder: RunFolder, config: WarmupConfig, inputs: WarmupInputs, teacher: Mapping[str, str]
+) -> tuple[Path | None, WarmupState | None]:
+    """The newest whole checkpoint; None where the warm-up was killed before its first. teacher: digests of its weights. Raises ConfigError
+    where it belongs to another configuration, other data or another teacher."""
     whole = sorted(folder.checkpoints.glob(f"checkpoint-*/{STATE_FILE}"), key=lambda file: int(file.parent.name.partition("-")[2]))
     if not whole:
         return None, None
@@ -192,6 +196,8 @@ def _checkpoint_to_resume(folder: RunFolder, config: WarmupConfig, inputs: Warmu
                if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)]
     if state.digest != inputs.digest:
         changed.append("data.path: the rows differ from those that the run began with")
+    changed += [f"{name}: the weights differ from those that the run began with" for name, digest in teacher.items()
+                if state.teacher.get(name, digest) != digest]
     if changed:
         raise ConfigError([*changed, "Remedy: --resume with the run's own configuration, or a new run_dir"])
     return whole[-1].parent, state

@@ -41,6 +41,8 @@ def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
         max_steps=config.steps or -1, num_train_epochs=config.epochs, per_device_train_batch_size=config.optim.micro_batch_rows,
         max_grad_norm=config.optim.max_grad_norm, learning_rate=config.optim.lr, weight_decay=config.optim.weight_decay,
         packing=config.packing, completion_only_loss=True, gradient_checkpointing=False,
+        # TRL asks a mixture of experts for its balancing loss, which distillation's forward does not give (rl/warmup_distillation.py).
+        router_aux_loss_coef=None if config.distillation is None else 0.0,
         logging_steps=1, logging_nan_inf_filter=False, eval_strategy="no", report_to="none", disable_tqdm=True,
         save_strategy="steps", save_steps=config.checkpoint.every or NEVER, save_total_limit=config.checkpoint.keep,
         dataloader_pin_memory=False, dataloader_drop_last=False, ddp_find_unused_parameters=False)

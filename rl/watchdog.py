@@ -33,6 +33,27 @@ _THINK_TAG = re.compile(r"</?think>")
 
 
 @dataclass(frozen=True, slots=True)
+class Goal:
+    """What messages say of the number that a run raises. means: what it says when that rises and accuracy falls; other: what else could be
+    had; in_vain: why it may rise for nothing, and the remedy."""
+
+    name: str
+    means: str
+    other: str
+    in_vain: str
+
+
+REWARD_GOAL = Goal(
+    "the reward", "the policy games the reward", "another reward, selection.low",
+    "The policy learns to please the reward, not to be right: a label-free reward needs a base that is mostly right where it agrees with "
+    "itself (maj@k of python -m eval.run). Use a supervised warm-up, a stronger base or gold answers")
+TEACHER_GOAL = Goal(
+    "minus the distance to the teacher (distillation/reverse_kl)", "the policy comes near a teacher that is less often right than it was",
+    "another teacher, rewards beside it",
+    "The policy comes nearer to its teacher, and not to being right. Use a teacher that is more often right, or rewards beside it")
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
     """Why the run should stop; the message is for people and names the rule's setting and the remedy."""
 
@@ -60,10 +81,12 @@ class _Evaluation:
 
 
 class Watchdog:
-    """A state machine over steps and evaluations; its state is JSON, so that a resumed run judges as the uninterrupted one."""
+    """A state machine over steps and evaluations; its state is JSON, so that a resumed run judges as the uninterrupted one.
 
-    def __init__(self, settings: WatchdogSection) -> None:
-        self._settings = settings
+    goal: what `observe_evaluation` is given as the mean reward; TEACHER_GOAL for a run without rewards."""
+
+    def __init__(self, settings: WatchdogSection, goal: Goal = REWARD_GOAL) -> None:
+        self._settings, self._goal = settings, goal
         self._evaluations: list[_Evaluation] = []
         self._first: _Evaluation | None = None
         self._best: _Evaluation | None = None
@@ -143,9 +166,9 @@ class Watchdog:
             return None
         return Alarm("falling_accuracy", last.step, (
             f"step {last.step}: held-out accuracy fell in {self._settings.patience} evaluations in a row "
-            f"({' > '.join(f'{evaluation.accuracy:.3f}' for evaluation in span)}) while the reward rose from {rewards[0]:.3f} to "
-            f"{rewards[-1]:.3f}: the policy games the reward. Use the best checkpoint, or go on from it with another reward, "
-            "selection.low or a lower optim.lr. To wait longer raise watchdog.patience"))
+            f"({' > '.join(f'{evaluation.accuracy:.3f}' for evaluation in span)}) while {self._goal.name} rose from "
+            f"{rewards[0]:.3f} to {rewards[-1]:.3f}: {self._goal.means}. Use the best checkpoint, or go on from it with "
+            f"{self._goal.other} or a lower optim.lr. To wait longer raise watchdog.patience"))
 
     def _gained_nothing(self, first: _Evaluation, noise: float) -> Alarm | None:
         # A policy that cannot fall far, because it is right by chance only, never meets the two rules above. One that has gained and
@@ -159,11 +182,9 @@ class Watchdog:
         if mean - first.accuracy > min(noise, LEAST_RETURN * (rewards[-1] - rewards[0])):
             return None
         return Alarm("nothing_gained", span[-1].step, (
-            f"step {span[-1].step}: over the last {len(span)} evaluations the reward rose each time, from {rewards[0]:.3f} to "
-            f"{rewards[-1]:.3f}, and held-out accuracy gained nothing: {mean:.3f} on average, {first.accuracy:.3f} before training. The "
-            "policy learns to please the reward, not to be right: a label-free reward needs a base that is mostly right where it agrees "
-            "with itself (maj@k of python -m eval.run). Use a supervised warm-up, a stronger base or gold answers. To wait longer raise "
-            "watchdog.max_vain_evaluations"))
+            f"step {span[-1].step}: over the last {len(span)} evaluations {self._goal.name} rose each time, from "
+            f"{rewards[0]:.3f} to {rewards[-1]:.3f}, and held-out accuracy gained nothing: {mean:.3f} on average, {first.accuracy:.3f} "
+            f"before training. {self._goal.in_vain}. To wait longer raise watchdog.max_vain_evaluations"))
 
     def state_dict(self) -> dict[str, Json]:
         return {

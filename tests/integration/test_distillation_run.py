@@ -16,7 +16,7 @@ from rl.run_folder import RunFolder
 from rl.tracking import read_json_lines
 from tests.integration.test_resume import assert_same_end, resume
 from tests.integration.test_two_ranks import environment, free_port
-from tests.reference.tiny_run import HELD_OUT
+from tests.reference.tiny_run import HELD_OUT, tiny_policy
 from tests.reference.warmup import warm_up
 from tests.reference.whole_run import SMALL, held_out_gain, metrics_of, own_environment, summary_of, train, trained_steps
 from tests.rl.test_distillation import other_vocabulary
@@ -119,6 +119,32 @@ def test_a_distillation_killed_and_resumed_equals_the_uninterrupted_one_bit_for_
     assert 5 <= len(trained_steps(run_dir)) < 12 and list_checkpoints(RunFolder(run_dir).checkpoints)
     assert resume(run_dir, *SETTINGS, teacher) == 0
     assert_same_end(run_dir, tmp_path / "whole")
+
+
+def test_a_run_does_not_go_on_with_another_teacher_in_the_same_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def make_teacher(scale: float) -> None:
+        tiny_policy(adapter_scale=scale).model.save_pretrained(str(tmp_path / "adapter"))
+
+    teacher = f"teacher={{path: models/tiny-arith, adapter: {tmp_path / 'adapter'}}}"
+    words = ("checkpoint.every=1", "evaluation.path=null", *PURE, teacher)
+    make_teacher(0.05)
+    assert train(tmp_path / "run", "steps=1", *words) == 0
+    make_teacher(0.3)
+    assert resume(tmp_path / "run", "steps=2", *words) == 2
+    assert "teacher.adapter: the weights differ from those that the run began with" in capsys.readouterr().err
+    make_teacher(0.05)
+    assert resume(tmp_path / "run", "steps=2", *words) == 0
+
+
+def test_without_rewards_the_watchdog_is_given_minus_the_distance_to_the_teacher(tmp_path: Path) -> None:
+    words = ("steps=2", f"evaluation.path={HELD_OUT}", "evaluation.num_questions=4", "evaluation.every=2", "checkpoint.every=2", *PURE,
+             "teacher=models/tiny-arith")
+    tiny_policy(adapter_scale=0.05).model.save_pretrained(str(tmp_path / "adapter"))
+    assert train(tmp_path / "run", f"model.adapter={tmp_path / 'adapter'}", "lora.rank=4", *words) == 0
+    judged = read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).watchdog["evaluations"]
+    distances = reverse_kls(tmp_path / "run")
+    assert [step for step, _, _ in judged] == [0, 2]
+    assert judged[-1][2] == pytest.approx(-sum(distances) / 2) and judged[-1][2] < -0.01
 
 
 def test_two_ranks_ask_the_teacher_for_their_shares_and_distil_as_one_does(tmp_path: Path, teacher: str) -> None:

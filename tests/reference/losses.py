@@ -47,7 +47,8 @@ def reference_loss(
             A = advantages[i]
             ratio = torch.exp(logprobs[i][t] - old_logprobs[i][t])
             if name == "gspo":
-                ratio = torch.exp(log_ratio_sum / length)
+                # GSPO-token: the sequence's value, the token's own gradient.
+                ratio = torch.exp(log_ratio_sum / length).detach() * torch.exp(logprobs[i][t] - logprobs[i][t].detach())
             if name == "cispo":
                 objective = min(float(ratio.detach()), 1 + clip_high) * A * logprobs[i][t]
             else:

@@ -315,6 +315,19 @@ def test_other_questions_than_at_the_start_are_refused_by_name() -> None:
         check_same_run(path, tiny_config(), tiny_config(), began, 1, {"data.path": "aa", "evaluation.path": "changed"})
 
 
+def test_another_teacher_than_at_the_start_is_refused_by_its_key() -> None:
+    began = replace(state(3), data={"data.path": "aa", "teacher.path": "cc", "teacher.adapter": "dd"})
+    path = Path("runs/x/checkpoints/step-000003")
+    check_same_run(path, tiny_config(), tiny_config(), began, 1, began.data)
+    check_same_run(path, tiny_config(), tiny_config(), replace(began, data={"data.path": "aa"}), 1, began.data)
+    with pytest.raises(CheckpointError, match=r"^teacher\.adapter: the weights differ from those that the run began with .*Remedy"):
+        check_same_run(path, tiny_config(), tiny_config(), began, 1, {**began.data, "teacher.adapter": "changed"})
+    servers = ["teacher.path=x", "teacher.backend=vllm_server", "teacher.urls=[http://a:1]"]
+    check(tiny_config(*servers), tiny_config(*servers[:2], "teacher.urls=[http://b:1]"))
+    with pytest.raises(CheckpointError, match=r"teacher\.served_model: 'a' then, 'b' now"):
+        check(tiny_config(*servers, "teacher.served_model=a"), tiny_config(*servers, "teacher.served_model=b"))
+
+
 @pytest.mark.parametrize(("override", "key"), [
     ("optim.lr=1e-6", r"optim\.lr: 0\.0005 then, 1e-06 now"), ("seed=5", "seed: 0 then, 5 now"), ("lora.rank=8", r"lora\.rank: 4 then"),
     ("rewards.0.weight=2", r"rewards\.0\.weight"), ("sampling.group_size=8", r"sampling\.group_size"), ("data.limit=3", r"data\.limit"),

@@ -18,6 +18,7 @@ from rl.collect import Collected
 from rl.config import RunConfig, TeacherModelSection
 from rl.config_loading import ConfigError, load, resolve_path, to_yaml
 from rl.distillation import distilled_advantages, with_teacher
+from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row
 from rl.memory import check_memory, estimate_memory
 from rl.policy import Policy, PolicyError
@@ -159,6 +160,15 @@ def test_a_teacher_that_computes_no_numbers_stops_the_run(groups: list[Group]) -
         next(broken.model.parameters()).fill_(math.nan)
     with pytest.raises(FloatingPointError, match=r"log-probability nan; expected finite numbers. Remedy: teacher.dtype=float32"):
         taught(groups, teacher_of(broken))
+
+
+def test_an_id_beyond_the_teachers_outputs_is_refused_with_a_remedy(teacher: LocalTeacher) -> None:
+    """A student whose outputs are padded to more rows than the teacher's can sample one of them."""
+    num_outputs = AutoConfig.from_pretrained(resolve_path("models/tiny-arith")).vocab_size
+    [(found,)] = teacher.score([((1, 2), (num_outputs - 1,))])
+    assert math.isfinite(found)
+    with pytest.raises(SamplerError, match=rf"sampled the id {num_outputs}, .*a test's\) has {num_outputs} outputs: .*Remedy"):
+        teacher.score([((1, 2), (3,)), ((1, 2), (num_outputs, 5))])
 
 
 # --- through selection, batching and the update ----------------------------------------------------------------------
@@ -404,6 +414,18 @@ def test_a_teacher_that_ends_its_answers_otherwise_is_told(tmp_path: Path) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(Path("models/tiny-arith"))
+
+
+def test_a_teacher_without_an_end_token_is_told_and_not_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(resolve_path("models/tiny-arith"), folder)
+    (folder / "generation_config.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match=r"ends its answers with no token that it names and the student with \['<eos>'\]"):
+        check(folder)
+    load_teacher(TeacherModelSection(path=str(folder)), "teacher", inputs().tokenizer, torch.device("cpu"))
 
 
 def test_errors_of_loading_name_the_teachers_keys(tmp_path: Path) -> None:

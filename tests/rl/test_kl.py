@@ -107,7 +107,7 @@ def test_the_expected_gradient_of_k2_is_that_of_the_exact_divergence() -> None:
 def test_the_expected_gradient_of_the_distillation_loss_is_that_of_the_exact_reverse_kl(name: str, temperature: float) -> None:
     """Every token of the vocabulary at every context once, weighted with its probability of being sampled: the expectation, exactly.
 
-    The student at its sampling temperature, the teacher at temperature 1, each token a sequence of its own."""
+    The student at its sampling temperature, the teacher at temperature 1, three tokens a sequence: each has an advantage of its own."""
     weight, num_positions, vocab_size = 0.3, 4, 6
     logits = random_logits(num_positions, vocab_size, seed=11).requires_grad_()
     teacher = random_logits(num_positions, vocab_size, seed=12)
@@ -119,7 +119,7 @@ def test_the_expected_gradient_of_the_distillation_loss_is_that_of_the_exact_rev
     loss = policy_loss(
         name, logprobs_T=logprobs_T, old_logprobs_T=old_T, sampler_logprobs_T=old_T,
         advantages_T=distilled_advantages(zeros_T, old_T, teacher.log_softmax(-1).flatten(), weight=weight), entropies_T=zeros_T,
-        weights_T=old_T.exp(), sequence_ids_T=torch.arange(len(old_T)), num_sequences=len(old_T), num_loss_tokens=len(old_T)).loss
+        weights_T=old_T.exp(), sequence_ids_T=torch.arange(len(old_T)) // 3, num_sequences=len(old_T) // 3, num_loss_tokens=len(old_T)).loss
     (found,) = torch.autograd.grad(loss, logits)
     assert_exact(found, exact)
 

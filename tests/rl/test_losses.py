@@ -17,9 +17,11 @@ from rl.losses import (
     CorrectionMode,
     LossOutput,
     entropy_threshold,
+    gspo,
     mean_statistics,
     policy_loss,
     sampler_correction,
+    sequence_means,
     token_weights,
 )
 from tests.reference.losses import reference_loss
@@ -160,6 +162,29 @@ def test_gspo_clips_the_sequence_and_not_the_token() -> None:
     assert gradients(clip.loss, data)[0].tolist() == pytest.approx([0.0, -0.25])
     assert mean_statistics(gspo.sums_K)["clip_high"] == 0.0
     assert mean_statistics(clip.sums_K)["clip_high"] == 0.5
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_gspos_gradient_is_that_of_the_sequences_ratio_where_its_tokens_share_an_advantage(aggregation: Aggregation) -> None:
+    torch.manual_seed(3)
+    old_T, ids_T, advantages_B = torch.randn(7), torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0.7, -1.2])
+    logprobs_T = (old_T + 0.1 * torch.randn(7)).requires_grad_()
+    weights_T = token_weights([3, 4], aggregation, num_loss_tokens=7, num_sequences=2, max_completion_tokens=5)
+    ratio_T = torch.exp(sequence_means(logprobs_T - old_T, ids_T, 2))
+    (expected,) = torch.autograd.grad((weights_T * ratio_T * advantages_B[ids_T]).sum(), logprobs_T)
+    found = gspo(logprobs_T=logprobs_T, old_logprobs_T=old_T, advantages_T=advantages_B[ids_T], sequence_ids_T=ids_T, num_sequences=2,
+                 clip_low=0.5, clip_high=0.5)
+    torch.testing.assert_close(found.ratio_T, ratio_T.detach())
+    torch.testing.assert_close(torch.autograd.grad((weights_T * found.objective_T).sum(), logprobs_T)[0], expected)
+
+
+def test_gspo_gives_each_token_its_own_advantage() -> None:
+    # The sequence's ratio is the geometric mean of 1/2 and 2, which is 1.
+    old_T = torch.tensor([-1 + math.log(2), -1 - math.log(2)])
+    logprobs_T = torch.tensor([-1.0, -1.0], requires_grad=True)
+    found = gspo(logprobs_T=logprobs_T, old_logprobs_T=old_T, advantages_T=torch.tensor([2.0, -3.0]),
+                 sequence_ids_T=torch.zeros(2, dtype=torch.long), num_sequences=1, clip_low=0.2, clip_high=0.2)
+    assert torch.autograd.grad(found.objective_T.sum(), logprobs_T)[0].tolist() == pytest.approx([2.0, -3.0])
 
 
 def test_first_update_has_ratio_one_and_the_plain_policy_gradient() -> None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from rl.config_loading import ConfigError, load
+from rl.config_loading import ConfigError, load, resolve_path, to_yaml
+from rl.kl import forward_kl
 from rl.policy import Policy
+from rl.run_folder import RunFolder
+from rl.teacher import teacher_digests
 from rl.warmup_config import DistillationSection, WarmupConfig
 from rl.warmup_distillation import attach_teacher, distilled_losses
-from rl.warmup_run import check_warmup_teacher
+from rl.warmup_loop import STATE_FILE, WarmupState
+from rl.warmup_run import _checkpoint_to_resume, check_warmup_teacher
 from rl.warmup_trainer import make_trainer, trainer_arguments
 from tests.reference.tiny_run import change_adapter, tiny_policy, trained
 from tests.reference.warmup import warmup_parts
@@ -84,6 +92,23 @@ def test_loss_and_gradient_equal_a_literal_reference(case: tuple[str, float, flo
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=2e-3, atol=2e-4 * gradients[name].abs().max().item())
 
 
+def test_a_mixture_of_experts_is_distilled_without_its_balancing_loss(tmp_path: Path) -> None:
+    source, folder = resolve_path("models/tiny-arith"), tmp_path / "moe"
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(
+        vocab_size=AutoConfig.from_pretrained(source).vocab_size, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+        max_position_embeddings=256)).save_pretrained(folder)
+    for file in [*Path(source).glob("*token*"), Path(source) / "generation_config.json"]:
+        shutil.copy(file, folder)
+    trainer, policy, expected = parts(tmp_path / "out", teacher_policy(), f"model.path={folder}", "lora.targets=[q_proj,v_proj]")
+    (batch,) = list(trainer.get_train_dataloader())
+    loss = trainer.compute_loss(policy.model, dict(batch))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.trainable_parameters().values())
+
+
 def test_chunks_change_neither_loss_nor_gradient() -> None:
     config, inputs, policy = warmup_parts("data.limit=1", TEACHER, "distillation.weight=0.5")
     assert config.distillation is not None
@@ -102,6 +127,26 @@ def test_chunks_change_neither_loss_nor_gradient() -> None:
     torch.testing.assert_close(results[0][0], results[1][0])
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+
+
+def test_the_teacher_computes_in_its_own_dtype_where_the_student_computes_in_bfloat16() -> None:
+    config, inputs, policy = warmup_parts("data.limit=1", TEACHER, "distillation.weight=1", "distillation.temperature=1")
+    assert config.distillation is not None
+    row, teacher = inputs.rows[0], teacher_policy()
+    ids = torch.tensor([[*row.prompt.token_ids, *row.completion_ids]])
+    labels = torch.tensor([[*[-100] * len(row.prompt.token_ids), *row.completion_ids]])
+    first = len(row.prompt.token_ids) - 1
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits_TV = policy.causal_lm(input_ids=ids, use_cache=False).logits[0, first:-1].float()
+        rounded_TV = teacher.causal_lm(input_ids=ids, use_cache=False).logits[0, first:-1].float()
+    with torch.no_grad():
+        exact_TV = teacher.causal_lm(input_ids=ids, use_cache=False).logits[0, first:-1]
+    attach_teacher(policy.causal_lm, teacher.causal_lm, config.distillation)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found_T = -policy.causal_lm(input_ids=ids, labels=labels, fused_lm_head=True).log_probs[0, first:]
+    expected_T, wrong_T = forward_kl(logits_TV, exact_TV), forward_kl(logits_TV, rounded_TV)
+    assert (expected_T - wrong_T).abs().max() > 1e-3
+    torch.testing.assert_close(found_T, expected_T, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
@@ -136,6 +181,26 @@ def test_one_update_is_the_same_for_every_micro_batch_size(tmp_path: Path) -> No
     assert other_loss == pytest.approx(loss, rel=1e-4)
     assert max(float((weights[name] - other[name]).abs().max()) for name in weights) < 5e-4  # Adam's first step is lr = 1e-2
     assert any(not torch.equal(weights[name], before) for name, before in trained(warmup_parts()[2]).items())
+
+
+def test_a_warm_up_does_not_go_on_with_another_teacher_in_the_same_folder(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    teacher_policy().model.save_pretrained(str(adapter))
+    config, inputs, _ = warmup_parts(
+        "data.limit=4", f"run_dir={tmp_path / 'run'}", f"distillation.teacher={{path: models/tiny-arith, adapter: {adapter}}}")
+    assert config.distillation is not None
+    folder = RunFolder(config.run_dir)
+    checkpoint = folder.checkpoints / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    folder.config_file.write_text(to_yaml(config))
+    began = teacher_digests(config.distillation.teacher, "distillation.teacher")
+    assert began.keys() == {"distillation.teacher.path", "distillation.teacher.adapter"}
+    (checkpoint / STATE_FILE).write_text(json.dumps(asdict(WarmupState(2, 0, inputs.digest, None, began))))
+    assert _checkpoint_to_resume(folder, config, inputs, began)[0] == checkpoint
+    tiny_policy(adapter_scale=0.3).model.save_pretrained(str(adapter))
+    now = teacher_digests(config.distillation.teacher, "distillation.teacher")
+    with pytest.raises(ConfigError, match=r"^distillation\.teacher\.adapter: the weights differ from those that the run began with"):
+        _checkpoint_to_resume(folder, config, inputs, now)
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_before_it_is_loaded(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from rl.config import WatchdogSection
 from rl.records import ScoredGroup
-from rl.watchdog import Alarm, StepSignals, Watchdog, collapse_metrics
+from rl.watchdog import TEACHER_GOAL, Alarm, StepSignals, Watchdog, collapse_metrics
 from tests.reference.scored_groups import scored_group
 
 SETTINGS = WatchdogSection(patience=3, max_drop=0.15, max_answer_share=0.5, max_unparsable_share=0.9, window=3)
@@ -39,6 +39,13 @@ def test_accuracy_that_falls_for_patience_evaluations_while_reward_rises_alarms(
 ])
 def test_sequences_that_are_no_gamed_reward_stay_silent(pairs: list[tuple[float, float | None]]) -> None:
     assert evaluations(Watchdog(SETTINGS), *pairs) == [None] * len(pairs)
+
+
+def test_without_rewards_the_alarms_speak_of_the_teacher() -> None:
+    [*_, fell] = evaluations(Watchdog(SETTINGS, TEACHER_GOAL), (0.50, None), (0.48, -0.4), (0.46, -0.3), (0.44, -0.2))
+    assert fell is not None and fell.rule == "falling_accuracy"
+    assert "while minus the distance to the teacher (distillation/reverse_kl) rose from -0.400 to -0.200" in fell.message
+    assert "the reward" not in fell.message and "with another teacher, rewards beside it or a lower optim.lr" in fell.message
 
 
 def test_a_fall_within_the_accuracys_noise_stays_silent() -> None:

@@ -78,7 +78,7 @@ def test_the_servers_log_probabilities_are_those_of_the_local_teacher(server: Vl
         assert [len(one) for one in found] == [len(completion) for _, completion in asked]
         differences = [abs(a - b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]
         assert max(differences) < BOUND
-    assert teacher.description == "1 vLLM server, models/tiny-arith"
+    assert teacher.description == "1 vLLM server, tiny"
     assert min(min(one) for one in expected) < -1  # tokens that the teacher finds unlikely are among them
 
 
