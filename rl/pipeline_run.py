@@ -88,9 +88,10 @@ def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> i
         for stage in plan:
             ready = prepare_stage(stage, results, check_evaluation)
             if not _run_stage(ready, plan, records, ranks, stop):
-                _say(f"pipeline: stopped in {stage.key}, which is saved; the same command goes on from there")
+                if ranks.is_main:
+                    _say(f"pipeline: stopped in {stage.key}, which is saved; the same command goes on from there")
                 return 0
-            results[stage.index] = result_of(stage, ready.config, results)
+            results[stage.index] = result_of(stage, ready.config)
         if records is not None:
             _say("\n" + write_pipeline_summary(config.run_dir, plan, records))
     return 0

@@ -130,8 +130,8 @@ def is_done(stage: Stage) -> bool:
     return (stage.folder / {"warmup": "summary.json", "reject": "solutions.jsonl", "eval": "result.json"}[stage.kind]).is_file()
 
 
-def result_of(stage: Stage, config: Section | None, results: Mapping[int, Result]) -> Result:
-    """What a stage that is done gives. config: its own. results: of its policy, which a stage without a policy of its own hands on."""
+def result_of(stage: Stage, config: Section | None) -> Result:
+    """What a stage that is done gives. config: its own."""
     folder = stage.folder
     if stage.kind == "warmup":
         assert isinstance(config, WarmupConfig)
