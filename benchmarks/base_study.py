@@ -159,7 +159,8 @@ def draw(names: Sequence[str], seeds: Sequence[int], folder: Path, out: Path) ->
                               linewidth=1.4, label="its reward: agreement (training)")
             _mark_stops(axis, [folder / f"{name}-{seed}" for name in runs for seed in seeds])
             axis.set(title=f"{BASES[base]}\n{base}", xlabel="training step", ylim=(-0.02, 1.02))
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
+            if axis.get_legend_handles_labels()[0]:  # --only may leave a base without a curve
+                axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
         axes[0].set_ylabel("held-out accuracy")
         save_png(figure, out)
 
