@@ -35,12 +35,12 @@ _THINK_TAG = re.compile(r"</?think>")
 @dataclass(frozen=True, slots=True)
 class Goal:
     """What messages say of the number that a run raises. means: what it says when that rises and accuracy falls; other: what else could be
-    had; in_vain: why it may rise for nothing, and the remedy."""
+    had; in_vain: why it may rise for nothing, and the remedy; None: it says nothing of how much accuracy it should bring."""
 
     name: str
     means: str
     other: str
-    in_vain: str
+    in_vain: str | None
 
 
 REWARD_GOAL = Goal(
@@ -50,7 +50,7 @@ REWARD_GOAL = Goal(
 TEACHER_GOAL = Goal(
     "minus the distance to the teacher (distillation/reverse_kl)", "the policy comes near a teacher that is less often right than it was",
     "another teacher, rewards beside it",
-    "The policy comes nearer to its teacher, and not to being right. Use a teacher that is more often right, or rewards beside it")
+    None)  # nats are no shares, and a student may be as often right as its teacher from the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,8 @@ class Watchdog:
     def _gained_nothing(self, first: _Evaluation, noise: float) -> Alarm | None:
         # A policy that cannot fall far, because it is right by chance only, never meets the two rules above. One that has gained and
         # stays on its height does not meet this one, however its reward creeps up: its accuracy lies above the first.
+        if self._goal.in_vain is None:
+            return None
         span = self._evaluations[-self._settings.max_vain_evaluations:]
         rewards = [evaluation.reward for evaluation in span if evaluation.reward is not None]
         if len(rewards) < self._settings.max_vain_evaluations or any(later <= earlier for earlier, later in pairwise(rewards)):

@@ -91,6 +91,12 @@ def test_gain_or_standing_reward_is_not_in_vain(pairs: list[tuple[float, float |
     assert evaluations(Watchdog(SETTINGS), *pairs, noise=0.02) == [None] * len(pairs)
 
 
+def test_a_student_may_come_near_a_teacher_that_is_as_often_right() -> None:
+    rising = [(0.50, None), *((0.50, -0.5 + 0.1 * step) for step in range(8))]
+    assert evaluations(Watchdog(WatchdogSection()), *rising)[-1] is not None
+    assert set(evaluations(Watchdog(WatchdogSection(), TEACHER_GOAL), *rising)) == {None}
+
+
 def test_a_gain_below_a_tenth_of_the_rewards_rise_is_in_vain() -> None:
     """0.009 and 0.011 on average, for a reward that rose by 0.1: the bound is 0.01."""
     rewards = [0.20, 0.22, 0.25, 0.27, 0.30]
