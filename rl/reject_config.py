@@ -73,7 +73,7 @@ class RejectConfig(Section):
     prompt: Annotated[PromptSection, shorthand("template")] = setting(
         PromptSection, "how a question becomes a prompt; the warm-up that follows needs the same")
     generator: Annotated[GeneratorSection, shorthand("backend")] = setting(
-        GeneratorSection, "the sampler, transformers or vllm; its weights do not change, so what is said of new versions is not read")
+        GeneratorSection, "the sampler; its weights do not change: servers are brought the policy once, by generator.sync")
     sampling: RejectSamplingSection = setting(RejectSamplingSection, "what is sampled")
     rewards: list[RewardSection] = setting(
         lambda: [RewardSection(use="rewards.accuracy:accuracy")], "what judges completions, added up with their weights", min_length=1)

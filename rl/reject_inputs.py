@@ -11,6 +11,7 @@ from rewards.scoring import RewardSum
 from rl.config_loading import ConfigError, resolve_path
 from rl.data_order import QuestionOrder
 from rl.generate.protocol import SamplingParameters
+from rl.generate.server_client import read_key
 from rl.generate.vllm_engine import check_version
 from rl.identity import model_identity, rewards_digest
 from rl.inputs import check_lengths, check_stop_tokens, load_model_config, load_tokenizer, prompts_digest, read_questions
@@ -56,11 +57,10 @@ class RejectInputs:
 def read_reject_inputs(config: RejectConfig) -> RejectInputs:
     """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError, SamplerError or RewardError with the remedy."""
     sampling, backend = config.sampling, config.generator.backend
-    if backend == "vllm_server":
-        raise ConfigError(["generator.backend: vllm_server; rejection sampling loads the model itself. Remedy: generator.backend=vllm, or "
-                           "transformers"])
     if backend == "vllm":
         check_version()
+    if backend == "vllm_server":
+        read_key(config.generator.api_key_env)
     rewards = build_rewards(config.rewards, sampling.max_completion_tokens)
     if rewards.needs_policy or (rewards.needs_token_statistics and backend != "transformers"):
         raise ConfigError([f"rewards: one of {', '.join(rewards.names)} asks for the policy's own probabilities, which rejection sampling "

