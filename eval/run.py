@@ -56,10 +56,17 @@ def check_words(arguments: Sequence[str]) -> None:
 
     options = parse(arguments)
     try:
-        for name in (options.benchmarks or "").split(","):
-            find_benchmark(name.strip(), options.data_dir)
+        for name in _asked(options):
+            find_benchmark(name, options.data_dir)
     except BenchmarkError as error:
         raise ConfigError([str(error)]) from None
+
+
+def _asked(options: argparse.Namespace) -> list[str]:
+    """The benchmarks' names. Raises ConfigError."""
+    if not options.benchmarks:
+        raise ConfigError(["--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)"])
+    return [name.strip() for name in options.benchmarks.split(",") if name.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,12 +143,9 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
     from eval.benchmarks import find_benchmark, load_benchmark
     from eval.tasks import Asked, EvaluationError, build_task
 
-    if not options.benchmarks:
-        raise EvaluationError("--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)")
     prompts: list[str | None] = [name.strip() for name in options.prompt.split(",")] if options.prompt else [None]
     tasks: list[Task] = []
-    for benchmark in [find_benchmark(name.strip(), options.data_dir) for name in options.benchmarks.split(",")
-                      if name.strip()]:
+    for benchmark in [find_benchmark(name, options.data_dir) for name in _asked(options)]:
         loaded = load_benchmark(benchmark, options.data_dir, options.limit)
         for prompt in prompts:
             asked = Asked(

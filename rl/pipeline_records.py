@@ -75,7 +75,9 @@ class PipelineRecords:
             return Decision("start")
         changes = _changes(record, prepared, inputs)
         if changes:
-            free = _MEMORY_KEYS if record.is_done else _free_keys(prepared.stage.kind)
+            # A result that is there, if only not recorded yet, is judged as one: it was made with what is changed now.
+            is_made = record.is_done or is_done(prepared.stage)
+            free = _MEMORY_KEYS if is_made else _free_keys(prepared.stage.kind)
             changes = [(key, line) for key, line in changes if not key.startswith(free)]
         if changes:
             lines = tuple(line for _, line in changes)
@@ -120,9 +122,14 @@ def _free_keys(kind: str) -> tuple[str, ...]:
     if kind == "rl":
         from rl import checkpoint
 
-        return checkpoint.FREE_KEYS
+        # Another number of steps is another learning rate, where the schedule falls: its command would refuse it.
+        return tuple(key for key in checkpoint.FREE_KEYS if key != "steps")
     if kind == "warmup":
         from rl import warmup_run
 
         return warmup_run.FREE_KEYS
+    if kind == "reject":
+        from rl import reject_run
+
+        return tuple(key for key in reject_run.FREE_KEYS if not key.startswith(_CHOSEN_ANEW))
     return ()

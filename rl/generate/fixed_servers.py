@@ -18,7 +18,7 @@ from rl.memory import cache_bytes_per_token
 from rl.policy import explain_loading, load_policy, stored_lora
 
 PROBE_BOUND = 0.5
-"""Nats, mean over the probe's tokens: another model is several away, the same one in bfloat16 on a server less than 0.1."""
+"""Nats, mean over the probe's tokens. Wide, since the servers may compute in another dtype than the CPU here: it is for another model."""
 
 
 def open_fixed_servers(

@@ -14,7 +14,7 @@ from rl.config import RunConfig
 from rl.config_loading import ConfigError, load, project_root
 from rl.pipeline_config import PipelineConfig
 from rl.pipeline_plan import Result, Stage, fill, make_plan
-from rl.pipeline_records import PipelineRecords
+from rl.pipeline_records import Decision, PipelineRecords
 from rl.pipeline_run import check_files, check_pipeline
 from rl.pipeline_stages import Prepared, prepare_stage
 from rl.run_folder import RunFolderError
@@ -103,6 +103,7 @@ def test_every_stages_configuration_is_checked_before_anything_runs() -> None:
             ({**RL, "set": {"optim": {"lrr": 1}}}, r"stage rl \(rl\): override optim\.lrr: unknown key; did you mean optim\.lr\?"),
             ({**RL, "config": "configs/no_such.yaml"}, r"stage rl \(rl\): configs/no_such\.yaml: no such file"),
             ({**EVAL, "set": {"benchmarkz": "gsm8k"}}, r"stage eval \(eval\): .*--benchmarkz=gsm8k"),
+            ({**EVAL, "set": {}}, r"stage eval \(eval\): --benchmarks: missing; expected names"),
             ({**EVAL, "set": {"benchmarks": "gsm9k"}}, r"stage eval \(eval\): .*gsm9k.*gsm8k")):
         with pytest.raises(ConfigError, match=message):
             check_pipeline(configured(WARMUP, stage), check_words)
@@ -223,6 +224,26 @@ def test_what_changed_starts_again_and_says_why(done: bool, tmp_path: Path) -> N
     assert records.decide(with_settings(ready, optim__micro_batch_tokens=64), same).verdict == ("skip" if done else "resume")
 
 
+def test_a_result_whose_record_was_cut_off_is_not_taken_for_that_of_other_settings(tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("{}\n")
+    records, ready = begun(tmp_path, questions)
+    finish(ready)  # killed before the record said so
+    same = {"cold": "start-1"}
+    assert records.decide(ready, same).verdict == "skip"
+    for changed in ({"steps": 80}, {"watchdog__patience": 5}):
+        assert records.decide(with_settings(ready, **changed), same).verdict == "start"
+
+
+def test_another_number_of_steps_starts_again_and_another_batch_of_memory_goes_on(tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("{}\n")
+    records, ready = begun(tmp_path, questions)
+    same = {"cold": "start-1"}
+    assert records.decide(with_settings(ready, steps=80), same).verdict == "start"
+    assert records.decide(with_settings(ready, watchdog__patience=5), same).verdict == "resume"
+
+
 def test_rejection_sampling_chooses_anew_from_what_it_has_sampled(tmp_path: Path) -> None:
     plan = planned(REJECT, run_dir=str(tmp_path))
     ready = prepare_stage(plan[0], {}, check_words)
@@ -230,6 +251,7 @@ def test_rejection_sampling_chooses_anew_from_what_it_has_sampled(tmp_path: Path
     records.begin(ready, {}, anew=True)
     assert records.decide(with_settings(ready, keep__per_question=1), {}).verdict == "resume"
     assert records.decide(with_settings(ready, keep__per_question=1, sampling__samples=3), {}).verdict == "start"
+    assert records.decide(with_settings(ready, generator__urls=["http://other:8000"]), {}) == Decision("resume")
 
 
 def test_a_result_that_was_removed_is_made_again(tmp_path: Path) -> None:
