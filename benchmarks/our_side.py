@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from rl.config import RunConfig
-from rl.data_order import QuestionOrder
-from rl.inputs import Inputs, read_inputs
+from rl.questions.inputs import Inputs, read_inputs
+from rl.questions.order import QuestionOrder
 from rl.records import Prompt
 from rl.run import build_trainer, load_run_policy
-from rl.run_folder import prepare
+from rl.runs.folder import prepare
 from rl.trainer import Parts, Trainer
 
 

@@ -6,7 +6,7 @@
 Each run is configs/quickstart.yaml with another reward and without its entropy thresholds, so that nothing but the reward differs;
 the quick start itself, thresholds included, is one row more. The watchdog is on but for the controls, which are run to their end. A
 run whose folder is complete, with the same configuration, is not repeated. Held-out accuracy: before and final are avg@8, the best
-one on the way is avg@2 over the samples that all evaluations share (rl/held_out.py). To add a reward: a line in STUDY.
+one on the way is avg@2 over the samples that all evaluations share (rl/evaluation/held_out.py). To add a reward: a line in STUDY.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 
 from study_runs import Job, accuracy_of, endings, finished, mean_and_each
 
-from rl.config_loading import project_root
-from rl.run_folder import RunFolder
-from rl.summary import Summary
-from rl.tracking import HELD_OUT_ACCURACY, read_json_lines
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
+from rl.runs.summary import Summary
+from rl.runs.tracking import HELD_OUT_ACCURACY, read_json_lines
 
 CONFIG = Path("configs/quickstart.yaml")
 WITH_ANSWERS = ("data.path=models/tiny-arith/questions/train_with_answers.jsonl", "data.columns.answer=answer")

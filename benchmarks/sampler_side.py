@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from rl.config import RunConfig
 from rl.generate.build import build_generator
 from rl.generate.protocol import Generator, Request, SamplingParameters, request_seed, sampling_parameters
-from rl.inputs import Inputs, read_inputs
-from rl.policy import Policy
+from rl.policy.policy import Policy
+from rl.questions.inputs import Inputs, read_inputs
 from rl.records import Group
 from rl.run import load_run_policy, sampler_plan
-from rl.run_folder import RunFolder
+from rl.runs.folder import RunFolder
 
 # What the benchmarks print is read by programs too; vLLM writes its log to standard output.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rl.config_loading import project_root
-from rl.run_folder import RunFolder
-from rl.summary import read_summary
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
+from rl.runs.summary import read_summary
 
 MAX_GB = 6.0
 SMALLER = ("steps=3", "sampling.questions_per_step=6", "generator.max_sequences=32", "optim.micro_batch_tokens=1024",

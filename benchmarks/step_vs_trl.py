@@ -23,7 +23,7 @@ from our_side import OurSide, open_trainer, prompts_in_training_order
 from trl_side import TrlStep, num_trainable, train
 
 from rl.config import RunConfig
-from rl.config_loading import load
+from rl.configuration.loading import load
 
 CONFIG = Path("configs/tiny_grpo.yaml")
 EVERY_GROUP_TRAINS = f"{Path(__file__).resolve().with_name('step_reward.py')}:accuracy_and_position"

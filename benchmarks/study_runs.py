@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from rl.config import RunConfig
-from rl.config_loading import ConfigError, differences, load, project_root
-from rl.intervals import Interval
-from rl.run_folder import RunFolder
-from rl.summary import Summary, read_summary
-from rl.warmup_config import WarmupConfig
+from rl.configuration.loading import ConfigError, differences, load
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
+from rl.runs.intervals import Interval
+from rl.runs.summary import Summary, read_summary
+from rl.supervised.config import WarmupConfig
 
 
 @dataclass(frozen=True, slots=True)

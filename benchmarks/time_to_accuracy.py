@@ -25,7 +25,7 @@ from our_side import OurSide, open_trainer, prompts_in_training_order
 from trl_side import TrlStep, train
 
 from rl.config import RunConfig
-from rl.config_loading import load
+from rl.configuration.loading import load
 
 CONFIG = Path("configs/tiny_grpo.yaml")
 

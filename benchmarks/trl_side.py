@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from rewards.contract import GroupScore
 from rewards.loading import load
 from rl.config import RunConfig
-from rl.config_loading import resolve_path
+from rl.paths import resolve_path
 from rl.records import Prompt
 
 
@@ -108,7 +108,7 @@ def _check_same_work(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prom
         raise ValueError(f"the configuration asks for {found}, the comparison with TRL is written for {expected}")
     for prompt in prompts:
         if tuple(tokenizer(prompt.text)["input_ids"]) != prompt.token_ids:
-            raise ValueError(f"question {prompt.question.id!r}: TRL would tokenize its prompt differently from rl/prompting.py")
+            raise ValueError(f"question {prompt.question.id!r}: TRL would tokenize its prompt differently from rl/questions/prompting.py")
 
 
 def _reward_for_trl(config: RunConfig, token_counts: list[int]) -> Callable[..., list[float | None]]:

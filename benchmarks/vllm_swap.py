@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sampler_side import SamplerSide, open_sampler
 
-from rl.config_loading import load
+from rl.configuration.loading import load
 from rl.generate.protocol import Request
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from sampler_side import SamplerSide, num_tokens, open_sampler
 
-from rl.config_loading import load
+from rl.configuration.loading import load
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

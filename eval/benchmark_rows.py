@@ -1,7 +1,7 @@
 """A row of a benchmark, as its data set has it -> a row with question, answer and id.
 
 One function per shape of rows. Each also takes rows that have question and answer already: local copies come in both shapes. They raise
-RowError, to which rl/data.py adds file and line. A new shape is one more function; eval/benchmarks.py names it in an entry.
+RowError, to which rl/questions/files.py adds file and line. A new shape is one more function; eval/benchmarks.py names it in an entry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from rewards.choice import LETTERS
 from rewards.extraction import extract
-from rl.data import RowError
+from rl.questions.files import RowError
 
 Row = Mapping[str, Any]
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from eval.benchmark_rows import Columns, RowReader, answer_list, boxed_solution, gpqa, gsm8k, mmlu_pro, plain, whole_number
-from rl.config_loading import closest, resolve_path
-from rl.data import FILE_SUFFIXES, DataError, LoadedQuestions, load_questions
-from rl.generated_questions import PREFIX, is_generated
+from rl.configuration.loading import closest
+from rl.paths import resolve_path
+from rl.questions.files import FILE_SUFFIXES, DataError, LoadedQuestions, load_questions
+from rl.questions.generated import PREFIX, is_generated
 from rl.records import Json, Question
 
 _OPTION = "--benchmarks"

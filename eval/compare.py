@@ -18,7 +18,7 @@ from typing import Any
 from eval.comparison import Comparison, ComparisonError, Flip, compare_questions
 from eval.errors import command
 from eval.records import GradedQuestion, from_lines
-from rl.tracking import read_json_lines
+from rl.runs.tracking import read_json_lines
 
 _PROMPT_KEYS = ("prompt", "prompt_digest", "chat_template")
 # Another seed draws other samples in the same way, which is no other protocol; wherever the questions come from, they are paired by their

@@ -15,7 +15,7 @@ import numpy as np
 
 from eval.records import GradedQuestion
 from eval.scoring import question_majority
-from rl.intervals import Interval, mean_with_interval
+from rl.runs.intervals import Interval, mean_with_interval
 
 SIGNIFICANCE = 0.05
 MOST_ENUMERATED = 16

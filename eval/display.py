@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from rl.progress import Pace, format_duration
 from rl.records import Group
+from rl.runs.progress import Pace, format_duration
 
 SECONDS_BETWEEN_LINES = 5.0
 

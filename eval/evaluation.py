@@ -10,8 +10,8 @@ from eval.tasks import EvaluationError, Task
 from rewards.scoring import GroupInput, GroupResult, RewardSum
 from rl.generate.protocol import Generator
 from rl.records import Group, Prompt, ScoredGroup
-from rl.rewarding import score_groups
-from rl.scoring_thread import ScoringThread
+from rl.scoring.rewarding import score_groups
+from rl.scoring.thread import ScoringThread
 
 
 def chunks_of(task: Task, completions_at_once: int) -> list[tuple[Prompt, ...]]:

@@ -19,13 +19,13 @@ from eval.store import write_completions
 from eval.tasks import Asked, EvaluationError, Task, build_task
 from rewards.contract import RewardError
 from rl.config import BenchmarkSection, RunConfig
-from rl.config_loading import ConfigError
+from rl.configuration.loading import ConfigError
+from rl.evaluation.benchmarks import BenchmarkValues
 from rl.generate.protocol import Generator
-from rl.inputs import Inputs
-from rl.intervals import Interval
-from rl.live_evaluation import BenchmarkValues
-from rl.prompting import PromptError
+from rl.questions.inputs import Inputs
+from rl.questions.prompting import PromptError
 from rl.ranks import gather_shares, share_of_rank
+from rl.runs.intervals import Interval
 
 _KEYS = {"-k": "samples", "--samples": "samples", "--max-tokens": "max_tokens", "--grader": "grader", "--limit": "limit",
          "--benchmarks": "name"}
@@ -34,7 +34,7 @@ _KEYS = {"-k": "samples", "--samples": "samples", "--max-tokens": "max_tokens", 
 
 @dataclass(frozen=True, slots=True)
 class LiveTasks:
-    """rl.live_evaluation.LiveBenchmarks."""
+    """rl.evaluation.benchmarks.LiveBenchmarks."""
 
     tasks: Mapping[str, Task]
     every: Mapping[str, int]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from rl.config_loading import ConfigError
+from rl.configuration.loading import ConfigError
 
 
 class Parser(argparse.ArgumentParser):

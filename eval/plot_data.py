@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.records import GradedQuestion, Sample
 from eval.scoring import curve_points, normalised_entropy, question_majority, score_questions
-from rl.intervals import Interval, mean_with_interval
+from rl.runs.intervals import Interval, mean_with_interval
 
 RIGHT, WRONG, TRUNCATED, NO_ANSWER = VERDICTS = ("right", "wrong", "truncated", "no answer")
 NUM_ENTROPY_BINS = 5

@@ -12,9 +12,9 @@ from eval.records import GradedQuestion
 from eval.scoring import Scores, curve_points, score_questions
 from eval.store import RESULT
 from rl.generate.vllm_engine import installed_version
-from rl.intervals import Interval
-from rl.run_folder import write_atomically
-from rl.summary import installed_versions
+from rl.runs.folder import write_atomically
+from rl.runs.intervals import Interval
+from rl.runs.summary import installed_versions
 
 MARKDOWN = "result.md"
 FEW_QUESTIONS = 100

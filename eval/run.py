@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.options import Parser, add_model, add_prompt, add_sampler, default_out, positive_list
-from rl.config_loading import ConfigError
+from rl.configuration.loading import ConfigError
 
 if TYPE_CHECKING:
     from eval.records import GradedQuestion

@@ -14,13 +14,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from eval.tasks import EvaluationError
 from rl.config import GeneratorSection, ModelSection
-from rl.config_loading import resolve_path
 from rl.export import find_source
-from rl.file_digest import weights_digest
-from rl.generate.fixed import default_device, open_fixed_generator
+from rl.generate.frozen import open_fixed_generator
 from rl.generate.protocol import Generator
-from rl.identity import model_identity
-from rl.inputs import load_model_config, load_tokenizer
+from rl.paths import resolve_path
+from rl.policy.file_digest import weights_digest
+from rl.policy.fingerprint import model_identity
+from rl.policy.policy import default_device
+from rl.questions.inputs import load_model_config, load_tokenizer
 
 Backend = Literal["auto", "transformers", "vllm"]
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from eval.records import GradedQuestion
 from rewards.clustering import entropy_of
-from rl.intervals import Interval, mean_with_interval
+from rl.runs.intervals import Interval, mean_with_interval
 
 
 @dataclass(frozen=True, slots=True)

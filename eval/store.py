@@ -15,8 +15,8 @@ from typing import Any
 
 from eval.records import GradedQuestion, RecordsError, from_lines, to_lines
 from eval.tasks import EvaluationError
-from rl.run_folder import write_atomically
-from rl.tracking import JsonLines
+from rl.runs.folder import write_atomically
+from rl.runs.tracking import JsonLines
 
 COMPLETIONS, SETTINGS, RESULT, TIMES = "completions.jsonl", "settings.json", "result.json", "times.json"
 

@@ -16,10 +16,10 @@ from eval.benchmarks import Benchmark, LoadedBenchmark
 from rewards.contract import RewardError
 from rewards.scoring import RewardSpec, RewardSum
 from rl.generate.protocol import Request, SamplingParameters, request_seed
-from rl.identity import rewards_digest
-from rl.prompting import PromptRenderer, load_template
+from rl.policy.fingerprint import rewards_digest
+from rl.questions.prompting import PromptRenderer, load_template
 from rl.records import Prompt
-from rl.rewarding import check_answers, check_columns
+from rl.scoring.rewarding import check_answers, check_columns
 
 ChatTemplate = Literal["auto", "always", "never"]
 

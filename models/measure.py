@@ -13,14 +13,14 @@ import torch
 from rewards.accuracy import grade_many
 from rewards.clustering import cluster
 from rl.config import LoraSection, ModelSection, RunConfig, SamplingSection
-from rl.config_loading import load
+from rl.configuration.loading import load
+from rl.evaluation.held_out import HeldOut
 from rl.generate.build import build_generator
 from rl.generate.protocol import SamplingParameters
-from rl.held_out import HeldOut
-from rl.inputs import read_inputs
-from rl.intervals import mean_with_interval
-from rl.policy import load_policy
+from rl.policy.policy import load_policy
+from rl.questions.inputs import read_inputs
 from rl.records import Group
+from rl.runs.intervals import mean_with_interval
 
 GREEDY = 1e-4  # a temperature at which the likeliest token is always drawn
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rewards.answers.reading import read
+from rewards.answers.trees import Node
 from rewards.equivalence import compare_nodes, decide_now, equivalent, prefetch
 from rewards.extraction import extract_answers
-from rewards.reading import read
-from rewards.structure import Node
 
 
 @dataclass(frozen=True, slots=True)

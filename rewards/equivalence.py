@@ -2,8 +2,8 @@
 
     equivalent("1/2", "0.5") -> True        equivalent("601", "600") -> False
 
-Each answer is read into a tree (rewards/reading.py) whose leaves are numbers, words and expressions (rewards/canonical.py). Exact values,
-and values of expressions to 40 digits (rewards/numeric.py), decide nearly all of it here; the rest (integrals, infinite sums, notation that
+Each answer is read into a tree (rewards/answers/reading.py) whose leaves are numbers, words and expressions (rewards/answers/canonical.py). Exact values,
+and values of expressions to 40 digits (rewards/answers/numeric.py), decide nearly all of it here; the rest (integrals, infinite sums, notation that
 our grammar does not know) goes to computer algebra in killable workers. The rules, the same for grading and for clustering:
 
 - Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance; expressions agree to
@@ -30,12 +30,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from rewards import expression, reading
-from rewards.comparison import Pair, TreeComparison, needs_algebra
-from rewards.describing import describe, shorten
-from rewards.reading import read
-from rewards.structure import Node
-from rewards.workers import Outcome, WorkerPool
+from rewards.answers import expression, reading
+from rewards.answers.comparison import Pair, TreeComparison, needs_algebra
+from rewards.answers.description import describe, shorten
+from rewards.answers.reading import read
+from rewards.answers.trees import Node
+from rewards.processes.pool import Outcome, WorkerPool
 
 _MAX_CACHED = 100_000
 _FEW = 8  # pairs that are asked about at once
@@ -148,7 +148,7 @@ def _pool() -> WorkerPool | None:
         warnings.warn("math-verify is not installed: sums, integrals and unusual notation compare as text only "
                       "(pip install math-verify==0.9.0)", stacklevel=2)
         return None
-    return WorkerPool("rewards.symbolic:algebraically_equal")
+    return WorkerPool("rewards.answers.symbolic:algebraically_equal")
 
 
 def _ask_algebra(questions: Sequence[Pair]) -> dict[Pair, Comparison]:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from rewards.accuracy import gold_answer
+from rewards.answers.description import describe
+from rewards.answers.reading import read
 from rewards.calling import GroupInput
 from rewards.contract import RewardError
-from rewards.describing import describe
 from rewards.equivalence import explain as explain_pair
 from rewards.extraction import extract
 from rewards.loading import load
-from rewards.reading import read
 from rewards.recorded import RecordedError, RecordedGroup, read_group, rewards_of_run
 from rewards.scoring import GroupResult, RewardSpec, RewardSum
 

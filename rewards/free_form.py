@@ -24,8 +24,8 @@ from typing import Any, Literal, get_args
 from rewards.agreement import Form, agreement, check_form
 from rewards.contract import GroupScore
 from rewards.extraction import extract
-from rewards.judged_clustering import DEFAULT_MAX_PAIRS, both_ways, cluster_by_judge, one_line, verdict_metrics
-from rewards.judging import DEFAULT_PROMPT, Judge, JudgeError, Judgement, Pair, encodable
+from rewards.judges.clustering import DEFAULT_MAX_PAIRS, both_ways, cluster_by_judge, one_line, verdict_metrics
+from rewards.judges.questions import DEFAULT_PROMPT, Judge, JudgeError, Judgement, Pair, encodable
 
 AnswerFrom = Literal["extracted", "last_line", "whole"]
 OnFailure = Literal["error", "skip"]
@@ -166,7 +166,7 @@ def _refuse_failures(judge: Judge, judgements: Mapping[Pair, Judgement]) -> None
 def _openai_judge(url: str, model: str, api_key_env: str | None, prompt: str, concurrency: int, timeout_s: float, attempts: int,
                   max_tokens: int, extra_body: str) -> Judge:
     """One judge for all groups, so that they share its bound on concurrent requests."""
-    from rewards.openai_judge import OpenAIJudge
+    from rewards.judges.openai import OpenAIJudge
 
     return OpenAIJudge(url, model, api_key_env=api_key_env, prompt=prompt, concurrency=concurrency, timeout_s=timeout_s, attempts=attempts,
                        max_tokens=max_tokens, extra_body=json.loads(extra_body))
@@ -174,13 +174,13 @@ def _openai_judge(url: str, model: str, api_key_env: str | None, prompt: str, co
 
 @lru_cache(maxsize=2)
 def _transformers_judge(model: str, prompt: str, min_mass: float, batch_tokens: int, device: str | None, dtype: str) -> Judge:
-    from rewards.transformers_judge import TransformersJudge
+    from rewards.judges.transformers import TransformersJudge
 
     return TransformersJudge(model, prompt=prompt, min_mass=min_mass, batch_tokens=batch_tokens, device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=2)
 def _embeddings(model: str, threshold: float, device: str | None) -> Judge:
-    from rewards.embeddings import EmbeddingEquality
+    from rewards.judges.embeddings import EmbeddingEquality
 
     return EmbeddingEquality(model, threshold, device=device)

@@ -1,6 +1,6 @@
 """Completions of a reasoning-gym question -> what the task's own scorer says: 105 procedural tasks, of which many have no single answer.
 
-Questions come from `data: reasoning_gym:TASK` (rl/generated_questions.py) with a column `reasoning_gym`: {"task", "config", "index"},
+Questions come from `data: reasoning_gym:TASK` (rl/questions/generated.py) with a column `reasoning_gym`: {"task", "config", "index"},
 from which the whole entry that a scorer needs is made again, in a worker that can be killed (reasoning_gym_worker.py). So
 records, checkpoints and digests carry a hundred bytes instead of boards and mazes. A scorer that raises, hangs or dies
 on an answer gives it 0, and is counted in `failed_share` or `timed_out_share`. Needs `pip install reasoning-gym`.
@@ -15,7 +15,7 @@ from functools import cache
 
 from rewards.contract import GroupScore, RewardError
 from rewards.extraction import extract
-from rewards.workers import WorkerPool
+from rewards.processes.pool import WorkerPool
 
 COLUMN = "reasoning_gym"
 INSTALL = "pip install -c constraints.txt -e '.[reasoning-gym]'"

@@ -1,6 +1,6 @@
 """A run's folder -> one recorded group, and the rewards that the run was configured with; for explain.py.
 
-Reads rollouts.jsonl (written by rl/tracking.py) and config.resolved.yaml line by line, without loading anything of the training side.
+Reads rollouts.jsonl (written by rl/runs/tracking.py) and config.resolved.yaml line by line, without loading anything of the training side.
 """
 
 from __future__ import annotations

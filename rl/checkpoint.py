@@ -32,8 +32,8 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from rl.config import RunConfig
-from rl.config_loading import differences, to_yaml
-from rl.policy import Policy
+from rl.configuration.loading import differences, to_yaml
+from rl.policy.policy import Policy
 
 PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 

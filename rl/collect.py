@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 
 from rewards.scoring import RewardSum
 from rl.config import RunConfig
-from rl.data_order import QuestionOrder
 from rl.generate.protocol import Generator, Request, SamplingParameters, request_seed
 from rl.prefetch import Prefetch
+from rl.questions.order import QuestionOrder
 from rl.ranks import gather_shares, share_of_rank
 from rl.records import Group, Json, Prompt, ScoredGroup
-from rl.rewarding import Scorer, score_groups
-from rl.scoring_thread import ScoringThread
+from rl.scoring.rewarding import Scorer, score_groups
+from rl.scoring.thread import ScoringThread
 from rl.selection import Selection, select
 
 

@@ -1,7 +1,7 @@
 """A run's configuration: frozen pydantic models, one per section of the YAML file.
 
 Every field has a unit, a range, a meaning (which `--help` prints) and a reader; unknown keys are refused. Loading, overrides
-and error messages are in rl/config_loading.py, the printed help in rl/config_help.py. Imports no torch.
+and error messages are in rl/configuration/loading.py, the printed help in rl/configuration/help.py. Imports no torch.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TeacherModelSection(Section):
 
 
 class TeacherSection(TeacherModelSection):
-    """The teacher of on-policy distillation (rl/distillation.py)."""
+    """The teacher of on-policy distillation (rl/teacher/advantages.py)."""
 
     weight: float = setting(
         1.0, "factor of the per-token advantage ln pi_teacher - ln pi_student, which is added to the rewards' advantage", gt=0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from rl.config import RunConfig
-from rl.config_loading import to_yaml
+from rl.configuration.loading import to_yaml
+from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.generate.build import check_backend
-from rl.inputs import Inputs, read_inputs
-from rl.live_evaluation import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
-from rl.policy import resolve_dtype
-from rl.teacher import check_run_teacher
+from rl.policy.policy import resolve_dtype
+from rl.questions.inputs import Inputs, read_inputs
+from rl.teacher.teacher import check_run_teacher
 
 
 def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:

@@ -13,9 +13,9 @@ USER_ERROR, INTERRUPTED = 2, 130  # exit codes; 130 is the shells' own for a com
 def user_errors() -> tuple[type[BaseException], ...]:
     """The classes, of the modules loaded so far: what is not loaded cannot have raised, and loading it would cost seconds."""
     names = {
-        "rl.config_loading": "ConfigError", "rl.run_folder": "RunFolderError", "rl.data": "DataError", "rl.prompting": "PromptError",
-        "rewards.contract": "RewardError", "rl.checkpoint": "CheckpointError", "rl.policy": "PolicyError",
-        "rl.tracking": "JsonLinesError", "rl.proof": "SamplerMismatchError", "rl.generate.errors": "SamplerError",
+        "rl.configuration.loading": "ConfigError", "rl.runs.folder": "RunFolderError", "rl.questions.files": "DataError", "rl.questions.prompting": "PromptError",
+        "rewards.contract": "RewardError", "rl.checkpoint": "CheckpointError", "rl.policy.policy": "PolicyError",
+        "rl.runs.tracking": "JsonLinesError", "rl.proof.proof": "SamplerMismatchError", "rl.generate.errors": "SamplerError",
         "torch": "OutOfMemoryError",
     }
     own = tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)

@@ -2,7 +2,7 @@
 
 The estimators (k1, k2, k3 of J. Schulman, "Approximating KL divergence", 2020) read two log-probabilities of one token that the policy pi
 sampled, and estimate the reverse KL(pi || other) = sum_v pi(v) (ln pi(v) - ln other(v)). The exact forms read the logits of both at one
-position. Everything is in nats. To add a divergence: its function here, and its name in rl/warmup_config.py.
+position. Everything is in nats. To add a divergence: its function here, and its name in rl/supervised/config.py.
 
 Shape legend: T sampled tokens, N positions, V vocabulary.
 """

@@ -20,9 +20,9 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PretrainedConfig
 
 from rl.config import GeneratorSection, ModelSection, RunConfig
-from rl.config_loading import ConfigError, resolve_path
-from rl.generate.constants import MERGE_BELOW_BYTES
-from rl.generate.plan import cache_bytes, engine_cache_bytes
+from rl.configuration.loading import ConfigError
+from rl.generate.sampler_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.paths import resolve_path
 
 Backend = Literal["transformers", "vllm", "vllm_server"]
 LIBRARIES_BYTES = 600 * 2**20
@@ -170,14 +170,6 @@ def _sampler_bytes(
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES)
     # Half as much again while the cache grows into a larger buffer.
     return weights if merges else 0, int(1.5 * generator.max_sequences * row * bytes_per_token)
-
-
-def cache_bytes_per_token(model_config: PretrainedConfig, bytes_per_value: int) -> int:
-    """Keys and values of one token over all layers."""
-    text = model_config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(text.num_hidden_layers * 2 * heads * head_width * bytes_per_value)
 
 
 def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: int, where: str) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from rl.generate.outages import Outages
+from rl.generate.servers.outages import Outages
 
 REPEAT_S = 60.0  # the same news is not told again earlier: a generator may tell it every second, so that a signal is soon seen
 

@@ -29,13 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    from rl.command_line import parse_stage
-    from rl.config_loading import ConfigError
-    from rl.pipeline_config import PipelineConfig
+    from rl.configuration.command_line import parse_stage
+    from rl.configuration.loading import ConfigError
+    from rl.stages.config import PipelineConfig
 
     command = parse_stage(arguments, PipelineConfig, DEFAULT)
     if command.wants_help:
-        from rl.config_help import render_help
+        from rl.configuration.help import render_help
 
         print(render_help("accelerate launch rl/pipeline.py", model=PipelineConfig, options=OPTIONS,
                           purpose="Runs supervised warm-ups, reinforcement learning, rejection sampling and evaluations as one."))
@@ -43,12 +43,12 @@ def _main(arguments: Sequence[str]) -> int:
     if command.resume:
         raise ConfigError(["--resume: the same command without it goes on where the pipeline was cut off"])
     if command.print_config:
-        from rl.config_loading import to_yaml
+        from rl.configuration.loading import to_yaml
 
         print(to_yaml(command.config), end="")
         return 0
     from eval.run import check_words  # the composition root stands above rl and eval
-    from rl.pipeline_run import StageError, check_files, check_pipeline, describe_plan, run_pipeline
+    from rl.stages.run import StageError, check_files, check_pipeline, describe_plan, run_pipeline
 
     if command.dry_run:
         plan, prepared = check_pipeline(command.config, check_words)

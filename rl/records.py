@@ -121,7 +121,7 @@ class TrainingGroup:
     """A scored group with the advantages that it trains with; advantages: [G].
 
     teacher_logprobs: [G][T], a teacher's log-probabilities of the completions' tokens at temperature 1; None where none was asked. What it
-    adds to the advantage of each token depends on the policy too (rl/distillation.py)."""
+    adds to the advantage of each token depends on the policy too (rl/teacher/advantages.py)."""
 
     scored: ScoredGroup
     advantages: tuple[float, ...]

@@ -31,22 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    from rl.command_line import parse_run
-    from rl.reject_config import RejectConfig
+    from rl.configuration.command_line import parse_run
+    from rl.rejection.config import RejectConfig
 
     command = parse_run(arguments, RejectConfig, DEFAULT)
     if command.wants_help:
-        from rl.config_help import render_help
+        from rl.configuration.help import render_help
 
         print(render_help("python -m rl.reject", model=RejectConfig, options=OPTIONS,
                           purpose="Samples solutions from a policy and keeps those that a reward approves, as a file for a warm-up."))
         return 0
     if command.print_config:
-        from rl.config_loading import to_yaml
+        from rl.configuration.loading import to_yaml
 
         print(to_yaml(command.config), end="")
         return 0
-    from rl.reject_run import describe, run
+    from rl.rejection.run import describe, run
 
     if command.dry_run:
         print(describe(command.config))

@@ -17,32 +17,33 @@ from rewards.contract import RewardError
 from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_state, recover, verify
 from rl.collect import Collector
 from rl.config import RunConfig
-from rl.config_loading import load, resolve_path, to_yaml
-from rl.distillation import Teacher
+from rl.configuration.loading import load, to_yaml
+from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
+from rl.evaluation.held_out import HeldOut
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
 from rl.generate.errors import SamplerError
-from rl.generate.plan import SamplerPlan, logprobs_mode
 from rl.generate.protocol import sampling_parameters
-from rl.held_out import HeldOut
-from rl.inputs import Inputs, read_inputs
-from rl.live_evaluation import BuildBenchmarks, LiveBenchmarks, build_benchmarks
-from rl.memory import available_memory, cache_bytes_per_token, check_memory, estimate_memory
-from rl.picture import draw_curves
-from rl.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
-from rl.policy_forward import PolicyForward, check_head
-from rl.policy_scorer import PolicyScorer
-from rl.progress import open_progress
-from rl.proof import SamplerMismatchError, mismatch_bound
+from rl.generate.sampler_plan import SamplerPlan, cache_bytes_per_token, logprobs_mode
+from rl.memory import available_memory, check_memory, estimate_memory
+from rl.paths import resolve_path
+from rl.policy.forward import PolicyForward, check_head
+from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
+from rl.policy.scorer import PolicyScorer
+from rl.proof.proof import SamplerMismatchError, mismatch_bound
+from rl.questions.inputs import Inputs, read_inputs
 from rl.rehearsal import longest_groups
-from rl.run_folder import RunFolder, prepare, write_atomically
-from rl.stop_signals import StopSignals
-from rl.summary import render_summary, write_summary
-from rl.teacher import check_run_teacher, open_teacher, teacher_digests
-from rl.tracking import Forward, MetricsLog, RolloutsLog
+from rl.runs.folder import RunFolder, prepare, write_atomically
+from rl.runs.picture import draw_curves
+from rl.runs.progress import open_progress
+from rl.runs.stop_signals import StopSignals
+from rl.runs.summary import render_summary, write_summary
+from rl.runs.tracking import Forward, MetricsLog, RolloutsLog
+from rl.runs.watchdog import REWARD_GOAL, TEACHER_GOAL, Watchdog
+from rl.teacher.advantages import Teacher
+from rl.teacher.teacher import check_run_teacher, open_teacher, teacher_digests
 from rl.trainer import Parts, Trainer
 from rl.update import Updater
-from rl.watchdog import REWARD_GOAL, TEACHER_GOAL, Watchdog
 
 OUTAGE = datetime.timedelta(days=7)
 """How long a process waits in a collective operation for one that waits for its sampler's servers."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rl.config import RunConfig
-    from rl.live_evaluation import BuildBenchmarks
+    from rl.evaluation.benchmarks import BuildBenchmarks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,16 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    from rl.command_line import parse
+    from rl.configuration.command_line import parse
 
     command = parse(arguments)
     if command.wants_help:
-        from rl.config_help import render_help
+        from rl.configuration.help import render_help
 
         print(render_help("accelerate launch rl/train.py"))
         return 0
     if command.print_config:
-        from rl.config_loading import to_yaml
+        from rl.configuration.loading import to_yaml
 
         print(to_yaml(command.config), end="")
         return 0
@@ -52,7 +52,7 @@ def _benchmarks_builder(config: RunConfig) -> BuildBenchmarks | None:
     """The one place where rl knows of eval: the composition root stands above both."""
     if not config.evaluation.benchmarks:
         return None
-    from eval.during import build_live_tasks
+    from eval.live_benchmarks import build_live_tasks
 
     return build_live_tasks
 

@@ -4,7 +4,7 @@
 a checkpoint ends where the uninterrupted one ends, bit for bit on the CPU.
 
 Nothing but the update is done while groups are sampled ahead (`generator.max_staleness: 1`): before the sampler gets another version,
-evaluates, or the run is saved or ends, what is in flight is waited for. A sampler that does not answer (rl/waiting.py) finds the
+evaluates, or the run is saved or ends, what is in flight is waited for. A sampler that does not answer (rl/outage_response.py) finds the
 run between two steps, or in one whose weights have not changed yet: it can be saved there, and the step repeated.
 """
 
@@ -33,30 +33,30 @@ from rl.checkpoint import (
 )
 from rl.collect import Collected, Collector, CollectorState
 from rl.config import RunConfig
-from rl.distillation import Teacher
+from rl.evaluation.benchmarks import BenchmarkHistory, LiveBenchmarks, benchmark_metrics
+from rl.evaluation.held_out import Evaluation, HeldOut
 from rl.generate.protocol import Generator
-from rl.held_out import Evaluation, HeldOut
-from rl.intervals import Interval
-from rl.live_evaluation import BenchmarkHistory, LiveBenchmarks, benchmark_metrics
-from rl.policy import Policy
-from rl.progress import Progress
-from rl.proof import Proof, SamplerMismatchError, mismatch_bound
+from rl.outage_response import StoppedWaitingError, Waiting
+from rl.policy.policy import Policy
+from rl.proof.proof import Proof, SamplerMismatchError, mismatch_bound
 from rl.records import ScoredGroup, TrainingGroup
 from rl.records_json import round_from_json, round_to_json, scored_group_from_json, scored_group_to_json
-from rl.run_folder import RunFolder
-from rl.summary import Best, Summary, installed_versions, peak_rss_gb
-from rl.tracking import NORMALISED_ENTROPY, REVERSE_KL, MetricsLog, RolloutsLog
+from rl.runs.folder import RunFolder
+from rl.runs.intervals import Interval
+from rl.runs.progress import Progress
+from rl.runs.summary import Best, Summary, installed_versions, peak_rss_gb
+from rl.runs.tracking import NORMALISED_ENTROPY, REVERSE_KL, MetricsLog, RolloutsLog
+from rl.runs.watchdog import Alarm, StepSignals, Watchdog
+from rl.teacher.advantages import Teacher
 from rl.training_groups import make_training_groups
 from rl.update import Updater
-from rl.waiting import StoppedWaitingError, Waiting
-from rl.watchdog import Alarm, StepSignals, Watchdog
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the trainer works with; built by rl/run.py. metrics, rollouts: None on ranks other than the main one.
 
-    teacher: of on-policy distillation. data: digests of the questions (rl/inputs.py). stop_requested: returns the name of a signal that
+    teacher: of on-policy distillation. data: digests of the questions (rl/questions/inputs.py). stop_requested: returns the name of a signal that
     asked the run to stop, or None."""
 
     accelerator: Accelerator
@@ -174,7 +174,7 @@ class Trainer:
         return {"policy/staleness": _mean([float(lag) for lag in lags])}
 
     def _check_mismatch(self, metrics: dict[str, float]) -> None:
-        """On every trained token of the present version; rl/proof.py looks at a few, but tells which side is wrong."""
+        """On every trained token of the present version; rl/proof/proof.py looks at a few, but tells which side is wrong."""
         bound = mismatch_bound(self._config, self._parts.policy)
         mismatch = metrics.get("mismatch/mean")
         if mismatch is not None and not mismatch <= bound:

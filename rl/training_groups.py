@@ -5,8 +5,8 @@ from __future__ import annotations
 from rl.advantages import compute_advantages
 from rl.collect import Collected
 from rl.config import RunConfig
-from rl.distillation import Teacher, with_teacher
 from rl.records import TrainingGroup
+from rl.teacher.advantages import Teacher, with_teacher
 
 
 def make_training_groups(

@@ -31,15 +31,16 @@ from rl.batching import (
     split_minibatches,
     trains,
 )
-from rl.config import AdamSection, RunConfig
-from rl.distances import effective_sample_share
-from rl.distillation import distilled_advantages
+from rl.config import RunConfig
 from rl.kl import k1
-from rl.logprobs import TokenLogprobs
 from rl.losses import LossOutput, entropy_threshold, mean_statistics, policy_loss, sampler_correction
-from rl.policy_forward import PolicyForward
+from rl.policy.forward import PolicyForward
+from rl.policy.logprobs import TokenLogprobs
+from rl.proof.distances import effective_sample_share
 from rl.records import TrainingGroup
-from rl.tracking import REVERSE_KL
+from rl.runs.tracking import REVERSE_KL
+from rl.schedule import learning_rate
+from rl.teacher.advantages import distilled_advantages
 
 PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3")
 
@@ -63,22 +64,6 @@ class _Sums:
     reverse_kl: list[Tensor] = field(default_factory=list)  # policy's less teacher's log-probability
     loss: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
-
-
-def learning_rate(config: RunConfig, step: int) -> float:
-    """The learning rate of training step `step` (from 0): linear warm-up from lr / warmup_steps, then the schedule.
-
-    A function of the step alone, so that a checkpoint needs no scheduler state."""
-    return scheduled_rate(config.optim, step, config.steps)
-
-
-def scheduled_rate(optim: AdamSection, step: int, steps: int) -> float:
-    """The same for any optimiser's section; steps: of the whole training."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    progress = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
-    factor = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + float(np.cos(np.pi * progress)))}
-    return optim.lr * factor[optim.schedule]
 
 
 def _spread(name: str, differences: np.ndarray[tuple[int, ...], np.dtype[np.float64]], weights: Tensor) -> dict[str, float]:

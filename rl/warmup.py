@@ -29,25 +29,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    from rl.command_line import parse_stage
-    from rl.warmup_config import WarmupConfig
+    from rl.configuration.command_line import parse_stage
+    from rl.supervised.config import WarmupConfig
 
     command = parse_stage(arguments, WarmupConfig, DEFAULT)
     if command.wants_help:
-        from rl.config_help import render_help
+        from rl.configuration.help import render_help
 
         print(render_help("accelerate launch rl/warmup.py", model=WarmupConfig, options=OPTIONS,
                           purpose="Trains a language model on solutions, so that reinforcement learning has something to begin with."))
         return 0
     if command.print_config:
-        from rl.config_loading import to_yaml
+        from rl.configuration.loading import to_yaml
 
         print(to_yaml(command.config), end="")
         return 0
-    from rl.trl_version import check_trl
+    from rl.supervised.trl_version import check_trl
 
     check_trl()  # before the imports that take seconds
-    from rl.warmup_run import describe, run_warmup
+    from rl.supervised.run import describe, run_warmup
 
     if command.dry_run:
         print(describe(command.config))

@@ -1,8 +1,8 @@
 """Cleaned text of one answer without structure -> its canonical form: number, words, or expression, with its unit.
 
-Numbers are exact (rewards/quantity.py), also those written as arithmetic: 1,234/2, 2^3, \\frac919. Words compare without case.
-Everything else is an expression: its tree (rewards/expression.py) where that grammar knows it, and its text for computer algebra.
-Lists, intervals, equations and the like are taken apart before (rewards/reading.py).
+Numbers are exact (rewards/answers/quantity.py), also those written as arithmetic: 1,234/2, 2^3, \\frac919. Words compare without case.
+Everything else is an expression: its tree (rewards/answers/expression.py) where that grammar knows it, and its text for computer algebra.
+Lists, intervals, equations and the like are taken apart before (rewards/answers/reading.py).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from rewards.expression import parse
-from rewards.notation import TEXT_CLOSE, TEXT_OPEN, unmark
-from rewards.numeric import exact
-from rewards.quantity import Huge, read_quantity, read_unit
-from rewards.terms import Term
+from rewards.answers.expression import parse
+from rewards.answers.notation import TEXT_CLOSE, TEXT_OPEN, unmark
+from rewards.answers.numeric import exact
+from rewards.answers.quantity import Huge, read_quantity, read_unit
+from rewards.answers.terms import Term
 
 Kind = Literal["number", "text", "expression"]
 

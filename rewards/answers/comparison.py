@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Several
 
-from rewards.canonical import Canonical, of_term
-from rewards.expression import MAX_LENGTH, parse
-from rewards.numeric import Work, has_value, hopeless, infinite_sign, proportional, same
-from rewards.quantity import unit_of_letter
-from rewards.region import region, same_region, term_of
-from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
-from rewards.terms import Term, number, variables
+from rewards.answers.canonical import Canonical, of_term
+from rewards.answers.expression import MAX_LENGTH, parse
+from rewards.answers.numeric import Work, has_value, hopeless, infinite_sign, proportional, same
+from rewards.answers.quantity import unit_of_letter
+from rewards.answers.region import region, same_region, term_of
+from rewards.answers.terms import Term, number, variables
+from rewards.answers.trees import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
 
 Pair = tuple[str, str]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rewards.canonical import Canonical
-from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
+from rewards.answers.canonical import Canonical
+from rewards.answers.trees import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
 
 _MAX_LENGTH = 60
 

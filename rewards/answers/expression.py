@@ -4,9 +4,9 @@
 
 A grammar of its own because answers are sloppy but unambiguous (\\frac12, \\sqrt3, 2pi, sqrt(3), x*y, 2√5), and because nothing here
 may execute anything, recurse without bound or take more than linear time: sympy's readers do all three. What is missing (infinite sums,
-integrals, limits, modular arithmetic) is left to rewards/symbolic.py. Conventions: `log` without a base is base 10; \\frac919 is 9/19;
+integrals, limits, modular arithmetic) is left to rewards/answers/symbolic.py. Conventions: `log` without a base is base 10; \\frac919 is 9/19;
 \\sqrt12 is the root of 12; 1/2x is x/2; an integer before a fraction of integers below 1 is a mixed number; letters beside each
-other are a product, except for the names of functions. To add a function, name it in FUNCTIONS and give its value in rewards/numeric.py.
+other are a product, except for the names of functions. To add a function, name it in FUNCTIONS and give its value in rewards/answers/numeric.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.notation import TEXT_CLOSE, TEXT_OPEN
-from rewards.terms import Term, number
+from rewards.answers.notation import TEXT_CLOSE, TEXT_OPEN
+from rewards.answers.terms import Term, number
 
 MAX_LENGTH = 1000  # characters
 _MAX_CACHED = 300  # characters

@@ -19,15 +19,15 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
-from rewards.expression import parse
-from rewards.terms import Term, variables
+from rewards.answers.expression import parse
+from rewards.answers.terms import Term, variables
 
 _DIGITS = 60
 _AGREE = 40  # digits
 _MAX_LOG2 = 100_000.0  # values lie between 2^-this and 2^this
 _HOPELESS_LOG2 = 1e7
 _HOPELESS_FACTORIAL = 100_000
-_MAX_BITS = 3300  # of exact values: about as many digits as rewards/quantity.py keeps in a Fraction
+_MAX_BITS = 3300  # of exact values: about as many digits as rewards/answers/quantity.py keeps in a Fraction
 _SLACK_BITS = 190  # between the largest number met and the last bit
 _MAX_PRECISION = 60_000  # bits
 _NOTHING = -10 * _MAX_PRECISION  # the binary exponent of what is not there

@@ -12,7 +12,7 @@ import re
 from fractions import Fraction
 from typing import TypeAlias
 
-from rewards.notation import TEXT_CLOSE, TEXT_OPEN
+from rewards.answers.notation import TEXT_CLOSE, TEXT_OPEN
 
 # A number outside Fraction's limits: negative?, significant digits without zeros at either end, power of ten. So 1e999999999
 # and a megabyte of digits are compared exactly without ever being multiplied out.

@@ -4,7 +4,7 @@
 
 One pass finds the marks that stand outside of all brackets; the loosest of them takes the text apart: `and`, `or`, `;` and commas make
 lists, then = < <= and their like, then union and difference, then the brackets around a whole, then a ratio's colon. What has none is a
-leaf (rewards/canonical.py). a \\pm b is the list of both. What the parts mean is rewards/comparison.py's business.
+leaf (rewards/answers/canonical.py). a \\pm b is the list of both. What the parts mean is rewards/answers/comparison.py's business.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.canonical import leaf, long_leaf, of_term
-from rewards.expression import parse
-from rewards.notation import TEXT_CLOSE, TEXT_OPEN, clean, matching, unmark
-from rewards.quantity import read_quantity
-from rewards.structure import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
-from rewards.terms import Term, number
+from rewards.answers.canonical import leaf, long_leaf, of_term
+from rewards.answers.expression import parse
+from rewards.answers.notation import TEXT_CLOSE, TEXT_OPEN, clean, matching, unmark
+from rewards.answers.quantity import read_quantity
+from rewards.answers.terms import Term, number
+from rewards.answers.trees import Choice, Collection, Matrix, Node, Ratio, Relation, Sequence, SetOperation
 
 _MAX_CACHED = 300  # characters; a longer answer is read again each time, so that the cache's memory is bounded
 _MAX_CLEANED = 20_000

@@ -1,7 +1,7 @@
 """A tree -> a set of real numbers, where it describes one: so that [-2, 7], -2 <= x <= 7 and x \\in [-2, 7] are the same answer.
 
 A region is a sorted union of disjoint intervals; a point is [a, a]. End points are numbers without variables, to 60 digits. Intervals with
-variables in them stay sequences, compared item by item (rewards/comparison.py).
+variables in them stay sequences, compared item by item (rewards/answers/comparison.py).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.canonical import Canonical
-from rewards.expression import parse
-from rewards.numeric import infinity, near, real_value
-from rewards.quantity import Huge
-from rewards.structure import Collection, Node, Relation, Sequence, SetOperation
-from rewards.terms import Term, number
+from rewards.answers.canonical import Canonical
+from rewards.answers.expression import parse
+from rewards.answers.numeric import infinity, near, real_value
+from rewards.answers.quantity import Huge
+from rewards.answers.terms import Term, number
+from rewards.answers.trees import Collection, Node, Relation, Sequence, SetOperation
 
 _EVERYTHING = frozenset((
     "\\mathbb{R}", "all real numbers", "all reals", "real numbers", "all real values", "any real number", "reals", "all real number"))

@@ -1,4 +1,4 @@
-"""Computer algebra on two answers, by math-verify; runs inside the workers of rewards/workers.py only.
+"""Computer algebra on two answers, by math-verify; runs inside the workers of rewards/processes/pool.py only.
 
 math-verify's own reading of plain expressions goes through sympy's parse_expr, which evaluates Python: an answer could run code.
 Only its LaTeX reader is used here, a grammar that evaluates nothing. Its defaults accept decimals rounded to 6 places; here

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from rewards.canonical import Canonical
+from rewards.answers.canonical import Canonical
 
 
 @dataclass(frozen=True, slots=True)

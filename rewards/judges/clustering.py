@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 
 from rewards.clustering import Clusters, cluster
-from rewards.judging import Judgement, Pair
+from rewards.judges.questions import Judgement, Pair
 
 Ask = Callable[[Sequence[Pair]], Awaitable[list[Judgement]]]
 DEFAULT_MAX_PAIRS = 240  # all ordered pairs of 16 different answers, the common group size

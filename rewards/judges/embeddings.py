@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from rewards.judging import JudgeError, Judgement, Pair
+from rewards.judges.questions import JudgeError, Judgement, Pair
 
 
 class EmbeddingEquality:

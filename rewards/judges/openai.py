@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx2
 
-from rewards.judging import DEFAULT_PROMPT, JudgeError, Judgement, JudgePrompt, Pair, read_verdict, shortened
+from rewards.judges.questions import DEFAULT_PROMPT, JudgeError, Judgement, JudgePrompt, Pair, read_verdict, shortened
 
 GIVE_UP_AFTER = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0

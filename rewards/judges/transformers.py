@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rewards.judging import DEFAULT_PROMPT, JudgeError, Judgement, JudgePrompt, Pair
+from rewards.judges.questions import DEFAULT_PROMPT, JudgeError, Judgement, JudgePrompt, Pair
 
 _WORDS = ("Yes", "No")
 

@@ -1,4 +1,4 @@
-"""The caller's ends: of the template process (rewards/worker_server.py) and of the workers that it forks.
+"""The caller's ends: of the template process (rewards/processes/template.py) and of the workers that it forks.
 
 A handle belongs to the process that made it. After a fork the child forgets the handles (closes its copies and nothing else).
 """
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from rewards.worker_server import START_S
+from rewards.processes.template import START_S
 
-_ROOT = str(Path(__file__).resolve().parent.parent)
+_ROOT = str(Path(__file__).resolve().parent.parent.parent)
 _COMMAND_S = 30.0  # the template reads its commands at once unless it is stopped or the machine has come to a halt
 
 
@@ -80,7 +80,7 @@ class Template:
         self.control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from rewards.worker_server import run_template; run_template()",
+                [sys.executable, "-P", "-c", "from rewards.processes.template import run_template; run_template()",
                  function, str(theirs.fileno()), str(os.getpid()), str(memory_bytes), str(deadline_s)],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in a terminal is the caller's to handle

@@ -3,7 +3,7 @@
 Computer algebra may hang in C code, eat all memory or overflow its stack on an answer that a model made up, and alarm-based
 time-outs work in the main thread only. Here a hung or dead worker is killed and replaced, and its item is reported as timed out,
 died or failed, never silently as a value. Workers are forked, in milliseconds, from a template process that has imported the
-function (rewards/worker_server.py). The template starts with the first item, does not import the caller's __main__ (safe in
+function (rewards/processes/template.py). The template starts with the first item, does not import the caller's __main__ (safe in
 notebooks, under accelerate and without a main guard) and ends, with all workers, when the pool is closed or the caller's process
 ends, however it ends. A fork of the caller starts a template of its own. Calls from several threads take turns.
 
@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from rewards.worker_process import Template, Worker
+from rewards.processes.handles import Template, Worker
 
 Status = Literal["ok", "failed", "died", "timed_out"]
 

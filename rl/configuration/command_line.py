@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from rl.config import RunConfig, Section
-from rl.config_loading import ConfigError, closest, load, project_root
-from rl.run_folder import RunFolder, find_run
+from rl.configuration.loading import ConfigError, closest, load
+from rl.paths import project_root
+from rl.runs.folder import RunFolder, find_run
 
 QUICKSTART = Path("configs/quickstart.yaml")
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")

@@ -1,7 +1,7 @@
 """Turns the configuration's models into text: the list of all keys, what each may be, and the page that `--help` prints.
 
 Nothing is written down twice: types, bounds, units, defaults and meanings come from rl/config.py, so a key that is added there
-appears here, in error messages (rl/config_loading.py) and in the help. Imports no torch.
+appears here, in error messages (rl/configuration/loading.py) and in the help. Imports no torch.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from rl.config import RunConfig, Section
-from rl.config_help import all_keys, default_of, expected, is_list_of_sections, section_of, show_value
+from rl.configuration.help import all_keys, default_of, expected, is_list_of_sections, section_of, show_value
+from rl.paths import project_root, resolve_path
 from rl.records import Json
 
 Config = TypeVar("Config", bound=Section)
@@ -78,22 +79,6 @@ def differences(old: Config, new: Config) -> list[tuple[str, Json, Json]]:
     before, after = _flat(old.model_dump(mode="json"), type(old)), _flat(new.model_dump(mode="json"), type(new))
     keys = list(before) + [key for key in after if key not in before]
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
-
-
-def project_root() -> Path:
-    """The folder that holds rl/, prompts/ and configs/."""
-    return Path(__file__).resolve().parent.parent
-
-
-def resolve_path(path: str | Path) -> Path:
-    """A relative path is taken from the working directory or, if it exists only there, from the project's root.
-
-    Returns the path as given where it exists in neither (it may be a hub id, or be made later). `~` is expanded."""
-    given = Path(path).expanduser()
-    if given.is_absolute() or given.exists():
-        return given
-    in_project = project_root() / given
-    return in_project if in_project.exists() else given
 
 
 def closest(name: str, candidates: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Benchmarks that are evaluated while a run trains: what the trainer asks of them. The package eval has them (eval/during.py).
+"""Benchmarks that are evaluated while a run trains: what the trainer asks of them. The package eval has them (eval/live_benchmarks.py).
 
 rl imports nothing of eval: the composition root, rl/train.py, hands in what builds them.
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rl.config import RunConfig
-from rl.config_loading import ConfigError, closest
+from rl.configuration.loading import ConfigError, closest
 from rl.generate.protocol import Generator
-from rl.inputs import Inputs
-from rl.intervals import Interval
-from rl.tracking import BENCHMARK_PREFIX
+from rl.questions.inputs import Inputs
+from rl.runs.intervals import Interval
+from rl.runs.tracking import BENCHMARK_PREFIX
 
 
 @dataclass(frozen=True, slots=True)

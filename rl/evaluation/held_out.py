@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from rewards.scoring import RewardSum
 from rl.generate.protocol import Generator, Request, SamplingParameters, request_seed
-from rl.intervals import Interval, mean_with_interval
 from rl.ranks import gather_shares, share_of_rank
 from rl.records import Prompt, ScoredGroup
-from rl.rewarding import score_groups
+from rl.runs.intervals import Interval, mean_with_interval
+from rl.scoring.rewarding import score_groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Does a server serve the trainer's base model? The log-probabilities of one short text tell, before anything is sampled.
 
-rl/proof.py finds another model too, in the first step and with the reason; this names the server, and costs no step. Only where versions
+rl/proof/proof.py finds another model too, in the first step and with the reason; this names the server, and costs no step. Only where versions
 travel as adapters: merged weights replace what a server served before, which may be an earlier run's policy.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rl.generate.protocol import Row
-from rl.policy import Policy
-from rl.policy_forward import PolicyForward
-from rl.policy_scorer import PolicyScorer
+from rl.policy.forward import PolicyForward
+from rl.policy.policy import Policy
+from rl.policy.scorer import PolicyScorer
 
 MAX_TOKENS = 64
 

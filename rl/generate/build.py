@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rl.config import GeneratorSection, SamplingSection
-from rl.generate.plan import SamplerPlan, logprobs_mode
 from rl.generate.protocol import Generator
-from rl.generate.sync import choose_sync
+from rl.generate.sampler_plan import SamplerPlan, logprobs_mode
 from rl.generate.vllm_engine import check_version, room_for_rank
-from rl.policy import Policy, lora_rank
+from rl.generate.weight_sync import choose_sync
+from rl.policy.policy import Policy, lora_rank
 
 
 def check_generator(config: GeneratorSection, sampling: SamplingSection, policy: Policy) -> None:
@@ -26,7 +26,7 @@ def check_backend(config: GeneratorSection, sampling: SamplingSection) -> None:
     if config.backend == "vllm":
         check_version()
     else:
-        from rl.generate.server_client import read_key
+        from rl.generate.servers.client import read_key
 
         read_key(config.api_key_env)
 
@@ -47,7 +47,7 @@ def build_generator(config: GeneratorSection, policy: Policy, plan: SamplerPlan 
         assert plan is not None
         generator = VllmGenerator(config, policy, plan, sync)
     else:
-        from rl.generate.server_generator import ServerGenerator
+        from rl.generate.servers.generator import ServerGenerator
 
         assert plan is not None
         generator = ServerGenerator(config, policy, plan, sync)

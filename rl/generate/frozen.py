@@ -14,17 +14,20 @@ import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rl.config import GeneratorSection, ModelSection
-from rl.config_loading import ConfigError, resolve_path
-from rl.export import Source, write_plain
-from rl.generate.plan import cache_bytes, engine_cache_bytes
+from rl.config import GeneratorSection, LoraSection, ModelSection
+from rl.configuration.loading import ConfigError
+from rl.generate.base_probe import measure_base
+from rl.generate.build import build_generator
 from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
+from rl.generate.sampler_plan import SamplerPlan, cache_bytes, cache_bytes_per_token, engine_cache_bytes
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_engine import Engine, EngineSettings, check_version
 from rl.generate.vllm_generator import GPU_RESERVE, sample_groups
-from rl.memory import cache_bytes_per_token
-from rl.policy import (
+from rl.paths import resolve_path
+from rl.policy.merging import Source, write_plain
+from rl.policy.policy import (
     Policy,
+    default_device,
     end_of_sequence_ids,
     explain_loading,
     load_generation_config,
@@ -37,6 +40,9 @@ from rl.policy import (
 from rl.records import Group
 
 CACHE_SHARE = 0.4  # of the memory that is free, at most, for vLLM's key/value cache on a CPU
+
+PROBE_BOUND = 0.5
+"""Nats, mean over the probe's tokens. Wide, since the servers may compute in another dtype than the CPU here: it is for another model."""
 
 
 def open_fixed_generator(
@@ -62,9 +68,23 @@ def open_fixed_generator(
         return TransformersGenerator(merge_in_place(policy), merge=False, max_sequences=config.max_sequences)
 
 
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def open_fixed_servers(
+    model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, *, max_tokens: int,
+    text: Sequence[int], scratch: Path,
+) -> Generator:
+    """model.path with model.adapter on the servers of config.urls; without an adapter, with one that changes nothing. The model is loaded
+    here too, on the CPU: what is brought is made of it, and with sync adapter the servers' model is compared with it on `text` (token ids).
+
+    max_tokens: of the longest prompt with the longest completion. scratch: folder for the files that the servers read, until the generator
+    is closed; config.exchange_dir comes before it. Raises PolicyError or SamplerError with the remedy."""
+    lora = LoraSection(rank=8) if model.adapter is None else stored_lora(resolve_path(model.adapter))
+    with explain_loading(model.path):
+        policy = load_policy(model, lora, tokenizer, seed=0, device=torch.device("cpu"), keep_reference=False)
+    return build_generator(config, policy, SamplerPlan(
+        max_tokens=max_tokens, cache_bytes_per_token=cache_bytes_per_token(model_config, policy.dtype.itemsize), trainer_bytes=0,
+        base_path=str(resolve_path(model.path)), revision=model.revision, trust_remote_code=model.trust_remote_code,
+        logprobs_mode="processed_logprobs", num_ranks=1, seed=0, run_dir=scratch,
+        base_probe=measure_base(policy, text, bound=PROBE_BOUND)))
 
 
 class _FixedVllm:

@@ -15,7 +15,7 @@ from rl.config import SamplingSection
 from rl.records import Group, Prompt
 
 if TYPE_CHECKING:
-    from rl.policy import Policy
+    from rl.policy.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class SamplingParameters:
 
     stop_strings: a completion ends with the token that completes one of these; rewards see the text before it. token_statistics: whether
     rollouts shall carry entropies and self_certainties; a back end that cannot tell them leaves them None, and the policy computes them
-    (rl/policy_scorer.py)."""
+    (rl/policy/scorer.py)."""
 
     temperature: float
     top_p: float

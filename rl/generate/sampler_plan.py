@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from transformers import PretrainedConfig
+
 from rl.config import GeneratorSection, SamplingSection
 from rl.generate.base_probe import BaseProbe
 from rl.generate.errors import SamplerError
 
 HIGHEST_TEMPERATURE = 2.0  # vLLM's own bound
 CACHE_BLOCK = 128  # tokens: the largest block that vLLM fills the key/value cache by (on a CPU)
+MERGE_BELOW_BYTES = 1 << 30
+"""`generator.sync: auto` of the embedded sampler keeps a merged copy of models up to this size."""
 LogprobsMode = Literal["processed_logprobs", "raw_logprobs"]
 
 
@@ -35,6 +39,14 @@ class SamplerPlan:
     run_dir: Path
     kept_bytes: int = 0
     base_probe: BaseProbe | None = None
+
+
+def cache_bytes_per_token(model_config: PretrainedConfig, bytes_per_value: int) -> int:
+    """Keys and values of one token over all layers."""
+    text = model_config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(text.num_hidden_layers * 2 * heads * head_width * bytes_per_value)
 
 
 def cache_bytes(num_sequences: int, max_tokens: int, bytes_per_token: int) -> int:

@@ -1,7 +1,7 @@
 """The embedded sampler: a transformers model decodes the G completions of each question, no other process or engine.
 
 Each prompt is run once and its cache copied G times; rows that have ended leave the batch. Not an engine: for models of any size
-on a GPU use vLLM. New weights come either by sharing the trained module or by merging into a copy (see rl/policy.py).
+on a GPU use vLLM. New weights come either by sharing the trained module or by merging into a copy (see rl/policy/policy.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rl.generate.completions import before_any
 from rl.generate.growing_cache import growing_cache
 from rl.generate.protocol import Finished, Request, Row, SamplingParameters
 from rl.generate.token_sampling import sample_tokens, token_statistics, uniform_streams
-from rl.policy import Policy, merged_weights
+from rl.policy.policy import Policy, merged_weights
 from rl.records import FinishReason, Group, Rollout
 
 COMPACT_BELOW = 0.8  # rows that have ended are removed once fewer than this share of the batch is still decoding

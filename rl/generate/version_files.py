@@ -16,7 +16,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from rl.policy import Policy, all_weights
+from rl.policy.policy import Policy, all_weights
 
 _PREFIX, _UNLOCKED_PREFIX = "otherhalf-versions-", "otherhalf-new-versions-"
 

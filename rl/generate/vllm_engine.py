@@ -1,7 +1,7 @@
 """Every call that this project makes to vLLM's Python interface, and the only file that imports it.
 
 The engine runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0): weights come to it as tensors, and there is no second copy of
-Python's libraries. Tested with the versions that rl/generate/constants.py names.
+Python's libraries. Tested with the versions that rl/generate/vllm_versions.py names.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-from rl.generate.constants import VLLM_VERSIONS
 from rl.generate.errors import SamplerError
-from rl.generate.plan import LogprobsMode
 from rl.generate.protocol import Row, SamplingParameters
+from rl.generate.sampler_plan import LogprobsMode
+from rl.generate.vllm_versions import VLLM_VERSIONS
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can make room for; an adapter fits into the next larger."""

@@ -1,6 +1,6 @@
 """The vLLM engine next to the trainer, on the same device: `generator: vllm`. With several training processes each has its own.
 
-Policy versions come to it as an adapter (a fresh name and path each) or as merged weights (see rl/generate/sync.py).
+Policy versions come to it as an adapter (a fresh name and path each) or as merged weights (see rl/generate/weight_sync.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rl.config import GeneratorSection
 from rl.generate.completions import CompletedGroups
-from rl.generate.plan import SamplerPlan, engine_cache_bytes
 from rl.generate.protocol import Finished, Request, Row, SamplingParameters
-from rl.generate.sync import Sync
+from rl.generate.sampler_plan import SamplerPlan, engine_cache_bytes
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import Engine, EngineSettings, Sampled
-from rl.policy import Policy, all_weights, lora_rank, lora_targets
+from rl.generate.weight_sync import Sync
+from rl.policy.policy import Policy, all_weights, lora_rank, lora_targets
 from rl.records import Group
 
 GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer and engine both waste some

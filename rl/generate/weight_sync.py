@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rl.config import GeneratorSection
-from rl.generate.constants import MERGE_BELOW_BYTES
-from rl.policy import Policy, PolicyError
+from rl.generate.sampler_plan import MERGE_BELOW_BYTES
+from rl.policy.policy import Policy, PolicyError
 
 Way = Literal["shared", "adapter", "merge"]
 

@@ -15,10 +15,9 @@ from transformers import PretrainedConfig
 
 from rewards.scoring import RewardSum
 from rl.config import ModelSection
-from rl.config_loading import resolve_path
-from rl.file_digest import weights_digest
-from rl.generate.fixed import default_device
-from rl.policy import resolve_dtype
+from rl.paths import project_root, resolve_path
+from rl.policy.file_digest import weights_digest
+from rl.policy.policy import default_device, resolve_dtype
 
 
 def model_identity(model: ModelSection, model_config: PretrainedConfig) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def rewards_digest(rewards: RewardSum) -> str:
             file = Path(inspect.getsourcefile(function) or "")
         except TypeError:  # an instance of a class
             file = Path(inspect.getsourcefile(type(function)) or "")
-        files = sorted(file.parent.glob("*.py")) if function.__module__.startswith("rewards.") else [file]
+        files = sorted((project_root() / "rewards").rglob("*.py")) if function.__module__.startswith("rewards.") else [file]
         for path in files:
             if path.is_file():
                 digest.update(path.read_bytes())

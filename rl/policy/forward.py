@@ -1,7 +1,7 @@
 """A micro-batch of token ids -> log-probabilities and entropies of its completion tokens, under the trained model.
 
 A module of its own so that DistributedDataParallel can wrap it. The model's own output layer is called on the positions that
-predict completion tokens only, in chunks (rl/logprobs.py): the logits of whole sequences are never made. `check_head` compares this
+predict completion tokens only, in chunks (rl/policy/logprobs.py): the logits of whole sequences are never made. `check_head` compares this
 path with the model's own forward once, before training.
 """
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rl.logprobs import TokenLogprobs, chunk_tokens_for, token_logprobs
-from rl.policy import Policy, PolicyError
+from rl.policy.logprobs import TokenLogprobs, chunk_tokens_for, token_logprobs
+from rl.policy.policy import Policy, PolicyError
 
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
@@ -90,6 +90,6 @@ def check_head(forward: PolicyForward, policy: Policy, token_ids: tuple[int, ...
     if not difference <= bound:
         raise PolicyError(
             f"model.path: the log-probabilities computed for training differ from the model's own by {difference:.3g} nats on average "
-            f"(at most {bound} expected): {type(policy.causal_lm).__name__} post-processes its logits in a way that rl/policy_forward.py "
+            f"(at most {bound} expected): {type(policy.causal_lm).__name__} post-processes its logits in a way that rl/policy/forward.py "
             "does not know. Remedy: add it to logit_settings there."
         )

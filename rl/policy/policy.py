@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rl.adapter_base import FILE, is_other_base
 from rl.config import LoraSection, ModelSection
-from rl.config_loading import ConfigError, resolve_path
-from rl.fused_lora import fuse_lora
+from rl.configuration.loading import ConfigError
+from rl.paths import resolve_path
+from rl.policy.adapter_base import FILE, is_other_base
+from rl.policy.fused_lora import fuse_lora
 
 
 class PolicyError(ValueError):
@@ -287,3 +288,8 @@ def _refuse_tied_targets(base: PreTrainedModel) -> None:
     if adapted and plain[0].weight is plain[1].weight:
         raise PolicyError("lora.targets: this model's output layer and input embedding are one weight, which an adapter on either would "
                           "split. Remedy: leave both out of lora.targets (all-linear does)")
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,7 @@
 """Texts and rollouts -> token log-probabilities and statistics under the present policy, without a gradient, for rewards.
 
 Two uses: rewards with `needs_policy` (rewards/contract.py) receive `PolicyScorer.after(prompt)`, and rollouts of a sampler that
-tells no token statistics get them by `with_statistics`. Everything runs through rl/policy_forward.py, hence at the sampling
+tells no token statistics get them by `with_statistics`. Everything runs through rl/policy/forward.py, hence at the sampling
 temperature, in micro-batches of at most `max_tokens` padded tokens; equal rows are computed once. Each rank scores its own share.
 
 A continuation is tokenised together with what precedes it in the completion where that leaves the preceding tokens as they are,
@@ -17,9 +17,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rl.logprobs import TokenLogprobs
-from rl.policy import Policy
-from rl.policy_forward import PolicyForward
+from rl.policy.forward import PolicyForward
+from rl.policy.logprobs import TokenLogprobs
+from rl.policy.policy import Policy
 from rl.records import Group, Prompt, Rollout
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]
@@ -27,7 +27,7 @@ Row = tuple[tuple[int, ...], tuple[int, ...]]
 
 Result = TypeVar("Result")
 _Inputs = tuple[Tensor, None, Tensor, Tensor]
-"""token_ids [B, L], position_ids, predicting [N], targets [N]: what rl/policy_forward.py takes."""
+"""token_ids [B, L], position_ids, predicting [N], targets [N]: what rl/policy/forward.py takes."""
 
 
 @dataclass(frozen=True, slots=True)

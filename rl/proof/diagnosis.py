@@ -1,8 +1,8 @@
 """A sampler and a trainer that disagree -> which side is wrong.
 
 Three paths to the same tokens' log-probabilities at temperature 1 decide it: the sampler's own, computed afresh without its cache
-(Generator.score), the trainer's (rl/policy_forward.py), and the plain one: each completion alone through the model's own forward, with
-PEFT's own LoRA layers and attention without kernels. To add a cause: a branch in `find_cause`, its words in rl/remedies.py.
+(Generator.score), the trainer's (rl/policy/forward.py), and the plain one: each completion alone through the model's own forward, with
+PEFT's own LoRA layers and attention without kernels. To add a cause: a branch in `find_cause`, its words in rl/proof/verdict_text.py.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rl.distances import Distances, distances
-from rl.fused_lora import unfused
 from rl.generate.errors import SamplerError
 from rl.generate.protocol import Generator, Row
-from rl.policy import Policy
-from rl.policy_forward import CHECK_TOLERANCE, PolicyForward
-from rl.policy_scorer import PolicyScorer
+from rl.policy.forward import CHECK_TOLERANCE, PolicyForward
+from rl.policy.fused_lora import unfused
+from rl.policy.policy import Policy
+from rl.policy.scorer import PolicyScorer
+from rl.proof.distances import Distances, distances
 
 Cause = Literal["trainer", "sampling", "base", "other", "lost"]
 

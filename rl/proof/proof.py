@@ -1,8 +1,8 @@
 """Proof at run time that the policy which is trained is the one that samples.
 
 On a few completions that the present version has just sampled, the log-probabilities that the sampler recorded are compared with the
-trainer's and with the base's (rl/distances.py), before anything trains on them. A run whose sampler fails stops, and is told which side
-is wrong (rl/diagnosis.py). Nothing of this draws random numbers or changes the model's state.
+trainer's and with the base's (rl/proof/distances.py), before anything trains on them. A run whose sampler fails stops, and is told which side
+is wrong (rl/proof/diagnosis.py). Nothing of this draws random numbers or changes the model's state.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 
 from rl.collect import Collected
 from rl.config import RunConfig
-from rl.diagnosis import Diagnosis, find_cause
-from rl.distances import Distances, distances, pooled
 from rl.generate.protocol import Generator, Row
-from rl.generate.sync import choose_sync
-from rl.policy import Policy
-from rl.policy_forward import PolicyForward
-from rl.policy_scorer import PolicyScorer
+from rl.generate.weight_sync import choose_sync
+from rl.policy.forward import PolicyForward
+from rl.policy.policy import Policy
+from rl.policy.scorer import PolicyScorer
+from rl.proof.diagnosis import Diagnosis, find_cause
+from rl.proof.distances import Distances, distances, pooled
+from rl.proof.verdict_text import describe
 from rl.ranks import share_of_rank
 from rl.records import Group, Prompt, Rollout
-from rl.remedies import describe
 
 T = TypeVar("T")
 
@@ -171,7 +171,7 @@ class Proof:
             f"step {step}: version {version} of the policy equals its base to the last bit (mean |difference| of their log-probabilities "
             f"over {total.num_tokens} tokens is 0), after at least {UNMOVED_UPDATES} updates with a gradient. The trainer's side is wrong: "
             "the adapter takes no part in its forward, or the updates vanish in rounding. Check: that nothing has switched the adapter off "
-            f"(rl/policy.py, rl/fused_lora.py); optim.lr={self._config.optim.lr:g} in {self._policy.dtype}. Remedy: mend that, or a higher "
+            f"(rl/policy/policy.py, rl/policy/fused_lora.py); optim.lr={self._config.optim.lr:g} in {self._policy.dtype}. Remedy: mend that, or a higher "
             "optim.lr, in a new run")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rl.config import RunConfig
-from rl.diagnosis import Diagnosis
-from rl.distances import Distances
-from rl.generate.sync import Way
+from rl.generate.weight_sync import Way
+from rl.proof.diagnosis import Diagnosis
+from rl.proof.distances import Distances
 
 GO_ON = "mend that and go on with --resume, which begins with this proof"
 UNDERSTOOD = "a higher generator.max_mismatch only where the difference is understood (loss.correction then corrects for it)"
@@ -36,8 +36,8 @@ def describe(diagnosis: Diagnosis, config: RunConfig, way: Way, *, version: int)
 def _trainer(diagnosis: Diagnosis) -> str:
     sampler = "" if diagnosis.fresh_from_plain is None else f"; the sampler's differ from these by {diagnosis.fresh_from_plain:.3g}"
     return (f"The trainer's side is wrong: its log-probabilities differ by {diagnosis.own:.3g} nats on average from those of the "
-            f"model's own forward with PEFT's own LoRA layers and eager attention{sampler}. Check: rl/fused_lora.py, model.attention, "
-            "rl/policy_forward.py, rl/logprobs.py. Remedy: tell which of them it is by a new run with model.attention=eager, and by one "
+            f"model's own forward with PEFT's own LoRA layers and eager attention{sampler}. Check: rl/policy/fused_lora.py, model.attention, "
+            "rl/policy/forward.py, rl/policy/logprobs.py. Remedy: tell which of them it is by a new run with model.attention=eager, and by one "
             "with lora.dropout=0.01, which leaves the LoRA layers to PEFT; nothing that this run has learnt so far is to be trusted")
 
 
@@ -74,7 +74,7 @@ _ADAPTER = ("whether the adapter's module names are those of vLLM's model, which
             "(adapter_model.safetensors), and whether requests name the adapter")
 _NEVER_REACHED: dict[tuple[str, Way], str] = {
     ("transformers", "shared"): "whether something left the adapter switched off (PEFT's disable_adapter)",
-    ("transformers", "merge"): "whether take_over writes the merged weights into the copy (rl/policy.py: merged_weights)",
+    ("transformers", "merge"): "whether take_over writes the merged weights into the copy (rl/policy/policy.py: merged_weights)",
     ("vllm", "adapter"): _ADAPTER,
     ("vllm", "merge"): ("whether the merged weights were loaded into the engine, whose model must have their names, and whether "
                         "something has loaded the base's again (generator.sleep)"),
@@ -84,7 +84,7 @@ _NEVER_REACHED: dict[tuple[str, Way], str] = {
 }
 _STUCK: dict[tuple[str, Way], str] = {
     ("transformers", "shared"): "take_over",
-    ("transformers", "merge"): "take_over (rl/policy.py: merged_weights)",
+    ("transformers", "merge"): "take_over (rl/policy/policy.py: merged_weights)",
     ("vllm", "adapter"): "that each version has a name and a number of its own, that requests name the newest, and model.dtype",
     ("vllm", "merge"): "that every changed weight was loaded under its name, and model.dtype",
     ("vllm_server", "adapter"): ("that every server lists the newest version under /v1/models and serves the same base in the same "

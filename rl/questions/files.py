@@ -1,7 +1,7 @@
 """Turns a file of questions (JSONL, parquet), a Hugging Face dataset or a reasoning-gym task into Questions.
 
 A new file format is one more function from a path to an iterator of Rows, and one more line in `read_rows`. The order in which
-questions are sampled is in rl/data_order.py, their prompts in rl/prompting.py.
+questions are sampled is in rl/questions/order.py, their prompts in rl/questions/prompting.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import ColumnsSection
-from rl.config_loading import closest, resolve_path
-from rl.generated_questions import TaskError, is_generated, is_option, setting_name, task_rows
+from rl.configuration.loading import closest
+from rl.paths import resolve_path
+from rl.questions.generated import TaskError, is_generated, is_option, setting_name, task_rows
 from rl.records import Json, Question
 
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
@@ -77,7 +78,7 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
                    adapter: RowAdapter | None = None) -> LoadedQuestions:
     """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the rows.
 
-    path: see rl.config_loading.resolve_path, or reasoning_gym:TASK with its parameters `task` (rl/generated_questions.py). split,
+    path: see rl.configuration.loading.resolve_path, or reasoning_gym:TASK with its parameters `task` (rl/questions/generated.py). split,
     subset, revision: of data sets only. limit: stop after so many questions. exclude: texts of questions to leave out.
     section: the configuration's section, or the command's option, for messages. adapter: makes of each row, as it was read, the
     one that is used; what it raises as RowError is reported with the row's place. Rows with the same question text are dropped but

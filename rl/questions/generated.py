@@ -3,7 +3,7 @@
 Several tasks are joined by +, in turn: reasoning_gym:chain_sum+gcd. Entries are made in a process of their own
 (rewards/reasoning_gym_worker.py says why). A row has `question`, `answer` (None for tasks without a single one), `id` and
 `reasoning_gym`, the reference by which rewards/reasoning_gym.py scores answers. For another generator of questions write a
-function like `task_rows` and give its prefix a line in rl/data.py.
+function like `task_rows` and give its prefix a line in rl/questions/files.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 from rewards.contract import RewardError
 from rewards.reasoning_gym import COLUMN, check_installed
-from rl.config_loading import closest, project_root
+from rl.configuration.loading import closest
+from rl.paths import project_root
 from rl.records import Json
 
 PREFIX = "reasoning_gym:"

@@ -16,12 +16,13 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from rewards.contract import RewardError
 from rewards.scoring import RewardSum
 from rl.config import DataSection, HeldOutSection, ModelSection, PromptSection, RewardSection, RunConfig
-from rl.config_loading import ConfigError, resolve_path
-from rl.data import LoadedQuestions, load_questions
-from rl.generated_questions import is_generated
-from rl.prompting import PromptRenderer, load_template, render_prompts, warn_of_plain_text
+from rl.configuration.loading import ConfigError
+from rl.paths import resolve_path
+from rl.questions.files import LoadedQuestions, load_questions
+from rl.questions.generated import is_generated
+from rl.questions.prompting import PromptRenderer, load_template, render_prompts, warn_of_plain_text
 from rl.records import Prompt, Question
-from rl.rewarding import build_rewards, check_answers, check_columns
+from rl.scoring.rewarding import build_rewards, check_answers, check_columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ import jinja2
 import jinja2.sandbox
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rl.config_loading import ConfigError, closest, project_root, read_mapping, resolve_path
+from rl.configuration.loading import ConfigError, closest, read_mapping
+from rl.paths import project_root, resolve_path
 from rl.records import Prompt, Question
 
 Message: TypeAlias = "dict[str, str]"

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import model_validator
 
 from rl.config import DataSection, GeneratorSection, ModelSection, PromptSection, RewardSection, Section, setting, shorthand
-from rl.warmup_config import WarmupColumnsSection, WarmupTrackingSection
+from rl.supervised.config import WarmupColumnsSection, WarmupTrackingSection
 
 
 class RejectSamplingSection(Section):

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rewards.scoring import RewardSum
-from rl.config_loading import ConfigError, resolve_path
-from rl.data_order import QuestionOrder
+from rl.configuration.loading import ConfigError
 from rl.generate.protocol import SamplingParameters
-from rl.generate.server_client import read_key
+from rl.generate.servers.client import read_key
 from rl.generate.vllm_engine import check_version
-from rl.identity import model_identity, rewards_digest
-from rl.inputs import check_lengths, check_stop_tokens, load_model_config, load_tokenizer, prompts_digest, read_questions
-from rl.policy import end_of_sequence_ids, load_generation_config
-from rl.prompting import PromptRenderer
+from rl.paths import resolve_path
+from rl.policy.fingerprint import model_identity, rewards_digest
+from rl.policy.policy import end_of_sequence_ids, load_generation_config
+from rl.questions.inputs import check_lengths, check_stop_tokens, load_model_config, load_tokenizer, prompts_digest, read_questions
+from rl.questions.order import QuestionOrder
+from rl.questions.prompting import PromptRenderer
 from rl.records import Json, Prompt, Rollout
-from rl.reject_config import RejectConfig
-from rl.reject_mix import MixFile, read_mix
-from rl.rewarding import build_rewards
-from rl.solutions import completion_tokens
+from rl.rejection.config import RejectConfig
+from rl.rejection.mix import MixFile, read_mix
+from rl.scoring.rewarding import build_rewards
+from rl.supervised.solutions import completion_tokens
 
 
 @dataclass(frozen=True, slots=True)

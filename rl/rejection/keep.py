@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rl.reject_config import KeepSection
-from rl.reject_samples import Completion, SampledQuestion
+from rl.rejection.config import KeepSection
+from rl.rejection.samples import Completion, SampledQuestion
 from rl.selection import ROUNDING
 
 Reason = Literal["unjudged", "entropy_low", "entropy_high", "truncated", "empty", "reward", "near_duplicate", "over_limit"]

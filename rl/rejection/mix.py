@@ -9,12 +9,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.config_loading import ConfigError
-from rl.data import DataError
+from rl.configuration.loading import ConfigError
+from rl.questions.files import DataError
 from rl.records import Json
-from rl.reject_config import MixSection
-from rl.solutions import Solution, load_solutions
-from rl.warmup_config import WarmupDataSection
+from rl.rejection.config import MixSection
+from rl.supervised.config import WarmupDataSection
+from rl.supervised.solutions import Solution, load_solutions
 
 
 @dataclass(frozen=True, slots=True)

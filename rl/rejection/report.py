@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from rl.config_loading import ConfigError
-from rl.reject_config import KeepSection
-from rl.reject_keep import REASONS, Choice, Reason, has_reward
-from rl.reject_samples import SampledQuestion
+from rl.configuration.loading import ConfigError
+from rl.rejection.config import KeepSection
+from rl.rejection.keep import REASONS, Choice, Reason, has_reward
+from rl.rejection.samples import SampledQuestion
 
 BUCKETS = ("none", "up to 1/4", "up to 1/2", "up to 3/4", "below 1", "all")
 """Of the share of a question's completions with the reward; each begins where the one before ends."""

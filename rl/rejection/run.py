@@ -15,23 +15,22 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from rl.config_loading import ConfigError, differences, load, to_yaml
-from rl.generate.fixed import open_fixed_generator
-from rl.generate.fixed_servers import open_fixed_servers
+from rl.configuration.loading import ConfigError, differences, load, to_yaml
+from rl.generate.frozen import open_fixed_generator, open_fixed_servers
 from rl.generate.protocol import Generator, Request, request_seed
-from rl.progress import Progress, format_duration, open_progress
 from rl.records import Group, Json, Prompt, ScoredGroup
-from rl.reject_config import RejectConfig
-from rl.reject_inputs import RejectInputs, read_reject_inputs
-from rl.reject_keep import choose
-from rl.reject_mix import draw
-from rl.reject_report import MixedIn, Report, Tally, to_json, to_markdown
-from rl.reject_samples import SampledQuestion, SampleStore, sampled_question
-from rl.rewarding import score_groups
-from rl.run_folder import RunFolder, prepare, write_atomically
-from rl.scoring_thread import ScoringThread
-from rl.stop_signals import StopSignals
-from rl.tracking import KEPT_SHARE, REWARD, TOKENS_PER_S
+from rl.rejection.config import RejectConfig
+from rl.rejection.inputs import RejectInputs, read_reject_inputs
+from rl.rejection.keep import choose
+from rl.rejection.mix import draw
+from rl.rejection.report import MixedIn, Report, Tally, to_json, to_markdown
+from rl.rejection.samples import SampledQuestion, SampleStore, sampled_question
+from rl.runs.folder import RunFolder, prepare, write_atomically
+from rl.runs.progress import Progress, format_duration, open_progress
+from rl.runs.stop_signals import StopSignals
+from rl.runs.tracking import KEPT_SHARE, REWARD, TOKENS_PER_S
+from rl.scoring.rewarding import score_groups
+from rl.scoring.thread import ScoringThread
 
 SOLUTIONS, REPORT, REPORT_TEXT = "solutions.jsonl", "report.json", "report.md"
 FREE_KEYS = ("run_dir", "tracking.", "keep.", "mix", "generator.urls", "generator.served_model", "generator.api_key_env",

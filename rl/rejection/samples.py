@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.config_loading import ConfigError
+from rl.configuration.loading import ConfigError
 from rl.records import Json, Prompt, Rollout, ScoredGroup
-from rl.run_folder import RunFolderError, write_atomically
+from rl.runs.folder import RunFolderError, write_atomically
 
 IDENTITY = "identity.json"
 SAMPLE_AGAIN = "Remedy: delete it and go on with --resume, which samples it again"

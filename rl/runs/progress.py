@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
-from rl.tracking import (
+from rl.runs.tracking import (
     ACCURACY,
     KEPT_SHARE,
     LOSS,
@@ -74,7 +74,7 @@ class Progress:
         self._pace = Pace(num_steps, first_step, self._started_s)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A training step is done; metrics by the names of rl/tracking.py, each of which may be missing."""
+        """A training step is done; metrics by the names of rl/runs/tracking.py, each of which may be missing."""
         self._step, self._metrics = step, dict(metrics)
         self._pace.observe(step, self._clock())
         self._show_step()

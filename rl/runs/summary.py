@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from rl.intervals import Interval
-from rl.run_folder import RunFolder, write_atomically
+from rl.runs.intervals import Interval
+from rl.runs.folder import RunFolder, write_atomically
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 

@@ -12,7 +12,7 @@ step's first round was sampled and scored while the step before trained: its gen
 waited for them is ahead_wait_s.
 
 A new metric needs no change here: put it into the mapping given to `MetricsLog.log`. The names below are those that the display
-(rl/progress.py), the picture (rl/picture.py) and the watchdog (rl/watchdog.py) read.
+(rl/runs/progress.py), the picture (rl/runs/picture.py) and the watchdog (rl/runs/watchdog.py) read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias, cast
 
 from rl.records import Json, ScoredGroup
-from rl.run_folder import RunFolder
+from rl.runs.folder import RunFolder
 
 REWARD = "reward"
 """train: mean reward over all sampled completions of the step."""
@@ -49,7 +49,7 @@ REVERSE_KL = "distillation/reverse_kl"
 at the sampling temperature, that is biased where an older version sampled tokens (generator.max_staleness, refilling)."""
 LOSS = "loss/value"
 """train: the loss of the step's update; of a supervised warm-up the cross-entropy in nats per completion token, or what distillation makes
-of it (rl/warmup_distillation.py)."""
+of it (rl/supervised/distillation.py)."""
 TRAINED_TOKENS_PER_S = "trained_tokens_per_s"
 """train, of a warm-up: tokens read per second, prompts included."""
 HELD_OUT_LOSS = "held_out/loss"

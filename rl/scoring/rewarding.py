@@ -13,7 +13,7 @@ from rl.records import Group, Prompt, Question, ScoredGroup
 
 
 class Scorer(Protocol):
-    """What rewards may ask of the policy; rl.policy_scorer.PolicyScorer is one."""
+    """What rewards may ask of the policy; rl.policy.scorer.PolicyScorer is one."""
 
     def after(self, prompt: Prompt) -> PolicyLike: ...
 

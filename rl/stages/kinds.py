@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.config import RunConfig, Section
-from rl.config_loading import ConfigError, load, project_root, read_mapping, resolve_path, to_yaml
-from rl.file_digest import file_digest, weights_digest
-from rl.pipeline_config import StageKind
-from rl.pipeline_plan import Result, Stage, each_text, fill, flatten
+from rl.configuration.loading import ConfigError, load, read_mapping, to_yaml
+from rl.paths import project_root, resolve_path
+from rl.policy.file_digest import file_digest, weights_digest
 from rl.records import Json
-from rl.reject_config import RejectConfig
-from rl.run_folder import RunFolder
-from rl.warmup_config import WarmupConfig
+from rl.rejection.config import RejectConfig
+from rl.runs.folder import RunFolder
+from rl.stages.config import StageKind
+from rl.stages.plan import Result, Stage, each_text, fill, flatten
+from rl.supervised.config import WarmupConfig
 
 CONFIGS: Mapping[StageKind, type[Section]] = {"warmup": WarmupConfig, "rl": RunConfig, "reject": RejectConfig}
 MODULES: Mapping[StageKind, str] = {"warmup": "rl.warmup", "rl": "rl.train", "reject": "rl.reject", "eval": "eval.run"}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.config_loading import ConfigError, closest
-from rl.pipeline_config import BASE, PREVIOUS, PipelineConfig, StageKind, StageSection
+from rl.configuration.loading import ConfigError, closest
 from rl.records import Json
+from rl.stages.config import BASE, PREVIOUS, PipelineConfig, StageKind, StageSection
 
 POLICY_KINDS: tuple[StageKind, ...] = ("warmup", "rl")
 SEEDS_PER_PIPELINE = 1000

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rl.pipeline_stages import Prepared, is_done
 from rl.records import Json
-from rl.run_folder import RunFolderError, write_atomically
+from rl.runs.folder import RunFolderError, write_atomically
+from rl.stages.kinds import Prepared, is_done
 
 FILE = "pipeline.json"
 Verdict = Literal["skip", "resume", "start"]
@@ -125,11 +125,11 @@ def _free_keys(kind: str) -> tuple[str, ...]:
         # Another number of steps is another learning rate, where the schedule falls: its command would refuse it.
         return tuple(key for key in checkpoint.FREE_KEYS if key != "steps")
     if kind == "warmup":
-        from rl import warmup_run
+        from rl.supervised import run as warmup_run
 
         return warmup_run.FREE_KEYS
     if kind == "reject":
-        from rl import reject_run
+        from rl.rejection import run as reject_run
 
         return tuple(key for key in reject_run.FREE_KEYS if not key.startswith(_CHOSEN_ANEW))
     return ()

@@ -16,12 +16,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rl.config_loading import ConfigError, load, to_yaml
-from rl.pipeline_config import PipelineConfig
-from rl.pipeline_plan import Result, Stage, make_plan
-from rl.pipeline_ranks import Ranks, environment_of_all, environment_of_one, free_port
-from rl.pipeline_records import PipelineRecords
-from rl.pipeline_stages import (
+from rl.configuration.loading import ConfigError, load, to_yaml
+from rl.runs.folder import RunFolder, RunFolderError, free_name_beside, prepare, write_atomically
+from rl.runs.stop_signals import StopSignals
+from rl.stages.config import PipelineConfig
+from rl.stages.kinds import (
     ON_ALL_RANKS,
     CheckEvaluation,
     Prepared,
@@ -35,9 +34,10 @@ from rl.pipeline_stages import (
     result_of,
     resume_words,
 )
-from rl.pipeline_summary import write_pipeline_summary
-from rl.run_folder import RunFolder, RunFolderError, free_name_beside, prepare, write_atomically
-from rl.stop_signals import StopSignals
+from rl.stages.plan import Result, Stage, make_plan
+from rl.stages.processes import Ranks, environment_of_all, environment_of_one, free_port
+from rl.stages.records import PipelineRecords
+from rl.stages.summary import write_pipeline_summary
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.1

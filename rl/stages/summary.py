@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.intervals import Interval
-from rl.picture import (
+from rl.runs.folder import RunFolder, write_atomically
+from rl.runs.intervals import Interval
+from rl.runs.picture import (
     COLOURS,
     columns_of,
     curve_of,
@@ -18,11 +19,10 @@ from rl.picture import (
     plot_style,
     save_png,
 )
-from rl.pipeline_plan import Stage
-from rl.pipeline_records import PipelineRecords
-from rl.run_folder import RunFolder, write_atomically
-from rl.summary import read_summary
-from rl.tracking import HELD_OUT_ACCURACY, HELD_OUT_HIGH, HELD_OUT_LOW, read_json_lines
+from rl.runs.summary import read_summary
+from rl.runs.tracking import HELD_OUT_ACCURACY, HELD_OUT_HIGH, HELD_OUT_LOW, read_json_lines
+from rl.stages.plan import Stage
+from rl.stages.records import PipelineRecords
 
 COLUMNS = ("stage", "kind", "starts from", "before", "after", "steps", "sampled tokens", "seconds", "what it gave")
 

@@ -68,7 +68,7 @@ class WarmupTrackingSection(Section):
 
 
 class DistillationSection(Section):
-    """Learning from a teacher's whole distributions (rl/warmup_distillation.py)."""
+    """Learning from a teacher's whole distributions (rl/supervised/distillation.py)."""
 
     teacher: Annotated[TeacherModelSection, shorthand("path")] = setting(dict, "the frozen model, with the policy's vocabulary")
     divergence: Literal["forward_kl", "reverse_kl"] = setting(

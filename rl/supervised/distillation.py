@@ -2,7 +2,7 @@
 
 loss_t = weight * T^2 * KL_t + (1 - weight) * (- ln pi(o_t)), KL_t between the two models' distributions at temperature T (arXiv:1503.02531;
 on solutions that the teacher wrote: sequence-level distillation with soft targets, arXiv:1606.07947). T^2 keeps the gradient's size where T
-changes. Denominators, accumulation and ranks are TRL's: its trainer (rl/warmup_trainer.py) asks the model for per-token log-probabilities
+changes. Denominators, accumulation and ranks are TRL's: its trainer (rl/supervised/trainer.py) asks the model for per-token log-probabilities
 and gets minus these losses in their place.
 
 Logits of both models exist for one chunk of solution tokens at a time, and again in the backward pass.
@@ -24,9 +24,9 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from rl.kl import forward_kl, reverse_kl
-from rl.logprobs import chunk_tokens_for, float_logits
-from rl.policy_forward import logit_settings
-from rl.warmup_config import DistillationSection
+from rl.policy.forward import logit_settings
+from rl.policy.logprobs import chunk_tokens_for, float_logits
+from rl.supervised.config import DistillationSection
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rewards.scoring import RewardSum
-from rl.config_loading import ConfigError, resolve_path
-from rl.inputs import build_grader, load_model_config, load_tokenizer, read_held_out, warn_of_overlap
-from rl.policy import end_of_sequence_ids, load_generation_config
-from rl.prompting import PromptRenderer, load_template, warn_of_plain_text
+from rl.configuration.loading import ConfigError
+from rl.paths import resolve_path
+from rl.policy.policy import end_of_sequence_ids, load_generation_config
+from rl.questions.inputs import build_grader, load_model_config, load_tokenizer, read_held_out, warn_of_overlap
+from rl.questions.prompting import PromptRenderer, load_template, warn_of_plain_text
 from rl.records import Prompt
-from rl.solutions import SolutionRow, end_token, load_solutions, render_solutions
-from rl.warmup_config import WarmupConfig
+from rl.supervised.config import WarmupConfig
+from rl.supervised.solutions import SolutionRow, end_token, load_solutions, render_solutions
 
 NO_LIMIT = 1 << 62
 

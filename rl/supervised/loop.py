@@ -1,5 +1,5 @@
 """What happens around each update of a warm-up: metrics, display, held-out loss and accuracy, and what a checkpoint needs beside TRL's own
-files. A callback of the transformers Trainer; the update itself is TRL's (rl/warmup_trainer.py).
+files. A callback of the transformers Trainer; the update itself is TRL's (rl/supervised/trainer.py).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from rl.evaluation.held_out import Evaluation, HeldOut
 from rl.generate.protocol import Generator
-from rl.held_out import Evaluation, HeldOut
-from rl.intervals import Interval
-from rl.policy import Policy
-from rl.policy_scorer import PolicyScorer
-from rl.progress import Progress
+from rl.policy.policy import Policy
+from rl.policy.scorer import PolicyScorer
 from rl.ranks import gather_shares, share_of_rank
-from rl.run_folder import write_atomically
-from rl.solutions import SolutionRow
-from rl.tracking import HELD_OUT_ACCURACY, HELD_OUT_LOSS, LOSS, TRAINED_TOKENS_PER_S, MetricsLog
-from rl.warmup_config import WarmupConfig
+from rl.runs.folder import write_atomically
+from rl.runs.intervals import Interval
+from rl.runs.progress import Progress
+from rl.runs.tracking import HELD_OUT_ACCURACY, HELD_OUT_LOSS, LOSS, TRAINED_TOKENS_PER_S, MetricsLog
+from rl.supervised.config import WarmupConfig
+from rl.supervised.solutions import SolutionRow
 
 STATE_FILE = "warmup_state.json"
 """In each checkpoint, written last: a checkpoint without it was cut by a kill."""

@@ -20,29 +20,29 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from rl.adapter_base import write_fingerprint
 from rl.checkpoint import save_weights
 from rl.config import GeneratorSection
-from rl.config_loading import ConfigError, differences, load, to_yaml
-from rl.export import Source, write_plain
+from rl.configuration.loading import ConfigError, differences, load, to_yaml
+from rl.evaluation.held_out import HeldOut
 from rl.generate.build import build_generator
 from rl.generate.protocol import Generator, SamplingParameters
-from rl.held_out import HeldOut
-from rl.picture import draw_warmup
-from rl.policy import Policy, PolicyError, explain_loading, load_policy
-from rl.policy_forward import PolicyForward, check_head
-from rl.policy_scorer import PolicyScorer
-from rl.progress import open_progress
-from rl.run_folder import RunFolder, RunFolderError, prepare, write_atomically
-from rl.stop_signals import StopSignals
-from rl.summary import Summary, held_out_lines, installed_versions, peak_rss_gb, write_summary
-from rl.teacher import NUM_PROBED_PROMPTS, check_teacher, load_teacher, teacher_digests
-from rl.tracking import MetricsLog
-from rl.trl_version import check_trl
-from rl.warmup_config import WarmupConfig
-from rl.warmup_inputs import WarmupInputs, read_warmup_inputs
-from rl.warmup_loop import STATE_FILE, HeldOutResult, LoopParts, WarmupLoop, WarmupState
-from rl.warmup_trainer import make_trainer, trainer_arguments
+from rl.policy.adapter_base import write_fingerprint
+from rl.policy.forward import PolicyForward, check_head
+from rl.policy.merging import Source, write_plain
+from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
+from rl.policy.scorer import PolicyScorer
+from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
+from rl.runs.picture import draw_warmup
+from rl.runs.progress import open_progress
+from rl.runs.stop_signals import StopSignals
+from rl.runs.summary import Summary, held_out_lines, installed_versions, peak_rss_gb, write_summary
+from rl.runs.tracking import MetricsLog
+from rl.supervised.config import WarmupConfig
+from rl.supervised.inputs import WarmupInputs, read_warmup_inputs
+from rl.supervised.loop import STATE_FILE, HeldOutResult, LoopParts, WarmupLoop, WarmupState
+from rl.supervised.trainer import make_trainer, trainer_arguments
+from rl.supervised.trl_version import check_trl
+from rl.teacher.teacher import NUM_PROBED_PROMPTS, check_teacher, load_teacher, teacher_digests
 
 TEACHER = "distillation.teacher"
 SCORED_TOKENS = 8192

@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rl.config_loading import closest
-from rl.data import DataError, Row, as_json, check_unicode, read_rows, shown_value
-from rl.prompting import Message, PromptError, PromptRenderer
+from rl.configuration.loading import closest
+from rl.questions.files import DataError, Row, as_json, check_unicode, read_rows, shown_value
+from rl.questions.prompting import Message, PromptError, PromptRenderer
 from rl.records import Prompt, Question
-from rl.warmup_config import WarmupColumnsSection, WarmupDataSection
+from rl.supervised.config import WarmupColumnsSection, WarmupDataSection
 
 
 @dataclass(frozen=True, slots=True)

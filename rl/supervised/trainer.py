@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from rl.config_loading import ConfigError
-from rl.policy import Policy, resolve_dtype
-from rl.solutions import SolutionRow
-from rl.update import scheduled_rate
-from rl.warmup_config import WarmupConfig
-from rl.warmup_distillation import attach_teacher
+from rl.configuration.loading import ConfigError
+from rl.policy.policy import Policy, resolve_dtype
+from rl.schedule import scheduled_rate
+from rl.supervised.config import WarmupConfig
+from rl.supervised.distillation import attach_teacher
+from rl.supervised.solutions import SolutionRow
 
 NEVER = 1 << 40
 """Steps between checkpoints where there shall be none."""
@@ -33,7 +33,7 @@ def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
     from trl import SFTConfig
 
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    # Full parameters are kept in float32 and computed in the policy's dtype, as in training (rl/policy_forward.py).
+    # Full parameters are kept in float32 and computed in the policy's dtype, as in training (rl/policy/forward.py).
     dtype = resolve_dtype(config.model.dtype, torch.device("cpu" if on_cpu else "cuda"))
     arguments = SFTConfig(
         output_dir=str(output_dir), seed=config.seed, data_seed=config.seed,
@@ -41,7 +41,7 @@ def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
         max_steps=config.steps or -1, num_train_epochs=config.epochs, per_device_train_batch_size=config.optim.micro_batch_rows,
         max_grad_norm=config.optim.max_grad_norm, learning_rate=config.optim.lr, weight_decay=config.optim.weight_decay,
         packing=config.packing, completion_only_loss=True, gradient_checkpointing=False,
-        # TRL asks a mixture of experts for its balancing loss, which distillation's forward does not give (rl/warmup_distillation.py).
+        # TRL asks a mixture of experts for its balancing loss, which distillation's forward does not give (rl/supervised/distillation.py).
         router_aux_loss_coef=None if config.distillation is None else 0.0,
         logging_steps=1, logging_nan_inf_filter=False, eval_strategy="no", report_to="none", disable_tqdm=True,
         save_strategy="steps", save_steps=config.checkpoint.every or NEVER, save_total_limit=config.checkpoint.keep,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
-from rl.config_loading import ConfigError
+from rl.configuration.loading import ConfigError
 
 TRL_VERSIONS = ("1.16", "1.17")
 """From the first, below the second. The extra `trl` in pyproject.toml names the same."""

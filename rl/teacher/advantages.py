@@ -29,7 +29,7 @@ from rl.records import TrainingGroup
 
 
 class Teacher(Protocol):
-    """A frozen model with the student's vocabulary: local, or behind a server (rl/teacher.py). description: one line for people."""
+    """A frozen model with the student's vocabulary: local, or behind a server (rl/teacher/teacher.py). description: one line for people."""
 
     description: str
 

@@ -1,7 +1,7 @@
 """A teacher behind running `vllm serve` processes, one or many: the log-probabilities of a completion's tokens as those of a prompt.
 
 Nothing is brought to the servers: they serve a frozen model. Requests run in parallel over all servers; lost ones are left out and taken
-back (rl/generate/replicas.py), and while none answers the run waits, saved. Every rank asks for its own share.
+back (rl/generate/servers/replicas.py), and while none answers the run waits, saved. Every rank asks for its own share.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from rl.config import TeacherSection
-from rl.generate.background_loop import BackgroundLoop
 from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row
-from rl.generate.replicas import ReplicaPool
-from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
-from rl.generate.server_start import addresses, score_rows, start_servers
+from rl.generate.servers.background_loop import BackgroundLoop
+from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError, read_key
+from rl.generate.servers.replicas import ReplicaPool
+from rl.generate.servers.start import addresses, score_rows, start_servers
 
 NO_PROBABILITY = -9999.0
 """vLLM's stand-in for minus infinity, which JSON does not have."""
@@ -37,7 +37,7 @@ class ServedName:
 
 
 class TeacherServer:
-    """One server, as rl/generate/replicas.py wants it. served: shared by all of them. probes: texts with the token ids that the student
+    """One server, as rl/generate/servers/replicas.py wants it. served: shared by all of them. probes: texts with the token ids that the student
     reads. max_tokens: of a row."""
 
     def __init__(
@@ -111,10 +111,10 @@ class TeacherServer:
 
 
 class ServerTeacher:
-    """Teacher (rl/distillation.py) on vLLM servers. The constructor waits until every one of them answers.
+    """Teacher (rl/teacher/advantages.py) on vLLM servers. The constructor waits until every one of them answers.
 
     texts: tokenised by the server too, to tell another vocabulary. max_tokens: of the longest row. on_outage, on_message: see
-    rl/generate/outages.py; without a listener, what they would be told is logged."""
+    rl/generate/servers/outages.py; without a listener, what they would be told is logged."""
 
     def __init__(self, config: TeacherSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> None:
         self.on_outage: Callable[[str], None] | None = None

@@ -16,13 +16,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSection
-from rl.config_loading import ConfigError, resolve_path
-from rl.distillation import Teacher
-from rl.file_digest import weights_digest
+from rl.configuration.loading import ConfigError
 from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row
-from rl.inputs import Inputs, load_model_config, load_tokenizer
-from rl.policy import (
+from rl.paths import resolve_path
+from rl.policy.file_digest import weights_digest
+from rl.policy.forward import PolicyForward, check_head
+from rl.policy.policy import (
     Policy,
     PolicyError,
     explain_loading,
@@ -33,15 +33,16 @@ from rl.policy import (
     named_end_ids,
     stored_lora,
 )
-from rl.policy_forward import PolicyForward, check_head
-from rl.policy_scorer import PolicyScorer
+from rl.policy.scorer import PolicyScorer
+from rl.questions.inputs import Inputs, load_model_config, load_tokenizer
+from rl.teacher.advantages import Teacher
 
 PROBE = "Question: 12 + 7 = ? Let's think step by step.\nΔx ≤ 3/4, thus \\boxed{19}."
 NUM_PROBED_PROMPTS = 8
 
 
 class LocalTeacher:
-    """Teacher (rl/distillation.py) in this process. max_tokens: of one forward pass, padding included."""
+    """Teacher (rl/teacher/advantages.py) in this process. max_tokens: of one forward pass, padding included."""
 
     def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int, description: str) -> None:
         self.description = description
@@ -69,7 +70,7 @@ def open_teacher(config: RunConfig, inputs: Inputs, device: torch.device) -> Tea
     if section is None:
         return None
     if section.backend == "vllm_server":
-        from rl.server_teacher import ServerTeacher
+        from rl.teacher.servers import ServerTeacher
 
         longest = longest_row(config, inputs)
         return ServerTeacher(section, inputs.tokenizer, [inputs.prompts[0].text, PROBE], longest)

@@ -14,7 +14,7 @@ import pytest
 from eval.benchmarks import BENCHMARKS, Benchmark, BenchmarkError, LoadedBenchmark, find_benchmark, list_benchmarks, load_benchmark
 from rewards.loading import load
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
-from rl.prompting import load_template
+from rl.questions.prompting import load_template
 
 needs_data = pytest.mark.skipif("OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with the benchmark data) is not set")
 

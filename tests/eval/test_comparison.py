@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eval.comparison import ComparisonError, compare_questions, questions_needed, sign_flip_test
 from eval.records import GradedQuestion, Sample
-from rl.intervals import mean_with_interval
+from rl.runs.intervals import mean_with_interval
 from tests.reference.evaluation import literal_sign_flip_p
 
 

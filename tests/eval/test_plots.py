@@ -14,7 +14,7 @@ import pytest
 from eval.plot_data import entropy_bins, length_histogram, sample_curves, verdict_of
 from eval.plots import draw_all, draw_curves, draw_entropy, draw_lengths
 from eval.records import GradedQuestion, Sample
-from rl.intervals import mean_with_interval
+from rl.runs.intervals import mean_with_interval
 
 ROOT = Path(__file__).parents[2]
 

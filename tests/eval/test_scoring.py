@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from eval.records import GradedQuestion, Sample
 from eval.scoring import best_at_k, curve_points, majority_at_k, majority_curve, pass_at_k, score_questions
-from rl.intervals import mean_with_interval
+from rl.runs.intervals import mean_with_interval
 from tests.reference.evaluation import literal_best_at_k, literal_majority_at_k, literal_pass_at_k
 
 

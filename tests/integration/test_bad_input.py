@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rl.checkpoint import list_checkpoints, verify
-from rl.config_loading import project_root
-from rl.run_folder import RunFolder
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
 from tests.reference.whole_run import GRPO, metrics_of, summary_of, train, train_elsewhere, trained_steps
 
 REWARDS = '''

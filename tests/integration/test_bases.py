@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from base_study import BASES, STUDY, TRAIN, WARMUP, WARMUP_SETTINGS
 
-from rl.config_loading import load, project_root
-from rl.inputs import read_inputs
-from rl.run_folder import RunFolder
-from rl.warmup_config import WarmupConfig
-from rl.warmup_inputs import read_warmup_inputs
+from rl.configuration.loading import load
+from rl.paths import project_root
+from rl.questions.inputs import read_inputs
+from rl.runs.folder import RunFolder
+from rl.supervised.config import WarmupConfig
+from rl.supervised.inputs import read_warmup_inputs
 from tests.reference.warmup import warm_up
 from tests.reference.whole_run import GRPO, held_out_gain, metrics_of, summary_of, train
 

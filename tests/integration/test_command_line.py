@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rl.command_line import parse
-from rl.config_help import all_keys
-from rl.config_loading import ConfigError, load, project_root
+from rl.configuration.command_line import parse
+from rl.configuration.help import all_keys
+from rl.configuration.loading import ConfigError, load
 from rl.generate.vllm_engine import installed_version
-from rl.run_folder import RunFolder
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
 from tests.reference.whole_run import SMALL, own_environment, python, train, trained_steps
 
 # Generous: the promise is 1 s and 10 s on an idle machine, and tests run on busy ones.

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from rl.checkpoint import list_checkpoints, read_state
-from rl.config_loading import project_root
-from rl.run_folder import RunFolder
-from rl.tracking import read_json_lines
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import read_json_lines
 from tests.integration.test_resume import assert_same_end, resume
 from tests.integration.test_two_ranks import environment, free_port
 from tests.reference.tiny_run import HELD_OUT, tiny_policy
 from tests.reference.warmup import warm_up
 from tests.reference.whole_run import SMALL, held_out_gain, metrics_of, own_environment, summary_of, train, trained_steps
-from tests.rl.test_distillation import other_vocabulary
+from tests.rl.teacher.test_advantages import other_vocabulary
 
 PURE = ("rewards=[]", "selection.low=null", "selection.high=null", "selection.mode=drop", "sampling.group_size=2", "optim.lr=1e-3")
 

@@ -14,9 +14,9 @@ import pytest
 from rewards.check import main as check
 from rewards.explain import main as explain
 from rewards.loading import load
-from rl.config_loading import project_root
-from rl.run_folder import RunFolder
-from rl.tracking import read_json_lines
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import read_json_lines
 from tests.reference.whole_run import metrics_of, train, trained_steps
 
 EXAMPLES = project_root() / "docs" / "examples"

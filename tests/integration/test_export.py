@@ -10,9 +10,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl.config_loading import project_root
 from rl.export import main
-from rl.run_folder import RunFolder
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
 from tests.reference.whole_run import GRPO, python, train
 
 BASE = project_root() / "models" / "tiny-arith"

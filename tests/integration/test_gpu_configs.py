@@ -17,9 +17,10 @@ import yaml
 from random_models import SHAPES, build_tokenizer, model_config
 from transformers import AutoModelForCausalLM
 
-from rl.config_loading import differences, load, project_root
-from rl.inputs import read_inputs
+from rl.configuration.loading import differences, load
 from rl.memory import check_memory, estimate_memory
+from rl.paths import project_root
+from rl.questions.inputs import read_inputs
 
 CONFIGS = sorted((project_root() / "configs").glob("qwen2.5_*.yaml"))
 GPU_GB = {"1.5b": 24, "7b": 80}  # as the headers say

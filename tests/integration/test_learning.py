@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.config_loading import load
-from rl.inputs import read_inputs
-from rl.run_folder import RunFolder
+from rl.configuration.loading import load
+from rl.questions.inputs import read_inputs
+from rl.runs.folder import RunFolder
 from tests.reference.whole_run import GRPO, held_out_gain, metrics_of, summary_of, train
 
 # Fifteen steps of 16 x 8, about ten seconds. The quick start's forty steps of 32 x 8 gain twice as much.

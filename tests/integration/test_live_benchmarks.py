@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from eval.during import build_live_tasks
+from eval.live_benchmarks import build_live_tasks
 from eval.store import read_completions
 from rl.checkpoint import list_checkpoints
-from rl.config_loading import ConfigError, load, project_root
-from rl.inputs import read_inputs
-from rl.intervals import Interval
-from rl.live_evaluation import BenchmarkHistory, BenchmarkValues, build_benchmarks
+from rl.configuration.loading import ConfigError, load
+from rl.evaluation.benchmarks import BenchmarkHistory, BenchmarkValues, build_benchmarks
+from rl.paths import project_root
+from rl.questions.inputs import read_inputs
+from rl.runs.intervals import Interval
 from tests.reference.whole_run import metrics_of, python, summary_of, train
 
 BENCHMARKS = "evaluation.benchmarks=[{name: tiny_arith, every: 2, samples: 4, limit: 12, max_tokens: 32}]"

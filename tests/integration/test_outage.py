@@ -18,9 +18,9 @@ import pytest
 
 from rl.checkpoint import list_checkpoints
 from rl.generate.protocol import Finished, Request, SamplingParameters
-from rl.policy import Policy
+from rl.policy.policy import Policy
 from rl.records import Group
-from rl.run_folder import RunFolder
+from rl.runs.folder import RunFolder
 from tests.integration.test_resume import assert_same_end
 from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, run
 from tests.reference.whole_run import SMALL, summary_of, trained_steps

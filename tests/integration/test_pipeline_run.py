@@ -15,8 +15,8 @@ import psutil
 import pytest
 import yaml
 
-from rl.config_loading import project_root
-from rl.pipeline_ranks import free_port
+from rl.paths import project_root
+from rl.stages.processes import free_port
 from tests.reference.whole_run import metrics_of, own_environment, python, summary_of
 
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.run_folder import RunFolder
+from rl.runs.folder import RunFolder
 from tests.reference.whole_run import metrics_of, train, trained_steps
 
 BREVITY = '''

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rl.checkpoint import list_checkpoints
-from rl.config_loading import project_root
-from rl.run_folder import RunFolder
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
 from rl.train import main
 from tests.integration.test_two_ranks import free_port
 from tests.integration.test_two_ranks import train as launch

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rewards.explain import main as explain
-from rl.run_folder import RunFolder
-from rl.tracking import read_json_lines
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import read_json_lines
 from tests.reference.whole_run import metrics_of, summary_of, train, trained_steps
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra reasoning-gym)")

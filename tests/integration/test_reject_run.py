@@ -17,18 +17,19 @@ import pytest
 import torch
 
 from rewards.accuracy import grade
-from rl.config_help import all_keys
-from rl.config_loading import load, project_root, resolve_path
+from rl.configuration.help import all_keys
+from rl.configuration.loading import load
 from rl.generate.protocol import Request, request_seed
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.policy import load_plain
-from rl.prompting import PromptRenderer, load_template
+from rl.paths import project_root, resolve_path
+from rl.policy.policy import load_plain
+from rl.questions.prompting import PromptRenderer, load_template
 from rl.records import Rollout
-from rl.reject_config import RejectConfig
-from rl.reject_inputs import RejectInputs, read_reject_inputs
-from rl.reject_run import solution_row
-from rl.solutions import load_solutions, render_solutions
-from rl.warmup_config import WarmupDataSection
+from rl.rejection.config import RejectConfig
+from rl.rejection.inputs import RejectInputs, read_reject_inputs
+from rl.rejection.run import solution_row
+from rl.supervised.config import WarmupDataSection
+from rl.supervised.solutions import load_solutions, render_solutions
 from tests.reference.reject import ANSWERED, LABEL_FREE, SMALL, UNANSWERED, command, reject, report_of, rows_of
 from tests.reference.warmup import warm_up
 from tests.reference.whole_run import own_environment, python, summary_of

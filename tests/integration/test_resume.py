@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from rl.checkpoint import list_checkpoints, read_state
-from rl.config_loading import project_root
-from rl.run_folder import RunFolder
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
 from tests.reference.whole_run import SMALL, metrics_of, own_environment, summary_of, train, train_elsewhere, trained_steps
 
 REWARD = '''

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from reward_study import STUDY
 
-from rl.config_loading import load, project_root
-from rl.inputs import read_inputs
+from rl.configuration.loading import load
+from rl.paths import project_root
+from rl.questions.inputs import read_inputs
 
 SMALL = ("steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "sampling.questions_per_step=4", "data.limit=16")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rl.checkpoint import list_checkpoints
-from rl.run_folder import RunFolder
+from rl.runs.folder import RunFolder
 from tests.reference.whole_run import metrics_of, summary_of, train, trained_steps
 
 # So high a rate that the first update breaks the policy.

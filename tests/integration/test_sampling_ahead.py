@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from rl.checkpoint import list_checkpoints, read_state
-from rl.config_loading import project_root
-from rl.run_folder import RunFolder
-from rl.tracking import read_json_lines
+from rl.paths import project_root
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import read_json_lines
 from rl.update import Updater, UpdateReport
 from tests.integration.test_resume import DEMANDING, EIGHT_STEPS, REWARD, assert_same_end, at_call, raise_in_this_process
 from tests.integration.test_two_ranks import free_port

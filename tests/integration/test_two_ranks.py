@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from rl.config_loading import project_root
+from rl.paths import project_root
 from tests.reference.tiny_run import ANSWERED, HELD_OUT
 from tests.reference.two_rank_update import CASES, updated
 

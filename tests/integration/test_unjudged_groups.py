@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.run_folder import RunFolder
+from rl.runs.folder import RunFolder
 from tests.reference.chat_server import Call, ChatServer, Reply, says
 from tests.reference.whole_run import metrics_of, train
 

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rl.config import LoraSection, ModelSection
-from rl.config_loading import load, project_root, resolve_path
+from rl.configuration.loading import load
 from rl.export import main as export
-from rl.policy import Policy, load_policy
-from rl.run_folder import RunFolder
-from rl.warmup_config import WarmupConfig
-from rl.warmup_inputs import read_warmup_inputs
+from rl.paths import project_root, resolve_path
+from rl.policy.policy import Policy, load_policy
+from rl.runs.folder import RunFolder
+from rl.supervised.config import WarmupConfig
+from rl.supervised.inputs import read_warmup_inputs
 from tests.reference.tiny_run import literal_logprobs
 from tests.reference.warmup import SMALL, warm_up
 from tests.reference.whole_run import GRPO, metrics_of, own_environment, python, summary_of, train, trained_steps

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.run_folder import RunFolder
+from rl.runs.folder import RunFolder
 from tests.reference.whole_run import summary_of, train
 
 # A learning rate that rises far too high: the policy first becomes better, then falls apart.

@@ -9,7 +9,7 @@ import torch
 from make_smollm2 import convert, packaged_file, restore_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl.config_loading import project_root
+from rl.paths import project_root
 
 FOLDER = project_root() / "models" / "smollm2-135m-instruct"
 

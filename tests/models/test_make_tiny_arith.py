@@ -13,7 +13,7 @@ from make_tiny_arith import EOS, Recipe, draw_document, pretrain
 from safetensors.torch import load_file
 
 from rewards.extraction import extract
-from rl.config_loading import project_root
+from rl.paths import project_root
 
 MODELS = project_root() / "models"
 SOME = Sum((12, 7, 3), (1, -1))

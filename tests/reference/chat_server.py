@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from rewards.judging import Pair
+from rewards.judges.questions import Pair
 
 
 @dataclass(frozen=True)

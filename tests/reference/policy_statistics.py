@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rl.policy import Policy
+from rl.policy.policy import Policy
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rl.reject import main
-from rl.reject_samples import Completion, SampledQuestion
+from rl.rejection.samples import Completion, SampledQuestion
 
 ANSWERED = "models/tiny-arith/questions/train_with_answers.jsonl"
 UNANSWERED = "models/tiny-arith/questions/train.jsonl"

@@ -14,10 +14,10 @@ from unittest.mock import patch
 import torch
 
 from rl.config import GeneratorSection
-from rl.generate.plan import SamplerPlan
 from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
+from rl.generate.sampler_plan import SamplerPlan
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.policy import Policy
+from rl.policy.policy import Policy
 from rl.records import Group
 from rl.train import main
 

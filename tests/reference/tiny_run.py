@@ -12,21 +12,21 @@ from accelerate import Accelerator
 
 from rl.collect import Collected, Collector
 from rl.config import RunConfig
-from rl.config_loading import load
+from rl.configuration.loading import load
 from rl.generate.protocol import Generator, Request, SamplingParameters, sampling_parameters
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.inputs import Inputs, read_inputs
-from rl.policy import Policy, load_policy
-from rl.policy_forward import PolicyForward
-from rl.progress import open_progress
+from rl.policy.forward import PolicyForward
+from rl.policy.policy import Policy, load_policy
+from rl.questions.inputs import Inputs, read_inputs
 from rl.records import Group, Prompt, ScoredGroup, TrainingGroup
-from rl.rewarding import build_rewards
-from rl.run_folder import RunFolder
+from rl.runs.folder import RunFolder
+from rl.runs.progress import open_progress
+from rl.runs.tracking import MetricsLog
+from rl.runs.watchdog import Watchdog
+from rl.scoring.rewarding import build_rewards
 from rl.selection import Selection
-from rl.tracking import MetricsLog
 from rl.trainer import Parts, Trainer
 from rl.update import Updater
-from rl.watchdog import Watchdog
 
 ANSWERED = "models/tiny-arith/questions/train_with_answers.jsonl"
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"

@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import distributed
 
 from rl.config import GeneratorSection
-from rl.generate.plan import SamplerPlan
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.server_generator import ServerGenerator
-from rl.generate.sync import Sync, Way
+from rl.generate.sampler_plan import SamplerPlan
+from rl.generate.servers.generator import ServerGenerator
+from rl.generate.weight_sync import Sync, Way
 from tests.reference.tiny_run import prompts, tiny_policy
 
 

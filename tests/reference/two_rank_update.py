@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.proof import Proof, SamplerMismatchError
+from rl.proof.proof import Proof, SamplerMismatchError
 from rl.ranks import gather_shares, share_of_rank
 from tests.reference.tiny_run import as_collected, make_updater, sampled_groups, tiny_config, tiny_policy, trained, with_advantages
 

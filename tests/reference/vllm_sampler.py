@@ -7,11 +7,10 @@ from typing import Any
 
 from rl.config import GeneratorSection, ModelSection
 from rl.generate.build import build_generator
-from rl.generate.plan import SamplerPlan
+from rl.generate.sampler_plan import SamplerPlan, cache_bytes_per_token
 from rl.generate.vllm_generator import VllmGenerator
-from rl.inputs import load_model_config
-from rl.memory import cache_bytes_per_token
-from rl.policy import Policy
+from rl.policy.policy import Policy
+from rl.questions.inputs import load_model_config
 
 TINY = "models/tiny-arith"
 

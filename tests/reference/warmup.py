@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from rl.config_loading import load
-from rl.policy import Policy
-from rl.solutions import SolutionRow
+from rl.configuration.loading import load
+from rl.policy.policy import Policy
+from rl.supervised.config import WarmupConfig
+from rl.supervised.inputs import WarmupInputs, read_warmup_inputs
+from rl.supervised.run import load_warmup_policy
+from rl.supervised.solutions import SolutionRow
 from rl.warmup import main
-from rl.warmup_config import WarmupConfig
-from rl.warmup_inputs import WarmupInputs, read_warmup_inputs
-from rl.warmup_run import load_warmup_policy
 from tests.reference.tiny_run import change_adapter, literal_logprobs
 
 # A warm-up of about two seconds.

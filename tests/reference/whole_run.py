@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from rl.config_loading import project_root
+from rl.paths import project_root
 from rl.records import Json
-from rl.run_folder import RunFolder
-from rl.tracking import Record, read_json_lines, without_times
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import Record, read_json_lines, without_times
 from rl.train import main
 
 # GRPO with gold answers in the place of the quick start's EMPO.

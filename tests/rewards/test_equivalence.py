@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from rewards import equivalence
 from rewards.accuracy import grade, grade_many
+from rewards.answers.canonical import leaf
+from rewards.answers.reading import read
 from rewards.calling import GroupInput
-from rewards.canonical import leaf
 from rewards.clustering import cluster
 from rewards.equivalence import Comparison, compare_many, decide_now, equivalent, explain
 from rewards.extraction import bare_answer
-from rewards.reading import read
 from rewards.scoring import RewardSpec, RewardSum
-from tests.rewards.answer_pairs import COMPLETIONS, DIFFERENT, EQUAL
+from tests.rewards.answers.answer_pairs import COMPLETIONS, DIFFERENT, EQUAL
 
 DECIDED_HERE = [
     ("601", "601"), ("007", "7"), ("+5", "5"), ("5.0", "5"), ("-0", "0"), ("1/2", "0.5"), (r"\frac12", "0.5"),

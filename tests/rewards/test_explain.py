@@ -65,7 +65,7 @@ def test_long_and_hostile_completions_are_explained(capsys: pytest.CaptureFixtur
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A run's two files, as rl/tracking.py and rl/run.py write them; the last answer was recorded as another one."""
+    """A run's two files, as rl/runs/tracking.py and rl/run.py write them; the last answer was recorded as another one."""
     def group(step: int, question_id: str) -> dict[str, Any]:
         texts = {r"\boxed{4}": "4", r"\boxed{8/2}": "8/2", "none": None, r"\boxed{5}": "6" if question_id == "q2" else "5"}
         completions: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Confidence, overlong penalty and reference likelihood on numbers made by hand; the policy itself is in tests/rl/test_policy_scorer.py."""
+"""Confidence, overlong penalty and reference likelihood on numbers made by hand; the policy itself is in tests/rl/policy/test_scorer.py."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from rewards.contract import GroupScore, RewardError
 from rewards.loading import load
 from rewards.reasoning_gym import score, solved
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
-from rl.generated_questions import task_rows
+from rl.questions.generated import task_rows
 
 reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra reasoning-gym)")
 

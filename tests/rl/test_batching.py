@@ -22,8 +22,8 @@ from rl.batching import (
     split_minibatches,
     trains,
 )
-from rl.logprobs import token_logprobs
 from rl.losses import Aggregation, policy_loss
+from rl.policy.logprobs import token_logprobs
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 VOCAB = 23

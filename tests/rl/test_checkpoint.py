@@ -31,8 +31,8 @@ from rl.checkpoint import (
     verify,
 )
 from rl.config import RunConfig
-from rl.config_loading import load
-from rl.policy import Policy
+from rl.configuration.loading import load
+from rl.policy.policy import Policy
 from rl.records_json import scored_group_to_json
 from tests.reference.scored_groups import scored_group
 from tests.reference.tiny_run import make_updater, sampled_groups, tiny_config, tiny_policy, trained, with_advantages

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from rl.collect import Collected, Collector
-from rl.data_order import QuestionOrder
 from rl.generate.protocol import request_seed, sampling_parameters
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.inputs import Inputs, read_inputs
-from rl.policy import Policy
+from rl.policy.policy import Policy
+from rl.questions.inputs import Inputs, read_inputs
+from rl.questions.order import QuestionOrder
 from rl.records import ScoredGroup
 from tests.reference.tiny_run import tiny_config, tiny_policy
 

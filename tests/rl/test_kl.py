@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.distillation import distilled_advantages
 from rl.kl import forward_kl, k1, k2, k3, reverse_kl
 from rl.losses import LOSSES, policy_loss
+from rl.teacher.advantages import distilled_advantages
 
 
 def assert_exact(found: Tensor, expected: Tensor) -> None:

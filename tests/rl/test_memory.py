@@ -12,10 +12,10 @@ import torch
 from transformers import AutoConfig, Gemma3Config
 
 from rl.config import ModelSection, RunConfig
-from rl.config_loading import ConfigError, resolve_path
-from rl.generate.constants import MERGE_BELOW_BYTES
-from rl.generate.plan import engine_cache_bytes
+from rl.configuration.loading import ConfigError
+from rl.generate.sampler_plan import MERGE_BELOW_BYTES, engine_cache_bytes
 from rl.memory import LIBRARIES_BYTES, MemoryEstimate, available_memory, check_memory, checkpoint_folder, estimate_memory, weight_shapes
+from rl.paths import resolve_path
 from tests.reference.tiny_run import tiny_config, tiny_policy
 
 BASE = resolve_path("models/tiny-arith")

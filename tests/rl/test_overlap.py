@@ -14,14 +14,14 @@ import torch
 
 from rewards.contract import RewardError
 from rl.collect import Collected, Collector, Times
-from rl.config_loading import ConfigError
+from rl.configuration.loading import ConfigError
 from rl.generate.protocol import Finished, Request, SamplingParameters, sampling_parameters
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.inputs import read_inputs
-from rl.policy import Policy
+from rl.policy.policy import Policy
+from rl.questions.inputs import read_inputs
 from rl.records import Group, ScoredGroup
-from rl.rewarding import build_rewards, score_groups
-from rl.scoring_thread import ScoringThread
+from rl.scoring.rewarding import build_rewards, score_groups
+from rl.scoring.thread import ScoringThread
 from tests.reference.sampling_ahead import AHEAD
 from tests.reference.scored_groups import scored_group
 from tests.reference.tiny_run import tiny_config, tiny_policy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rl.batching import plan_micro_batches
-from rl.config_loading import load
+from rl.configuration.loading import load
 from rl.rehearsal import longest_groups
 
 

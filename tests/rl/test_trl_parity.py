@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rl.batching import MicroBatch, build_micro_batch, plan_micro_batches
-from rl.logprobs import token_logprobs
 from rl.losses import STATISTICS, Aggregation, entropy_threshold, policy_loss
+from rl.policy.logprobs import token_logprobs
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 PAD = 0

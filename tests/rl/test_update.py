@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from rl.losses import entropy_threshold
-from rl.policy import Policy
+from rl.policy.policy import Policy
 from rl.records import Group, TrainingGroup
 from rl.rehearsal import longest_groups
-from rl.update import UpdateReport, learning_rate
+from rl.schedule import learning_rate
+from rl.update import UpdateReport
 from tests.reference.tiny_run import (
     literal_logprobs,
     make_updater,

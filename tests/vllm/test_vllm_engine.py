@@ -16,14 +16,14 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from rl.config import LoraSection, ModelSection
-from rl.config_loading import load
+from rl.configuration.loading import load
 from rl.generate import vllm_engine
 from rl.generate.errors import SamplerError
-from rl.generate.plan import logprobs_mode
 from rl.generate.protocol import Request, SamplingParameters, request_seed
+from rl.generate.sampler_plan import logprobs_mode
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_generator import VllmGenerator
-from rl.policy import Policy, PolicyError, load_policy
+from rl.policy.policy import Policy, PolicyError, load_policy
 from rl.records import Group, Rollout
 from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_policy
 from tests.reference.vllm_sampler import TINY, sampler_plan, vllm_sampler

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.store import read_completions
-from rl.config_loading import project_root
+from rl.paths import project_root
 from tests.reference.whole_run import GRPO, python, train
 
 BASE = str(project_root() / "models" / "tiny-arith")

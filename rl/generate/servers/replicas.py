@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from rl.generate.errors import SamplerError
-from rl.generate.server_client import ServerLostError, ServerRefusedError
+from rl.generate.servers.client import ServerLostError, ServerRefusedError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 MAX_FAILURES = 6  # of one request, on servers that are well otherwise

@@ -11,8 +11,8 @@ import httpx2
 
 from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row
-from rl.generate.replicas import Home, Replica, ReplicaPool, Server
-from rl.generate.server_client import ServerLostError, ServerRefusedError
+from rl.generate.servers.client import ServerLostError, ServerRefusedError
+from rl.generate.servers.replicas import Home, Replica, ReplicaPool, Server
 
 START_WAIT_S, START_MESSAGE_EVERY_S = 1.0, 10.0
 

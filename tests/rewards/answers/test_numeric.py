@@ -11,10 +11,10 @@ import sympy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rewards.expression import parse
-from rewards.notation import clean
-from rewards.numeric import UndecidedError, evaluate, exact, proportional, real_value, same
-from rewards.terms import Term
+from rewards.answers.expression import parse
+from rewards.answers.notation import clean
+from rewards.answers.numeric import UndecidedError, evaluate, exact, proportional, real_value, same
+from rewards.answers.terms import Term
 
 X, Y = sympy.symbols("x y")
 POINT = {X: sympy.Rational(7, 5), Y: sympy.Rational(3, 4)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.reading import read
-from rewards.region import region, same_region
-from rewards.structure import Choice, Collection, Matrix, Ratio, Relation, Sequence, SetOperation
+from rewards.answers.reading import read
+from rewards.answers.region import region, same_region
+from rewards.answers.trees import Choice, Collection, Matrix, Ratio, Relation, Sequence, SetOperation
 
 
 @pytest.mark.parametrize(("answer", "kind", "num_items"), [

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.judged_clustering import DEFAULT_MAX_PAIRS, JudgedClusters, cluster_by_judge
-from rewards.judging import Judgement, Pair
+from rewards.judges.clustering import DEFAULT_MAX_PAIRS, JudgedClusters, cluster_by_judge
+from rewards.judges.questions import Judgement, Pair
 from tests.reference.clusters import both_directions, founder_labels, non_transitive_share
 
 

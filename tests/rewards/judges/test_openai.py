@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rewards.judging import JudgeError, Judgement
-from rewards.openai_judge import GIVE_UP_AFTER, OpenAIJudge
+from rewards.judges.openai import GIVE_UP_AFTER, OpenAIJudge
+from rewards.judges.questions import JudgeError, Judgement
 from tests.reference.chat_server import ChatServer, Reply, Script, same, says, together, unused_url
 
 PAIRS = [("a", "A"), ("A", "a"), ("a", "b"), ("b", "a")]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.judging import JudgePrompt, read_verdict
+from rewards.judges.questions import JudgePrompt, read_verdict
 
 
 @pytest.mark.parametrize(("reply", "verdict"), [

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards.contract import RewardError
-from rewards.judging import JudgeError, Judgement
+from rewards.judges.questions import JudgeError, Judgement
+from rewards.judges.transformers import TransformersJudge
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
-from rewards.transformers_judge import TransformersJudge
 
-MODEL = str(Path(__file__).parents[2] / "models" / "tiny-arith")
+MODEL = str(Path(__file__).parents[3] / "models" / "tiny-arith")
 PROMPT = "{{ first }}={{ second }}?"
 PAIRS = [(str(a), "+".join(["7"] * b)) for a in (3, 12, 1234) for b in range(1, 9)]
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards.workers import Outcome, WorkerPool, total_counts
+from rewards.processes.pool import Outcome, WorkerPool, total_counts
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 YES, NO, TIMED_OUT, DIED = Outcome("ok", True), Outcome("ok", False), Outcome("timed_out"), Outcome("died")
 IN_A_SCRIPT = """
-from rewards.workers import Outcome, WorkerPool
+from rewards.processes.pool import Outcome, WorkerPool
 pool = WorkerPool("some_work:work", num_workers=2, deadline_s=0.5)
 """
 

@@ -1,10 +1,10 @@
-"""rl/config_help.py: every key of the models appears in the help, with all that is to be known about it."""
+"""rl/configuration/help.py: every key of the models appears in the help, with all that is to be known about it."""
 
 from __future__ import annotations
 
 import pytest
 
-from rl.config_help import Key, all_keys, render_help
+from rl.configuration.help import Key, all_keys, render_help
 
 KEYS = list(all_keys())
 

@@ -1,4 +1,4 @@
-"""rl/config.py and rl/config_loading.py: what a file and overrides become, and what is said when they are wrong."""
+"""rl/config.py and rl/configuration/loading.py: what a file and overrides become, and what is said when they are wrong."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from eval.run import check_words
 from rl.config import RewardSection, RunConfig
-from rl.config_loading import ConfigError, differences, load, project_root, resolve_path, to_yaml
-from rl.pipeline_config import PipelineConfig
-from rl.pipeline_run import check_pipeline
-from rl.prompting import load_template
-from rl.reject_config import RejectConfig
-from rl.warmup_config import WarmupConfig
+from rl.configuration.loading import ConfigError, differences, load, to_yaml
+from rl.paths import project_root, resolve_path
+from rl.questions.prompting import load_template
+from rl.rejection.config import RejectConfig
+from rl.stages.config import PipelineConfig
+from rl.stages.run import check_pipeline
+from rl.supervised.config import WarmupConfig
 
 ALL = sorted((project_root() / "configs").glob("*.yaml"))
 PIPELINES = [path for path in ALL if "\nstages:" in path.read_text(encoding="utf-8")]
@@ -276,7 +277,7 @@ def test_a_relative_path_is_found_from_any_directory(tmp_path: Path, monkeypatch
 
 
 def test_loading_a_config_imports_no_torch_and_no_transformers() -> None:
-    code = ("import sys, rl.config, rl.config_loading, rl.config_help, rl.records, rl.prompting, rl.data, rl.data_order\n"
+    code = ("import sys, rl.config, rl.configuration.loading, rl.configuration.help, rl.records, rl.questions.prompting, rl.questions.files, rl.questions.order\n"
             "found = [name for name in ('torch', 'transformers', 'datasets', 'pyarrow') if name in sys.modules]\n"
             "sys.exit(str(found) if found else 0)")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root(), check=False)

@@ -8,10 +8,10 @@ import re
 import pytest
 import torch
 
+from rl.evaluation.held_out import HeldOut, summarise
 from rl.generate.protocol import SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.held_out import HeldOut, summarise
-from rl.policy import Policy
+from rl.policy.policy import Policy
 from tests.reference.scored_groups import scored_group
 from tests.reference.tiny_run import change_adapter, inputs, tiny_policy
 

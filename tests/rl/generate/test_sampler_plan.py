@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl.config import GeneratorSection
-from rl.generate.plan import CACHE_BLOCK, SamplerPlan, cache_bytes
+from rl.generate.sampler_plan import CACHE_BLOCK, SamplerPlan, cache_bytes
 from rl.generate.vllm_generator import GPU_RESERVE, VllmGenerator, _memory_share
 
 GB = 10**9

@@ -25,24 +25,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl import checkpoint
 from rl.config import GeneratorSection
-from rl.generate import replicas, server_generator, server_start
-from rl.generate.background_loop import BackgroundLoop
 from rl.generate.base_probe import BaseProbe, measure_base
 from rl.generate.errors import SamplerError
-from rl.generate.plan import LogprobsMode, SamplerPlan
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.server_generator import ServerGenerator
-from rl.generate.sync import Sync, Way
+from rl.generate.sampler_plan import LogprobsMode, SamplerPlan
+from rl.generate.servers import generator as server_generator
+from rl.generate.servers import replicas
+from rl.generate.servers import start as server_start
+from rl.generate.servers.background_loop import BackgroundLoop
+from rl.generate.servers.generator import ServerGenerator
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS
-from rl.policy import Policy, all_weights
+from rl.generate.weight_sync import Sync, Way
+from rl.policy.policy import Policy, all_weights
 from rl.records import Group
 from tests.reference.chat_server import unused_url
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
 from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
 
 SAMPLING = SamplingParameters(1.0, 1.0, 0, 24)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONTEXT = 256  # of models/tiny-arith
 SERVER_ERROR = Accident(status=500, body=b'{"error": {"message": "out of luck"}}')
 

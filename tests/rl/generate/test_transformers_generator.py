@@ -16,7 +16,7 @@ from rl.generate.growing_cache import growing_cache
 from rl.generate.protocol import Request, SamplingParameters, request_seed
 from rl.generate.token_sampling import sample_tokens, uniform_streams
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.policy import Policy
+from rl.policy.policy import Policy
 from rl.records import Group, Rollout
 from tests.reference.tiny_run import (
     change_adapter,

@@ -1,4 +1,4 @@
-"""rl/file_digest.py: what lies there is told from what lay there."""
+"""rl/policy/file_digest.py: what lies there is told from what lay there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.file_digest import SAMPLED_BYTES, file_digest, weights_digest
+from rl.policy.file_digest import SAMPLED_BYTES, file_digest, weights_digest
 
 
 @pytest.mark.parametrize("size", [0, 10, 3 * SAMPLED_BYTES, 3 * SAMPLED_BYTES + 1, 8 * SAMPLED_BYTES])

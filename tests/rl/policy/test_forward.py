@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rl.policy import Policy, PolicyError
-from rl.policy_forward import PolicyForward, check_head
+from rl.policy.forward import PolicyForward, check_head
+from rl.policy.policy import Policy, PolicyError
 from tests.reference.tiny_run import inputs, literal_logprobs, prompts, tiny_config, tiny_policy
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from rl.fused_lora import LoraProduct, fuse_lora
+from rl.policy.fused_lora import LoraProduct, fuse_lora
 
 
 class TwoLayers(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rl.logprobs import chunk_tokens_for, token_logprobs
+from rl.policy.logprobs import chunk_tokens_for, token_logprobs
 from tests.reference.logprobs import reference_token_logprobs
 
 # H at most the smallest chunk, so that the transposed weight [H, V] is not taken for logits.

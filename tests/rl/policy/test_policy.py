@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rl.checkpoint import TrainerState, save_checkpoint
 from rl.config import GeneratorSection
-from rl.config_loading import resolve_path
 from rl.generate.build import build_generator
-from rl.policy import Policy, PolicyError, merged_weights, resolve_dtype
+from rl.paths import resolve_path
+from rl.policy.policy import Policy, PolicyError, merged_weights, resolve_dtype
 from tests.reference.tiny_run import (
     change_adapter,
     inputs,

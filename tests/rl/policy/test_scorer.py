@@ -13,17 +13,17 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards.contract import RewardError
 from rl.config import RewardSection
-from rl.config_loading import ConfigError
+from rl.configuration.loading import ConfigError
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.token_sampling import token_statistics
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.inputs import read_inputs
-from rl.logprobs import token_logprobs
-from rl.policy import Policy
-from rl.policy_forward import PolicyForward
-from rl.policy_scorer import PolicyScorer
+from rl.policy.forward import PolicyForward
+from rl.policy.logprobs import token_logprobs
+from rl.policy.policy import Policy
+from rl.policy.scorer import PolicyScorer
+from rl.questions.inputs import read_inputs
 from rl.records import Group, Prompt, Question, Rollout
-from rl.rewarding import build_rewards, score_groups
+from rl.scoring.rewarding import build_rewards, score_groups
 from tests.reference.policy_statistics import literal_probabilities, literal_statistics
 from tests.reference.tiny_run import HELD_OUT, prompts, tiny_config, tiny_policy
 

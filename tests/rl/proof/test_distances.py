@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rl.distances import Distances, distances, effective_sample_share, pooled
+from rl.proof.distances import Distances, distances, effective_sample_share, pooled
 
 BASE_T = torch.tensor([-1.0, -2.0, -3.0, -4.0])
 TRAINER_T = BASE_T + torch.tensor([0.3, -0.1, 0.2, -0.4])  # moved: mean 0.25, squares 0.3

@@ -18,15 +18,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rl.collect import Collected
 from rl.config import RunConfig
-from rl.fused_lora import LoraProduct
 from rl.generate.errors import SamplerError
 from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.policy import Policy
-from rl.proof import UNMOVED_UPDATES, Proof, SamplerMismatchError, spread
+from rl.policy.fused_lora import LoraProduct
+from rl.policy.policy import Policy
+from rl.proof.proof import UNMOVED_UPDATES, Proof, SamplerMismatchError, spread
 from rl.records import Group, Rollout
-from rl.run_folder import RunFolder
-from rl.tracking import MetricsLog, Record, read_json_lines
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import MetricsLog, Record, read_json_lines
 from rl.trainer import Trainer
 from tests.reference.tiny_run import (
     as_collected,
@@ -312,7 +312,7 @@ def test_a_wrong_scale_in_the_trainers_lora_layers(tmp_path: Path, monkeypatch: 
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config)
     message = failure(config, policy, Sampler(policy), tmp_path, good_steps=1)
-    assert "The trainer's side is wrong" in message and "rl/fused_lora.py" in message
+    assert "The trainer's side is wrong" in message and "rl/policy/fused_lora.py" in message
 
 
 def test_a_wrong_attention_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import torch
 
 from rl.config import RunConfig
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.policy import Policy
-from rl.proof import SamplerMismatchError
+from rl.policy.policy import Policy
+from rl.proof.proof import SamplerMismatchError
 from rl.trainer import Trainer
 from tests.reference.tiny_run import make_trainer, tiny_config, tiny_policy
 

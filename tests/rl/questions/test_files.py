@@ -1,4 +1,4 @@
-"""rl/data.py and rl/data_order.py: what rows become, what is refused and how, and the order of questions."""
+"""rl/questions/files.py and rl/questions/order.py: what rows become, what is refused and how, and the order of questions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.config import ColumnsSection
-from rl.data import ANSWER_COLUMNS, DataError, QuestionCounts, RowError, load_questions
-from rl.data_order import QuestionOrder
+from rl.questions.files import ANSWER_COLUMNS, DataError, QuestionCounts, RowError, load_questions
+from rl.questions.order import QuestionOrder
 
 
 def write(folder: Path, *rows: object, name: str = "questions.jsonl") -> str:

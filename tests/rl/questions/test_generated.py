@@ -1,4 +1,4 @@
-"""rl/generated_questions.py: reasoning-gym's tasks as questions, the same ones each time, and what is said of wrong ones."""
+"""rl/questions/generated.py: reasoning-gym's tasks as questions, the same ones each time, and what is said of wrong ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rl.config import ColumnsSection
-from rl.data import DataError, load_questions
+from rl.questions.files import DataError, load_questions
 from rl.records import Question
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra reasoning-gym)")
@@ -41,7 +41,7 @@ def test_a_task_becomes_questions_with_ids_answers_and_references() -> None:
 @pytest.mark.parametrize("task", ["chain_sum", "ransom_note", "list_functions"])
 def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> None:
     """ransom_note's questions follow Python's hash seed, list_functions' Python's global random numbers."""
-    code = ("from rl.data import load_questions\n"
+    code = ("from rl.questions.files import load_questions\n"
             f"print([(q.id, q.text, q.answer) for q in load_questions('reasoning_gym:{task}', limit=5).questions])")
     shown = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")]

@@ -1,4 +1,4 @@
-"""rl/prompting.py with a real character tokenizer, with and without a chat template."""
+"""rl/questions/prompting.py with a real character tokenizer, with and without a chat template."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from rl.inputs import read_inputs
-from rl.prompting import Example, PromptError, PromptRenderer, PromptTemplate, load_template, render_prompts, template_names
+from rl.questions.inputs import read_inputs
+from rl.questions.prompting import Example, PromptError, PromptRenderer, PromptTemplate, load_template, render_prompts, template_names
 from rl.records import Question
 from tests.reference.tiny_run import tiny_config
 

@@ -1,4 +1,4 @@
-"""rl/reject_keep.py: each completion is kept, or dropped for the first reason that applies."""
+"""rl/rejection/keep.py: each completion is kept, or dropped for the first reason that applies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rl.reject_config import KeepSection
-from rl.reject_keep import choose, shingles_of, similarity
+from rl.rejection.config import KeepSection
+from rl.rejection.keep import choose, shingles_of, similarity
 from tests.reference.reject import completion, sampled
 
 ALL = KeepSection(order="shortest", near_duplicates=None, per_question=None)

@@ -1,4 +1,4 @@
-"""rl/reject_mix.py: so many rows by ratio, none twice, the same for one seed; and they warm up as in their own file."""
+"""rl/rejection/mix.py: so many rows by ratio, none twice, the same for one seed; and they warm up as in their own file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rl.config_loading import ConfigError
-from rl.reject_config import MixSection
-from rl.reject_mix import draw, read_mix
-from rl.solutions import load_solutions
-from rl.warmup_config import WarmupDataSection
+from rl.configuration.loading import ConfigError
+from rl.rejection.config import MixSection
+from rl.rejection.mix import draw, read_mix
+from rl.supervised.config import WarmupDataSection
+from rl.supervised.solutions import load_solutions
 
 ROWS: list[dict[str, Any]] = [{"question": f"{i}+1=?", "solution": f"\\boxed{{{i + 1}}}", "level": i} for i in range(20)]
 

@@ -1,4 +1,4 @@
-"""rl/reject_report.py against numbers counted by hand, and the one message where nothing is kept."""
+"""rl/rejection/report.py against numbers counted by hand, and the one message where nothing is kept."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from rl.config_loading import ConfigError
-from rl.reject_config import KeepSection
-from rl.reject_keep import choose
-from rl.reject_report import MixedIn, Report, Tally, bucket_of, to_json, to_markdown
-from rl.reject_samples import SampledQuestion
+from rl.configuration.loading import ConfigError
+from rl.rejection.config import KeepSection
+from rl.rejection.keep import choose
+from rl.rejection.report import MixedIn, Report, Tally, bucket_of, to_json, to_markdown
+from rl.rejection.samples import SampledQuestion
 from tests.reference.reject import completion, sampled
 
 KEEP = KeepSection(order="shortest", per_question=1, high=0.9)

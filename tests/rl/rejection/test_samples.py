@@ -1,4 +1,4 @@
-"""rl/reject_samples.py: records come back as they were, and files of other samples, or damaged ones, are refused."""
+"""rl/rejection/samples.py: records come back as they were, and files of other samples, or damaged ones, are refused."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rl.config_loading import ConfigError
+from rl.configuration.loading import ConfigError
 from rl.records import Prompt, Question
-from rl.reject_samples import SampledQuestion, SampleStore
-from rl.run_folder import RunFolderError
+from rl.rejection.samples import SampledQuestion, SampleStore
+from rl.runs.folder import RunFolderError
 from tests.reference.reject import completion, sampled
 
 IDENTITY = {"model.path": "aa", "model.adapter": None, "model.dtype": "float32 on cpu", "data.path": "bb", "rewards": "cc"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.run_folder import RunFolder, RunFolderError, find_run, prepare, write_atomically
+from rl.runs.folder import RunFolder, RunFolderError, find_run, prepare, write_atomically
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def make_run(path: Path, changed_at: float = 1000.0) -> RunFolder:
@@ -75,7 +75,7 @@ def test_a_folder_in_use_is_refused_to_a_second_process_and_nothing_is_moved(tmp
     code = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from rl.run_folder import RunFolderError, prepare
+        from rl.runs.folder import RunFolderError, prepare
         for resume in (True, False):
             try:
                 with prepare(Path(sys.argv[1]), resume=resume):
@@ -94,7 +94,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_even_if_its_pid_lives_on(tmp
     code = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from rl.run_folder import prepare
+        from rl.runs.folder import prepare
         with prepare(Path(sys.argv[1]), resume=True):
             os.kill(os.getpid(), signal.SIGKILL)
     """)
@@ -167,7 +167,7 @@ def test_a_write_that_does_not_fit_keeps_the_old_file_and_leaves_no_temporary_on
     code = textwrap.dedent("""
         import resource, signal, sys
         from pathlib import Path
-        from rl.run_folder import write_atomically
+        from rl.runs.folder import write_atomically
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:

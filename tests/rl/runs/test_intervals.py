@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from rl.intervals import Interval, mean_with_interval
+from rl.runs.intervals import Interval, mean_with_interval
 
 
 def literal_bootstrap(values: list[float], confidence: float, resamples: int) -> tuple[float, float]:

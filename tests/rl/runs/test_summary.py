@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rl.intervals import Interval
-from rl.run_folder import RunFolder
-from rl.summary import Best, Summary, installed_versions, peak_rss_gb, read_summary, render_summary, write_summary
+from rl.runs.intervals import Interval
+from rl.runs.folder import RunFolder
+from rl.runs.summary import Best, Summary, installed_versions, peak_rss_gb, read_summary, render_summary, write_summary
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SUMMARY = Summary(
     steps=40, stop_reason="finished", message=None,
     held_out_before={"avg@8": Interval(0.352, 0.331, 0.374)}, held_out_after={"avg@8": Interval(0.968, 0.957, 0.978)},
@@ -64,7 +64,7 @@ def test_a_run_stopped_before_its_last_evaluation_shows_the_first_without_a_gain
 def test_peak_memory_counts_what_was_freed_again_and_a_living_child() -> None:
     code = (
         "import subprocess, sys\n"
-        "from rl.summary import peak_rss_gb\n"
+        "from rl.runs.summary import peak_rss_gb\n"
         "before = peak_rss_gb()\n"
         "block = bytearray(200_000_000)\n"
         "block[::4096] = b'x' * len(block[::4096])\n"
@@ -88,7 +88,7 @@ def test_peak_memory_of_this_process_is_between_10_mb_and_what_a_machine_has() -
 
 
 def test_versions_are_read_without_importing_the_packages() -> None:
-    code = ("import sys, rl.summary; versions = rl.summary.installed_versions(); "
+    code = ("import sys, rl.runs.summary; versions = rl.runs.summary.installed_versions(); "
             "print('torch' in sys.modules, 'transformers' in sys.modules, *versions)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "python", "torch", "transformers", "peft", "accelerate"]

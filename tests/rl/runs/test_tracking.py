@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rl.records import Json
-from rl.run_folder import RunFolder
-from rl.tracking import JsonLines, JsonLinesError, MetricsLog, RolloutsLog, read_json_lines, without_times
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import JsonLines, JsonLinesError, MetricsLog, RolloutsLog, read_json_lines, without_times
 from tests.reference.scored_groups import scored_group
 
 
@@ -77,14 +77,14 @@ def test_lines_survive_sigkill_without_being_closed(tmp_path: Path) -> None:
     code = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from rl.run_folder import RunFolder
-        from rl.tracking import MetricsLog
+        from rl.runs.folder import RunFolder
+        from rl.runs.tracking import MetricsLog
         log = MetricsLog(RunFolder(Path(sys.argv[1])))
         for step in range(50):
             log.log(step, "train", {"reward": 0.5})
         os.kill(os.getpid(), signal.SIGKILL)
     """)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3], check=False)
     assert done.returncode == -signal.SIGKILL
     assert [record["step"] for record in read_json_lines(tmp_path / "metrics.jsonl")] == list(range(50))
 
@@ -142,7 +142,7 @@ def test_a_line_that_the_disk_has_no_room_for_gives_a_clear_error_and_leaves_who
     code = textwrap.dedent("""
         import resource, signal, sys
         from pathlib import Path
-        from rl.tracking import JsonLines
+        from rl.runs.tracking import JsonLines
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         lines = JsonLines(Path(sys.argv[1]))
@@ -154,7 +154,7 @@ def test_a_line_that_the_disk_has_no_room_for_gives_a_clear_error_and_leaves_who
         lines.append({"text": "z" * 100})
     """)
     path = tmp_path / "lines.jsonl"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=Path(__file__).parents[2],
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=Path(__file__).parents[3],
                           capture_output=True, text=True, check=True)
     assert "cannot append to" in done.stdout and "--resume" in done.stdout
     assert read_json_lines(path) == [{"text": "x" * 500}, {"text": "z" * 100}]

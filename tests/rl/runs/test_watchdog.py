@@ -4,7 +4,7 @@ import pytest
 
 from rl.config import WatchdogSection
 from rl.records import ScoredGroup
-from rl.watchdog import TEACHER_GOAL, Alarm, StepSignals, Watchdog, collapse_metrics
+from rl.runs.watchdog import TEACHER_GOAL, Alarm, StepSignals, Watchdog, collapse_metrics
 from tests.reference.scored_groups import scored_group
 
 SETTINGS = WatchdogSection(patience=3, max_drop=0.15, max_answer_share=0.5, max_unparsable_share=0.9, window=3)

@@ -1,4 +1,4 @@
-"""rl/pipeline_plan.py and rl/pipeline_records.py: the order of stages, whose results each takes, and which run again."""
+"""rl/stages/plan.py and rl/stages/records.py: the order of stages, whose results each takes, and which run again."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 
 from eval.run import check_words
 from rl.config import RunConfig
-from rl.config_loading import ConfigError, load, project_root
-from rl.pipeline_config import PipelineConfig
-from rl.pipeline_plan import Result, Stage, fill, make_plan
-from rl.pipeline_records import Decision, PipelineRecords
-from rl.pipeline_run import check_files, check_pipeline
-from rl.pipeline_stages import Prepared, prepare_stage
-from rl.run_folder import RunFolderError
+from rl.configuration.loading import ConfigError, load
+from rl.paths import project_root
+from rl.runs.folder import RunFolderError
+from rl.stages.config import PipelineConfig
+from rl.stages.kinds import Prepared, prepare_stage
+from rl.stages.plan import Result, Stage, fill, make_plan
+from rl.stages.records import Decision, PipelineRecords
+from rl.stages.run import check_files, check_pipeline
 
 
 def configured(*stages: dict[str, Any], **keys: Any) -> PipelineConfig:
@@ -74,7 +75,7 @@ def test_a_merged_policy_has_no_adapter() -> None:
     ([RL, {**EVAL, "policy": "rll"}], r"stages\.1 \(eval\): policy: saw 'rll', which is no earlier stage; did you mean rl\?"),
     ([{**RL, "policy": "reject"}, REJECT], "which is no earlier stage; expected one of: none, this is the first"),
     ([RL, REJECT, {**EVAL, "policy": "reject"}], r"\{reject\.model\} of stage reject \(reject\); a model comes of: warmup, rl"),
-    ([RL, {**WARMUP, "set": {"data.path": "{rl.solutions}"}}], "a solutions comes of: reject"),
+    ([RL, {**WARMUP, "set": {"data.path": "{rl.supervised.solutions}"}}], "a solutions comes of: reject"),
     ([RL, {**REJECT, "set": {"mix": [{"path": "{other.folder}/x"}]}}], "saw 'other', which is no earlier stage"),
     ([WARMUP, {**RL, "set": {"teacher": {"path": "{cold.modell}"}}}], r"saw \{cold\.modell\}; a stage gives one of: model, adapter"),
     ([WARMUP, {**RL, "set": {"model": {"path": "other"}}}],

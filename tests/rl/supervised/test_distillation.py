@@ -13,19 +13,20 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from rl.config_loading import ConfigError, load, resolve_path, to_yaml
+from rl.configuration.loading import ConfigError, load, to_yaml
 from rl.kl import forward_kl
-from rl.policy import Policy
-from rl.run_folder import RunFolder
-from rl.teacher import teacher_digests
-from rl.warmup_config import DistillationSection, WarmupConfig
-from rl.warmup_distillation import attach_teacher, distilled_losses
-from rl.warmup_loop import STATE_FILE, WarmupState
-from rl.warmup_run import _checkpoint_to_resume, check_warmup_teacher
-from rl.warmup_trainer import make_trainer, trainer_arguments
+from rl.paths import resolve_path
+from rl.policy.policy import Policy
+from rl.runs.folder import RunFolder
+from rl.supervised.config import DistillationSection, WarmupConfig
+from rl.supervised.distillation import attach_teacher, distilled_losses
+from rl.supervised.loop import STATE_FILE, WarmupState
+from rl.supervised.run import _checkpoint_to_resume, check_warmup_teacher
+from rl.supervised.trainer import make_trainer, trainer_arguments
+from rl.teacher.teacher import teacher_digests
 from tests.reference.tiny_run import change_adapter, tiny_policy, trained
 from tests.reference.warmup import warmup_parts
-from tests.rl.test_distillation import other_vocabulary
+from tests.rl.teacher.test_advantages import other_vocabulary
 
 torch.set_num_threads(1)
 ROWS = 8

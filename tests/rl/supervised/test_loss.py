@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from rl.config_loading import ConfigError, project_root
-from rl.policy_forward import PolicyForward
-from rl.policy_scorer import PolicyScorer
-from rl.trl_version import TRL_VERSIONS
-from rl.update import scheduled_rate
-from rl.warmup_loop import held_out_loss
-from rl.warmup_trainer import make_trainer, trainer_arguments
+from rl.configuration.loading import ConfigError
+from rl.paths import project_root
+from rl.policy.forward import PolicyForward
+from rl.policy.scorer import PolicyScorer
+from rl.schedule import scheduled_rate
+from rl.supervised.loop import held_out_loss
+from rl.supervised.trainer import make_trainer, trainer_arguments
+from rl.supervised.trl_version import TRL_VERSIONS
 from tests.reference.tiny_run import trained
 from tests.reference.warmup import literal_losses, warmup_parts
 

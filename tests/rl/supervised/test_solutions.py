@@ -1,4 +1,4 @@
-"""rl/solutions.py: the prompt is the one that is sampled from, the completion what the policy has to write, and bad rows are named."""
+"""rl/supervised/solutions.py: the prompt is the one that is sampled from, the completion what the policy has to write, and bad rows are named."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from rl.config_loading import load, resolve_path
-from rl.data import DataError
-from rl.prompting import PromptError, PromptRenderer, load_template
+from rl.configuration.loading import load
+from rl.paths import resolve_path
+from rl.questions.files import DataError
+from rl.questions.prompting import PromptError, PromptRenderer, load_template
 from rl.records import Prompt, Question
-from rl.solutions import SolutionRow, completion_tokens, end_token, load_solutions, render_solutions
-from rl.warmup_config import WarmupConfig, WarmupDataSection
+from rl.supervised.config import WarmupConfig, WarmupDataSection
+from rl.supervised.solutions import SolutionRow, completion_tokens, end_token, load_solutions, render_solutions
 
 EOS, UNKNOWN = 1, 2
 CHAT = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"

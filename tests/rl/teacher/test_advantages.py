@@ -16,16 +16,17 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rl.collect import Collected
 from rl.config import RunConfig, TeacherModelSection
-from rl.config_loading import ConfigError, load, resolve_path, to_yaml
-from rl.distillation import distilled_advantages, with_teacher
+from rl.configuration.loading import ConfigError, load, to_yaml
 from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row
 from rl.memory import check_memory, estimate_memory
-from rl.policy import Policy, PolicyError
-from rl.policy_forward import PolicyForward
+from rl.paths import resolve_path
+from rl.policy.forward import PolicyForward
+from rl.policy.policy import Policy, PolicyError
 from rl.records import Group, ScoredGroup, TrainingGroup
 from rl.selection import select
-from rl.teacher import LocalTeacher, check_teacher, load_teacher, vocabulary_difference
+from rl.teacher.advantages import distilled_advantages, with_teacher
+from rl.teacher.teacher import LocalTeacher, check_teacher, load_teacher, vocabulary_difference
 from rl.training_groups import make_training_groups
 from rl.update import Updater
 from tests.reference.tiny_run import (

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 import pytest
 
 from rl.config import TeacherSection
-from rl.distillation import with_teacher
-from rl.generate import replicas, server_start
 from rl.generate.errors import SamplerError
-from rl.server_teacher import ServerTeacher
+from rl.generate.servers import replicas
+from rl.generate.servers import start as server_start
+from rl.teacher.advantages import with_teacher
+from rl.teacher.servers import ServerTeacher
 from tests.reference.scripted_vllm import LOGPROB, ScriptedVllm
 from tests.reference.tiny_run import inputs, sampled_groups, tiny_policy, with_advantages
 

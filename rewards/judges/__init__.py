@@ -1,0 +1,1 @@
+"""Judges of free-form answers: verifier models, embeddings, and clusters by their verdicts."""

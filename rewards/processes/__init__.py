@@ -1,0 +1,1 @@
+"""Calls that may hang or crash, in processes that can be killed."""

@@ -1,0 +1,1 @@
+"""From files and `key=value` to a checked configuration, and what the commands say of one."""

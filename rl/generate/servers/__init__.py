@@ -1,0 +1,1 @@
+"""Sampling on running `vllm serve` processes."""

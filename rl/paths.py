@@ -1,0 +1,21 @@
+"""Where the project lies, and what a path that a user wrote stands for. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """The folder that holds rl/, prompts/ and configs/."""
+    return Path(__file__).resolve().parent.parent
+
+
+def resolve_path(path: str | Path) -> Path:
+    """A relative path is taken from the working directory or, if it exists only there, from the project's root.
+
+    Returns the path as given where it exists in neither (it may be a hub id, or be made later). `~` is expanded."""
+    given = Path(path).expanduser()
+    if given.is_absolute() or given.exists():
+        return given
+    in_project = project_root() / given
+    return in_project if in_project.exists() else given

@@ -1,0 +1,1 @@
+"""The model that trains: loading, forward pass, log-probabilities, merging, digests."""

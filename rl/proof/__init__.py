@@ -1,0 +1,1 @@
+"""The proof, as a run goes, that the sampler has the policy."""

@@ -1,0 +1,1 @@
+"""Question files to questions and prompts, and the order in which they are drawn."""

@@ -1,0 +1,1 @@
+"""Groups of completions to scored groups, alone or while the sampler decodes others."""

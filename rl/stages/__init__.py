@@ -1,0 +1,1 @@
+"""A pipeline of stages, each one of the commands that users run alone (`python -m rl.pipeline`)."""

@@ -1,0 +1,1 @@
+"""On-policy distillation: teachers, and what they add to advantages."""
