@@ -105,9 +105,6 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-# -------------------------------------------------------------------- 1. decoding
-
-
 def decode(case: Case, variant: str) -> Iterator[Row]:
     """All completions have the same length: no stop tokens, so that the number of sequences does not fall while they decode."""
     sizes = case.sizes
@@ -130,18 +127,12 @@ def decode(case: Case, variant: str) -> Iterator[Row]:
                 yield case.row("decode", f"{state}, {count} sequences", "tokens/s", statistics.median(speeds[1:]))
 
 
-# -------------------------------------------------------------------- 2. a new version
-
-
 def swap(case: Case, variant: str) -> Iterator[Row]:
     with open_sampler(case.config(f"generator.sync={variant}")) as side:
         found = measure_swaps(side, case.sizes.rounds)
     yield case.row("swap", variant, "take over, s", found.take_over_s)
     yield case.row("swap", variant, "first token after, s", found.first_token_s)
     yield case.row("swap", variant, "token after that, s", found.next_token_s)
-
-
-# -------------------------------------------------------------------- 3. the update
 
 
 def made_up_groups(case: Case, questions: int) -> list[TrainingGroup]:
@@ -204,9 +195,6 @@ def _peaks(case: Case, setting: str, flops: float) -> list[Row]:
     return [share, case.row("train", setting, "peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)]
 
 
-# -------------------------------------------------------------------- 4. the whole step
-
-
 def step(case: Case, variant: str) -> Iterator[Row]:
     config = case.config(f"steps={case.sizes.rounds + 1}")
     with open_trainer(config, cpu=not case.on_gpu) as ours:
@@ -220,9 +208,6 @@ def step(case: Case, variant: str) -> Iterator[Row]:
     for name, key in (("completion tokens", "tokens/sampled"), ("groups trained", "groups/trained"),
                       ("mean of the trainer's - sampler's logprob, absolute", "mismatch/mean")):
         yield case.row("step", "", name, statistics.mean(line[key] for line in lines))
-
-
-# -------------------------------------------------------------------- 5. TRL
 
 
 def trl(case: Case, variant: str) -> Iterator[Row]:
@@ -240,9 +225,6 @@ def trl(case: Case, variant: str) -> Iterator[Row]:
     yield case.row("trl", setting, "completion tokens", statistics.mean(each.completion_tokens for each in found[1:]))
     if case.on_gpu:
         yield case.row("trl", setting, "trainer's peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)
-
-
-# -------------------------------------------------------------------- 6. a real run
 
 
 def run(case: Case, variant: str) -> Iterator[Row]:

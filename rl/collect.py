@@ -128,8 +128,6 @@ class Collector:
         """The collected groups are now trained on: the state is that of the next step."""
         self._repeatable = None
 
-    # ---------------------------------------------------------------- sampling ahead
-
     @property
     def in_flight(self) -> bool:
         """Whether groups of a later step are being sampled: the sampler's weights must not change then."""
@@ -149,8 +147,6 @@ class Collector:
             self._ahead = self._complete(self._prefetch.join(poll))
             self._repeatable = None
 
-    # ---------------------------------------------------------------- state
-
     def state(self) -> CollectorState:
         """From which the next step samples what it would have sampled; in the middle of a step, the state before it."""
         return self._repeatable or self._present()
@@ -161,8 +157,6 @@ class Collector:
     def load_state(self, state: CollectorState) -> None:
         self.order.load_state_dict(state.order)
         self.surplus, self._ahead, self._repeatable = state.surplus, state.ahead, None
-
-    # ---------------------------------------------------------------- one round
 
     def _round_size(self, missing: int, selection: Selection) -> int:
         """A whole batch; under refill as many questions as fill it at this step's rate of acceptance, at most a whole batch."""

@@ -102,8 +102,6 @@ class Trainer:
         self._waiting = Waiting(say=lambda text: self._parts.progress.message(text), save=self._save_while_waiting,
                                 stop_requested=lambda: self._parts.stop_requested())
 
-    # ---------------------------------------------------------------- the algorithm
-
     def step(self) -> Alarm | None:
         """One batch of questions -> a better policy, in the sampler's hands (unless that samples ahead). Returns the watchdog's alarm."""
         self._after = None
@@ -185,8 +183,6 @@ class Trainer:
                 "(generator.proof_every > 0). Raise generator.max_mismatch only if the difference is understood (loss.correction then "
                 "corrects for it)")
 
-    # ---------------------------------------------------------------- the run
-
     def run(self) -> Summary:
         """Evaluate, train until the last step, an alarm or a signal, evaluate; saves as it goes."""
         self._waiting.watch(self._parts.generator)
@@ -240,8 +236,6 @@ class Trainer:
         if self._parts.accelerator.num_processes == 1:
             return mine
         return next((name for name in gather_object([mine]) if name is not None), None)
-
-    # ---------------------------------------------------------------- evaluation
 
     def _evaluate(self, samples: int) -> tuple[Evaluation, Alarm | None] | None:
         held_out, parts = self._parts.held_out, self._parts
@@ -340,8 +334,6 @@ class Trainer:
             self._best = Best(step=self.step_number, value=value, checkpoint=str(path.relative_to(self._parts.folder.path)), metric=metric)
             self.save(best=True)
 
-    # ---------------------------------------------------------------- records
-
     def _record(self, collected: Collected, batch: list[TrainingGroup], measured: dict[str, float]) -> Alarm | None:
         """Write the step into metrics and rollouts, show it, and let the watchdog judge it."""
         parts, config = self._parts, self._config
@@ -386,8 +378,6 @@ class Trainer:
         left_over = [item.scored for item in batch if id(item.scored) not in fresh]
         for scored in (*left_over, *collected.sampled):
             log.log(self.step_number, scored, advantages=trained.get(id(scored)), refused=reasons.get(id(scored)))
-
-    # ---------------------------------------------------------------- checkpoints
 
     def save(self, *, best: bool = False) -> Path:
         """Write a checkpoint of the present state (main rank) and drop the oldest; nothing where it has been written already."""

@@ -155,8 +155,6 @@ class TreeComparison:
             return True
         return None if _has_perfect_match([[verdict is not False for verdict in row] for row in verdicts]) else False
 
-    # ---------------------------------------------------------------- kinds
-
     def _choice(self, left: Choice, right: Node) -> bool | None:
         """The letter decides; a value without a letter is compared with what stands behind the letter."""
         if isinstance(right, Choice):

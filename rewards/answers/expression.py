@@ -112,8 +112,6 @@ class _Parser:
             raise _UnknownError
         return result
 
-    # ---------------------------------------------------------------- tokens
-
     def _peek(self) -> str:
         return self._tokens[self._at] if self._at < len(self._tokens) else ""
 
@@ -145,8 +143,6 @@ class _Parser:
         self._bars = bars
         self._depth -= 1
         return result
-
-    # ---------------------------------------------------------------- grammar
 
     def _sum(self) -> Term:
         summands = [self._product()]

@@ -160,9 +160,6 @@ def _with_signs(text: str, plus: str, minus: str) -> str:
     return re.sub(r"\\pm(?![A-Za-z])", plus, re.sub(r"\\mp(?![A-Za-z])", minus, text))
 
 
-# ---------------------------------------------------------------- choices
-
-
 def _choice(text: str, depth: int) -> Choice | None:
     found = _CHOICE.fullmatch(text)
     if found is None:
@@ -185,9 +182,6 @@ def _choice(text: str, depth: int) -> Choice | None:
     if found.group("round") and content is not None and parse(text) is not None and not (is_spaced and letter.isupper()):
         return None  # (a)(b) and (a)x are products
     return Choice(letter.lower(), content)
-
-
-# ---------------------------------------------------------------- lists
 
 
 def _list(text: str, separators: list[_Mark], marks: list[_Mark], depth: int) -> Node | None:
@@ -248,9 +242,6 @@ def _flat_collection(items: list[Node], joined_by: str) -> Collection:
     return Collection(tuple(flat), False, joined_by)
 
 
-# ---------------------------------------------------------------- relations
-
-
 def _relation(text: str, signs: list[_Mark], depth: int) -> Node:
     parts = _cut(text, signs)
     if not parts[0] or not parts[-1] or len(parts) > 20:
@@ -286,9 +277,6 @@ def _is_name(term: Term) -> bool:
     if term.op == "variable":
         return True
     return term.op in ("*", "/", "abs", "sin", "cos", "tan", "cot", "sec", "csc") and all(map(_is_name, term.args))
-
-
-# ---------------------------------------------------------------- sets and brackets
 
 
 def _set_operation(text: str, operations: list[_Mark], depth: int) -> Node | None:

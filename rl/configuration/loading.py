@@ -87,9 +87,6 @@ def closest(name: str, candidates: Sequence[str]) -> str | None:
     return matches[0] if matches else None
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's plain values (set below), and without keys that appear twice."""
 
@@ -162,9 +159,6 @@ def _missing_file(path: Path) -> str:
 
 def _short(path: Path) -> Path:
     return path.relative_to(project_root()) if path.is_relative_to(project_root()) else path
-
-
-# --- overrides -------------------------------------------------------------------------------------------------------
 
 
 def _apply(values: dict[str, Any], override: str, root: type[Section]) -> str:
@@ -272,9 +266,6 @@ def _typed(text: str, field: FieldInfo, key: str, current: Any) -> Any:
             before = _opened(current, field)
             return {**before, **short} if isinstance(before, dict) else short
     return value
-
-
-# --- messages --------------------------------------------------------------------------------------------------------
 
 
 def _explain(error: ValidationError, root: type[Section]) -> dict[str, str]:

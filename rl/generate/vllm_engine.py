@@ -132,8 +132,6 @@ class Engine:
         self._adapter: Any = None
         self._count = 0  # of requests, all of which have names of their own
 
-    # ---------------------------------------------------------------- sampling
-
     def sample(
         self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], parameters: SamplingParameters, stop_token_ids: Sequence[int],
         finished: Callable[[int, Sampled], None],
@@ -185,8 +183,6 @@ class Engine:
         finally:
             if positions:  # an error or Ctrl-C: the engine must not go on with them at the next call
                 self._engine.abort_request(list(positions))
-
-    # ---------------------------------------------------------------- weights
 
     def load_adapter(self, name: str, number: int, path: Path) -> None:
         """Sample with this adapter from now on. name, number (above 0): never used for another one. The one before is removed."""

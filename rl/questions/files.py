@@ -118,9 +118,6 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
     return LoadedQuestions(questions, QuestionCounts(num_rows, num_duplicates, num_contradicting, num_with_answer, num_excluded))
 
 
-# --- where rows come from --------------------------------------------------------------------------------------------
-
-
 def read_rows(path: str, split: str, subset: str | None, revision: str | None, section: str, task: Mapping[str, Json],
               limit: int | None) -> Iterator[Row]:
     """The rows of a file, a data set or a task, each with its place. Raises: DataError."""
@@ -249,9 +246,6 @@ def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, s
 def _dataset_rows(name: str, dataset: Any) -> Iterator[Row]:
     for number, values in enumerate(dataset, start=1):
         yield Row(f"{name}: row {number}", number, values)
-
-
-# --- a row -----------------------------------------------------------------------------------------------------------
 
 
 def _adapted(row: Row, adapter: RowAdapter) -> Row:

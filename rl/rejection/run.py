@@ -74,9 +74,6 @@ def _check_same_run(folder: RunFolder, config: RejectConfig) -> None:
         raise ConfigError([*changed, "Remedy: --resume with the run's own configuration (keep and mix may differ), or a new run_dir"])
 
 
-# --- sampling --------------------------------------------------------------------------------------------------------
-
-
 def _prompts_of_chunks(inputs: RejectInputs) -> list[list[Prompt]]:
     return [[inputs.prompts[position] for position in chunk] for chunk in inputs.chunks]
 
@@ -151,9 +148,6 @@ def _show(progress: Progress, done: int, config: RejectConfig, questions: Sequen
 def _left_out(inputs: RejectInputs) -> str:
     left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
     return f"left out: {left_out}" if left_out else ""
-
-
-# --- choosing --------------------------------------------------------------------------------------------------------
 
 
 def _conclude(config: RejectConfig, inputs: RejectInputs, store: SampleStore, folder: RunFolder, started: float) -> Report:

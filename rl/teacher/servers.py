@@ -149,8 +149,6 @@ class ServerTeacher:
         finally:
             self._loop.close()
 
-    # --- in the loop's thread ----------------------------------------------------------------------------------------
-
     async def _start(self) -> None:
         count = self._config.max_requests
         self._clients = [ServerClient(url, self._key, self._config.request_timeout_s, 2 * count + 8) for url in self._urls]

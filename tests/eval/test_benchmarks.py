@@ -46,9 +46,6 @@ def accuracies(loaded: LoadedBenchmark, completions: list[str]) -> tuple[float, 
     return RewardSum([RewardSpec(grader.use, arguments=dict(grader.arguments))]).score([group])[0].rewards
 
 
-# --- entries ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
 def test_each_entry_is_complete(benchmark: Benchmark) -> None:
     assert (benchmark.hub is None) != (benchmark.local is None)
@@ -106,9 +103,6 @@ def test_the_table_has_a_line_for_each_benchmark_and_tells_the_rest() -> None:
     for benchmark, line in zip(BENCHMARKS, lines[1:], strict=False):
         assert line.startswith(benchmark.name) and str(benchmark.num_questions) in line and benchmark.protocol.source in line
     assert "reasoning_gym:TASK" in list_benchmarks() and "--data-dir" in list_benchmarks() and "amc22_23_83 (amc22_23)" in list_benchmarks()
-
-
-# --- rows of the hub's shape -----------------------------------------------------------------------------------------
 
 
 def test_gsm8k_rows_keep_what_stands_behind_the_hashes(tmp_path: Path) -> None:
@@ -281,9 +275,6 @@ def test_a_row_that_cannot_be_graded_is_named_with_file_and_line(tmp_path: Path,
     assert "Fill it in, or remove the row" in text or "Correct one" in text
 
 
-# --- local files -----------------------------------------------------------------------------------------------------
-
-
 @needs_data
 @pytest.mark.parametrize("name", ["gsm8k", "math500", "aime24", "aime25", "amc23", "amc22_23"])
 def test_the_shared_files_hold_the_whole_benchmark(name: str) -> None:
@@ -365,9 +356,6 @@ def test_a_limit_below_one_is_refused(limit: int) -> None:
         load_benchmark(BY_NAME["tiny_arith"], limit=limit)
 
 
-# --- files of one's own, and reasoning-gym ---------------------------------------------------------------------------
-
-
 def test_any_file_with_question_and_answer_is_a_benchmark(tmp_path: Path) -> None:
     rows = {"question": "1+1=?", "answer": 2, "topic": "sums"}, {"problem": "2+2=?", "answer": "4", "id": "x"}
     path = write(tmp_path / "mine.jsonl", *rows)
@@ -411,9 +399,6 @@ def test_a_reasoning_gym_task_is_a_benchmark_with_its_own_scorer() -> None:
     assert accuracies(loaded, [rf"\boxed{{{loaded.questions[0].answer}}}", r"\boxed{x}"]) == (1, 0)
     with pytest.raises(BenchmarkError, match=r"--benchmarks: reasoning-gym has no task 'chain_sm'; did you mean 'chain_sum'"):
         load_benchmark(find_benchmark("reasoning_gym:chain_sm"))
-
-
-# --- the hub ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("benchmark", FROM_HUB, ids=lambda benchmark: benchmark.name)

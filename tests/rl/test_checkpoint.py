@@ -82,8 +82,6 @@ def files_limited_to(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# ------------------------------------------------------------------ there and back
-
 @pytest.mark.parametrize("overrides", [(), ("lora.enabled=false",), ("model.dtype=bfloat16",)])
 def test_weights_optimiser_and_rng_come_back_bit_for_bit(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     config = tiny_config(*overrides)
@@ -161,8 +159,6 @@ def test_weights_of_another_shape_of_adapter_are_refused(tmp_path: Path, policy:
         load_weights(path, other, optimiser(other))
 
 
-# ------------------------------------------------------------------ damage
-
 def damaged_by_cutting(path: Path) -> str:
     file = path / "optimizer.pt"
     with file.open("r+b") as stream:
@@ -221,8 +217,6 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path, policy: Policy) -
         read_state(path)
 
 
-# ------------------------------------------------------------------ a full disk
-
 @pytest.mark.parametrize("num_bytes", [100, 50_000, 300_000])
 @pytest.mark.parametrize("step", [4, 3])
 def test_a_full_disk_leaves_the_previous_checkpoints_as_they_were(tmp_path: Path, num_bytes: int, step: int) -> None:
@@ -268,8 +262,6 @@ def test_the_same_step_saved_again_replaces_the_first_copy(tmp_path: Path, polic
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
 
 
-# ------------------------------------------------------------------ which are kept
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -300,8 +292,6 @@ def test_checkpoints_are_listed_by_step(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000005", "step-999999", "step-1000000"]
     assert list_checkpoints(tmp_path / "nowhere") == []
 
-
-# ------------------------------------------------------------------ another configuration
 
 def check(stored: RunConfig, now: RunConfig, *, num_ranks: int = 1, step: int = 3) -> None:
     check_same_run(Path("runs/x/checkpoints/step-000003"), stored, now, state(step), num_ranks, {})

@@ -112,8 +112,6 @@ def count_forwards(batch: Sequence[TrainingGroup], *overrides: str) -> tuple[For
     return forwards, num_micro_batches
 
 
-# ------------------------------------------------------------------ the gradient
-
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 def test_the_gradient_is_the_literal_one(groups: list[Group], aggregation: str) -> None:
     batch = with_advantages(groups, zero=[1])
@@ -176,8 +174,6 @@ def test_a_batch_without_any_advantage_changes_nothing(groups: list[Group]) -> N
     assert forwards.rows == 0 and all(torch.equal(weight, before[name]) for name, weight in trained(policy).items())
 
 
-# ------------------------------------------------------------------ no forward is wasted
-
 def test_one_update_per_batch_runs_one_forward_per_micro_batch(groups: list[Group]) -> None:
     forwards, num_micro_batches = count_forwards(with_advantages(groups))
     assert num_micro_batches > 2
@@ -206,8 +202,6 @@ def test_terms_that_do_not_depend_on_advantages_act_on_groups_without_them(group
     found, _ = gradient(with_advantages(groups, zero=range(4)), term)
     assert max(weight.abs().max().item() for weight in found.values()) > 0
 
-
-# ------------------------------------------------------------------ old log-probabilities
 
 def test_fresh_groups_take_the_policys_logprobs_as_old_and_stale_ones_the_samplers(groups: list[Group]) -> None:
     """The sampler's numbers are shifted by ln 1.5: fresh groups do not see it in the ratio, stale ones have the ratio 1.5."""
@@ -290,8 +284,6 @@ def test_a_minibatch_without_advantages_is_no_update(groups: list[Group]) -> Non
     report = make_updater(config, tiny_policy(config)).update(with_advantages(groups, zero=[0, 1]), step=0, policy_version=0)
     assert report.num_updates == 1
 
-
-# ------------------------------------------------------------------ settings act
 
 def test_a_sampler_correction_of_each_mode_changes_the_gradient_as_it_says(groups: list[Group]) -> None:
     """The first group's sampler claims probabilities three times too small, so s = 3 there and 1 elsewhere."""
@@ -407,8 +399,6 @@ def test_a_rehearsal_leaves_no_trace(groups: list[Group]) -> None:
     assert reports[0] == reports[1]
     assert all(torch.equal(weight, trained(plain)[name]) for name, weight in trained(rehearsed).items())
 
-
-# ------------------------------------------------------------------ learning rate
 
 def test_the_learning_rate_warms_up_and_then_follows_its_schedule() -> None:
     common = ("optim.lr=1", "steps=10", "optim.warmup_steps=2")

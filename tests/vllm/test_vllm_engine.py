@@ -61,8 +61,6 @@ def worst_difference(policy: Policy, groups: Sequence[Group], temperature: float
                for g in groups for r in g.rollouts)
 
 
-# ------------------------------------------------------------------ what is reported
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 def test_log_probabilities_are_the_policys_at_the_sampling_temperature(
     generator: VllmGenerator, policy: Policy, temperature: float
@@ -109,8 +107,6 @@ def test_stop_strings_end_where_the_embedded_sampler_ends(generator: VllmGenerat
         text = policy.tokenizer.decode(after.token_ids, skip_special_tokens=True)
         assert ("ed{" in text) == ("ed{" in before.text) and "ed{" not in policy.tokenizer.decode(after.token_ids[:-1])
 
-
-# ------------------------------------------------------------------ what is drawn
 
 def test_the_same_seeds_give_the_same_tokens_and_others_do_not(generator: VllmGenerator) -> None:
     first, again = (generator.generate(requests(), PLAIN) for _ in range(2))
@@ -169,8 +165,6 @@ def test_completions_that_fill_the_models_context_are_sampled_and_scored(policy:
     assert scores == pytest.approx(literal_logprobs(policy, request.prompt.token_ids, ids).tolist(), abs=5 * FLOAT32)
     made.close()
 
-
-# ------------------------------------------------------------------ new weights
 
 def test_new_weights_reach_the_sampler_and_its_prefix_cache(generator: VllmGenerator, policy: Policy) -> None:
     """The prompts are in the prefix cache from the version before; its keys and values must not be used again."""
@@ -242,8 +236,6 @@ def test_an_architecture_with_biases_and_partly_adapted_layers(tmp_path: Path, w
     assert worst_difference(policy, made.generate(requests(), PLAIN)) < FLOAT32
     made.close()
 
-
-# ------------------------------------------------------------------ what goes wrong
 
 def test_an_error_in_the_middle_leaves_a_sampler_that_works(generator: VllmGenerator) -> None:
     def stop(index: int, group: Group) -> None:

@@ -132,8 +132,6 @@ class ServerGenerator:
             if self._files is not None:
                 self._files.close()
 
-    # --- in the loop's thread ----------------------------------------------------------------------------------------
-
     async def _start(self) -> None:
         self._clients = [
             ServerClient(url, self._key, self._config.request_timeout_s, 2 * self._config.max_sequences + 8) for url in self._urls]
@@ -224,8 +222,6 @@ class ServerGenerator:
 
     def _outage(self, text: str) -> None:
         self._loop.post(lambda: self._tell(self.on_outage, text))
-
-    # --- in the caller's thread --------------------------------------------------------------------------------------
 
     def _tell(self, listener: Callable[[str], None] | None, text: str) -> None:
         if listener is not None:

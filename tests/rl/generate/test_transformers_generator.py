@@ -66,8 +66,6 @@ def worst_difference(policy: Policy, groups: Sequence[Group], temperature: float
         for g in groups for r in g.rollouts)
 
 
-# ------------------------------------------------------------------ what is reported
-
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 def test_logprobs_equal_a_full_forward_at_the_sampling_temperature(policy: Policy, sync: Sync, temperature: float) -> None:
@@ -128,8 +126,6 @@ def test_text_is_the_assistant_prefix_and_the_completion_without_special_tokens(
     decoded = inputs().tokenizer.decode(rollout.token_ids[:-1])
     assert rollout.finish_reason == "stop" and rollout.text == "<think>" + decoded
 
-
-# ------------------------------------------------------------------ seeds and batches
 
 def test_the_same_seeds_give_the_same_tokens_and_others_do_not(policy: Policy) -> None:
     first, again = (sampler(policy).generate(requests(), PLAIN) for _ in range(2))
@@ -192,8 +188,6 @@ def test_sampling_is_the_same_with_gradient_checkpointing(policy: Policy, sync: 
     checkpointed = tiny_policy(tiny_config("model.gradient_checkpointing=true"), adapter_scale=0.02)
     assert sampler(checkpointed, sync).generate(requests(3), PLAIN) == sampler(policy, sync).generate(requests(3), PLAIN)
 
-
-# ------------------------------------------------------------------ the distribution
 
 def test_near_temperature_zero_equals_transformers_greedy_decoding(policy: Policy) -> None:
     groups = sampler(policy).generate(requests(4, 1), dataclasses.replace(PLAIN, temperature=1e-6))
@@ -283,8 +277,6 @@ def test_each_row_of_uniforms_depends_on_its_own_seed_alone() -> None:
     assert (both >= 0).all() and (both < 1).all()
 
 
-# ------------------------------------------------------------------ new weights
-
 def test_merge_and_shared_sample_the_same_with_the_same_logprobs(policy: Policy) -> None:
     merged, shared = (sampler(policy, sync).generate(requests(), PLAIN) for sync in ("merge", "shared"))
     assert tokens(merged) == tokens(shared)
@@ -353,8 +345,6 @@ def test_scores_are_the_sampled_log_probabilities(policy: Policy, sync: Sync) ->
     for rollout, found in zip(group.rollouts, scores, strict=True):
         assert found == pytest.approx(rollout.logprobs, abs=1e-4)
 
-
-# ------------------------------------------------------------------ the cache
 
 def test_the_growing_cache_gives_the_results_of_transformers_own(policy: Policy) -> None:
     """Prompt, repeated rows, token by token past several reservations, rows removed on the way: the same logits and keys."""

@@ -175,8 +175,6 @@ def test_the_reference_of_full_parameters_stays_where_it_started() -> None:
     assert tiny_policy(tiny_config("lora.enabled=false")).reference is None
 
 
-# ------------------------------------------------------------------ adapters that do not belong
-
 def other_adapter(folder: Path, settings: dict[str, object] | None = None, *, hidden: int = 128, layers: int = 4) -> Path:
     config = LlamaConfig(vocab_size=99, hidden_size=hidden, intermediate_size=352, num_hidden_layers=layers, num_attention_heads=4)
     model = LlamaForCausalLM(config)

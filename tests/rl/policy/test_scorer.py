@@ -128,8 +128,6 @@ def test_the_trainers_self_certainty_is_kl_from_uniform(chunk_tokens: int) -> No
     assert token_logprobs(hidden, head, tokens, chunk_tokens=chunk_tokens).self_certainties_N is None
 
 
-# ------------------------------------------------------------------ texts
-
 @pytest.mark.parametrize("max_tokens", [1, 90, 100_000])
 def test_log_probabilities_of_texts_equal_one_forward_each(policy: Policy, max_tokens: int) -> None:
     prompt = prompts(1)[0]
@@ -167,8 +165,6 @@ def test_a_token_that_would_straddle_the_boundary_is_split_there(policy: Policy)
     assert service.row(prompt, "ab", "cda") == ((*prompt.token_ids, a, b), (cd, a))
     assert service.row(prompt, "abc", "da") == ((*prompt.token_ids, a, b, c), (d, a))
 
-
-# ------------------------------------------------------------------ through the rewards
 
 def test_confidence_rewards_are_means_of_the_statistics_and_leave_none_behind(policy: Policy) -> None:
     groups = sampled(policy)

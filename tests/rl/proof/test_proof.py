@@ -143,8 +143,6 @@ def failure(config: RunConfig, policy: Policy, generator: Generator, folder: Pat
     return message
 
 
-# ------------------------------------------------------------------ what passes
-
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_run_whose_sampler_follows_is_proven_at_its_start_after_its_first_update_and_then_every_few_steps(
     tmp_path: Path, merge: bool
@@ -202,8 +200,6 @@ def test_a_proof_changes_neither_random_numbers_nor_the_models_state() -> None:
         assert torch.equal(parameter, weights[name])
         assert parameter.grad is not None and bool((parameter.grad == 1).all())
 
-
-# ------------------------------------------------------------------ samplers that are wrong
 
 def test_a_sampler_that_no_version_reaches_has_the_base(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS)
@@ -300,8 +296,6 @@ def test_a_resumed_run_is_proven_in_its_first_step_and_leaves_no_trace_of_it() -
         bad.check(7, 5, collected_by(Sampler(tiny_policy(config)), version=5))
 
 
-# ------------------------------------------------------------------ trainers that are wrong
-
 def test_a_wrong_scale_in_the_trainers_lora_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = LoraProduct.forward
 
@@ -333,8 +327,6 @@ def test_updates_that_leave_the_policy_as_its_base_are_the_trainers_error(tmp_pa
     with pytest.raises(SamplerMismatchError, match=r"equals its base to the last bit .* The trainer's side is wrong"):
         trainer.step()
 
-
-# ------------------------------------------------------------------ which completions
 
 def test_completions_are_spread_over_questions_and_over_their_groups() -> None:
     groups = sampled_groups(tiny_policy(), 6, size=3)

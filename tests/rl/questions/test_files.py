@@ -34,9 +34,6 @@ def refusal(path: str, **arguments: Any) -> str:
     return str(caught.value)
 
 
-# --- what rows become ------------------------------------------------------------------------------------------------
-
-
 def test_an_adapter_sees_every_row_first_and_its_refusal_has_file_and_line(tmp_path: Path) -> None:
     def adapter(row: Mapping[str, Any]) -> dict[str, Any]:
         if row["right"] not in row["options"]:
@@ -128,8 +125,6 @@ def test_a_relative_path_is_found_in_the_project_from_any_directory(tmp_path: Pa
     assert len(loaded.questions) == 3 and loaded.counts.num_with_answer == 0
 
 
-# --- other sources ---------------------------------------------------------------------------------------------------
-
 ROWS = [{"question": "a", "answer": 1, "level": 1}, {"question": "b", "answer": 2, "level": None}]
 
 
@@ -173,9 +168,6 @@ def test_a_data_set_that_cannot_be_had_offline_says_what_to_do() -> None:
     message = refusal("nobody/no-such-data-set")
     assert "nobody/no-such-data-set: cannot be loaded as a Hugging Face data set" in message
     assert "JSONL or parquet file" in message
-
-
-# --- bad input -------------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_file_names_the_closest_one(tmp_path: Path) -> None:
@@ -226,9 +218,6 @@ def test_bytes_that_are_not_utf8_are_named_by_line_and_column(tmp_path: Path) ->
 def test_other_endings_and_broken_parquet_are_refused(tmp_path: Path) -> None:
     assert "saw the ending '.csv'; expected one of .jsonl" in refusal(write(tmp_path, "question", name="questions.csv"))
     assert "not a readable parquet file" in refusal(write(tmp_path, "question", name="questions.parquet"))
-
-
-# --- order -----------------------------------------------------------------------------------------------------------
 
 
 def take(order: QuestionOrder, sizes: list[int]) -> list[list[int]]:

@@ -45,9 +45,6 @@ def template(
         name="test", description="for a test", user=user, system=system, assistant_prefix=prefix, few_shot=examples)
 
 
-# --- plain text ------------------------------------------------------------------------------------------------------
-
-
 def test_without_a_chat_template_the_tokenizer_adds_its_own_bos() -> None:
     tokenizer = build_tokenizer()
     prompt = PromptRenderer(load_template("question_line"), tokenizer).render(question())
@@ -74,9 +71,6 @@ def test_plain_text_joins_system_examples_question_and_prefix() -> None:
     prompt = renderer.render(question())
     assert prompt.text == "Be exact.\n\nQ: 2+2?\nA: 4\n\nQ: 1+1=?\nA:\n<think>\n"
     assert prompt.assistant_prefix == "<think>\n"
-
-
-# --- chat template ---------------------------------------------------------------------------------------------------
 
 
 def test_with_a_chat_template_there_is_exactly_one_bos() -> None:
@@ -113,9 +107,6 @@ def test_a_chat_template_that_knows_no_system_text_gives_a_clear_error() -> None
         PromptRenderer(template(system="Be exact."), build_tokenizer(NO_SYSTEM)).render(question())
 
 
-# --- variables -------------------------------------------------------------------------------------------------------
-
-
 def test_columns_are_variables_and_a_question_is_no_template() -> None:
     renderer = PromptRenderer(template("{{ hint }}: {{ question }}", "Level {{ level }}."), build_tokenizer())
     assert renderer.render(question("{{ 1 + 1 }} {% x", hint="h", level="3")).text == "Level 3.\n\nh: {{ 1 + 1 }} {% x"
@@ -143,9 +134,6 @@ def test_an_empty_prompt_is_an_error() -> None:
     tokenizer.chat_template = "{{ '' }}"
     with pytest.raises(PromptError, match="question q1: the prompt '' has no tokens"):
         PromptRenderer(template(), tokenizer).render(question())
-
-
-# --- the shipped templates -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", template_names())
@@ -176,9 +164,6 @@ def test_r1_think_gives_base_models_the_roles_and_opens_the_thinking() -> None:
     assert chat.text.endswith("[user]Q.[/][assistant]<think>\n")
 
 
-# --- finding and checking templates ----------------------------------------------------------------------------------
-
-
 def test_an_unknown_template_names_the_closest_and_all() -> None:
     with pytest.raises(PromptError, match=r"no template 'boxd'; did you mean boxed\? There are: boxed, chat_chain_sum, multiple_choice, "):
         load_template("boxd")
@@ -202,9 +187,6 @@ def test_a_malformed_template_is_named(tmp_path: Path, text: str, message: str) 
     with pytest.raises(PromptError) as caught:
         load_template(str(path))
     assert str(path) in str(caught.value) and message in str(caught.value)
-
-
-# --- lengths ---------------------------------------------------------------------------------------------------------
 
 
 def test_over_long_prompts_are_dropped_and_counted() -> None:

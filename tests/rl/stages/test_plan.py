@@ -171,9 +171,6 @@ def test_an_evaluation_becomes_the_words_of_its_command() -> None:
                      "--adapter=0/adapter", f"--out={plan[1].folder}")
 
 
-# --- which stages run again -------------------------------------------------------------------------------------------
-
-
 def begun(folder: Path, questions: Path, **settings: Any) -> tuple[PipelineRecords, Prepared]:
     """The record of an RL stage that has been started once."""
     plan = planned({**RL, "set": {"data.path": str(questions), **settings}}, run_dir=str(folder))

@@ -95,9 +95,6 @@ def one_gradient(
     return seen[0], report.metrics
 
 
-# --- the formula -----------------------------------------------------------------------------------------------------
-
-
 def test_the_advantage_of_a_token_is_the_completions_and_the_weighted_difference_by_hand() -> None:
     found = distilled_advantages(
         torch.tensor([1.0, 1.0, -0.5, 0.0]), torch.tensor([-1.0, -2.0, -0.5, -3.0]), torch.tensor([-1.5, -0.5, -0.5, NAN]), weight=2.0)
@@ -113,9 +110,6 @@ def test_the_cap_bounds_what_the_teacher_adds_and_not_the_rewards_advantage() ->
 def test_no_gradient_flows_through_the_advantage() -> None:
     logprobs = torch.tensor([-1.0], requires_grad=True)
     assert not distilled_advantages(torch.zeros(1), logprobs, torch.tensor([-2.0]), weight=1.0).requires_grad
-
-
-# --- the teacher's numbers -------------------------------------------------------------------------------------------
 
 
 def test_a_local_teacher_scores_at_temperature_1_as_a_literal_forward(groups: list[Group], teacher: LocalTeacher) -> None:
@@ -170,9 +164,6 @@ def test_an_id_beyond_the_teachers_outputs_is_refused_with_a_remedy(teacher: Loc
     assert math.isfinite(found)
     with pytest.raises(SamplerError, match=rf"sampled the id {num_outputs}, .*a test's\) has {num_outputs} outputs: .*Remedy"):
         teacher.score([((1, 2), (3,)), ((1, 2), (num_outputs, 5))])
-
-
-# --- through selection, batching and the update ----------------------------------------------------------------------
 
 
 def test_groups_with_equal_rewards_train_under_a_teacher_and_only_there(groups: list[Group]) -> None:
@@ -324,9 +315,6 @@ def test_refused_groups_that_stay_in_the_denominator_are_not_asked_about_and_get
     policy = tiny_policy(config, adapter_scale=SCALE)
     found = advantages_through_batching(make_updater(config, policy), policy, batch)
     assert all(not found[1, r].any() for r in range(4)) and found[0, 0].any()
-
-
-# --- configuration and bad input -------------------------------------------------------------------------------------
 
 
 def test_a_configuration_with_a_teacher_reads_back_and_takes_overrides(tmp_path: Path) -> None:
