@@ -2,8 +2,9 @@
 
     python benchmarks/alternate_study.py --out runs/alternate_study [--seeds 0,1,2]
 
-Runs configs/tiny_sft_rl_alternate.yaml and, with as many steps as its sampled tokens (RL and rejection sampling) pay for, rounded up,
-configs/tiny_grpo.yaml; prints a Markdown table of held-out avg@8. Goes on where it was stopped. About six minutes on one idle core.
+Runs configs/tiny_sft_rl_alternate.yaml and, with as many steps as its sampled tokens (RL and rejection sampling) pay
+for, rounded up, configs/tiny_grpo.yaml; prints a Markdown table of held-out avg@8. Goes on where it was stopped. About
+six minutes on one idle core.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 ALTERNATE, ALONE = "configs/tiny_sft_rl_alternate.yaml", "configs/tiny_grpo.yaml"
 GROUP_SIZE = 8  # of configs/tiny_grpo.yaml
 PILOT_STEPS = 40
-"""The pilot tells how many tokens a step of RL alone takes; completions grow as it learns, so it is as long as the run it stands for."""
+"""The pilot tells how many tokens a step of RL alone takes; completions grow as it learns, so it is as long as the run
+it stands for."""
 
 
 def run(*words: str) -> None:
@@ -42,7 +44,9 @@ def alternate(seed: int, folder: Path) -> tuple[list[float], int]:
 def alone(seed: int, steps: int, folder: Path) -> tuple[float, int]:
     """(held-out accuracy at the end, tokens sampled)."""
     if not (folder / "summary.json").exists():
-        run("rl.train", "--config", ALONE, f"run_dir={folder}", f"seed={seed}", f"steps={steps}", "tracking.progress=lines")
+        run(
+            "rl.train", "--config", ALONE, f"run_dir={folder}", f"seed={seed}", f"steps={steps}",
+            "tracking.progress=lines")
     found = summary(folder)
     return found["held_out_after"]["avg@8"]["value"], found["num_sampled_tokens"]
 
@@ -65,14 +69,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/alternate_study"))
     parser.add_argument("--seeds", default="0,1,2")
     options = parser.parse_args()
-    print("| seed | RL and SFT in turn: start, behind RL, SFT, RL, SFT | tokens | RL alone | steps | tokens |\n|---|---|---|---|---|---|",
-          flush=True)
+    print(
+        "| seed | RL and SFT in turn: start, behind RL, SFT, RL, SFT | tokens | RL alone | steps | tokens "
+        "|\n|---|---|---|---|---|---|",
+        flush=True)
     for seed in map(int, options.seeds.split(",")):
         values, tokens = alternate(seed, options.out / f"alternate-{seed}")
         steps = steps_for(tokens, seed, options.out)
         accuracy, tokens_alone = alone(seed, steps, options.out / f"alone-{seed}-{steps}")
-        print(f"| {seed} | {', '.join(f'{value:.3f}' for value in values)} | {tokens:,} | {accuracy:.3f} | {steps} | {tokens_alone:,} |",
-              flush=True)
+        print(
+            f"| {seed} | {', '.join(f'{value:.3f}' for value in values)} | {tokens:,} | {accuracy:.3f} | {steps} | "
+            f"{tokens_alone:,} |",
+            flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""What vLLM as the sampler gives on a GPU, in one table: `python benchmarks/gpu.py [PART ...] [--models qwen2.5-1.5b qwen2.5-7b]`.
+"""What vLLM as the sampler gives on a GPU, in one table: `python benchmarks/gpu.py [PART ...] [--models qwen2.5-1.5b
+qwen2.5-7b]`.
 
 Parts (benchmarks/gpu_parts.py, gpu_trl.py):
-    decode   tokens a second of vLLM with base weights, merged weights, an adapter of rank 16 and 32, at 64, 256 and 512 sequences
-    swap     seconds to bring a new policy version: adapter, merged weights
+    decode   tokens a second of vLLM with base weights, merged weights, an adapter of rank 16 and 32, at 64, 256 and 512
+    sequences swap     seconds to bring a new policy version: adapter, merged weights
     train    the update alone: tokens a second, share of the bfloat16 peak, peak memory; LoRA and all weights
     step     the whole step, 64 questions x 8: generation, reward, training and sync seconds
     trl      the same step with TRL's GRPOTrainer, vLLM in colocate mode, gradient checkpointing off and on; the ratio
     run      SmolLM2-135M-Instruct with GRPO and with EMPO: accuracy before and after, wall time
 
-Every variant of a part runs in a process of its own with a time limit, so that none takes another's memory or time; what fails or is cut is
-a line of the table with the reason. --tiny runs everything on small shapes, on a CPU too: it shows that the script works. The
-rows are also appended to --out as JSON, one object a line: parts can be run in separate calls. See benchmarks/README.md.
+Every variant of a part runs in a process of its own with a time limit, so that none takes another's memory or time;
+what fails or is cut is a line of the table with the reason. --tiny runs everything on small shapes, on a CPU too: it
+shows that the script works. The rows are also appended to --out as JSON, one object a line: parts can be run in
+separate calls. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -29,8 +31,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PARTS = {
-    "decode": ("merged", "half_rank", "full_rank"), "swap": ("adapter", "merge"), "train": ("lora", "full"), "step": ("",),
-    "trl": ("off", "on"), "run": ("grpo", "empo")}
+    "decode": ("merged", "half_rank", "full_rank"),
+    "swap": ("adapter", "merge"),
+    "train": ("lora", "full"),
+    "step": ("",),
+    "trl": ("off", "on"),
+    "run": ("grpo", "empo")}
 """The variants of each part: what is measured in one process."""
 
 
@@ -49,7 +55,9 @@ class Row:
 def measure_apart(part: str, variant: str, model: str, arguments: argparse.Namespace) -> list[Row]:
     """The rows of one measurement, from a process of its own; a row with the reason where it fails or is cut."""
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as rows_file:
-        command = [sys.executable, str(Path(__file__).with_name("gpu_parts.py")), part, variant, model, rows_file.name, str(arguments.work)]
+        command = [
+            sys.executable, str(Path(__file__).with_name("gpu_parts.py")), part, variant, model, rows_file.name,
+            str(arguments.work)]
         command += ["--tiny"] if arguments.tiny else []
         process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
         try:
@@ -70,7 +78,8 @@ def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = ["| part | model | setting | quantity | value |", "|---|---|---|---|---|"]
     for row in rows:
-        value = row.problem if row.value is None else f"{row.value:,.0f}" if abs(row.value) >= 100 else f"{row.value:.3g}"
+        value = (
+            row.problem if row.value is None else f"{row.value:,.0f}" if abs(row.value) >= 100 else f"{row.value:.3g}")
         lines.append(f"| {row.part} | {row.model} | {row.setting} | {row.quantity} | {value} |")
     return "\n".join(lines)
 
@@ -85,12 +94,15 @@ def ratios(rows: list[Row]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"which parts (default: {' '.join(PARTS)})")
-    parser.add_argument("--models", nargs="+", default=None, help="shapes of benchmarks/random_models.py (default: both Qwen2.5)")
-    parser.add_argument("--tiny", action="store_true", help="small shapes and sizes, on a CPU too: shows that the script works")
+    parser.add_argument(
+        "--models", nargs="+", default=None, help="shapes of benchmarks/random_models.py (default: both Qwen2.5)")
+    parser.add_argument(
+        "--tiny", action="store_true", help="small shapes and sizes, on a CPU too: shows that the script works")
     parser.add_argument("--limit-s", type=int, default=540, help="seconds for each measurement (default 540)")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "otherhalf-gpu",
                         help="folder for the models made here, up to 19 GB (default: in the temporary folder)")
-    parser.add_argument("--out", type=Path, default=None, help="file to which the rows are appended as JSON, one object a line")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="file to which the rows are appended as JSON, one object a line")
     parser.add_argument("--table", type=Path, default=None, help="measure nothing: print the table of such a file")
     arguments = parser.parse_args()
     if unknown := [part for part in arguments.parts if part not in PARTS]:

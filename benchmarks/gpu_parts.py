@@ -1,7 +1,8 @@
 """The measurements of benchmarks/gpu.py, which runs each variant in a process of its own.
 
-Models have random weights (benchmarks/random_models.py): speed does not depend on what the weights are, and lengths are set by the
-number of stop tokens. A further measurement is a function here with a name in PARTS, and its variants in gpu.py.
+Models have random weights (benchmarks/random_models.py): speed does not depend on what the weights are, and lengths are
+set by the number of stop tokens. A further measurement is a function here with a name in PARTS, and its variants in
+gpu.py.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Sizes:
     micro_batch_tokens: int = 8192
 
 
-TINY = Sizes(questions=4, group_size=2, prompt_tokens=10, mean_tokens=12, max_tokens=24, rank=4, sequences=(4, 8), decode_tokens=8,
-             rounds=2, micro_batch_tokens=512)
+TINY = Sizes(
+    questions=4, group_size=2, prompt_tokens=10, mean_tokens=12, max_tokens=24, rank=4, sequences=(4, 8),
+    decode_tokens=8, rounds=2, micro_batch_tokens=512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +85,18 @@ class Case:
         questions = write_questions(self.work / f"{self.model}.jsonl", count=64 if self.is_tiny else 4096,
                                     prompt_tokens=sizes.prompt_tokens)
         stops = stop_token_ids(shape, mean_tokens=sizes.mean_tokens, max_tokens=sizes.max_tokens)
-        return load(None, [
-            f"model={checkpoint}", f"model.dtype={dtype}", f"data={questions}", "prompt=question_line", "generator=vllm",
-            f"generator.max_sequences={max(sizes.sequences)}", f"lora.rank={sizes.rank}", f"lora.alpha={sizes.rank}",
-            f"sampling.questions_per_step={sizes.questions}", f"sampling.group_size={sizes.group_size}",
-            f"sampling.max_completion_tokens={sizes.max_tokens}", f"sampling.stop_token_ids={stops}", f"rewards.0.use={REWARD}",
-            f"optim.micro_batch_tokens={sizes.micro_batch_tokens}", "optim.lr=1e-6", f"model.gradient_checkpointing={self._checkpoints()}",
-            f"run_dir={self.work / 'run'}", "evaluation.path=null", "watchdog.enabled=false", "tracking.progress=lines",
-            "tracking.rollouts_every=0", *([] if self.on_gpu else ["generator.cache_gb=0.2"]), *overrides])
+        return load(
+            None,
+            [
+                f"model={checkpoint}", f"model.dtype={dtype}", f"data={questions}", "prompt=question_line",
+                "generator=vllm", f"generator.max_sequences={max(sizes.sequences)}", f"lora.rank={sizes.rank}",
+                f"lora.alpha={sizes.rank}", f"sampling.questions_per_step={sizes.questions}",
+                f"sampling.group_size={sizes.group_size}", f"sampling.max_completion_tokens={sizes.max_tokens}",
+                f"sampling.stop_token_ids={stops}", f"rewards.0.use={REWARD}",
+                f"optim.micro_batch_tokens={sizes.micro_batch_tokens}", "optim.lr=1e-6",
+                f"model.gradient_checkpointing={self._checkpoints()}", f"run_dir={self.work / 'run'}",
+                "evaluation.path=null", "watchdog.enabled=false", "tracking.progress=lines",
+                "tracking.rollouts_every=0", *([] if self.on_gpu else ["generator.cache_gb=0.2"]), *overrides])
 
     def _checkpoints(self) -> str:
         """7B's activations do not fit beside the engine."""
@@ -106,10 +112,15 @@ def synchronize() -> None:
 
 
 def decode(case: Case, variant: str) -> Iterator[Row]:
-    """All completions have the same length: no stop tokens, so that the number of sequences does not fall while they decode."""
+    """All completions have the same length: no stop tokens, so that the number of sequences does not fall while they
+    decode."""
     sizes = case.sizes
-    way, rank = ("merge", sizes.rank) if variant == "merged" else ("adapter", sizes.rank // 2 if variant == "half_rank" else sizes.rank)
-    config = case.config(f"generator.sync={way}", f"lora.rank={rank}", f"lora.alpha={rank}", "sampling.stop_token_ids=[]")
+    way, rank = (
+        ("merge", sizes.rank)
+        if variant == "merged"
+        else ("adapter", sizes.rank // 2 if variant == "half_rank" else sizes.rank))
+    config = case.config(
+        f"generator.sync={way}", f"lora.rank={rank}", f"lora.alpha={rank}", "sampling.stop_token_ids=[]")
     with open_sampler(config) as side:
         parameters = dataclasses.replace(side.parameters, max_completion_tokens=sizes.decode_tokens)
         for state in ("base weights", "merged weights") if way == "merge" else (f"adapter r{rank}",):
@@ -119,8 +130,10 @@ def decode(case: Case, variant: str) -> Iterator[Row]:
             for count in sizes.sequences:
                 speeds = []
                 for number in range(sizes.rounds + 1):
-                    requests = [Request(side.inputs.prompts[(number * count + i) % len(side.inputs.prompts)], (1000 * number + i,))
-                                for i in range(count)]
+                    requests = [
+                        Request(
+                            side.inputs.prompts[(number * count + i) % len(side.inputs.prompts)], (1000 * number + i,))
+                        for i in range(count)]
                     started = time.perf_counter()
                     tokens = num_tokens(side.generator.generate(requests, parameters))
                     speeds.append(tokens / (time.perf_counter() - started))
@@ -177,7 +190,8 @@ def train(case: Case, variant: str) -> Iterator[Row]:
         seconds.append(time.perf_counter() - started)
     update_s = statistics.median(seconds[1:])
     # Prompts are computed too, once for each completion.
-    num_computed = sum(case.sizes.prompt_tokens + len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
+    num_computed = sum(
+        case.sizes.prompt_tokens + len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
     num_parameters = sum(p.numel() for name, p in policy.causal_lm.named_parameters() if "lora_" not in name)
     yield case.row("train", setting, "tokens/s, prompts included", num_computed / update_s)
     yield case.row("train", setting, "update, s", update_s)
@@ -215,12 +229,14 @@ def trl(case: Case, variant: str) -> Iterator[Row]:
 
     setting = f"gradient checkpointing {variant}"
     if not case.on_gpu:
-        yield case.row("trl", setting, "", None, "TRL 1.16's colocate mode fails on a CPU: it samples with transformers here")
+        yield case.row(
+            "trl", setting, "", None, "TRL 1.16's colocate mode fails on a CPU: it samples with transformers here")
     config = case.config()
     inputs = read_inputs(config)
     rounds = case.sizes.rounds + 1
-    found = measure(config, inputs.tokenizer, prompts_in_training_order(config, inputs, rounds), steps=rounds, on_gpu=case.on_gpu,
-                    checkpointing=variant == "on", micro_batch=4 if case.is_tiny else 8, output_dir=case.work / "trl")
+    found = measure(
+        config, inputs.tokenizer, prompts_in_training_order(config, inputs, rounds), steps=rounds, on_gpu=case.on_gpu,
+        checkpointing=variant == "on", micro_batch=4 if case.is_tiny else 8, output_dir=case.work / "trl")
     yield case.row("trl", setting, "step, s", statistics.median(each.seconds for each in found[1:]))
     yield case.row("trl", setting, "completion tokens", statistics.mean(each.completion_tokens for each in found[1:]))
     if case.on_gpu:
@@ -232,8 +248,10 @@ def run(case: Case, variant: str) -> Iterator[Row]:
     folder = RunFolder(case.work / f"smollm2_{variant}")
     words = ["--config", f"configs/smollm2_{variant}.yaml", f"run_dir={folder.path}"]
     if case.is_tiny:
-        words += ["steps=2", "model=models/tiny-arith", "prompt=tiny_chain_sum", "sampling.questions_per_step=4", "sampling.group_size=4",
-                  "sampling.max_completion_tokens=48", "evaluation.num_questions=8", "evaluation.samples=2", "generator.cache_gb=0.2"]
+        words += [
+            "steps=2", "model=models/tiny-arith", "prompt=tiny_chain_sum", "sampling.questions_per_step=4",
+            "sampling.group_size=4", "sampling.max_completion_tokens=48", "evaluation.num_questions=8",
+            "evaluation.samples=2", "generator.cache_gb=0.2"]
     subprocess.run([sys.executable, "-m", "rl.train", *words], cwd=project_root(), check=True, stdout=sys.stderr)
     summary = read_summary(folder)
     for name, held_out in (("before", summary.held_out_before), ("after", summary.held_out_after)):

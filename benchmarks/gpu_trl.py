@@ -1,7 +1,9 @@
-"""The step of benchmarks/gpu.py with TRL's GRPOTrainer: vLLM in colocate mode and bfloat16 on a GPU, transformers on a CPU.
+"""The step of benchmarks/gpu.py with TRL's GRPOTrainer: vLLM in colocate mode and bfloat16 on a GPU, transformers on a
+CPU.
 
-The settings are those of our side: the same checkpoint, questions, stop tokens, LoRA, learning rate, one optimiser step per sampled batch.
-TRL's own defaults that cost time (logging, saving, progress bars) are off. `benchmarks/trl_side.py` is the same for float32 on a CPU.
+The settings are those of our side: the same checkpoint, questions, stop tokens, LoRA, learning rate, one optimiser step
+per sampled batch. TRL's own defaults that cost time (logging, saving, progress bars) are off. `benchmarks/trl_side.py`
+is the same for float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class _Clock(TrainerCallback):
         self._token_counts = token_counts
         self._started_s = 0.0
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
         self._started_s = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
@@ -47,22 +51,33 @@ class _Clock(TrainerCallback):
 
 
 def measure(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *, steps: int, on_gpu: bool, checkpointing: bool,
-    micro_batch: int, output_dir: Path,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    steps: int,
+    on_gpu: bool,
+    checkpointing: bool,
+    micro_batch: int,
+    output_dir: Path,
 ) -> list[Step]:
     """`steps` steps on the prompts in their order; micro_batch: sequences per forward pass."""
     sampling, token_counts = config.sampling, list[int]()
     num_sequences = sampling.questions_per_step * sampling.group_size
     assert num_sequences % micro_batch == 0
 
-    def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    def reward(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
+    ) -> list[float]:
         token_counts.append(sum(map(len, completion_ids)))
         return for_trl(prompts, completions)
 
     stops = sorted({*sampling.stop_token_ids, int(tokenizer.eos_token_id)})
     if on_gpu:
         sampler: dict[str, Any] = {
-            "use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": config.generator.memory_share or 0.35,
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": config.generator.memory_share or 0.35,
             "vllm_max_model_length": config.data.max_prompt_tokens + sampling.max_completion_tokens,
             "generation_kwargs": {"stop_token_ids": stops}}
     else:
@@ -71,16 +86,36 @@ def measure(
     trainer = GRPOTrainer(
         model=config.model.path,
         args=GRPOConfig(
-            output_dir=str(output_dir), max_steps=steps, seed=config.seed, shuffle_dataset=False, bf16=on_gpu,
-            model_init_kwargs={"dtype": "bfloat16" if on_gpu else "float32"}, gradient_checkpointing=checkpointing,
-            per_device_train_batch_size=micro_batch, gradient_accumulation_steps=num_sequences // micro_batch,
-            num_generations=sampling.group_size, temperature=sampling.temperature, max_completion_length=sampling.max_completion_tokens,
-            loss_type="dapo", beta=0.0, learning_rate=config.optim.lr, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0,
-            max_grad_norm=config.optim.max_grad_norm, report_to=[], logging_strategy="no", save_strategy="no",
-            disable_tqdm=True, **sampler),
-        reward_funcs=reward, train_dataset=Dataset.from_list([{"prompt": prompt.text} for prompt in prompts]), processing_class=tokenizer,
-        peft_config=LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=config.lora.targets, task_type="CAUSAL_LM",
-                               bias="none"),
+            output_dir=str(output_dir),
+            max_steps=steps,
+            seed=config.seed,
+            shuffle_dataset=False,
+            bf16=on_gpu,
+            model_init_kwargs={"dtype": "bfloat16" if on_gpu else "float32"},
+            gradient_checkpointing=checkpointing,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=num_sequences // micro_batch,
+            num_generations=sampling.group_size,
+            temperature=sampling.temperature,
+            max_completion_length=sampling.max_completion_tokens,
+            loss_type="dapo",
+            beta=0.0,
+            learning_rate=config.optim.lr,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            weight_decay=0.0,
+            max_grad_norm=config.optim.max_grad_norm,
+            report_to=[],
+            logging_strategy="no",
+            save_strategy="no",
+            disable_tqdm=True,
+            **sampler),
+        reward_funcs=reward,
+        train_dataset=Dataset.from_list([{"prompt": prompt.text} for prompt in prompts]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=config.lora.targets, task_type="CAUSAL_LM",
+            bias="none"),
         callbacks=[clock])
     trainer.train()
     return clock.steps

@@ -2,9 +2,10 @@
 
     OTHERHALF_DATA=... python benchmarks/grading_speed.py [--json] [--repeats 3] [--skip-plain]
 
-The completions are recorded model samples, each once, graded against the gold answer of its own question: 16 groups join the 8 samples
-of two MATH questions, 16 groups the 4 samples of four GSM8K questions. No recorded group has 16 samples; a joined group has more
-different answers than a real one, which makes clustering more work, not less. See benchmarks/README.md.
+The completions are recorded model samples, each once, graded against the gold answer of its own question: 16 groups
+join the 8 samples of two MATH questions, 16 groups the 4 samples of four GSM8K questions. No recorded group has 16
+samples; a joined group has more different answers than a real one, which makes clustering more work, not less. See
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from rewards.processes.pool import WorkerPool, total_counts
 GROUP_SIZE = 16
 DEADLINE_S = 5.0
 # Each runs for longer than the deadline in computer algebra: powers, factorials, expansions, sums, integrals.
-HANGING = (("9^{9^{9^{9}}}", "1"), ("3^{3^{3^{3}}}", "2"), ("(10^7)!", "1"), ("99999999!", "3"), (r"\binom{10^8}{5\cdot 10^7}", "1"),
-           ("x^{10^{9}}", "(x+1)^{10^9}"), ("(x+y+z)^{200}", "(x+y+z)^{199}"), (r"\prod_{k=1}^{10^8} k", "1"),
-           (r"\sum_{k=1}^{10^9} \frac{1}{k^2+1}", "2"), (r"\int_0^1 \sin(x^x) dx", "1"))
+HANGING = (
+    ("9^{9^{9^{9}}}", "1"), ("3^{3^{3^{3}}}", "2"), ("(10^7)!", "1"), ("99999999!", "3"),
+    (r"\binom{10^8}{5\cdot 10^7}", "1"), ("x^{10^{9}}", "(x+1)^{10^9}"), ("(x+y+z)^{200}", "(x+y+z)^{199}"),
+    (r"\prod_{k=1}^{10^8} k", "1"), (r"\sum_{k=1}^{10^9} \frac{1}{k^2+1}", "2"), (r"\int_0^1 \sin(x^x) dx", "1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """seconds: wall-clock, the median where repeated. algebra: items sent to workers, None without workers. num_correct: of the items."""
+    """seconds: wall-clock, the median where repeated. algebra: items sent to workers, None without workers.
+    num_correct: of the items."""
 
     name: str
     seconds: float
@@ -88,8 +91,8 @@ def ours(groups: list[list[Sampled]]) -> int:
 
 
 def plain(groups: list[list[Sampled]], *, with_clusters: bool) -> int:
-    """math-verify as its documentation calls it, one after the other in this process: parse the completion and the gold, verify;
-    clusters by `verify` against each cluster's first member."""
+    """math-verify as its documentation calls it, one after the other in this process: parse the completion and the
+    gold, verify; clusters by `verify` against each cluster's first member."""
     from math_verify import parse, verify
 
     num_correct = 0
@@ -118,8 +121,10 @@ def empty_caches() -> None:
                     cached.cache_clear()
 
 
-def measure(name: str, work: Callable[[], int], num_items: int, *, repeats: int = 1, before: Callable[[], None] | None = None,
-            has_workers: bool = True) -> Row:
+def measure(
+    name: str, work: Callable[[], int], num_items: int, *, repeats: int = 1, before: Callable[[], None] | None = None,
+    has_workers: bool = True,
+) -> Row:
     seconds, num_correct, algebra = [], 0, 0
     for _ in range(repeats):
         if before is not None:
@@ -137,31 +142,42 @@ def measure_hanging() -> Row:
     """Ten pairs that hang, each before three short ones `k + x = x + k`, straight to a pool whose workers run."""
     pool = WorkerPool("rewards.answers.symbolic:algebraically_equal", deadline_s=DEADLINE_S)
     pool.call([("x", "x"), ("x+1", "1+x")])
-    pairs = [pair for k, hanging in enumerate(HANGING) for pair in (hanging, *((f"{k + 10 * i}+x", f"x+{k + 10 * i}") for i in range(3)))]
+    pairs = [
+        pair
+        for k, hanging in enumerate(HANGING)
+        for pair in (hanging, *((f"{k + 10 * i}+x", f"x+{k + 10 * i}") for i in range(3)))]
     start = time.perf_counter()
     outcomes = pool.call(pairs)
     seconds = time.perf_counter() - start
     pool.close()
-    return Row(f"workers alone: ten items that hang and 30 short ones, deadline {DEADLINE_S:g} s", seconds, len(pairs), len(pairs),
-               sum(outcome.value is True for outcome in outcomes), sum(outcome.status == "timed_out" for outcome in outcomes))
+    return Row(
+        f"workers alone: ten items that hang and 30 short ones, deadline {DEADLINE_S:g} s", seconds, len(pairs),
+        len(pairs), sum(outcome.value is True for outcome in outcomes),
+        sum(outcome.status == "timed_out" for outcome in outcomes))
 
 
 def run(groups: list[list[Sampled]], *, repeats: int, with_plain: bool) -> list[Row]:
     num_items = sum(map(len, groups))
-    rows = [measure("ours, cold: first call", lambda: ours(groups), num_items),
-            measure("ours, warm, caches emptied", lambda: ours(groups), num_items, repeats=repeats, before=empty_caches),
-            measure("ours, warm, verdicts cached", lambda: ours(groups), num_items, repeats=repeats)]
+    rows = [
+        measure("ours, cold: first call", lambda: ours(groups), num_items),
+        measure("ours, warm, caches emptied", lambda: ours(groups), num_items, repeats=repeats, before=empty_caches),
+        measure("ours, warm, verdicts cached", lambda: ours(groups), num_items, repeats=repeats)]
     if with_plain:
         logging.getLogger("math_verify").setLevel(logging.CRITICAL)
         plain([groups[0][:2]], with_clusters=True)  # its imports are not on the clock
-        rows += [measure("math-verify in a loop, graded only", lambda: plain(groups, with_clusters=False), num_items, has_workers=False),
-                 measure("math-verify in a loop, graded and clustered", lambda: plain(groups, with_clusters=True), num_items,
-                         has_workers=False)]
+        rows += [
+            measure(
+                "math-verify in a loop, graded only", lambda: plain(groups, with_clusters=False), num_items,
+                has_workers=False),
+            measure(
+                "math-verify in a loop, graded and clustered", lambda: plain(groups, with_clusters=True), num_items,
+                has_workers=False)]
     return [*rows, measure_hanging()]
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| 32 groups of 16 | seconds | items/s | sent to workers | correct | timed out |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| 32 groups of 16 | seconds | items/s | sent to workers | correct | timed out |", "|---|---|---|---|---|---|"]
     for row in rows:
         counts = ["" if count is None else str(count) for count in (row.algebra, row.num_correct, row.num_timed_out)]
         lines.append(f"| {row.name} | {row.seconds:.3f} | {row.items_per_s:.0f} | {' | '.join(counts)} |")
@@ -169,7 +185,8 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed of extraction, grading and clustering on 512 recorded completions.")
+    parser = argparse.ArgumentParser(
+        description="Speed of extraction, grading and clustering on 512 recorded completions.")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of the table")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the warm rows are the medians")
     parser.add_argument("--skip-plain", action="store_true", help="without the math-verify rows")
@@ -182,7 +199,8 @@ def main() -> None:
         print(json.dumps([asdict(row) | {"items_per_s": round(row.items_per_s, 1)} for row in rows]))
     else:
         distinct = len({sampled.completion for group in groups for sampled in group})
-        print(f"{sum(map(len, groups))} completions, {distinct} different ones, {os.cpu_count()} cores\n\n{table(rows)}")
+        print(
+            f"{sum(map(len, groups))} completions, {distinct} different ones, {os.cpu_count()} cores\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

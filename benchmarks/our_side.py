@@ -1,4 +1,5 @@
-"""A configuration -> our trainer, built as `rl.run` builds it, but stepped by the benchmark. The other side is in trl_side.py."""
+"""A configuration -> our trainer, built as `rl.run` builds it, but stepped by the benchmark. The other side is in
+trl_side.py."""
 
 from __future__ import annotations
 
@@ -27,14 +28,15 @@ class OurSide:
 
 @contextlib.contextmanager
 def open_trainer(config: RunConfig, *, cpu: bool = True) -> Iterator[OurSide]:
-    """The trainer of a new run, on the CPU unless `cpu` is false, with its files in config.run_dir; `trainer.step()` is one training
-    step."""
+    """The trainer of a new run, on the CPU unless `cpu` is false, with its files in config.run_dir; `trainer.step()` is
+    one training step."""
     inputs = read_inputs(config)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(prepare(config.run_dir, resume=False))
         accelerator = Accelerator(mixed_precision="no", cpu=cpu)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        trainer, parts = build_trainer(config, inputs, load_run_policy(config, inputs, accelerator), accelerator, folder, stack, None)
+        trainer, parts = build_trainer(
+            config, inputs, load_run_policy(config, inputs, accelerator), accelerator, folder, stack, None)
         # A run catches signals to save itself; a benchmark has nothing to save and stops at once.
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -42,6 +44,7 @@ def open_trainer(config: RunConfig, *, cpu: bool = True) -> Iterator[OurSide]:
 
 
 def prompts_in_training_order(config: RunConfig, inputs: Inputs, steps: int) -> list[Prompt]:
-    """The prompts that our trainer draws in its first `steps` steps, in order, so that the other side can be given the same."""
+    """The prompts that our trainer draws in its first `steps` steps, in order, so that the other side can be given the
+    same."""
     order = QuestionOrder(len(inputs.prompts), seed=config.seed, shuffle=config.data.shuffle)
     return [inputs.prompts[i] for _ in range(steps) for i in order.next(config.sampling.questions_per_step)]

@@ -1,7 +1,9 @@
-"""Shapes of real models -> checkpoint folders with random weights, for measuring speed where no real weights can be had.
+"""Shapes of real models -> checkpoint folders with random weights, for measuring speed where no real weights can be
+had.
 
-A random model draws from nearly the whole vocabulary and ends by chance: `stop_token_ids` gives every token the same small chance of being
-a stop token, so that lengths are geometric with a chosen mean, cut at the limit. Add a shape to SHAPES.
+A random model draws from nearly the whole vocabulary and ends by chance: `stop_token_ids` gives every token the same
+small chance of being a stop token, so that lengths are geometric with a chosen mean, cut at the limit. Add a shape to
+SHAPES.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-PAD, EOS = "<|endoftext|>", "<|im_end|>"  # the names that Qwen2's tokenizer class expects: it adds the first where it is missing
+# the names that Qwen2's tokenizer class expects: it adds the first where it is missing
+PAD, EOS = "<|endoftext|>", "<|im_end|>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,8 @@ def write_checkpoint(shape: Shape, out: Path, *, dtype: torch.dtype) -> Path:
 
 
 def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A token for each byte, without merges, and words that no text is read as: of every other id. Byte-level, as Qwen2's own: transformers
-    reads any tokenizer beside a Qwen2 model as one."""
+    """A token for each byte, without merges, and words that no text is read as: of every other id. Byte-level, as
+    Qwen2's own: transformers reads any tokenizer beside a Qwen2 model as one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     fillers = (f"Ġw{number}" for number in range(len(alphabet) + 2, vocabulary))
     tokenizer = Tokenizer(BPE({token: number for number, token in enumerate([PAD, EOS, *alphabet, *fillers])}, []))

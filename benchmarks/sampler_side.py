@@ -37,9 +37,13 @@ class SamplerSide:
     def requests(self, round_number: int) -> list[Request]:
         """The first questions of the file, G seeds each; other seeds in every round."""
         sampling = self.config.sampling
-        return [Request(prompt, tuple(request_seed(self.config.seed, "benchmark", round_number, prompt.question.id, sample)
-                                      for sample in range(sampling.group_size)))
-                for prompt in self.inputs.prompts[:sampling.questions_per_step]]
+        return [
+            Request(
+                prompt,
+                tuple(
+                    request_seed(self.config.seed, "benchmark", round_number, prompt.question.id, sample)
+                    for sample in range(sampling.group_size)))
+            for prompt in self.inputs.prompts[: sampling.questions_per_step]]
 
     def nudge(self) -> None:
         """Change the policy a little, as an update does, so that a new version is no copy of the one before."""
@@ -56,7 +60,8 @@ def open_sampler(config: RunConfig) -> Iterator[SamplerSide]:
         plan = sampler_plan(config, inputs, policy, RunFolder(Path(folder)), num_ranks=1)
         generator = build_generator(config.generator, policy, plan)
         try:
-            yield SamplerSide(config, inputs, policy, generator, sampling_parameters(config.sampling, inputs.stop_strings))
+            yield SamplerSide(
+                config, inputs, policy, generator, sampling_parameters(config.sampling, inputs.stop_strings))
         finally:
             generator.close()
 

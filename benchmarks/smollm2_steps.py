@@ -1,4 +1,5 @@
-"""Three full steps of SmolLM2-135M-Instruct through vLLM on a CPU: seconds of each part and peak memory, which must stay below 6 GB.
+"""Three full steps of SmolLM2-135M-Instruct through vLLM on a CPU: seconds of each part and peak memory, which must
+stay below 6 GB.
 
     python benchmarks/smollm2_steps.py [--config configs/smollm2_grpo.yaml] [key=value ...]
 
@@ -36,7 +37,12 @@ def main() -> None:
         subprocess.run(command, cwd=project_root(), check=True)
         lines = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
         peak_gb, wall_s = (summary := read_summary(folder)).peak_rss_gb, summary.wall_s
-    print("\n| step | " + " | ".join(f"{part}, s" for part in PARTS) + " | sampled tokens | groups trained |\n" + "|---" * 8 + "|")
+    print(
+        "\n| step | "
+        + " | ".join(f"{part}, s" for part in PARTS)
+        + " | sampled tokens | groups trained |\n"
+        + "|---" * 8
+        + "|")
     for number, line in enumerate(lines, start=1):
         print(f"| {number} | " + " | ".join(f"{line[f'{part}_s']:.2f}" for part in PARTS)
               + f" | {line['tokens/sampled']:.0f} | {line['groups/trained']:.0f} |")

@@ -1,4 +1,5 @@
-"""A reward under which every group trains, so that a timed step is the same work for a trainer that skips equal rewards."""
+"""A reward under which every group trains, so that a timed step is the same work for a trainer that skips equal
+rewards."""
 
 from __future__ import annotations
 

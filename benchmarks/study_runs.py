@@ -25,7 +25,8 @@ from rl.supervised.config import WarmupConfig
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call of `python -m rl.train` or `rl.warmup`. after: a run that this one starts from; made anew, it makes this one old."""
+    """One call of `python -m rl.train` or `rl.warmup`. after: a run that this one starts from; made anew, it makes this
+    one old."""
 
     name: str
     run_dir: Path
@@ -40,12 +41,14 @@ class Job:
 
 
 def finished(job: Job) -> Summary:
-    """The run's summary; the run is made unless its folder holds it already. One thread unless OMP_NUM_THREADS says more.
+    """The run's summary; the run is made unless its folder holds it already. One thread unless OMP_NUM_THREADS says
+    more.
     Raises RuntimeError where the run fails."""
     if not _is_complete(job):
         print(job.name, file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, "-m", f"rl.{job.stage}", "--config", str(job.config), *job.words], cwd=project_root(),
-                              env={"OMP_NUM_THREADS": "1"} | os.environ, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", f"rl.{job.stage}", "--config", str(job.config), *job.words], cwd=project_root(),
+            env={"OMP_NUM_THREADS": "1"} | os.environ, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{job.name} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
     return read_summary(RunFolder(job.run_dir))
@@ -55,7 +58,10 @@ def _is_complete(job: Job) -> bool:
     folder, schema = RunFolder(job.run_dir), RunConfig if job.stage == "train" else WarmupConfig
     try:
         read_summary(folder)
-        if job.after is not None and RunFolder(job.after).summary_file.stat().st_mtime > folder.summary_file.stat().st_mtime:
+        if (
+            job.after is not None
+            and RunFolder(job.after).summary_file.stat().st_mtime > folder.summary_file.stat().st_mtime
+        ):
             return False
         return not differences(load(folder.config_file, [], schema), load(job.config, job.words, schema))
     except (FileNotFoundError, ValueError, ConfigError):
@@ -75,4 +81,5 @@ def mean_and_each(values: Sequence[float]) -> str:
 
 
 def endings(runs: Sequence[Summary]) -> str:
-    return ", ".join("completed" if run.stop_reason == "completed" else f"{run.stop_reason} at {run.steps}" for run in runs)
+    return ", ".join(
+        "completed" if run.stop_reason == "completed" else f"{run.stop_reason} at {run.steps}" for run in runs)

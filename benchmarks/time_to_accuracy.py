@@ -1,10 +1,11 @@
-"""How long training takes to a held-out accuracy, ours against TRL's GRPOTrainer, both with the settings of configs/tiny_grpo.yaml.
+"""How long training takes to a held-out accuracy, ours against TRL's GRPOTrainer, both with the settings of
+configs/tiny_grpo.yaml.
 
     python benchmarks/time_to_accuracy.py [--json] [--side both] [--target 0.95] [--seeds 0 1 2]
 
-Both sides see the same questions in the same order and are evaluated by our evaluator with the same random numbers (TRL's adapter is
-merged into our sampler's copy of the model). Evaluation is off the clock, and so are imports, loading and TRL's preparation: seconds
-are those of the training steps alone. See benchmarks/README.md.
+Both sides see the same questions in the same order and are evaluated by our evaluator with the same random numbers
+(TRL's adapter is merged into our sampler's copy of the model). Evaluation is off the clock, and so are imports, loading
+and TRL's preparation: seconds are those of the training steps alone. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -84,10 +85,12 @@ def run_trl(config: RunConfig, target: float, every: int, micro_batch: int, outp
 
         def after_step(theirs: TrlStep) -> bool:
             policy = dataclasses.replace(ours.parts.policy, model=theirs.model)
-            return judge.is_enough(theirs.seconds, hand_over=lambda: ours.parts.generator.take_over(policy, theirs.number))
+            return judge.is_enough(
+                theirs.seconds, hand_over=lambda: ours.parts.generator.take_over(policy, theirs.number))
 
-        train(config, ours.inputs.tokenizer, prompts_in_training_order(config, ours.inputs, config.steps), steps=config.steps,
-              micro_batch=micro_batch, output_dir=output_dir, after_step=after_step)
+        train(
+            config, ours.inputs.tokenizer, prompts_in_training_order(config, ours.inputs, config.steps),
+            steps=config.steps, micro_batch=micro_batch, output_dir=output_dir, after_step=after_step)
         return judge.verdict("trl", config.seed)
 
 
@@ -100,10 +103,16 @@ def ratio(runs: list[Run]) -> float | None:
 
 
 def table(runs: list[Run], arguments: argparse.Namespace) -> str:
-    lines = [f"held-out accuracy (avg@2) of {arguments.target}, evaluated every {arguments.every} steps, at most {arguments.steps} steps",
-             "", f"{'side':<6} {'seed':>4} {'reached':>8} {'steps':>6} {'training s':>11} {'accuracy':>9}"]
-    lines += [f"{run.side:<6} {run.seed:4} {'yes' if run.reached else 'no':>8} {run.steps:6} {run.seconds:11.1f} {run.accuracy:9.3f}"
-              for run in runs]
+    lines = [
+        (
+            f"held-out accuracy (avg@2) of {arguments.target}, evaluated every {arguments.every} steps, at most "
+            f"{arguments.steps} steps"),
+        "",
+        f"{'side':<6} {'seed':>4} {'reached':>8} {'steps':>6} {'training s':>11} {'accuracy':>9}"]
+    lines += [
+        f"{run.side:<6} {run.seed:4} {'yes' if run.reached else 'no':>8} {run.steps:6} {run.seconds:11.1f} "
+        f"{run.accuracy:9.3f}"
+        for run in runs]
     value = ratio(runs)
     return "\n".join([*lines, "", "ratio of the medians, ours / TRL: " + ("none" if value is None else f"{value:.3f}")])
 
@@ -117,7 +126,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="most training steps (default 60)")
     parser.add_argument("--every", type=int, default=5, help="steps between evaluations (default 5)")
     parser.add_argument("--questions", type=int, default=256, help="held-out questions (default 256)")
-    parser.add_argument("--trl-micro-batch", type=int, default=256, help="sequences per forward pass of TRL (default 256: all)")
+    parser.add_argument(
+        "--trl-micro-batch", type=int, default=256, help="sequences per forward pass of TRL (default 256: all)")
     arguments = parser.parse_args()
     sides = ("ours", "trl") if arguments.side == "both" else (arguments.side,)
     runs: list[Run] = []
@@ -126,16 +136,20 @@ def main() -> None:
         for seed in arguments.seeds:
             for side in sides:
                 place = Path(folder) / f"{side}-{seed}"
-                config = load(CONFIG, [
-                    f"run_dir={place}", f"seed={seed}", f"steps={arguments.steps}", "model.dtype=float32", "optim.schedule=constant",
-                    "tracking.progress=off",
-                    f"evaluation.num_questions={arguments.questions}"])
+                config = load(
+                    CONFIG,
+                    [
+                        f"run_dir={place}", f"seed={seed}", f"steps={arguments.steps}", "model.dtype=float32",
+                        "optim.schedule=constant", "tracking.progress=off",
+                        f"evaluation.num_questions={arguments.questions}"])
                 run = (run_ours(config, arguments.target, arguments.every) if side == "ours" else
                        run_trl(config, arguments.target, arguments.every, arguments.trl_micro_batch, place / "trl"))
                 print(run)
                 runs.append(run)
     if arguments.json:
-        print(json.dumps({"target": arguments.target, "ratio": ratio(runs), "runs": [dataclasses.asdict(run) for run in runs]}))
+        print(
+            json.dumps(
+                {"target": arguments.target, "ratio": ratio(runs), "runs": [dataclasses.asdict(run) for run in runs]}))
     else:
         print(table(runs, arguments))
 

@@ -1,11 +1,14 @@
-"""Seconds to bring a new policy version to vLLM, in this process or on a running server, by adapter and by merged weights.
+"""Seconds to bring a new policy version to vLLM, in this process or on a running server, by adapter and by merged
+weights.
 
-    python benchmarks/vllm_swap.py [--config configs/vllm_tiny.yaml] [--way adapter merge] [--rounds 7] [--json] [key=value ...]
-    python benchmarks/vllm_swap.py generator.backend=vllm_server 'generator.urls=[http://localhost:8000]' --way adapter
+    python benchmarks/vllm_swap.py [--config configs/vllm_tiny.yaml] [--way adapter merge] [--rounds 7] [--json]
+    [key=value ...] python benchmarks/vllm_swap.py generator.backend=vllm_server
+    'generator.urls=[http://localhost:8000]' --way adapter
 
-The policy is changed a little before each round. After it one completion of one token is sampled, and then one of the same prompt
-backwards, which no prefix cache knows: what the first takes longer than the second is what the engine had put off. The first round
-is a warm-up.
+The policy is changed a little before each round. After it one completion of one token is sampled, and then one of the
+same prompt
+backwards, which no prefix cache knows: what the first takes longer than the second is what the engine had put off. The
+first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ def measure(side: SamplerSide, rounds: int) -> Swap:
         swaps.append(taken_over - started)
         firsts.append(sampled - taken_over)
         nexts.append(time.perf_counter() - sampled)
-    return Swap(statistics.median(swaps[1:]), max(swaps[1:]), statistics.median(firsts[1:]), statistics.median(nexts[1:]))
+    return Swap(
+        statistics.median(swaps[1:]), max(swaps[1:]), statistics.median(firsts[1:]), statistics.median(nexts[1:]))
 
 
 def main() -> None:
@@ -74,7 +78,9 @@ def main() -> None:
     print(f"{config.model.path}, LoRA r{config.lora.rank}, medians of {arguments.rounds} rounds, seconds")
     print(f"{'way':<10}{'take over':>11}{'slowest':>11}{'first token after':>20}{'next token':>13}")
     for way, swap in found.items():
-        print(f"{way:<10}{swap.take_over_s:11.3f}{swap.slowest_s:11.3f}{swap.first_token_s:20.3f}{swap.next_token_s:13.3f}")
+        print(
+            f"{way:<10}{swap.take_over_s:11.3f}{swap.slowest_s:11.3f}{swap.first_token_s:20.3f}{swap.next_token_s:13.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Tokens a second of the sampler `generator: vllm` beside plain vllm.LLM.generate: the same requests and seeds, in turn, in one process.
+"""Tokens a second of the sampler `generator: vllm` beside plain vllm.LLM.generate: the same requests and seeds, in
+turn, in one process.
 
     python benchmarks/vllm_throughput.py [--config configs/vllm_tiny.yaml] [--rounds 5] [--json] [key=value ...]
 
-Each side has an engine of its own with the same settings. Ours is timed from requests to whole groups of decoded rollouts, plain from
-prompts to its outputs; one round of each is a warm-up. The script fails if the two sides do not sample the same tokens.
+Each side has an engine of its own with the same settings. Ours is timed from requests to whole groups of decoded
+rollouts, plain from prompts to its outputs; one round of each is a warm-up. The script fails if the two sides do not
+sample the same tokens.
 """
 
 from __future__ import annotations
@@ -57,9 +59,12 @@ def plain_side(side: SamplerSide, max_tokens: int) -> Callable[[int], tuple[floa
     def sample(round_number: int) -> tuple[float, Tokens]:
         requests = side.requests(round_number)
         prompts = [{"prompt_token_ids": list(request.prompt.token_ids)} for request in requests for _ in request.seeds]
-        settings = [vllm.SamplingParams(temperature=parameters.temperature, seed=seed, max_tokens=parameters.max_completion_tokens,
-                                        stop_token_ids=stop_ids, stop=list(parameters.stop_strings), logprobs=0)
-                    for request in requests for seed in request.seeds]
+        settings = [
+            vllm.SamplingParams(
+                temperature=parameters.temperature, seed=seed, max_tokens=parameters.max_completion_tokens,
+                stop_token_ids=stop_ids, stop=list(parameters.stop_strings), logprobs=0)
+            for request in requests
+            for seed in request.seeds]
         started = time.perf_counter()
         outputs = llm.generate(prompts, settings, use_tqdm=False)
         return time.perf_counter() - started, [tuple(output.outputs[0].token_ids) for output in outputs]
@@ -83,9 +88,12 @@ def measure(side: SamplerSide, rounds: int) -> list[Round]:
         ours = [rollout.token_ids for group in groups for rollout in group.rollouts]
         same = sum(mine == other for mine, other in zip(ours, theirs, strict=True))
         lengths = sum(map(len, theirs)) / num_tokens(groups)
-        # In bfloat16 the order in which requests share batches may turn a token; the work stays the same within a hundredth.
+        # In bfloat16 the order in which requests share batches may turn a token; the work stays the same within a
+        # hundredth.
         if same < 0.5 * len(ours) or not 0.98 < lengths < 1.02:
-            raise RuntimeError(f"round {number}: {same} of {len(ours)} completions are the same, tokens {lengths:.3f}: not the same work")
+            raise RuntimeError(
+                f"round {number}: {same} of {len(ours)} completions are the same, tokens {lengths:.3f}: not the same "
+                "work")
         measured.append(Round(num_tokens(groups), ours_s, plain_s))
     return measured[1:]
 
@@ -106,7 +114,9 @@ def main() -> None:
     plain = statistics.median(each.tokens / each.plain_s for each in rounds)
     ratio = statistics.median(each.plain_s / each.ours_s for each in rounds)
     if arguments.json:
-        print(json.dumps({"ours_tokens_per_s": round(ours, 1), "plain_tokens_per_s": round(plain, 1), "ratio": round(ratio, 4)}))
+        print(
+            json.dumps(
+                {"ours_tokens_per_s": round(ours, 1), "plain_tokens_per_s": round(plain, 1), "ratio": round(ratio, 4)}))
         return
     sampling = config.sampling
     print(f"{config.model.path}, {sampling.questions_per_step} questions x {sampling.group_size}, about "

@@ -1,1 +1,2 @@
-"""Evaluation on mathematics benchmarks. Held-out accuracy during training is in rl/evaluation/held_out.py; this package builds on it."""
+"""Evaluation on mathematics benchmarks. Held-out accuracy during training is in rl/evaluation/held_out.py; this package
+builds on it."""

@@ -1,7 +1,9 @@
-"""`python -m eval.answer --model M [--adapter A] -k 16 "question"`: the answer that most of k samples agree on, with how sure that is.
+"""`python -m eval.answer --model M [--adapter A] -k 16 "question"`: the answer that most of k samples agree on, with
+how sure that is.
 
-The samples are clustered by their final answers. Printed are the majority's answer, its share of all samples, the semantic entropy over
-the clusters (0: all agree, 1: all differ, normalised by ln k) as a measure of doubt, and the shortest completion that supports the answer.
+The samples are clustered by their final answers. Printed are the majority's answer, its share of all samples, the
+semantic entropy over the clusters (0: all agree, 1: all differ, normalised by ln k) as a measure of doubt, and the
+shortest completion that supports the answer.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from eval.options import Parser, add_model, add_prompt, add_sampler
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """answer: of the largest cluster, None where no sample has one; of tied ones the first sampled, with `ties` the others' answers.
-    share: of all samples. entropy in nats. others: (answer, share) of the other clusters, largest first. num_unanswered: samples without
-    an answer. support: the shortest completion of the answer's cluster."""
+    """answer: of the largest cluster, None where no sample has one; of tied ones the first sampled, with `ties` the
+    others' answers.
+    share: of all samples. entropy in nats. others: (answer, share) of the other clusters, largest first.
+    num_unanswered: samples without an answer. support: the shortest completion of the answer's cluster."""
 
     answer: str | None
     share: float
@@ -33,7 +36,8 @@ class Agreement:
 
 
 def agree(completions: Sequence[str], last_number: bool = False) -> Agreement:
-    """What the completions [k] agree on. last_number: let a completion's last number count as its answer where nothing else is stated."""
+    """What the completions [k] agree on. last_number: let a completion's last number count as its answer where nothing
+    else is stated."""
     from rewards.clustering import cluster
     from rewards.extraction import extract_answers
 
@@ -44,7 +48,8 @@ def agree(completions: Sequence[str], last_number: bool = False) -> Agreement:
                    key=lambda label: -clusters.sizes[label])
     named = {label: str(answers[clusters.labels.index(label)]) for label in order}
     chosen = order[0] if order else None
-    supporting = [text for text, label in zip(completions, clusters.labels, strict=True) if chosen is None or label == chosen]
+    supporting = [
+        text for text, label in zip(completions, clusters.labels, strict=True) if chosen is None or label == chosen]
     return Agreement(
         answer=None if chosen is None else named[chosen], share=0.0 if chosen is None else clusters.sizes[chosen] / k,
         ties=tuple(named[label] for label in clusters.majority if label != chosen), entropy=clusters.entropy,
@@ -62,9 +67,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     group.add_argument("-k", type=int, default=16, help="completions to sample (default 16)")
     group.add_argument("--temperature", type=float, default=1.0, help="default 1")
     group.add_argument("--top-p", type=float, default=1.0)
-    group.add_argument("--max-tokens", type=int, help="completions are cut at this length (default 2048, or what the context leaves)")
+    group.add_argument(
+        "--max-tokens", type=int, help="completions are cut at this length (default 2048, or what the context leaves)")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--last-number", action="store_true", help="a completion's last number counts where it states no answer otherwise")
+    group.add_argument(
+        "--last-number", action="store_true",
+        help="a completion's last number counts where it states no answer otherwise")
     group.add_argument("--json", action="store_true", help="print one JSON object with all completions")
     add_prompt(parser, several=False)
     add_sampler(parser)
@@ -82,10 +90,15 @@ def _main(options: argparse.Namespace) -> int:
     completions = sample(options)
     found = agree([text for text, _ in completions], options.last_number)
     if options.json:
-        print(json.dumps({"question": options.question, "answer": found.answer, "share": found.share, "ties": list(found.ties),
-                          "semantic_entropy": found.entropy, "normalised_semantic_entropy": found.normalised_entropy,
-                          "others": [list(other) for other in found.others], "support": found.support,
-                          "completions": [{"text": text, "truncated": truncated} for text, truncated in completions]}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {
+                    "question": options.question, "answer": found.answer, "share": found.share,
+                    "ties": list(found.ties), "semantic_entropy": found.entropy,
+                    "normalised_semantic_entropy": found.normalised_entropy,
+                    "others": [list(other) for other in found.others], "support": found.support,
+                    "completions": [{"text": text, "truncated": truncated} for text, truncated in completions]},
+                ensure_ascii=False))
     else:
         print(render(found, sum(truncated for _, truncated in completions)))
     return 0
@@ -98,8 +111,9 @@ def render(found: Agreement, num_truncated: int) -> str:
     if found.ties:
         lines.append(f"tied with   {', '.join(found.ties)}")
     lines.append(f"agreement   {round(found.share * k)} of {k} completions ({found.share:.0%})")
-    lines.append(f"entropy     {found.entropy:.3f} nats, {found.normalised_entropy:.3f} of the largest possible (0: all agree, 1: all "
-                 "differ)")
+    lines.append(
+        f"entropy     {found.entropy:.3f} nats, {found.normalised_entropy:.3f} of the largest possible (0: all agree, "
+        "1: all differ)")
     if found.others:
         shown = ", ".join(f"{answer} ({share:.0%})" for answer, share in found.others[:5])
         lines.append(f"others      {shown}{', ...' if len(found.others) > 5 else ''}")
@@ -107,8 +121,10 @@ def render(found: Agreement, num_truncated: int) -> str:
     without = [f"{count} {what}" for count, what in shortcomings if count]
     if without:
         lines.append(f"of them     {', '.join(without)}")
-    return "\n".join([*lines, "", "shortest completion that supports it:" if found.answer is not None else "shortest completion:", "",
-                      found.support.strip()])
+    return "\n".join(
+        [
+            *lines, "", "shortest completion that supports it:" if found.answer is not None else "shortest completion:",
+            "", found.support.strip()])
 
 
 def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
@@ -128,13 +144,15 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     # A task has a grader; there is no gold answer here, and it is never asked.
     benchmark = Benchmark("question", "a question", Protocol(options.k, 1.0, 1.0, 2048, "our own"),
                           grader=Grader("rewards.controls:random_reward"))
-    loaded = LoadedBenchmark(benchmark, (Question("question", options.question, None, {}),), 1, 0, 0, "the command line", "", ())
+    loaded = LoadedBenchmark(
+        benchmark, (Question("question", options.question, None, {}),), 1, 0, 0, "the command line", "", ())
     asked = Asked(ks=(options.k,), temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens,
                   prompt=options.prompt, chat_template=options.chat_template, seed=options.seed)
     task = build_task(benchmark, loaded, asked, subject.tokenizer, subject.context)
     if options.k > 1 and options.temperature == 0.0:
         print("note: at temperature 0 all completions are the same, and their agreement says nothing", file=sys.stderr)
-    section = generator_section(options.generator, min(options.max_sequences, options.k) if options.max_sequences > 0 else 0)
+    section = generator_section(
+        options.generator, min(options.max_sequences, options.k) if options.max_sequences > 0 else 0)
     with tempfile.TemporaryDirectory() as scratch, open_sampler(
             subject, section, max_tokens=task.max_tokens, scratch=Path(scratch)) as generator:
         (group,) = generator.generate(task.requests(task.prompts), task.parameters)

@@ -1,7 +1,8 @@
 """A row of a benchmark, as its data set has it -> a row with question, answer and id.
 
-One function per shape of rows. Each also takes rows that have question and answer already: local copies come in both shapes. They raise
-RowError, to which rl/questions/files.py adds file and line. A new shape is one more function; eval/benchmarks.py names it in an entry.
+One function per shape of rows. Each also takes rows that have question and answer already: local copies come in both
+shapes. They raise RowError, to which rl/questions/files.py adds file and line. A new shape is one more function;
+eval/benchmarks.py names it in an entry.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names in the data set. id: None where it has none; rows are then numbered. others: columns that are kept for templates and
-    graders; everything else is left out, images and worked solutions among it."""
+    """Names in the data set. id: None where it has none; rows are then numbered. others: columns that are kept for
+    templates and graders; everything else is left out, images and worked solutions among it."""
 
     question: str = "question"
     answer: str = "answer"
@@ -66,15 +67,18 @@ def boxed_solution(row: Row, columns: Columns) -> dict[str, Any]:
         return _row(row, columns, answer)
     solution = row.get("solution")
     if not isinstance(solution, str) or not solution.strip():
-        raise RowError(f"neither {columns.answer!r} nor 'solution' has a gold answer; the row has: {', '.join(row)}. {_REMEDY}")
+        raise RowError(
+            f"neither {columns.answer!r} nor 'solution' has a gold answer; the row has: {', '.join(row)}. {_REMEDY}")
     extraction = extract(solution)
     if extraction.rule != "boxed" or extraction.written is None:
-        raise RowError(f"field 'solution': it ends {solution[-60:]!r}; expected a gold answer in \\boxed{{}}. {_REMEDY}")
+        raise RowError(
+            f"field 'solution': it ends {solution[-60:]!r}; expected a gold answer in \\boxed{{}}. {_REMEDY}")
     return _row(row, columns, extraction.written)
 
 
 def answer_list(row: Row, columns: Columns) -> dict[str, Any]:
-    """The answer is a list of texts, such as ["$69$,$84$"]: several are one answer, in any order. Some copies keep the list as text."""
+    """The answer is a list of texts, such as ["$69$,$84$"]: several are one answer, in any order. Some copies keep the
+    list as text."""
     answer = _answer(row, columns)
     if isinstance(answer, str) and answer.startswith("["):
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):  # [1, 2) is an interval
@@ -89,8 +93,9 @@ def answer_list(row: Row, columns: Columns) -> dict[str, Any]:
 def gpqa(row: Row, columns: Columns) -> dict[str, Any]:
     """The right option and three wrong ones, each in a column -> a question with lettered options, and a letter.
 
-    The options are in the order of a hash of (id, number), so that a question has the same letters in every run, on every machine and
-    beside any other questions. option_order tells which is which: 0 is the right one, 1 to 3 are Incorrect Answer 1 to 3."""
+    The options are in the order of a hash of (id, number), so that a question has the same letters in every run, on
+    every machine and beside any other questions. option_order tells which is which: 0 is the right one, 1 to 3 are
+    Incorrect Answer 1 to 3."""
     if columns.answer not in row and "answer" in row:
         return _with_letter(plain(row, columns))
     names = (columns.answer, "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -104,43 +109,57 @@ def gpqa(row: Row, columns: Columns) -> dict[str, Any]:
     # The hash of the text where a copy has lost the ids.
     key = _first(row, (columns.id, "id"))
     key = question if key is None else str(key)
-    order = sorted(range(4), key=lambda number: hashlib.sha256(f"{key}\n{number}".encode("utf-8", "surrogatepass")).digest())
+    order = sorted(
+        range(4), key=lambda number: hashlib.sha256(f"{key}\n{number}".encode("utf-8", "surrogatepass")).digest())
     options = [texts[number] for number in order]
     asked = _row(row, columns, LETTERS[order.index(0)])
     return {**asked, "question": with_options(question, options), "options": options, "option_order": order}
 
 
 def mmlu_pro(row: Row, columns: Columns) -> dict[str, Any]:
-    """Up to ten options and the number of the right one -> a question with lettered options, and a letter; in the data set's order."""
+    """Up to ten options and the number of the right one -> a question with lettered options, and a letter; in the data
+    set's order."""
     if "options" not in row:
         return _with_letter(plain(row, columns))
     options, index, letter = row["options"], row.get("answer_index"), row.get(columns.answer)
-    if not isinstance(options, list | tuple) or not 2 <= len(options) <= len(LETTERS) or not all(isinstance(text, str) for text in options):
-        raise RowError(f"field 'options': saw {_shown(options)}; expected a list of 2 to {len(LETTERS)} texts. {_REMEDY}")
+    if (
+        not isinstance(options, list | tuple)
+        or not 2 <= len(options) <= len(LETTERS)
+        or not all(isinstance(text, str) for text in options)
+    ):
+        raise RowError(
+            f"field 'options': saw {_shown(options)}; expected a list of 2 to {len(LETTERS)} texts. {_REMEDY}")
     if index is None and isinstance(letter, str) and letter in LETTERS[:len(options)] and letter:
         index = LETTERS.index(letter)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(options):
-        raise RowError(f"field 'answer_index': saw {index!r}; expected the number of the right option, 0 to {len(options) - 1}. {_REMEDY}")
+        raise RowError(
+            f"field 'answer_index': saw {index!r}; expected the number of the right option, 0 to {len(options) - 1}. "
+            f"{_REMEDY}")
     if letter not in (None, LETTERS[index]):
-        raise RowError(f"field {columns.answer!r}: saw {letter!r}, and answer_index {index} is {LETTERS[index]}; expected the same. "
-                       "Correct one")
+        raise RowError(
+            f"field {columns.answer!r}: saw {letter!r}, and answer_index {index} is {LETTERS[index]}; expected the "
+            "same. Correct one")
     # Early copies fill up to ten options with N/A; the benchmark's own code leaves these out.
     offered = [text.strip() for text in options]
     while len(offered) > index + 1 and offered[-1] == "N/A":
         offered.pop()
-    return {**_row(row, columns, LETTERS[index]), "question": with_options(_question(row, columns).strip(), offered), "options": offered}
+    return {
+        **_row(row, columns, LETTERS[index]), "question": with_options(_question(row, columns).strip(), offered),
+        "options": offered}
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
     """The question, an empty line, and "(A) ..." on a line for each option."""
-    return "\n".join([question, "", *(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))])
+    return "\n".join(
+        [question, "", *(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))])
 
 
 def _with_letter(row: dict[str, Any]) -> dict[str, Any]:
     answer = str(row["answer"]).strip().strip("()")
     if len(answer) != 1 or answer not in LETTERS:
-        raise RowError(f"field 'answer': saw {row['answer']!r}; expected the letter of an option (A to J) that the question lists. "
-                       f"{_REMEDY}")
+        raise RowError(
+            f"field 'answer': saw {row['answer']!r}; expected the letter of an option (A to J) that the question lists."
+            f" {_REMEDY}")
     return {**row, "answer": answer}
 
 
@@ -161,8 +180,9 @@ def _question(row: Row, columns: Columns) -> str:
 def _answer(row: Row, columns: Columns) -> Any:
     answer = _first(row, (columns.answer, "answer"))
     if _is_empty(answer):
-        raise RowError(f"field {columns.answer!r}: saw {answer!r}; expected a gold answer: without one nothing can be graded; the row has: "
-                       f"{', '.join(row) or 'none'}. {_REMEDY}")
+        raise RowError(
+            f"field {columns.answer!r}: saw {answer!r}; expected a gold answer: without one nothing can be graded; the "
+            f"row has: {', '.join(row) or 'none'}. {_REMEDY}")
     return answer
 
 

@@ -1,8 +1,8 @@
 """Two evaluations of one benchmark -> the difference, what chance alone would give, and which questions changed.
 
-Paired question by question: that some questions are harder than others is in both evaluations and cancels, so that far smaller
-differences show than by comparing two intervals. The test flips signs (a randomisation test): if A and B were the same, each question's
-difference would be as likely the other way round.
+Paired question by question: that some questions are harder than others is in both evaluations and cancels, so that far
+smaller differences show than by comparing two intervals. The test flips signs (a randomisation test): if A and B were
+the same, each question's difference would be as likely the other way round.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class ComparisonError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A question whose majority answer (for one sample: whose answer) is right in one evaluation alone. accuracy_a, accuracy_b: avg@n."""
+    """A question whose majority answer (for one sample: whose answer) is right in one evaluation alone. accuracy_a,
+    accuracy_b: avg@n."""
 
     id: str
     question: str
@@ -44,11 +45,13 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """accuracy_a, accuracy_b: avg@n over the num_questions that both have. difference: B - A in points (0 to 100), with a paired 95%
-    interval.
+    """accuracy_a, accuracy_b: avg@n over the num_questions that both have. difference: B - A in points (0 to 100), with
+    a paired 95% interval.
 
-    p_value: two-sided, is_exact where all signs were enumerated. gained: right in B alone, lost: right in A alone. only_a, only_b: ids.
-    num_needed: how many questions would show a difference like this one in 80% of such comparisons, roughly; None where there is none.
+    p_value: two-sided, is_exact where all signs were enumerated. gained: right in B alone, lost: right in A alone.
+    only_a, only_b: ids.
+    num_needed: how many questions would show a difference like this one in 80% of such comparisons, roughly; None where
+    there is none.
     """
 
     benchmark: str
@@ -82,7 +85,8 @@ class Comparison:
 
     @property
     def is_too_small(self) -> bool:
-        """There is a difference, chance would often give one like it, and more questions than these are needed to tell."""
+        """There is a difference, chance would often give one like it, and more questions than these are needed to
+        tell."""
         return not self.is_shown and self.num_needed is not None and self.num_needed > self.num_questions
 
     @property
@@ -93,22 +97,28 @@ class Comparison:
 
 
 def compare_questions(a: Sequence[GradedQuestion], b: Sequence[GradedQuestion], *, seed: int = 0) -> Comparison:
-    """Pair by question id. Args: a, b: all questions of one benchmark. seed: of the resampled questions and the drawn signs.
+    """Pair by question id. Args: a, b: all questions of one benchmark. seed: of the resampled questions and the drawn
+    signs.
 
-    Raises: ComparisonError where no question is in both, an id stands twice on one side, or names different questions on the two."""
+    Raises: ComparisonError where no question is in both, an id stands twice on one side, or names different questions
+    on the two."""
     of_a, of_b = _by_id(a, "A"), _by_id(b, "B")
     pairs = [(question, of_b[question.id]) for question in a if question.id in of_b]
     if not pairs:
-        raise ComparisonError(f"{_benchmark(a, b)}: no question is in both: A has {len(a)} ({_some(of_a)}), B has {len(b)} "
-                              f"({_some(of_b)}). Remedy: evaluate both on the same questions")
+        raise ComparisonError(
+            f"{_benchmark(a, b)}: no question is in both: A has {len(a)} ({_some(of_a)}), B has {len(b)} "
+            f"({_some(of_b)}). Remedy: evaluate both on the same questions")
     for left, right in pairs:
         if (left.question, left.gold) != (right.question, right.gold):
             raise ComparisonError(
-                f"{left.benchmark}: question {left.id!r} is {left.question[:60]!r} with the answer {left.gold!r} in A, and "
-                f"{right.question[:60]!r} with the answer {right.gold!r} in B. Remedy: evaluate both on the same data")
+                f"{left.benchmark}: question {left.id!r} is {left.question[:60]!r} with the answer {left.gold!r} in A, "
+                f"and {right.question[:60]!r} with the answer {right.gold!r} in B. Remedy: evaluate both on the same "
+                "data")
     points = [100.0 * (right.accuracy - left.accuracy) for left, right in pairs]
     p_value, is_exact = sign_flip_test(points, seed=seed)
-    flips = [(Flip(left.id, left.question, left.accuracy, right.accuracy), _is_right(left), _is_right(right)) for left, right in pairs]
+    flips = [
+        (Flip(left.id, left.question, left.accuracy, right.accuracy), _is_right(left), _is_right(right))
+        for left, right in pairs]
     return Comparison(
         benchmark=pairs[0][0].benchmark,
         num_questions=len(pairs),
@@ -128,10 +138,11 @@ def compare_questions(a: Sequence[GradedQuestion], b: Sequence[GradedQuestion], 
 
 
 def sign_flip_test(differences: Sequence[float], *, seed: int = 0) -> tuple[float, bool]:
-    """Probability that random signs put the mean at least as far from 0 as it is: (p, whether all signs were enumerated).
+    """Probability that random signs put the mean at least as far from 0 as it is: (p, whether all signs were
+    enumerated).
 
-    With more than MOST_ENUMERATED differences that are not 0, NUM_DRAWN assignments are drawn, and p = (hits + 1) / (draws + 1): the seen
-    assignment is one of them. No difference at all gives 1."""
+    With more than MOST_ENUMERATED differences that are not 0, NUM_DRAWN assignments are drawn, and p = (hits + 1) /
+    (draws + 1): the seen assignment is one of them. No difference at all gives 1."""
     values = np.asarray([difference for difference in differences if difference != 0.0], dtype=np.float64)
     seen = abs(math.fsum(values))
     # Sums of the same numbers in another order differ by rounding, and equal ones count as at least as far.
@@ -145,14 +156,16 @@ def sign_flip_test(differences: Sequence[float], *, seed: int = 0) -> tuple[floa
     rows_at_once = max(1, _MAX_SIGNS_AT_ONCE // values.size)
     hits = 0
     for start in range(0, NUM_DRAWN, rows_at_once):
-        signs = generator.integers(0, 2, size=(min(rows_at_once, NUM_DRAWN - start), values.size), dtype=np.int8) * 2 - 1
+        signs = (
+            generator.integers(0, 2, size=(min(rows_at_once, NUM_DRAWN - start), values.size), dtype=np.int8) * 2 - 1)
         hits += int(np.count_nonzero(np.abs(signs @ values) >= bound))
     return (hits + 1) / (NUM_DRAWN + 1), False
 
 
 def questions_needed(differences: Sequence[float]) -> int | None:
-    """(z_0.975 + z_0.8)^2 var(d) / mean(d)^2: how many such questions show such a difference with a power of 80%, by the normal
-    approximation; at least as many as a sign-flip test needs to reach 0.05 at all. None without a difference, or with one question."""
+    """(z_0.975 + z_0.8)^2 var(d) / mean(d)^2: how many such questions show such a difference with a power of 80%, by
+    the normal approximation; at least as many as a sign-flip test needs to reach 0.05 at all. None without a
+    difference, or with one question."""
     # Accuracies that add up to the same leave a rest of rounding, which is no difference.
     rounding = 1e-9 * math.fsum(map(abs, differences))
     if len(differences) < 2 or abs(total := math.fsum(differences)) <= rounding:
@@ -164,7 +177,8 @@ def questions_needed(differences: Sequence[float]) -> int | None:
 
 
 def _is_right(question: GradedQuestion) -> bool:
-    """A tie of right and wrong is not right. A single sample has no majority: its verdict counts, whether or not an answer was read."""
+    """A tie of right and wrong is not right. A single sample has no majority: its verdict counts, whether or not an
+    answer was read."""
     num_samples = len(question.samples)
     return (question.accuracy if num_samples == 1 else question_majority(question, (num_samples,))[0]) > 0.5
 
@@ -172,7 +186,10 @@ def _is_right(question: GradedQuestion) -> bool:
 def _by_id(questions: Sequence[GradedQuestion], side: str) -> dict[str, GradedQuestion]:
     found = {question.id: question for question in questions}
     if len(found) < len(questions):
-        twice = next(question for index, question in enumerate(questions) if question.id in {other.id for other in questions[:index]})
+        twice = next(
+            question
+            for index, question in enumerate(questions)
+            if question.id in {other.id for other in questions[:index]})
         raise ComparisonError(f"{twice.benchmark}: question {twice.id!r} stands twice in {side}; expected each id once")
     return found
 

@@ -1,4 +1,5 @@
-"""How far an evaluation is, on the terminal: one line that is written anew there, a line every few seconds elsewhere."""
+"""How far an evaluation is, on the terminal: one line that is written anew there, a line every few seconds
+elsewhere."""
 
 from __future__ import annotations
 
@@ -61,7 +62,11 @@ class Display:
         times = f"{format_duration(elapsed)} elapsed  {'-:--' if left is None else format_duration(left)} left"
         line = (f"{self._task}  {self._done:,}/{self._total:,} completions  accuracy so far {self._accuracy}  "
                 f"tok/s {self._tokens / max(elapsed, 1e-9):,.0f}  {times}")
-        print(f"\r\x1b[K{line}" if self._rewrites else line, end="" if self._rewrites else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K{line}" if self._rewrites else line,
+            end="" if self._rewrites else "\n",
+            file=sys.stderr,
+            flush=True)
         self._is_open = self._rewrites
 
     def _end_line(self) -> None:

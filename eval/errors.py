@@ -8,22 +8,26 @@ from collections.abc import Callable
 from rl.errors import report_errors, user_errors
 
 # Configuration keys in messages of rl -> the options of the evaluation's commands.
-_OPTIONS = {"model.path": "--model", "model.adapter": "--adapter", "model.revision": "--revision", "model.dtype": "--dtype",
-            "prompt.template": "--prompt", "prompt.chat_template": "--chat-template", "generator.backend=": "--generator ",
-            "generator.backend": "--generator", "generator.max_sequences": "--max-sequences",
-            "sampling.max_completion_tokens": "--max-tokens",
-            "interrupted before the step's end; what was saved before is whole": "interrupted; the same command goes on"}
+_OPTIONS = {
+    "model.path": "--model", "model.adapter": "--adapter", "model.revision": "--revision", "model.dtype": "--dtype",
+    "prompt.template": "--prompt", "prompt.chat_template": "--chat-template", "generator.backend=": "--generator ",
+    "generator.backend": "--generator", "generator.max_sequences": "--max-sequences",
+    "sampling.max_completion_tokens": "--max-tokens",
+    "interrupted before the step's end; what was saved before is whole": "interrupted; the same command goes on"}
 
 
 def evaluation_errors() -> tuple[type[BaseException], ...]:
     """The classes, of the modules loaded so far (see rl.errors.user_errors)."""
     names = {"eval.tasks": "EvaluationError", "eval.records": "RecordsError", "eval.benchmarks": "BenchmarkError",
              "eval.comparison": "ComparisonError"}
-    return (*(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules), *user_errors())
+    return (
+        *(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules),
+        *user_errors())
 
 
 def command(main: Callable[[], int]) -> int:
-    """Run it; what the user can mend becomes one message without a traceback, in the words of the command line, and an exit code."""
+    """Run it; what the user can mend becomes one message without a traceback, in the words of the command line, and an
+    exit code."""
     return report_errors(main, evaluation_errors, in_options)
 
 

@@ -1,4 +1,5 @@
-"""Tasks and a sampler -> graded questions, chunk by chunk: the loop that `eval.run` and evaluation during training share."""
+"""Tasks and a sampler -> graded questions, chunk by chunk: the loop that `eval.run` and evaluation during training
+share."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def chunks_of(task: Task, completions_at_once: int) -> list[tuple[Prompt, ...]]:
 
 def sample_and_grade(task: Task, prompts: Sequence[Prompt], generator: Generator,
                      sampled: Callable[[Group], None] = lambda group: None) -> list[GradedQuestion]:
-    """n completions of each prompt, graded, in the order of the prompts. Graders that allow it work while others are still decoding.
+    """n completions of each prompt, graded, in the order of the prompts. Graders that allow it work while others are
+    still decoding.
 
     sampled: called with each question's completions as soon as it has all of them. Raises SamplerError, RewardError,
     and EvaluationError where the grader could not judge."""
@@ -54,18 +56,32 @@ def graded(task: str, scored: ScoredGroup, ranks: ScoredGroup | None = None) -> 
     _check_verdicts(task, question.id, scored, "grader")
     if ranks is not None:
         _check_verdicts(task, question.id, ranks, "best-of")
-    return GradedQuestion(task, question.id, question.text, question.answer, question.columns, tuple(
-        Sample(
-            text=rollout.text, answer=answer, correct=correct, cluster=cluster, truncated=rollout.is_truncated,
-            num_tokens=len(rollout.token_ids), seed=rollout.seed, ranks_by=None if ranks is None else ranks.rewards[index])
-        for index, (rollout, answer, correct, cluster) in enumerate(
-            zip(scored.group.rollouts, scored.answers, scored.rewards, scored.labels, strict=True))), _timed_out_share(scored))
+    return GradedQuestion(
+        task,
+        question.id,
+        question.text,
+        question.answer,
+        question.columns,
+        tuple(
+            Sample(
+                text=rollout.text, answer=answer, correct=correct, cluster=cluster, truncated=rollout.is_truncated,
+                num_tokens=len(rollout.token_ids), seed=rollout.seed,
+                ranks_by=None if ranks is None else ranks.rewards[index])
+            for index, (rollout, answer, correct, cluster) in enumerate(
+                zip(scored.group.rollouts, scored.answers, scored.rewards, scored.labels, strict=True))),
+        _timed_out_share(scored))
 
 
-def regrade(questions: Sequence[GradedQuestion], grader: RewardSum, ranker: RewardSum | None = None) -> list[GradedQuestion]:
-    """The same completions judged anew; what needs computer algebra runs in parallel. Raises RewardError, EvaluationError."""
-    inputs = [GroupInput(question_id=q.id, question=q.question, completions=[s.text for s in q.samples], answer=q.gold, columns=q.columns)
-              for q in questions]
+def regrade(
+    questions: Sequence[GradedQuestion], grader: RewardSum, ranker: RewardSum | None = None
+) -> list[GradedQuestion]:
+    """The same completions judged anew; what needs computer algebra runs in parallel. Raises RewardError,
+    EvaluationError."""
+    inputs = [
+        GroupInput(
+            question_id=q.id, question=q.question, completions=[s.text for s in q.samples], answer=q.gold,
+            columns=q.columns)
+        for q in questions]
     results = grader.score(inputs)
     ranked = ranker.score(inputs) if ranker is not None else [None] * len(inputs)
     anew = []
@@ -82,15 +98,17 @@ def regrade(questions: Sequence[GradedQuestion], grader: RewardSum, ranker: Rewa
 
 
 def _check_verdicts(task: str, question_id: str, judged: ScoredGroup | GroupResult, option: str) -> None:
-    """Raises EvaluationError where the reward judged not every completion (training fills such gaps, which would invent verdicts here), or
-    a grader gave something else than a share of a point."""
+    """Raises EvaluationError where the reward judged not every completion (training fills such gaps, which would invent
+    verdicts here), or a grader gave something else than a share of a point."""
     if judged.skipped or judged.metrics.get("group/unscored_share", 0.0) > 0.0:
-        raise EvaluationError(f"--{option}: {task}: question {question_id!r} has a completion that it could not judge: no verdict is "
-                              "neither right nor wrong. What is recorded is kept. Remedy: the same command again when its service "
-                              f"answers, or another --{option}")
+        raise EvaluationError(
+            f"--{option}: {task}: question {question_id!r} has a completion that it could not judge: no verdict is "
+            "neither right nor wrong. What is recorded is kept. Remedy: the same command again when its service "
+            f"answers, or another --{option}")
     if option == "grader" and (outside := [value for value in judged.rewards if not 0.0 <= value <= 1.0]):
-        raise EvaluationError(f"--grader: {task}: saw {outside[0]:g} for question {question_id!r}; expected values in [0, 1], 1 for right. "
-                              "Remedy: another --grader")
+        raise EvaluationError(
+            f"--grader: {task}: saw {outside[0]:g} for question {question_id!r}; expected values in [0, 1], 1 for "
+            "right. Remedy: another --grader")
 
 
 def _timed_out_share(judged: ScoredGroup | GroupResult) -> float:

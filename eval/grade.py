@@ -1,8 +1,9 @@
-"""`python -m eval.grade DIR`: grade an evaluation's completions anew, without sampling: after a change of the grader, or with another one.
+"""`python -m eval.grade DIR`: grade an evaluation's completions anew, without sampling: after a change of the grader,
+or with another one.
 
-`python -m eval.grade --samples FILE --out DIR` grades completions that somebody else has sampled. FILE is JSONL, a question a line:
-`question`, `answer`, optionally `id`, and `samples`, texts or objects with `text` (and perhaps `recorded`, the verdict that came with it,
-with which ours is then compared; --recorded names another key).
+`python -m eval.grade --samples FILE --out DIR` grades completions that somebody else has sampled. FILE is JSONL, a
+question a line: `question`, `answer`, optionally `id`, and `samples`, texts or objects with `text` (and perhaps
+`recorded`, the verdict that came with it, with which ours is then compared; --recorded names another key).
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="folder of an evaluation")
     parser.add_argument("--samples", type=Path, help="JSONL with other people's completions")
     parser.add_argument("--recorded", default=RECORDED, help="key of the verdict that a sample brings with it")
-    parser.add_argument("--grader", help="a reward with values in [0, 1] (default: the evaluation's own, or rewards.accuracy:accuracy)")
-    parser.add_argument("--best-of", help="a reward; best@k is the accuracy of the completion that it likes best among k")
-    parser.add_argument("-k", help="the k of avg@k, pass@k and maj@k; several joined by commas (default: as before, or all samples)")
-    parser.add_argument("--out", type=Path, help="folder for the new result (default: the evaluation's own, whose result is replaced)")
+    parser.add_argument(
+        "--grader", help="a reward with values in [0, 1] (default: the evaluation's own, or rewards.accuracy:accuracy)")
+    parser.add_argument(
+        "--best-of", help="a reward; best@k is the accuracy of the completion that it likes best among k")
+    parser.add_argument(
+        "-k", help="the k of avg@k, pass@k and maj@k; several joined by commas (default: as before, or all samples)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the new result (default: the evaluation's own, whose result is replaced)")
     parser.add_argument("--no-plots", action="store_true")
     return parser.parse_args(arguments)
 
@@ -69,7 +74,9 @@ def _grade_again(options: argparse.Namespace) -> int:
             protocol["best_of"] = options.best_of
         grader, ranker = _rewards(protocol["grader"], protocol["grader_arguments"]), _rewards(protocol["best_of"], {})
         judged = regrade(mine, grader, ranker)
-        protocol |= {"grader_digest": rewards_digest(grader), "best_of_digest": None if ranker is None else rewards_digest(ranker)}
+        protocol |= {
+            "grader_digest": rewards_digest(grader),
+            "best_of_digest": None if ranker is None else rewards_digest(ranker)}
         changed = _changed(mine, judged)
         print(f"{name}: {changed} of {sum(len(question.samples) for question in mine)} verdicts changed")
         anew += judged
@@ -100,24 +107,32 @@ def _grade_samples(options: argparse.Namespace) -> int:
     least = min(len(question.samples) for question in judged)
     ks = _check_ks(positive_list(options.k, "-k") if options.k else (least,), least)
     name = path.stem
-    protocol = {"benchmark": name, "source": str(path), "samples": least, "grader": use, "grader_arguments": {}, "best_of": options.best_of}
+    protocol = {
+        "benchmark": name, "source": str(path), "samples": least, "grader": use, "grader_arguments": {},
+        "best_of": options.best_of}
     benchmarks = {name: benchmark_result(judged, ks, protocol)}
     if recorded:
-        pairs = [(sample.correct == 1.0, verdict) for question in judged
-                 for sample, verdict in zip(question.samples, recorded[question.id], strict=True) if verdict is not None]
+        pairs = [
+            (sample.correct == 1.0, verdict)
+            for question in judged
+            for sample, verdict in zip(question.samples, recorded[question.id], strict=True)
+            if verdict is not None]
         entry = benchmarks[name]
         entry["recorded_accuracy"] = sum(verdict for _, verdict in pairs) / len(pairs)
         entry["recorded_agreement"] = sum(ours == verdict for ours, verdict in pairs) / len(pairs)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         write_completions(options.out, judged)
-        write_result(options.out, {"model": str(path), "adapter": None, "settings": {}, "seed": None, "wall_s": None}, benchmarks)
+        write_result(
+            options.out, {"model": str(path), "adapter": None, "settings": {}, "seed": None, "wall_s": None}, benchmarks
+        )
         _plots(options, benchmarks, judged, options.out)
     print(terminal_table(benchmarks))
     if recorded:
         entry = benchmarks[name]
-        print(f"recorded accuracy {entry['recorded_accuracy']:.4f}; our verdicts agree with {entry['recorded_agreement']:.2%} "
-              f"of {len(pairs)}")
+        print(
+            f"recorded accuracy {entry['recorded_accuracy']:.4f}; our verdicts agree with "
+            f"{entry['recorded_agreement']:.2%} of {len(pairs)}")
     return 0
 
 
@@ -128,7 +143,8 @@ def read_samples(path: Path, recorded_key: str = RECORDED) -> tuple[list[GradedQ
     from eval.tasks import EvaluationError
 
     if not path.is_file():
-        raise EvaluationError(f"--samples: there is no file {path}; expected JSONL with question, answer and samples in each line")
+        raise EvaluationError(
+            f"--samples: there is no file {path}; expected JSONL with question, answer and samples in each line")
     questions: list[GradedQuestion] = []
     recorded: dict[str, list[bool | None]] = {}
     keys: set[str] = set()
@@ -145,13 +161,16 @@ def read_samples(path: Path, recorded_key: str = RECORDED) -> tuple[list[GradedQ
                 raise TypeError(f"answer is {gold!r}, expected text or a number")
             verdicts = [sample.get(recorded_key) if isinstance(sample, Mapping) else None for sample in row["samples"]]
             if not all(verdict is None or isinstance(verdict, bool) or verdict in (0, 1) for verdict in verdicts):
-                raise TypeError(f"{recorded_key} is {next(v for v in verdicts if v not in (None, 0, 1))!r}, expected true or false")
+                raise TypeError(
+                    f"{recorded_key} is {next(v for v in verdicts if v not in (None, 0, 1))!r}, expected true or false")
         except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"--samples: {path}:{number}: {type(error).__name__}: {error}; expected an object with question, "
-                                  "answer, and samples, which are texts or objects with text") from None
+            raise EvaluationError(
+                f"--samples: {path}:{number}: {type(error).__name__}: {error}; expected an object with question, "
+                "answer, and samples, which are texts or objects with text") from None
         if not texts or row_id in recorded:
             what = f"the id {row_id!r} was there before" if texts else "it has no samples"
-            raise EvaluationError(f"--samples: {path}:{number}: {what}; expected ids that differ, and at least one sample")
+            raise EvaluationError(
+                f"--samples: {path}:{number}: {what}; expected ids that differ, and at least one sample")
         recorded[row_id] = verdicts
         keys |= {key for sample in row["samples"] if isinstance(sample, Mapping) for key in sample}
         columns = {key: value for key, value in row.items() if key not in ("id", "question", "answer", "samples")}
@@ -160,8 +179,11 @@ def read_samples(path: Path, recorded_key: str = RECORDED) -> tuple[list[GradedQ
     if not questions:
         raise EvaluationError(f"--samples: {path} is empty; expected at least one question")
     if recorded_key != RECORDED and recorded_key not in keys:
-        raise EvaluationError(f"--recorded: no sample in {path} has {recorded_key!r}; they have: {', '.join(sorted(keys)) or 'text alone'}")
-    return questions, recorded if any(verdict is not None for verdicts in recorded.values() for verdict in verdicts) else {}
+        raise EvaluationError(
+            f"--recorded: no sample in {path} has {recorded_key!r}; they have: "
+            f"{', '.join(sorted(keys)) or 'text alone'}")
+    return questions, (
+        recorded if any(verdict is not None for verdicts in recorded.values() for verdict in verdicts) else {})
 
 
 def _rewards(use: str | None, arguments: Mapping[str, Any]) -> Any:
@@ -179,15 +201,20 @@ def _check_ks(ks: Sequence[int], samples: int) -> tuple[int, ...]:
     from eval.tasks import EvaluationError
 
     if wrong := [k for k in ks if not 1 <= k <= samples]:
-        raise EvaluationError(f"-k: saw {wrong[0]}; each question has {samples} samples, so expected whole numbers from 1 to {samples}")
+        raise EvaluationError(
+            f"-k: saw {wrong[0]}; each question has {samples} samples, so expected whole numbers from 1 to {samples}")
     return tuple(ks)
 
 
-def _plots(options: argparse.Namespace, benchmarks: Mapping[str, Any], questions: Sequence[GradedQuestion], out: Path) -> None:
+def _plots(
+    options: argparse.Namespace, benchmarks: Mapping[str, Any], questions: Sequence[GradedQuestion], out: Path
+) -> None:
     if not options.no_plots:
         from eval.plots import draw_all
 
-        draw_all({name: [question for question in questions if question.benchmark == name] for name in benchmarks}, out / "plots")
+        draw_all(
+            {name: [question for question in questions if question.benchmark == name] for name in benchmarks},
+            out / "plots")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""`evaluation.benchmarks`: the same tasks, grading and results as `python -m eval.run`, on the sampler of a run that trains.
+"""`evaluation.benchmarks`: the same tasks, grading and results as `python -m eval.run`, on the sampler of a run that
+trains.
 
-The run's prompt is the benchmarks' too. Each evaluation leaves result.json and completions.jsonl in evaluations/step-000050/ of the run's
-folder, one per step and benchmark, which `python -m eval.compare` and `eval.grade` read.
+The run's prompt is the benchmarks' too. Each evaluation leaves result.json and completions.jsonl in
+evaluations/step-000050/ of the run's folder, one per step and benchmark, which `python -m eval.compare` and
+`eval.grade` read.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from rl.questions.prompting import PromptError
 from rl.ranks import gather_shares, share_of_rank
 from rl.runs.intervals import Interval
 
-_KEYS = {"-k": "samples", "--samples": "samples", "--max-tokens": "max_tokens", "--grader": "grader", "--limit": "limit",
-         "--benchmarks": "name"}
+_KEYS = {
+    "-k": "samples", "--samples": "samples", "--max-tokens": "max_tokens", "--grader": "grader", "--limit": "limit",
+    "--benchmarks": "name"}
 """Options in messages of the evaluation's commands -> keys of a benchmark's section."""
 
 
@@ -50,13 +53,17 @@ class LiveTasks:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        return {f"evaluation.benchmarks: {name}": str(task.protocol["questions_digest"]) for name, task in self.tasks.items()}
+        return {
+            f"evaluation.benchmarks: {name}": str(task.protocol["questions_digest"])
+            for name, task in self.tasks.items()}
 
     @property
     def notes(self) -> Sequence[str]:
         return [note for task in self.tasks.values() for note in task.notes]
 
-    def evaluate(self, name: str, generator: Generator, step: int, *, folder: Path, rank: int, num_ranks: int) -> BenchmarkValues:
+    def evaluate(
+        self, name: str, generator: Generator, step: int, *, folder: Path, rank: int, num_ranks: int
+    ) -> BenchmarkValues:
         task, started = self.tasks[name], time.perf_counter()
         problem: str | None = None
         share: list[GradedQuestion] = []
@@ -74,11 +81,14 @@ class LiveTasks:
             out = folder / "evaluations" / f"step-{step:06d}" / name.replace("/", "_").replace(":", "_")
             out.mkdir(parents=True, exist_ok=True)
             write_completions(out, questions)
-            head = {"model": self.config.model.path, "adapter": f"{folder} at step {step}", "settings": {"run": str(folder), "step": step},
-                    "seed": task.seed, "wall_s": time.perf_counter() - started}
+            head = {
+                "model": self.config.model.path, "adapter": f"{folder} at step {step}",
+                "settings": {"run": str(folder), "step": step}, "seed": task.seed,
+                "wall_s": time.perf_counter() - started}
             write_result(out, head, {name: entry})
         intervals = {f"{kind}@{task.samples}": Interval(**entry[f"{kind}@{task.samples}"]) for kind in _kinds(task)}
-        others = {key: entry[key] for key in ("truncated_share", "unparsable_share", "timed_out_share", "semantic_entropy")}
+        others = {
+            key: entry[key] for key in ("truncated_share", "unparsable_share", "timed_out_share", "semantic_entropy")}
         return BenchmarkValues(intervals, others | {"completion_length": entry["mean_completion_tokens"] or 0.0})
 
 
@@ -118,5 +128,6 @@ def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:
     context = getattr(inputs.model_config.get_text_config(), "max_position_embeddings", None)
     task = build_task(benchmark, loaded, asked, inputs.tokenizer, context)
     stop_strings = tuple(dict.fromkeys([*task.parameters.stop_strings, *config.sampling.stop_strings]))
-    parameters = replace(task.parameters, stop_strings=stop_strings, stop_token_ids=tuple(config.sampling.stop_token_ids))
+    parameters = replace(
+        task.parameters, stop_strings=stop_strings, stop_token_ids=tuple(config.sampling.stop_token_ids))
     return replace(task, parameters=parameters, protocol={**task.protocol, "stop_strings": list(stop_strings)})

@@ -1,4 +1,5 @@
-"""Graded questions -> the numbers that eval/plots.py draws; kept apart so that they can be checked without looking at pixels."""
+"""Graded questions -> the numbers that eval/plots.py draws; kept apart so that they can be checked without looking at
+pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ NUM_LENGTH_BINS = 40
 
 @dataclass(frozen=True, slots=True)
 class EntropyBin:
-    """Questions with low <= H / ln n < high (the last bin holds 1 too). accuracy: avg@n, majority: maj@n, with 95% intervals."""
+    """Questions with low <= H / ln n < high (the last bin holds 1 too). accuracy: avg@n, majority: maj@n, with 95%
+    intervals."""
 
     low: float
     high: float
@@ -38,7 +40,8 @@ class LengthHistogram:
 
 
 def sample_curves(questions: Sequence[GradedQuestion]) -> dict[str, dict[int, Interval]]:
-    """{"pass@k", "maj@k", and "best@k" where there is a reward to choose by: {k: interval}}; k up to the fewest samples of a question."""
+    """{"pass@k", "maj@k", and "best@k" where there is a reward to choose by: {k: interval}}; k up to the fewest samples
+    of a question."""
     scores = score_questions(questions, curve_points(min(len(question.samples) for question in questions)))
     curves = {"pass@k": scores.pass_at, "maj@k": scores.maj_at, "best@k": scores.best_at}
     return {name: dict(curve) for name, curve in curves.items() if curve}
@@ -74,7 +77,8 @@ def length_histogram(questions: Sequence[GradedQuestion]) -> LengthHistogram:
 
 
 def verdict_of(sample: Sample) -> str:
-    """Each completion has one: right (from half a point on), however it ended; else truncated, else without an answer, else wrong."""
+    """Each completion has one: right (from half a point on), however it ended; else truncated, else without an answer,
+    else wrong."""
     if sample.correct >= 0.5:
         return RIGHT
     if sample.truncated:

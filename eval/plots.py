@@ -1,7 +1,8 @@
 """Graded questions -> PNG pictures: accuracy over k, accuracy over semantic entropy, lengths by verdict.
 
-`draw_all` makes those of one evaluation; `draw_curves` also puts several beside each other. The numbers are made in eval/plot_data.py, the
-look is that of rl/runs/picture.py. Another picture: its numbers there, a function here, its place in `draw_all`.
+`draw_all` makes those of one evaluation; `draw_curves` also puts several beside each other. The numbers are made in
+eval/plot_data.py, the look is that of rl/runs/picture.py. Another picture: its numbers there, a function here, its
+place in `draw_all`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from eval.plot_data import NO_ANSWER, NUM_ENTROPY_BINS, RIGHT, TRUNCATED, WRONG, entropy_bins, length_histogram, sample_curves
+from eval.plot_data import (
+    NO_ANSWER,
+    NUM_ENTROPY_BINS,
+    RIGHT,
+    TRUNCATED,
+    WRONG,
+    entropy_bins,
+    length_histogram,
+    sample_curves,
+)
 from eval.records import GradedQuestion
 from rl.runs.intervals import Interval
 from rl.runs.picture import COLOURS, new_figure, plot_style, save_png
@@ -23,9 +33,11 @@ _GREY = "#495057"
 
 
 def draw_all(questions_by_benchmark: Mapping[str, Sequence[GradedQuestion]], folder: Path) -> list[Path]:
-    """Write `folder`/NAME_pass_maj.png, NAME_entropy.png and NAME_lengths.png for each benchmark; returns what was written.
+    """Write `folder`/NAME_pass_maj.png, NAME_entropy.png and NAME_lengths.png for each benchmark; returns what was
+    written.
 
-    One sample of each question has neither a curve nor an entropy: the lengths alone are drawn. Raises: OSError with the remedy."""
+    One sample of each question has neither a curve nor an entropy: the lengths alone are drawn. Raises: OSError with
+    the remedy."""
     written = []
     for name, questions in questions_by_benchmark.items():
         if not questions:
@@ -42,8 +54,8 @@ def draw_all(questions_by_benchmark: Mapping[str, Sequence[GradedQuestion]], fol
 
 
 def draw_curves(evaluations: Mapping[str, Sequence[GradedQuestion]], out: Path, title: str) -> None:
-    """pass@k, maj@k (and best@k) over k with 95% bands. evaluations: {label: questions}; one with the label "" has a colour per curve,
-    several have a colour each and a kind of line per curve."""
+    """pass@k, maj@k (and best@k) over k with 95% bands. evaluations: {label: questions}; one with the label "" has a
+    colour per curve, several have a colour each and a kind of line per curve."""
     is_one = len(evaluations) == 1
     with plot_style():
         figure, (axis,) = new_figure(1, 1, (8.0, 4.8))
@@ -52,16 +64,20 @@ def draw_curves(evaluations: Mapping[str, Sequence[GradedQuestion]], out: Path, 
             for place, (name, curve) in enumerate(sample_curves(questions).items()):
                 colour = COLOURS[(place if is_one else index) % len(COLOURS)]
                 ends = list(curve.values())
-                axis.plot(list(curve), [end.value for end in ends], "-" if is_one else _LINES[name], color=colour, marker="o", markersize=4,
-                          label=f"{label} {name}".strip() + f": {ends[0].value:.3f} → {ends[-1].value:.3f}")
-                axis.fill_between(list(curve), [end.low for end in ends], [end.high for end in ends], color=colour, alpha=0.14, linewidth=0)
+                axis.plot(
+                    list(curve), [end.value for end in ends], "-" if is_one else _LINES[name], color=colour, marker="o",
+                    markersize=4, label=f"{label} {name}".strip() + f": {ends[0].value:.3f} → {ends[-1].value:.3f}")
+                axis.fill_between(
+                    list(curve), [end.low for end in ends], [end.high for end in ends], color=colour, alpha=0.14,
+                    linewidth=0)
                 for k, end in curve.items():
                     drawn.setdefault(k, []).append(end)
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted(drawn), [str(k) for k in sorted(drawn)])
         axis.minorticks_off()
         # Whole tenths around all bands: from 0 to 1, the gain of a good model is a flat line.
-        low, high = min(end.low for ends in drawn.values() for end in ends), max(end.high for ends in drawn.values() for end in ends)
+        low, high = min(end.low for ends in drawn.values() for end in ends), max(
+            end.high for ends in drawn.values() for end in ends)
         axis.set(xlabel="k (samples drawn)", ylabel="accuracy, 95% interval over questions", title=title,
                  ylim=(math.floor(10 * low) / 10, math.ceil(10 * high) / 10 + 0.01))
         axis.legend(loc="best")
@@ -69,7 +85,8 @@ def draw_curves(evaluations: Mapping[str, Sequence[GradedQuestion]], out: Path, 
 
 
 def draw_entropy(questions: Sequence[GradedQuestion], out: Path, title: str) -> None:
-    """Accuracy of samples and of majorities against the semantic entropy: whether the model knows what it does not know."""
+    """Accuracy of samples and of majorities against the semantic entropy: whether the model knows what it does not
+    know."""
     bins = entropy_bins(questions)
     with plot_style():
         figure, (axis,) = new_figure(1, 1, (8.0, 4.8))
@@ -80,11 +97,14 @@ def draw_entropy(questions: Sequence[GradedQuestion], out: Path, title: str) -> 
                                                                        [value.high - value.value for value in values]],
                           color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.0, label=label)
         for each in bins:
-            axis.annotate(f"{each.num_questions} question{'s' if each.num_questions > 1 else ''}", ((each.low + each.high) / 2, 1.045),
-                          ha="center", va="bottom", fontsize=8.5, color=_GREY, annotation_clip=False)
+            axis.annotate(
+                f"{each.num_questions} question{'s' if each.num_questions > 1 else ''}",
+                ((each.low + each.high) / 2, 1.045), ha="center", va="bottom", fontsize=8.5, color=_GREY,
+                annotation_clip=False)
         axis.set_xticks([edge / NUM_ENTROPY_BINS for edge in range(NUM_ENTROPY_BINS + 1)])
-        axis.set(xlabel="semantic entropy H / ln n (0: all samples agree, 1: all differ)", ylabel="accuracy, 95% interval over questions",
-                 xlim=(-0.01, 1.01), ylim=(-0.02, 1.04))
+        axis.set(
+            xlabel="semantic entropy H / ln n (0: all samples agree, 1: all differ)",
+            ylabel="accuracy, 95% interval over questions", xlim=(-0.01, 1.01), ylim=(-0.02, 1.04))
         axis.set_title(title, pad=22)
         axis.legend(loc="best")
         save_png(figure, out)
@@ -100,10 +120,14 @@ def draw_lengths(questions: Sequence[GradedQuestion], out: Path, title: str) -> 
         below = [0] * len(widths)
         for verdict, counts in histogram.counts.items():
             if any(counts):
-                axis.bar(histogram.edges[:-1], counts, width=widths, bottom=below, align="edge", color=_VERDICT_COLOURS[verdict],
-                         edgecolor="white", linewidth=0.4, label=f"{verdict}: {sum(counts) / total:.1%}")
+                axis.bar(
+                    histogram.edges[:-1], counts, width=widths, bottom=below, align="edge",
+                    color=_VERDICT_COLOURS[verdict], edgecolor="white", linewidth=0.4,
+                    label=f"{verdict}: {sum(counts) / total:.1%}")
                 below = [low + count for low, count in zip(below, counts, strict=True)]
-        axis.set(xlabel=f"length of the completion in {histogram.unit}", ylabel="completions", title=title, xlim=(0, histogram.edges[-1]))
+        axis.set(
+            xlabel=f"length of the completion in {histogram.unit}", ylabel="completions", title=title,
+            xlim=(0, histogram.edges[-1]))
         axis.set_axisbelow(True)
         axis.legend(loc="best")
         save_png(figure, out)

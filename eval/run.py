@@ -1,8 +1,9 @@
-"""`python -m eval.run --model M [--adapter A] --benchmarks math500,aime24`: is the policy better, in numbers that others can compare?
+"""`python -m eval.run --model M [--adapter A] --benchmarks math500,aime24`: is the policy better, in numbers that
+others can compare?
 
-Writes DIR/result.json (avg@k, pass@k and maj@k with 95% intervals over questions), result.md, completions.jsonl (every completion with
-its answer and verdict) and plots/. An evaluation that was killed goes on with the same command. `python -m eval.compare` sets two
-side by side, `python -m eval.grade` grades the completions again.
+Writes DIR/result.json (avg@k, pass@k and maj@k with 95% intervals over questions), result.md, completions.jsonl (every
+completion with its answer and verdict) and plots/. An evaluation that was killed goes on with the same command. `python
+-m eval.compare` sets two side by side, `python -m eval.grade` grades the completions again.
 """
 
 from __future__ import annotations
@@ -29,23 +30,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_model(parser)
     group = parser.add_argument_group("what is evaluated")
     group.add_argument("--benchmarks", help="names (--list), reasoning_gym:TASK, or JSONL files, joined by commas")
-    group.add_argument("--data-dir", type=Path, help="read the benchmarks from JSONL files in this folder, not from the hub")
+    group.add_argument(
+        "--data-dir", type=Path, help="read the benchmarks from JSONL files in this folder, not from the hub")
     group.add_argument("--limit", type=int, help="only the first so many questions of each benchmark")
     group.add_argument("--list", action="store_true", help="the benchmarks, with licence and protocol")
     group = parser.add_argument_group("how (where left out, the benchmark's protocol of the literature)")
     group.add_argument("-k", help="the k of avg@k, pass@k and maj@k; several joined by commas")
-    group.add_argument("-n", "--samples", type=int, help="completions per question, at least the largest k (default: that)")
+    group.add_argument(
+        "-n", "--samples", type=int, help="completions per question, at least the largest k (default: that)")
     group.add_argument("--temperature", type=float, help="0 is greedy")
     group.add_argument("--top-p", type=float)
     group.add_argument("--max-tokens", type=int, help="completions are cut at this length")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--grader", help="a reward with values in [0, 1], package.module:name or file.py:name")
-    group.add_argument("--best-of", help="a reward; best@k is the accuracy of the completion that it likes best among k")
+    group.add_argument(
+        "--best-of", help="a reward; best@k is the accuracy of the completion that it likes best among k")
     add_prompt(parser, several=True)
     add_sampler(parser)
     group = parser.add_argument_group("the result")
     group.add_argument("--out", type=Path, help="folder (default: evaluations/NAME)")
-    group.add_argument("--restart", action="store_true", help="throw away what an earlier evaluation left in the folder")
+    group.add_argument(
+        "--restart", action="store_true", help="throw away what an earlier evaluation left in the folder")
     group.add_argument("--no-plots", action="store_true")
     return parser.parse_args(arguments)
 
@@ -65,7 +70,8 @@ def check_words(arguments: Sequence[str]) -> None:
 def _asked(options: argparse.Namespace) -> list[str]:
     """The benchmarks' names. Raises ConfigError."""
     if not options.benchmarks:
-        raise ConfigError(["--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)"])
+        raise ConfigError(
+            ["--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)"])
     return [name.strip() for name in options.benchmarks.split(",") if name.strip()]
 
 
@@ -84,8 +90,10 @@ def _main(options: argparse.Namespace) -> int:
         print(list_benchmarks())
         return 0
     result, out = evaluate(options)
-    print(f"{result['model']}{' with ' + result['adapter'] if result['adapter'] else ''}\n\n{terminal_table(result['benchmarks'])}\n\n"
-          f"{'result':<14}{out / 'result.json'}\n{'completions':<14}{out / 'completions.jsonl'}")
+    print(
+        f"{result['model']}{' with ' + result['adapter'] if result['adapter'] else ''}\n\n"
+        f"{terminal_table(result['benchmarks'])}\n\n"
+        f"{'result':<14}{out / 'result.json'}\n{'completions':<14}{out / 'completions.jsonl'}")
     return 0
 
 
@@ -98,7 +106,8 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
                            trust_remote_code=options.trust_remote_code)
     tasks = build_tasks(options, subject)
     # No room for more sequences than there are.
-    section = generator_section(options.generator, min(options.max_sequences, sum(len(task.prompts) * task.samples for task in tasks)))
+    section = generator_section(
+        options.generator, min(options.max_sequences, sum(len(task.prompts) * task.samples for task in tasks)))
     out = options.out or default_out(options.model, options.adapter)
     settings = {"subject": subject.identity(), "generator": section.backend, "max_sequences": options.max_sequences,
                 "tasks": {task.name: dict(task.protocol) for task in tasks}}
@@ -110,8 +119,9 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     # A batch of the embedded sampler is as large as a chunk; an engine fills its batch from the questions that follow.
     at_once = section.max_sequences * (1 if section.backend == "transformers" else 4)
     plan = [(task, prompts) for task in tasks for prompts in chunks_of(task, at_once)]
-    completions = Completions(out, [tuple((task.name, prompt.question.id) for prompt in prompts) for task, prompts in plan],
-                              {task.name: task.samples for task in tasks})
+    completions = Completions(
+        out, [tuple((task.name, prompt.question.id) for prompt in prompts) for task, prompts in plan],
+        {task.name: task.samples for task in tasks})
     try:
         total = sum(task.samples * len(task.prompts) for task in tasks)
         display = Display(total, sum(len(question.samples) for question in completions.questions))
@@ -121,14 +131,17 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
             display.message(f"going on after {len(completions.questions)} questions that {out} holds already")
         started = time.monotonic()
         if completions.num_chunks < len(plan):
-            with open_sampler(subject, section, max_tokens=max(task.max_tokens for task in tasks), scratch=out) as generator:
+            with open_sampler(
+                subject, section, max_tokens=max(task.max_tokens for task in tasks), scratch=out
+            ) as generator:
                 if generator.description:
                     display.message(generator.description)
                 display.start()
                 for task, prompts in plan[completions.num_chunks:]:
                     display.begin(task.name)
                     completions.append(sample_and_grade(task, prompts, generator, display.sampled))
-                    so_far = [question.accuracy for question in completions.questions if question.benchmark == task.name]
+                    so_far = [
+                        question.accuracy for question in completions.questions if question.benchmark == task.name]
                     display.graded(sum(so_far) / len(so_far))
                     now = time.monotonic()
                     add_seconds(out, now - started)
@@ -149,12 +162,20 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
         loaded = load_benchmark(benchmark, options.data_dir, options.limit)
         for prompt in prompts:
             asked = Asked(
-                ks=() if options.k is None else positive_list(options.k, "-k"), samples=options.samples, temperature=options.temperature,
-                top_p=options.top_p, max_tokens=options.max_tokens, prompt=prompt, chat_template=options.chat_template,
-                grader=options.grader, best_of=options.best_of, seed=options.seed)
+                ks=() if options.k is None else positive_list(options.k, "-k"),
+                samples=options.samples,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                max_tokens=options.max_tokens,
+                prompt=prompt,
+                chat_template=options.chat_template,
+                grader=options.grader,
+                best_of=options.best_of,
+                seed=options.seed)
             name = benchmark.name if prompt is None or len(prompts) == 1 else f"{benchmark.name}/{Path(prompt).stem}"
             if name in [task.name for task in tasks]:
-                raise EvaluationError(f"--benchmarks: {name} is named twice; name each benchmark (and file of that name) once")
+                raise EvaluationError(
+                    f"--benchmarks: {name} is named twice; name each benchmark (and file of that name) once")
             tasks.append(build_task(benchmark, loaded, asked, subject.tokenizer, subject.context, name))
     return tasks
 
@@ -164,8 +185,11 @@ def _conclude(options: argparse.Namespace, subject: Subject, settings: dict[str,
     from eval.result import benchmark_result, write_result
 
     by_task = {task.name: [question for question in questions if question.benchmark == task.name] for task in tasks}
-    head = {"model": subject.model.path, "adapter": subject.model.adapter, "settings": settings, "seed": options.seed, "wall_s": wall_s}
-    result = write_result(out, head, {task.name: benchmark_result(by_task[task.name], task.ks, task.protocol) for task in tasks})
+    head = {
+        "model": subject.model.path, "adapter": subject.model.adapter, "settings": settings, "seed": options.seed,
+        "wall_s": wall_s}
+    result = write_result(
+        out, head, {task.name: benchmark_result(by_task[task.name], task.ks, task.protocol) for task in tasks})
     if not options.no_plots:
         from eval.plots import draw_all
 

@@ -1,4 +1,5 @@
-"""What is evaluated, and on which sampler: model, adapter, back end -> an identity for settings.json, and a generator."""
+"""What is evaluated, and on which sampler: model, adapter, back end -> an identity for settings.json, and a
+generator."""
 
 from __future__ import annotations
 
@@ -47,25 +48,29 @@ class Subject:
 
 def find_subject(model: str | None, adapter: str | None, *, revision: str | None = None, dtype: str = "auto",
                  trust_remote_code: bool = False) -> Subject:
-    """adapter: a PEFT adapter's folder, or a run's folder or name, whose best checkpoint is taken. model: may be left out where the
-    adapter names its base. Raises ConfigError, RunFolderError, CheckpointError, EvaluationError."""
+    """adapter: a PEFT adapter's folder, or a run's folder or name, whose best checkpoint is taken. model: may be left
+    out where the adapter names its base. Raises ConfigError, RunFolderError, CheckpointError, EvaluationError."""
     folder: str | None = None
     if adapter is not None:
         source = find_source(adapter)
         if source.adapter is None:
-            raise EvaluationError(f"--adapter: {adapter} is a run that trained all parameters. Remedy: --model {source.base.path}")
+            raise EvaluationError(
+                f"--adapter: {adapter} is a run that trained all parameters. Remedy: --model {source.base.path}")
         folder = str(source.adapter)
         if revision is not None and source.base.revision not in (None, revision):
-            raise EvaluationError(f"--revision: saw {revision}; {adapter} was trained on revision {source.base.revision} of its base. "
-                                  f"Remedy: --revision {source.base.revision}, or leave it out")
+            raise EvaluationError(
+                f"--revision: saw {revision}; {adapter} was trained on revision {source.base.revision} of its base. "
+                f"Remedy: --revision {source.base.revision}, or leave it out")
         revision = revision or source.base.revision
         if model is None:
             model = source.base.path
         elif not _same_model(model, base := _recorded_base(source.adapter)):
-            # Another architecture would fail when the weights are loaded; one of the same shapes would take the adapter in silence.
-            raise EvaluationError(f"--adapter: {adapter} was trained on {base}, and --model is {model}. Remedy: --model {base}, or an "
-                                  "adapter of this model (where it is the same model under another path, set base_model_name_or_path in "
-                                  "the adapter's adapter_config.json)")
+            # Another architecture would fail when the weights are loaded; one of the same shapes would take the adapter
+            # in silence.
+            raise EvaluationError(
+                f"--adapter: {adapter} was trained on {base}, and --model is {model}. Remedy: --model {base}, or an "
+                "adapter of this model (where it is the same model under another path, set base_model_name_or_path in "
+                "the adapter's adapter_config.json)")
     if model is None:
         raise EvaluationError("--model: missing; expected a folder with a Hugging Face checkpoint, or a hub id")
     section = ModelSection.model_validate({"path": model, "revision": revision, "adapter": folder, "dtype": dtype,
@@ -78,7 +83,10 @@ def generator_section(backend: Backend, max_sequences: int) -> GeneratorSection:
     if max_sequences < 1:
         raise EvaluationError(f"--max-sequences: saw {max_sequences}; expected a whole number >= 1")
     if backend == "auto":
-        backend = "vllm" if default_device().type == "cuda" and importlib.util.find_spec("vllm") is not None else "transformers"
+        backend = (
+            "vllm"
+            if default_device().type == "cuda" and importlib.util.find_spec("vllm") is not None
+            else "transformers")
     return GeneratorSection.model_validate({"backend": backend, "max_sequences": max_sequences})
 
 

@@ -1,7 +1,8 @@
 """Graded samples -> avg@k, pass@k, maj@k and best@k with intervals over questions, and how often there was no answer.
 
-The expectations over draws of k out of n samples are exact, in integers and fractions: no sampling noise comes on top of that of the n
-samples, and maj@k for one k is consistent with that for the next. One more number of an evaluation: a field of `Scores`.
+The expectations over draws of k out of n samples are exact, in integers and fractions: no sampling noise comes on top
+of that of the n samples, and maj@k for one k is consistent with that for the next. One more number of an evaluation: a
+field of `Scores`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from rl.runs.intervals import Interval, mean_with_interval
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """avg: mean accuracy over all n samples, the avg@k of every k. pass_at, maj_at, best_at: {k: interval}; best_at is empty where a sample
-    has no value to be chosen by. num_samples: the least n of a question.
+    """avg: mean accuracy over all n samples, the avg@k of every k. pass_at, maj_at, best_at: {k: interval}; best_at is
+    empty where a sample has no value to be chosen by. num_samples: the least n of a question.
 
-    truncated_share: of all completions; unparsable_share: without an answer although not truncated. mean_completion_tokens: None where
-    not every sample's are known. semantic_entropy in nats, the normalised one in [0, 1]: means over questions.
+    truncated_share: of all completions; unparsable_share: without an answer although not truncated.
+    mean_completion_tokens: None where not every sample's are known. semantic_entropy in nats, the normalised one in [0,
+    1]: means over questions.
     """
 
     num_questions: int
@@ -43,7 +45,8 @@ class Scores:
 def score_questions(questions: Sequence[GradedQuestion], ks: Sequence[int]) -> Scores:
     """The numbers of one benchmark, for each k of `ks`.
 
-    Raises: ValueError where there is no question, for a question without samples, and for a k outside 1..n of any question."""
+    Raises: ValueError where there is no question, for a question without samples, and for a k outside 1..n of any
+    question."""
     if not questions:
         raise ValueError("there is no graded question to score; expected at least one")
     for question in questions:
@@ -72,19 +75,23 @@ def curve_points(n: int) -> tuple[int, ...]:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """1 - C(n-c, k) / C(n, k): the probability that k of the n samples, drawn without replacement, hold a right one (arXiv:2107.03374).
+    """1 - C(n-c, k) / C(n, k): the probability that k of the n samples, drawn without replacement, hold a right one
+    (arXiv:2107.03374).
 
     Raises: ValueError unless 1 <= k <= n and 0 <= c <= n."""
     _check_draw(num_samples, k)
     if not 0 <= num_correct <= num_samples:
-        raise ValueError(f"{num_correct} of {num_samples} samples are said to be right; expected a number from 0 to {num_samples}")
+        raise ValueError(
+            f"{num_correct} of {num_samples} samples are said to be right; expected a number from 0 to {num_samples}")
     return float(1 - Fraction(math.comb(num_samples - num_correct, k), math.comb(num_samples, k)))
 
 
 def best_at_k(values: Sequence[float], correct: Sequence[float], k: int) -> float:
-    """E[verdict of the sample with the highest value among k of the n, drawn without replacement]; of tied ones, their mean verdict.
+    """E[verdict of the sample with the highest value among k of the n, drawn without replacement]; of tied ones, their
+    mean verdict.
 
-    Args: values, correct: [n]. With the verdicts as values it is the expected best verdict: pass@k for verdicts of 0 and 1.
+    Args: values, correct: [n]. With the verdicts as values it is the expected best verdict: pass@k for verdicts of 0
+    and 1.
     Raises: ValueError unless 1 <= k <= n."""
     _check_draw(len(values), k)
     tied: dict[float, list[float]] = defaultdict(list)
@@ -92,7 +99,8 @@ def best_at_k(values: Sequence[float], correct: Sequence[float], k: int) -> floa
         tied[value].append(verdict)
     total, num_below = Fraction(0), 0
     for value in sorted(tied):
-        # The highest is in this group when all k are from it or below, and not all from below; which of its members, is symmetric.
+        # The highest is in this group when all k are from it or below, and not all from below; which of its members, is
+        # symmetric.
         num_draws = math.comb(num_below + len(tied[value]), k) - math.comb(num_below, k)
         total += num_draws * _mean(tied[value])
         num_below += len(tied[value])
@@ -100,17 +108,22 @@ def best_at_k(values: Sequence[float], correct: Sequence[float], k: int) -> floa
 
 
 def majority_at_k(labels: Sequence[int], answered: Sequence[bool], correct: Sequence[float], k: int) -> float:
-    """E[accuracy of the largest answered cluster among k of the n samples, drawn without replacement]; ties: the mean over the tied ones.
+    """E[accuracy of the largest answered cluster among k of the n samples, drawn without replacement]; ties: the mean
+    over the tied ones.
 
-    A draw without an answer counts 0. A cluster's accuracy is the mean verdict of its members (they need not agree: equivalence is not
-    quite transitive); the mean over those drawn alone has the same expectation. maj@1 is the mean over samples of answered * correct.
+    A draw without an answer counts 0. A cluster's accuracy is the mean verdict of its members (they need not agree:
+    equivalence is not quite transitive); the mean over those drawn alone has the same expectation. maj@1 is the mean
+    over samples of answered * correct.
 
-    Args: labels, answered, correct: [n]; a label names a cluster, its value does not matter; members are all answered or none is.
+    Args: labels, answered, correct: [n]; a label names a cluster, its value does not matter; members are all answered
+    or none is.
     Raises: ValueError unless 1 <= k <= n."""
     return majority_curve(labels, answered, correct, (k,))[0]
 
 
-def majority_curve(labels: Sequence[int], answered: Sequence[bool], correct: Sequence[float], ks: Sequence[int]) -> tuple[float, ...]:
+def majority_curve(
+    labels: Sequence[int], answered: Sequence[bool], correct: Sequence[float], ks: Sequence[int]
+) -> tuple[float, ...]:
     """`majority_at_k` for each k of `ks`, in much less time than one after the other."""
     for k in ks:
         _check_draw(len(labels), k)
@@ -141,18 +154,24 @@ def normalised_entropy(question: GradedQuestion) -> float:
     return _entropy(question) / math.log(len(question.samples)) if len(question.samples) > 1 else 0.0
 
 
-# Questions share their weights, which depend on the sizes of the clusters alone: most questions have one of a few patterns.
+# Questions share their weights, which depend on the sizes of the clusters alone: most questions have one of a few
+# patterns.
 @lru_cache(maxsize=16384)
-def _majority_weights(own: int, others: tuple[int, ...], num_unanswered: int, ks: tuple[int, ...]) -> tuple[Fraction, ...]:
-    """Probability that a cluster of size `own` is the majority of a draw, for each k; a tie among t clusters gives each 1/t of it.
+def _majority_weights(
+    own: int, others: tuple[int, ...], num_unanswered: int, ks: tuple[int, ...]
+) -> tuple[Fraction, ...]:
+    """Probability that a cluster of size `own` is the majority of a draw, for each k; a tie among t clusters gives each
+    1/t of it.
 
-    others: sizes of the other answered clusters. Draws are counted by generating functions. The cluster gives j members, C(own, j) ways;
-    each other one gives fewer (x counts those members), or j too and then ties (z counts those clusters); samples without an answer, and
-    clusters smaller than j, give any number: (1 + x)^all of them. The coefficient of z^t x^(k - j - t j) is the number of draws with t
-    others tied, and they count 1 / (t + 1).
+    others: sizes of the other answered clusters. Draws are counted by generating functions. The cluster gives j
+    members, C(own, j) ways; each other one gives fewer (x counts those members), or j too and then ties (z counts those
+    clusters); samples without an answer, and
+    clusters smaller than j, give any number: (1 + x)^all of them. The coefficient of z^t x^(k - j - t j) is the number
+    of draws with t others tied, and they count 1 / (t + 1).
 
-    Polynomials are integers with `width` bits per coefficient, x = 2^width, z = x^z_place: Python multiplies those fast, and nothing
-    carries over, because all coefficients together are at most 2^n and the degree in x is less than z_place.
+    Polynomials are integers with `width` bits per coefficient, x = 2^width, z = x^z_place: Python multiplies those
+    fast, and nothing carries over, because all coefficients together are at most 2^n and the degree in x is less than
+    z_place.
     """
     n = own + sum(others) + num_unanswered
     width = n + 1
@@ -202,7 +221,8 @@ def _mean(verdicts: Sequence[float]) -> Fraction:
 
 def _check_draw(n: int, k: int) -> None:
     if not 1 <= k <= n:
-        raise ValueError(f"k is {k} with {n} samples; expected 1 <= k <= {n}, because k samples are drawn without replacement")
+        raise ValueError(
+            f"k is {k} with {n} samples; expected 1 <= k <= {n}, because k samples are drawn without replacement")
 
 
 def _check_k(question: GradedQuestion, ks: Sequence[int]) -> None:
@@ -211,5 +231,7 @@ def _check_k(question: GradedQuestion, ks: Sequence[int]) -> None:
         raise ValueError(f"question {question.id!r} of {question.benchmark} has no samples; expected at least one")
     for k in ks:
         if not 1 <= k <= n:
-            raise ValueError(f"k is {k}, and question {question.id!r} of {question.benchmark} has {n} samples; expected 1 <= k <= {n}. "
-                             "Remedy: " + ("a k of at least 1" if k < 1 else "a smaller k, or sample each question more often"))
+            raise ValueError(
+                f"k is {k}, and question {question.id!r} of {question.benchmark} has {n} samples; expected 1 <= k <= "
+                f"{n}. Remedy: "
+                + ("a k of at least 1" if k < 1 else "a smaller k, or sample each question more often"))

@@ -1,7 +1,9 @@
-"""The folder of an evaluation: settings.json (what decides its completions) and completions.jsonl, from which a killed one goes on.
+"""The folder of an evaluation: settings.json (what decides its completions) and completions.jsonl, from which a killed
+one goes on.
 
-Completions are written in chunks of whole questions. After a kill, what belongs to an unfinished chunk is cut and sampled again: the
-sampler is then given the same requests together as it would have been, and the result is the uninterrupted one's.
+Completions are written in chunks of whole questions. After a kill, what belongs to an unfinished chunk is cut and
+sampled again: the sampler is then given the same requests together as it would have been, and the result is the
+uninterrupted one's.
 """
 
 from __future__ import annotations
@@ -36,17 +38,20 @@ def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -
         shutil.rmtree(folder / "plots", ignore_errors=True)
     if not file.exists():
         if (folder / COMPLETIONS).exists():
-            raise EvaluationError(f"--out: {folder} holds completions without {SETTINGS}: what they were sampled with is not known. "
-                                  "Remedy: another folder, or --restart to throw them away")
+            raise EvaluationError(
+                f"--out: {folder} holds completions without {SETTINGS}: what they were sampled with is not known. "
+                "Remedy: another folder, or --restart to throw them away")
         write_atomically(file, json.dumps(wanted, indent=2) + "\n")
         return False
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise EvaluationError(f"--out: {file} is not readable ({error}). Remedy: another folder, or --restart") from None
+        raise EvaluationError(
+            f"--out: {file} is not readable ({error}). Remedy: another folder, or --restart") from None
     if different := _differences(there, wanted):
-        raise EvaluationError(f"--out: {folder} holds an evaluation with other settings: {'; '.join(different[:6])}. Remedy: another "
-                              "folder, or --restart to throw that one away")
+        raise EvaluationError(
+            f"--out: {folder} holds an evaluation with other settings: {'; '.join(different[:6])}. Remedy: another "
+            "folder, or --restart to throw that one away")
     return True
 
 
@@ -59,29 +64,35 @@ def _differences(there: Any, wanted: Any, key: str = "") -> list[str]:
 
 
 class Completions:
-    """completions.jsonl, open for appending. questions: those of finished chunks, in order. num_chunks: how many those are."""
+    """completions.jsonl, open for appending. questions: those of finished chunks, in order. num_chunks: how many those
+    are."""
 
     def __init__(self, folder: Path, chunks: Sequence[Chunk], samples: Mapping[str, int]) -> None:
-        """samples: n of each task. Raises RecordsError where the file holds something else than the first of these chunks."""
+        """samples: n of each task. Raises RecordsError where the file holds something else than the first of these
+        chunks."""
         self.path = folder / COMPLETIONS
         self._lock = (folder / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise EvaluationError(f"--out: another evaluation is writing to {folder}. Remedy: wait for its end, or another "
-                                  "folder") from None
+            raise EvaluationError(
+                f"--out: another evaluation is writing to {folder}. Remedy: wait for its end, or another folder"
+            ) from None
         self._file = JsonLines(self.path)
         lines, ends = _read(self.path)
         self.num_chunks = position = 0
         for chunk in chunks:
             expected = [(*place, sample) for place in chunk for sample in range(samples[place[0]])]
-            found = [(line.get("benchmark"), line.get("id"), line.get("sample")) for line in lines[position:position + len(expected)]]
+            found = [
+                (line.get("benchmark"), line.get("id"), line.get("sample"))
+                for line in lines[position : position + len(expected)]]
             if found != expected[:len(found)]:
                 where = next(i for i, (seen, wanted) in enumerate(zip(found, expected, strict=False)) if seen != wanted)
                 self.close()
-                raise RecordsError(f"{self.path}:{position + where + 1}: saw (benchmark, id, sample) {found[where]}; expected "
-                                   f"{expected[where]}. Remedy: the file as the evaluation wrote it, or --restart")
+                raise RecordsError(
+                    f"{self.path}:{position + where + 1}: saw (benchmark, id, sample) {found[where]}; expected "
+                    f"{expected[where]}. Remedy: the file as the evaluation wrote it, or --restart")
             if len(found) < len(expected):
                 break
             position += len(expected)
@@ -103,7 +114,8 @@ class Completions:
 
 
 def add_seconds(folder: Path, seconds: float) -> float:
-    """Seconds of all processes that have worked on this evaluation; those of one that was killed up to its last chunk."""
+    """Seconds of all processes that have worked on this evaluation; those of one that was killed up to its last
+    chunk."""
     file = folder / TIMES
     before = json.loads(file.read_text(encoding="utf-8"))["wall_s"] if file.is_file() else 0.0
     total = float(before) + seconds
@@ -121,7 +133,8 @@ def read_completions(folder: Path) -> list[GradedQuestion]:
     """All completions of an evaluation that has ended, or what is there of one that has not. Raises RecordsError."""
     path = folder / COMPLETIONS
     if not path.is_file():
-        raise RecordsError(f"{folder} holds no {COMPLETIONS}; expected the folder of an evaluation (--out of python -m eval.run)")
+        raise RecordsError(
+            f"{folder} holds no {COMPLETIONS}; expected the folder of an evaluation (--out of python -m eval.run)")
     return from_lines(_read(path)[0], str(path))
 
 
@@ -129,21 +142,26 @@ def read_result(folder: Path) -> dict[str, Any]:
     """result.json. Raises RecordsError where the evaluation has not ended, or the file is damaged."""
     path = folder / RESULT
     if not path.is_file():
-        what = "has not ended yet; go on with its command" if (folder / COMPLETIONS).is_file() else "is not the folder of an evaluation"
+        what = (
+            "has not ended yet; go on with its command"
+            if (folder / COMPLETIONS).is_file()
+            else "is not the folder of an evaluation")
         raise RecordsError(f"{folder} holds no {RESULT}: it {what} (--out of python -m eval.run)")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result["benchmarks"], dict):
             raise TypeError("benchmarks is no mapping")
     except (ValueError, KeyError, TypeError) as error:
-        raise RecordsError(f"{path} is not a result ({type(error).__name__}: {error}); it was edited or damaged. Remedy: the evaluation's "
-                           "command writes it again from the completions") from None
+        raise RecordsError(
+            f"{path} is not a result ({type(error).__name__}: {error}); it was edited or damaged. Remedy: the "
+            "evaluation's command writes it again from the completions") from None
     return dict(result)
 
 
 def write_completions(folder: Path, questions: Sequence[GradedQuestion]) -> None:
     """Replace completions.jsonl by these, all or nothing."""
-    lines = (json.dumps(line, ensure_ascii=False, allow_nan=False) for question in questions for line in to_lines(question))
+    lines = (
+        json.dumps(line, ensure_ascii=False, allow_nan=False) for question in questions for line in to_lines(question))
     write_atomically(folder / COMPLETIONS, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
 
 
@@ -160,8 +178,9 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             try:
                 line = json.loads(raw)
             except ValueError as error:
-                raise RecordsError(f"{path}:{number}: not JSON ({error}); the file was edited or damaged. Remedy: --restart, or the file "
-                                   "as the evaluation wrote it") from None
+                raise RecordsError(
+                    f"{path}:{number}: not JSON ({error}); the file was edited or damaged. Remedy: --restart, or the "
+                    "file as the evaluation wrote it") from None
             if not isinstance(line, dict):
                 raise RecordsError(f"{path}:{number}: expected a JSON object; the file was edited or damaged")
             lines.append(line)

@@ -1,6 +1,8 @@
-"""A benchmark and what the user asks -> a task: prompts, grader, and how to sample, all of it known before the model is loaded.
+"""A benchmark and what the user asks -> a task: prompts, grader, and how to sample, all of it known before the model is
+loaded.
 
-What the user leaves open is taken from the benchmark's protocol of the literature. Used by `eval.run` and during training alike.
+What the user leaves open is taken from the benchmark's protocol of the literature. Used by `eval.run` and during
+training alike.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ class Asked:
             if k < 1:
                 raise EvaluationError(f"-k: saw {k}; expected whole numbers >= 1")
             if self.samples is not None and k > self.samples:
-                raise EvaluationError(f"-k: pass@{k} needs at least {k} samples of each question, and --samples is {self.samples}. Remedy: "
-                                      f"--samples {k}, or -k {self.samples}")
+                raise EvaluationError(
+                    f"-k: pass@{k} needs at least {k} samples of each question, and --samples is {self.samples}. "
+                    f"Remedy: --samples {k}, or -k {self.samples}")
         for option, value, bound in (("--samples", self.samples, 1), ("--max-tokens", self.max_tokens, 1)):
             if value is not None and value < bound:
                 raise EvaluationError(f"{option}: saw {value}; expected a whole number >= {bound}")
@@ -63,9 +66,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One benchmark under one prompt. name: in results. ranker: the reward that best@k chooses by, where one is asked for.
+    """One benchmark under one prompt. name: in results. ranker: the reward that best@k chooses by, where one is asked
+    for.
 
-    samples: n, per question. protocol: what result.json says about how it was sampled and graded. notes: what people should know."""
+    samples: n, per question. protocol: what result.json says about how it was sampled and graded. notes: what people
+    should know."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -84,24 +89,29 @@ class Task:
         return max(len(prompt.token_ids) for prompt in self.prompts) + self.parameters.max_completion_tokens
 
     def requests(self, prompts: Sequence[Prompt]) -> list[Request]:
-        """The seeds depend on the evaluation's seed, the benchmark, the question and the sample's number: two policies that are
-        compared share their random numbers."""
+        """The seeds depend on the evaluation's seed, the benchmark, the question and the sample's number: two policies
+        that are compared share their random numbers."""
         purpose = f"eval/{self.protocol['benchmark']}"
-        return [Request(prompt, tuple(request_seed(self.seed, purpose, 0, prompt.question.id, i) for i in range(self.samples)))
-                for prompt in prompts]
+        return [
+            Request(
+                prompt, tuple(request_seed(self.seed, purpose, 0, prompt.question.id, i) for i in range(self.samples)))
+            for prompt in prompts]
 
 
-def build_task(benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, tokenizer: PreTrainedTokenizerBase, context: int | None,
-               name: str | None = None) -> Task:
-    """context: most tokens of a sequence that the model was made for, None where that is unknown. name: in results, where it is not the
-    benchmark's. Raises EvaluationError, PromptError or RewardError."""
+def build_task(
+    benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, tokenizer: PreTrainedTokenizerBase,
+    context: int | None, name: str | None = None,
+) -> Task:
+    """context: most tokens of a sequence that the model was made for, None where that is unknown. name: in results,
+    where it is not the benchmark's. Raises EvaluationError, PromptError or RewardError."""
     protocol = benchmark.protocol
     samples = asked.samples or max(asked.ks, default=protocol.samples)
     ks = tuple(sorted(set(asked.ks))) or (samples,)
     if samples == protocol.samples:
         own_temperature, own_top_p = protocol.temperature, protocol.top_p
     else:
-        own_temperature, own_top_p = (0.0, 1.0) if samples == 1 else (benchmark.sampled.temperature, benchmark.sampled.top_p)
+        own_temperature, own_top_p = (
+            (0.0, 1.0) if samples == 1 else (benchmark.sampled.temperature, benchmark.sampled.top_p))
     temperature = own_temperature if asked.temperature is None else asked.temperature
     top_p = asked.top_p if asked.top_p is not None else own_top_p if asked.temperature is None else 1.0
     template = load_template(asked.prompt or benchmark.prompt)
@@ -112,25 +122,40 @@ def build_task(benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, toke
     ranker = None if asked.best_of is None else RewardSum([RewardSpec(asked.best_of)])
     for option, rewards in (("--grader", grader), ("--best-of", ranker)):
         if rewards is not None and (rewards.needs_policy or rewards.needs_token_statistics):
-            raise EvaluationError(f"{option}: {', '.join(rewards.names)} judges by the policy's own probabilities; expected a reward that "
-                                  "reads the completions, such as rewards.accuracy:accuracy")
+            raise EvaluationError(
+                f"{option}: {', '.join(rewards.names)} judges by the policy's own probabilities; expected a reward that"
+                " reads the completions, such as rewards.accuracy:accuracy")
     _check_rewards(benchmark.name, loaded, grader, ranker)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     max_tokens, notes = _fitting_length(benchmark.name, asked.max_tokens, protocol.max_tokens, longest, context)
     if temperature == 0.0 and samples > 1:
         notes.append(f"{benchmark.name}: at temperature 0 all {samples} samples of a question are the same")
     if template.needs_chat_template and not renderer.uses_chat_template:
-        notes.append(f"{benchmark.name}: prompt {template.name} was made for a chat template and is rendered as plain text")
+        notes.append(
+            f"{benchmark.name}: prompt {template.name} was made for a chat template and is rendered as plain text")
     parameters = SamplingParameters(temperature, top_p, 0, max_tokens, (), template.stop_strings)
     described = {
-        "benchmark": benchmark.name, "source": loaded.source, "questions_digest": loaded.digest, "prompt": template.name,
-        "prompt_digest": _digest(prompts), "chat_template": renderer.uses_chat_template, "temperature": temperature, "top_p": top_p,
-        "max_tokens": max_tokens, "samples": samples, "seed": asked.seed,
-        "stop_strings": list(template.stop_strings), "grader": asked.grader or benchmark.grader.use,
-        "grader_arguments": {} if asked.grader is not None else dict(benchmark.grader.arguments), "best_of": asked.best_of,
-        "grader_digest": rewards_digest(grader), "best_of_digest": None if ranker is None else rewards_digest(ranker),
+        "benchmark": benchmark.name,
+        "source": loaded.source,
+        "questions_digest": loaded.digest,
+        "prompt": template.name,
+        "prompt_digest": _digest(prompts),
+        "chat_template": renderer.uses_chat_template,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "samples": samples,
+        "seed": asked.seed,
+        "stop_strings": list(template.stop_strings),
+        "grader": asked.grader or benchmark.grader.use,
+        "grader_arguments": {} if asked.grader is not None else dict(benchmark.grader.arguments),
+        "best_of": asked.best_of,
+        "grader_digest": rewards_digest(grader),
+        "best_of_digest": None if ranker is None else rewards_digest(ranker),
     }
-    return Task(name or benchmark.name, prompts, grader, ranker, parameters, samples, ks, asked.seed, described, (*loaded.warnings, *notes))
+    return Task(
+        name or benchmark.name, prompts, grader, ranker, parameters, samples, ks, asked.seed, described,
+        (*loaded.warnings, *notes))
 
 
 def _check_rewards(benchmark: str, loaded: LoadedBenchmark, grader: RewardSum, ranker: RewardSum | None) -> None:
@@ -143,19 +168,25 @@ def _check_rewards(benchmark: str, loaded: LoadedBenchmark, grader: RewardSum, r
                 raise EvaluationError(f"--benchmarks {benchmark}: {loaded.source}: {error}") from error
 
 
-def _fitting_length(benchmark: str, asked: int | None, default: int, longest: int, context: int | None) -> tuple[int, list[str]]:
+def _fitting_length(
+    benchmark: str, asked: int | None, default: int, longest: int, context: int | None
+) -> tuple[int, list[str]]:
     """The longest completion, and what to say about it. Raises EvaluationError where the prompts leave no room."""
     wanted = default if asked is None else asked
     if context is None or longest + wanted <= context:
         return wanted, []
     room = context - longest
     if asked is not None and room > 0:
-        raise EvaluationError(f"--max-tokens: saw {asked}; the longest prompt of {benchmark} has {longest} tokens, and with it more than "
-                              f"{room} do not fit into the model's context of {context}. Remedy: --max-tokens {room}")
+        raise EvaluationError(
+            f"--max-tokens: saw {asked}; the longest prompt of {benchmark} has {longest} tokens, and with it more than "
+            f"{room} do not fit into the model's context of {context}. Remedy: --max-tokens {room}")
     if room < 1:
-        raise EvaluationError(f"--benchmarks {benchmark}: its longest prompt has {longest} tokens, and the model's context is {context}. "
-                              "Remedy: a shorter --prompt, or another model")
-    return room, [f"{benchmark}: completions are cut at {room} tokens, not at the protocol's {default}: the model's context is {context}"]
+        raise EvaluationError(
+            f"--benchmarks {benchmark}: its longest prompt has {longest} tokens, and the model's context is {context}. "
+            "Remedy: a shorter --prompt, or another model")
+    return room, [
+        f"{benchmark}: completions are cut at {room} tokens, not at the protocol's {default}: the model's context is "
+        f"{context}"]
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

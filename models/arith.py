@@ -68,7 +68,9 @@ def worked_solution(problem: Sum, answer_line: str = BOXED) -> str:
     return "\n".join([*lines, answer_line.replace("ANSWER", str(total))])
 
 
-def hasty_guess(problem: Sum, random: Random, answer_line: str = BOXED, *, deviation: float = 12.0, right_share: float = 0.1) -> str:
+def hasty_guess(
+    problem: Sum, random: Random, answer_line: str = BOXED, *, deviation: float = 12.0, right_share: float = 0.1
+) -> str:
     """A guess without reasoning."""
     guess = problem.answer
     if random.random() >= right_share:

@@ -1,8 +1,8 @@
 """Write the quick start's questions: `python models/make_questions.py models/tiny-arith/questions`.
 
-train.jsonl holds questions alone (for label-free rewards: there is no answer to read), train_with_answers.jsonl the same
-questions with answers, held_out.jsonl questions that neither training file nor the pre-training documents contain (see
-models/arith.py for the rule). Seeded: the files are the same on every machine.
+train.jsonl holds questions alone (for label-free rewards: there is no answer to read), train_with_answers.jsonl the
+same questions with answers, held_out.jsonl questions that neither training file nor the pre-training documents contain
+(see models/arith.py for the rule). Seeded: the files are the same on every machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
     train = draw_distinct(arguments.train, Random(1), held_out=False)
     write(arguments.folder / "train.jsonl", train, with_answers=False)
     write(arguments.folder / "train_with_answers.jsonl", train, with_answers=True)
-    write(arguments.folder / "held_out.jsonl", draw_distinct(arguments.held_out, Random(2), held_out=True), with_answers=True)
+    write(
+        arguments.folder / "held_out.jsonl", draw_distinct(arguments.held_out, Random(2), held_out=True),
+        with_answers=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Pre-train the tiny base model of the quick start: `python models/make_tiny_arith.py models/tiny-arith.yaml`.
 
 Turns a seed and a few numbers (see models/tiny-arith.yaml) into an ordinary Llama checkpoint with a character-level
-tokenizer, which any program that reads Hugging Face checkpoints can load. The documents (models/arith.py) are of two kinds,
-worked solutions and hasty guesses, so that the result resembles a base model: the ability is there, the habit is not.
-Most of the pre-training sees worked solutions; the last part sees mostly guesses, which sets the habit.
+tokenizer, which any program that reads Hugging Face checkpoints can load. The documents (models/arith.py) are of two
+kinds, worked solutions and hasty guesses, so that the result resembles a base model: the ability is there, the habit is
+not. Most of the pre-training sees worked solutions; the last part sees mostly guesses, which sets the habit.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def pretrain(recipe: Recipe) -> None:
             parameters["lr"] = recipe.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
         share = recipe.worked_share_first if progress < recipe.last_part_from else recipe.worked_share_last
         documents = [draw_document(random, share, recipe.answer_line) for _ in range(recipe.documents_per_step)]
-        batch = tokenizer(documents, padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
+        batch = tokenizer(
+            documents, padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         # Right padding under a causal mask cannot reach a real token, so no attention mask is needed.
         loss = model(input_ids=batch["input_ids"], labels=labels).loss

@@ -1,7 +1,7 @@
 """What a base model can do before training: `python models/measure.py [--model models/tiny-arith]`.
 
-Prints sampled accuracy (avg@8 with its 95% interval), majority accuracy (maj@8; tied clusters share), greedy accuracy and the mean
-semantic entropy over the quick start's held-out questions.
+Prints sampled accuracy (avg@8 with its 95% interval), majority accuracy (maj@8; tied clusters share), greedy accuracy
+and the mean semantic entropy over the quick start's held-out questions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ def main() -> None:
     inputs = read_inputs(config)
     assert inputs.grader is not None
     policy = load_policy(
-        ModelSection(path=arguments.model), LoraSection(), inputs.tokenizer, seed=0, device=torch.device("cpu"), keep_reference=False)
+        ModelSection(path=arguments.model),
+        LoraSection(),
+        inputs.tokenizer,
+        seed=0,
+        device=torch.device("cpu"),
+        keep_reference=False)
     generator = build_generator(config.generator, policy)
     sampling: SamplingSection = config.sampling
 
@@ -60,7 +65,9 @@ def main() -> None:
     rows = [("sampled, avg@8", sampled.accuracy), ("majority, maj@8", majority), ("greedy", greedy.accuracy)]
     for name, interval in rows:
         print(f"{name:<18}{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
-    print(f"{'semantic entropy':<18}{sampled.semantic_entropy:.2f} nats, {sampled.mean_completion_tokens:.1f} tokens a completion")
+    print(
+        f"{'semantic entropy':<18}{sampled.semantic_entropy:.2f} nats, {sampled.mean_completion_tokens:.1f} tokens a "
+        "completion")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """A completion and what extraction found in it -> where the final answer stands, as it was written.
 
-Extraction says what the answer is, cleaned and cut down to the value that it states; this says where, for rewards that put another
-answer in its place (reference_likelihood.py) or look at the whole of it (guards.py). The rule that found the answer says which
-opening to look for, the last one in the text; of several adjacent boxes it is the last box. Linear in the text's length. A new
-rule of extraction needs an entry in _OPENINGS only where its answer may also stand elsewhere in the text.
+Extraction says what the answer is, cleaned and cut down to the value that it states; this says where, for rewards that
+put another answer in its place (reference_likelihood.py) or look at the whole of it (guards.py). The rule that found
+the answer says which opening to look for, the last one in the text; of several adjacent boxes it is the last box.
+Linear in the text's length. A new rule of extraction needs an entry in _OPENINGS only where its answer may also stand
+elsewhere in the text.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _SPACE = re.compile(r"\s")
 
 @dataclass(frozen=True, slots=True)
 class AnswerPlace:
-    """Offsets into the completion: text[opening:start] opens the container (such as \\boxed{), text[start:end] is the answer."""
+    """Offsets into the completion: text[opening:start] opens the container (such as \\boxed{), text[start:end] is the
+    answer."""
 
     opening: int
     start: int
@@ -34,7 +36,8 @@ class AnswerPlace:
 
 
 def answer_place(completion: str, extraction: Extraction) -> AnswerPlace | None:
-    """Where `extraction`, that of this completion, found its answer; None without an answer, or where it stands nowhere literally."""
+    """Where `extraction`, that of this completion, found its answer; None without an answer, or where it stands nowhere
+    literally."""
     if extraction.answer is None:
         return None
     pattern = _OPENINGS.get(extraction.rule)

@@ -1,8 +1,9 @@
-"""One reward function and a batch of groups -> checked numbers, or a RewardError that says who did what to which question.
+"""One reward function and a batch of groups -> checked numbers, or a RewardError that says who did what to which
+question.
 
-Two styles. `group`: called once per group, sees that group's G completions. `trl`: a function written for TRL's trainers,
-called once on the flat batch of all groups. Both may be `async`; the calls of one function then run concurrently. Add a style as
-a function (reward, groups) -> [CheckedScore], one per group, and put it into STYLES.
+Two styles. `group`: called once per group, sees that group's G completions. `trl`: a function written for TRL's
+trainers, called once on the flat batch of all groups. Both may be `async`; the calls of one function then run
+concurrently. Add a style as a function (reward, groups) -> [CheckedScore], one per group, and put it into STYLES.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from rewards.loading import user_line
 class RolloutLike(Protocol):
     """What rewards may read of a rollout; rl.records.Rollout is one. All are [T].
 
-    entropies (nats) and self_certainties (KL from uniform, nats): None unless a reward of the run has `needs_token_statistics`."""
+    entropies (nats) and self_certainties (KL from uniform, nats): None unless a reward of the run has
+    `needs_token_statistics`."""
 
     @property
     def token_ids(self) -> Sequence[int]: ...
@@ -43,8 +45,9 @@ class RolloutLike(Protocol):
 class GroupInput:
     """One question with its G completions, as rewards see it.
 
-    answer: gold answer or None. columns: the question's other columns. prompt: rendered prompt, for TRL's functions ("": the
-    question). rollouts: [G], for rewards whose signature names `rollouts`. policy: for rewards with `needs_policy`.
+    answer: gold answer or None. columns: the question's other columns. prompt: rendered prompt, for TRL's functions
+    ("": the question). rollouts: [G], for rewards whose signature names `rollouts`. policy: for rewards with
+    `needs_policy`.
     """
 
     question_id: str
@@ -91,8 +94,8 @@ class Reward:
 
     @property
     def any_thread(self) -> bool:
-        """Whether it may be called outside the main thread: this package's may, others say so. Time-outs by alarm, which many graders
-        have, work in the main thread only; some then score 0 without a word."""
+        """Whether it may be called outside the main thread: this package's may, others say so. Time-outs by alarm,
+        which many graders have, work in the main thread only; some then score 0 without a word."""
         module = str(getattr(self.function, "__module__", type(self.function).__module__))
         return bool(getattr(self.function, "any_thread", module.partition(".")[0] == __name__.partition(".")[0]))
 
@@ -110,12 +113,18 @@ class Reward:
         named = [name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
         for argument in self.arguments:
             if argument not in named:
-                own = [name for name in named if name not in ("question", "completions", "answer", "rollouts", "policy")]
+                own = [
+                    name for name in named if name not in ("question", "completions", "answer", "rollouts", "policy")]
                 close = difflib.get_close_matches(argument, own, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"its parameters: {', '.join(own) or 'none'}"
                 raise RewardError(f"{self.label} has no parameter {argument!r}, which its arguments set; {hint}")
-        if style == "trl" and "trainer_state" in parameters and parameters["trainer_state"].default is inspect.Parameter.empty:
-            raise RewardError(f"{self.label} asks for trainer_state, which only TRL's trainer has; give the parameter a default")
+        if (
+            style == "trl"
+            and "trainer_state" in parameters
+            and parameters["trainer_state"].default is inspect.Parameter.empty
+        ):
+            raise RewardError(
+                f"{self.label} asks for trainer_state, which only TRL's trainer has; give the parameter a default")
 
     @property
     def label(self) -> str:
@@ -137,8 +146,9 @@ def score_per_group(reward: Reward, groups: Sequence[GroupInput]) -> list[Checke
     takes_rollouts = parameters is not None and "rollouts" in parameters
     calls = []
     for group in groups:
-        keywords = {**group.columns, "question": group.question, "completions": list(group.completions), "answer": group.answer,
-                    **reward.arguments}
+        keywords = {
+            **group.columns, "question": group.question, "completions": list(group.completions), "answer": group.answer,
+            **reward.arguments}
         if takes_rollouts:
             keywords["rollouts"] = group.rollouts
         if reward.needs_policy:
@@ -154,23 +164,26 @@ def score_per_group(reward: Reward, groups: Sequence[GroupInput]) -> list[Checke
 def score_flat(reward: Reward, groups: Sequence[GroupInput]) -> list[CheckedScore]:
     """Style `trl`: fn(prompts=, completions=, completion_ids=, **columns) over all groups' completions.
 
-    Each is a list over the completions. Prompts and completions are strings. `question` and `answer` are columns too; a column
-    that a group lacks is None there.
-    `log_metric(name, value)` becomes a metric, `log_extra` is accepted and has no table to write to.
+    Each is a list over the completions. Prompts and completions are strings. `question` and `answer` are columns too; a
+    column that a group lacks is None there. `log_metric(name, value)` becomes a metric, `log_extra` is accepted and has
+    no table to write to.
     """
     logged: dict[str, list[float]] = {}
     keywords = {**_flat_columns(groups), **reward.arguments,
                 "log_metric": lambda name, value: logged.setdefault(str(name), []).append(float(value)),
                 "log_extra": lambda column, values: None}
     parameters = _parameters(reward.function)
-    if parameters is not None and all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+    if parameters is not None and all(
+        parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+    ):
         keywords = {name: value for name, value in keywords.items() if name in parameters}
     _check_signature(reward, None, keywords)
     only = groups[0] if len(groups) == 1 else None
     values = _values(reward, only, _call_all(reward, [(only, keywords)])[0])
     total = sum(len(group.completions) for group in groups)
     if len(values) != total:
-        raise reward.error(only, f"returned {len(values)} values for {total} completions; return one number or None for each")
+        raise reward.error(
+            only, f"returned {len(values)} values for {total} completions; return one number or None for each")
     metrics = {name: math.fsum(items) / len(items) for name, items in logged.items()}
     scores, at = [], 0
     for group in groups:
@@ -181,7 +194,8 @@ def score_flat(reward: Reward, groups: Sequence[GroupInput]) -> list[CheckedScor
     return scores
 
 
-STYLES: dict[str, Callable[[Reward, Sequence[GroupInput]], list[CheckedScore]]] = {"group": score_per_group, "trl": score_flat}
+STYLES: dict[str, Callable[[Reward, Sequence[GroupInput]], list[CheckedScore]]] = {
+    "group": score_per_group, "trl": score_flat}
 
 
 def _flat_columns(groups: Sequence[GroupInput]) -> dict[str, object]:
@@ -215,8 +229,10 @@ def _check_signature(reward: Reward, group: GroupInput | None, keywords: Mapping
     try:
         signature.bind(**keywords)
     except TypeError as error:
-        raise reward.error(group, f"cannot be called: {error}; its signature is {signature}, it is called with "
-                                  f"{', '.join(keywords)}; take keywords by name and add **columns for the rest") from error
+        raise reward.error(
+            group,
+            f"cannot be called: {error}; its signature is {signature}, it is called with "
+            f"{', '.join(keywords)}; take keywords by name and add **columns for the rest") from error
 
 
 def _call_all(reward: Reward, calls: Sequence[tuple[GroupInput | None, Mapping[str, object]]]) -> list[object]:
@@ -259,7 +275,8 @@ def _checked(reward: Reward, group: GroupInput, result: object) -> CheckedScore:
     score = result if isinstance(result, GroupScore) else GroupScore(())
     values = _values(reward, group, score.scores if isinstance(result, GroupScore) else result)
     if len(values) != size:
-        raise reward.error(group, f"returned {len(values)} values for {size} completions; return one number or None for each")
+        raise reward.error(
+            group, f"returned {len(values)} values for {size} completions; return one number or None for each")
     for what, items in (("labels", score.labels), ("answers", score.answers)):
         if items is not None and len(items) != size:
             raise reward.error(group, f"gave {len(items)} {what} for {size} completions; give one for each")
@@ -267,7 +284,9 @@ def _checked(reward: Reward, group: GroupInput, result: object) -> CheckedScore:
         for i, answer in enumerate(score.answers):
             if answer is not None and not isinstance(answer, str):
                 raise reward.error(group, f"answer {i} is {answer!r} ({type(answer).__name__}), expected text or None")
-    labels = None if score.labels is None else tuple(_label(reward, group, i, label) for i, label in enumerate(score.labels))
+    labels = (
+        None if score.labels is None else tuple(_label(reward, group, i, label) for i, label in enumerate(score.labels))
+    )
     return CheckedScore(
         tuple(None if value is None else _finite(reward, group, i, value) for i, value in enumerate(values)),
         _checked_metrics(reward, group, score.metrics), labels, None if score.answers is None else tuple(score.answers),
@@ -293,8 +312,10 @@ def _values(reward: Reward, group: GroupInput | None, result: object) -> list[ob
     tolist = getattr(result, "tolist", None)  # numpy arrays and tensors
     values = tolist() if tolist is not None else result
     if not isinstance(values, (list, tuple)):
-        raise reward.error(group, f"returned {type(result).__name__} {_short(result)}, expected a list with one number for each "
-                                  "completion, or a GroupScore")
+        raise reward.error(
+            group,
+            f"returned {type(result).__name__} {_short(result)}, expected a list with one number for each "
+            "completion, or a GroupScore")
     return list(values)
 
 

@@ -1,8 +1,9 @@
 """`python -m rewards.check my_file.py:my_reward`: the contract of rewards/contract.py, tried on anybody's reward.
 
-It reports in plain words. Every call runs in a child process (check_process.py) that is ended when it takes longer than the deadline, so
-that a reward that hangs or crashes is a finding and not the end of the check. Each check is OK, WARN (worth knowing) or FAIL (training
-would stop, or be wrong). To add a check, write a function (Bench) -> Finding and put it into CHECKS.
+It reports in plain words. Every call runs in a child process (check_process.py) that is ended when it takes longer than
+the deadline, so that a reward that hangs or crashes is a finding and not the end of the check. Each check is OK, WARN
+(worth knowing) or FAIL (training would stop, or be wrong). To add a check, write a function (Bench) -> Finding and put
+it into CHECKS.
 """
 
 from __future__ import annotations
@@ -24,19 +25,38 @@ BUDGET_S = 1.0
 SLOW_IMPORT_S = 5.0
 QUESTION, ANSWER = "A shelf holds 14 red books and twice as many blue ones. How many books is that?", "42"
 GROUP = (
-    r"14 + 28 = 42, so the answer is \boxed{42}.", "<think>\n14 + 28 = 42\n</think>\n<answer>42</answer>", r"Twice 14 is 28. \boxed{28}",
-    "I do not know.", "The answer is 42.", r"28 + 14 = 41, hence \boxed{41}", r"\boxed{\frac{84}{2}}", "答案是42。",
-    "#### 42", r"\boxed{42 books}", "Let me think. 14, 28, ...", r"\boxed{42.0}", "x = 42", r"\boxed{-42}", "42",
+    r"14 + 28 = 42, so the answer is \boxed{42}.",
+    "<think>\n14 + 28 = 42\n</think>\n<answer>42</answer>",
+    r"Twice 14 is 28. \boxed{28}",
+    "I do not know.",
+    "The answer is 42.",
+    r"28 + 14 = 41, hence \boxed{41}",
+    r"\boxed{\frac{84}{2}}",
+    "答案是42。",
+    "#### 42",
+    r"\boxed{42 books}",
+    "Let me think. 14, 28, ...",
+    r"\boxed{42.0}",
+    "x = 42",
+    r"\boxed{-42}",
+    "42",
     r"First \boxed{28}, then \boxed{42}",
 )
 HOSTILE: Mapping[str, str] = {
-    "an empty completion": "", "spaces only": " \n\t ", "null bytes": "a\x00b \\boxed{\x00}",
+    "an empty completion": "",
+    "spaces only": " \n\t ",
+    "null bytes": "a\x00b \\boxed{\x00}",
     "right-to-left marks": "\u202e\\boxed{24}\u202c",
-    "emoji and combining marks": "👩‍👩‍👧 e\u0301\u0301\u0301 \\boxed{４２}", "half of a surrogate pair": "\ud800",
-    "100,000 open braces": "\\boxed" + "{" * 100_000, "100,000 nested boxes": "\\boxed{" * 100_000 + "1" + "}" * 100_000,
-    "1 MB of digits": "\\boxed{" + "9" * 1_000_000 + "}", "towers of powers": "\\boxed{9^{9^{9^{9^{9}}}}} \\boxed{9**9**9**9}",
-    "towers of factorials": "\\boxed{((((9!)!)!)!)!}", "a LaTeX bomb": "\\def\\a{\\a\\a}\\a \\boxed{\\a}",
-    "code in a formula": "\\boxed{__import__('os').system('exit 1')}", "many lines": "\n" * 50_000 + "\\boxed{42}",
+    "emoji and combining marks": "👩‍👩‍👧 e\u0301\u0301\u0301 \\boxed{４２}",
+    "half of a surrogate pair": "\ud800",
+    "100,000 open braces": "\\boxed" + "{" * 100_000,
+    "100,000 nested boxes": "\\boxed{" * 100_000 + "1" + "}" * 100_000,
+    "1 MB of digits": "\\boxed{" + "9" * 1_000_000 + "}",
+    "towers of powers": "\\boxed{9^{9^{9^{9^{9}}}}} \\boxed{9**9**9**9}",
+    "towers of factorials": "\\boxed{((((9!)!)!)!)!}",
+    "a LaTeX bomb": "\\def\\a{\\a\\a}\\a \\boxed{\\a}",
+    "code in a formula": "\\boxed{__import__('os').system('exit 1')}",
+    "many lines": "\n" * 50_000 + "\\boxed{42}",
 }
 
 
@@ -65,7 +85,9 @@ class Bench:
     def load(self) -> Reply:
         return self._process.load()
 
-    def call(self, completions: Sequence[str], what: str, *, with_answer: bool = True, with_columns: bool = True) -> Reply:
+    def call(
+        self, completions: Sequence[str], what: str, *, with_answer: bool = True, with_columns: bool = True
+    ) -> Reply:
         reply = self._process.call(self._question, list(completions), self._answer if with_answer else None,
                                    dict(self.columns) if with_columns else {})
         if reply.seconds is not None:
@@ -81,10 +103,12 @@ def _ok(check: str, seen: str) -> Finding:
 
 def _failed(check: str, reply: Reply, what: str) -> Finding:
     """The finding for a call that gave no scores."""
-    remedies = {"timed_out": "bound its time; for a service set a time-out and return what it stands for",
-                "died": "it ended its process (out of memory, a crash in C code, os._exit); guard what it calls",
-                "error": "return one finite number for each completion, whatever the text; columns that it needs: --columns "
-                         "'{\"NAME\": VALUE}'"}
+    remedies = {
+        "timed_out": "bound its time; for a service set a time-out and return what it stands for",
+        "died": "it ended its process (out of memory, a crash in C code, os._exit); guard what it calls",
+        "error": (
+            "return one finite number for each completion, whatever the text; columns that it needs: --columns "
+            "'{\"NAME\": VALUE}'")}
     return Finding(check, "FAIL", f"{what}: {reply.problem}", remedies[reply.status])
 
 
@@ -101,8 +125,12 @@ def check_usual(bench: Bench) -> Finding:
     if None in reply.scores:
         return _ok("values", f"{seen}; {reply.scores.count(None)} without a score")
     if low == high:
-        return Finding("values", "WARN", f"all 16 values are {low:.4g}",
-                       "a group with equal rewards trains nothing; if the reward looks for something that these texts lack, this is fine")
+        return Finding(
+            "values",
+            "WARN",
+            f"all 16 values are {low:.4g}",
+            "a group with equal rewards trains nothing; if the reward looks for something that these texts lack, this "
+            "is fine")
     return _ok("values", seen)
 
 
@@ -127,13 +155,18 @@ def check_deterministic(bench: Bench) -> Finding:
     for reply in (first, second, third, fourth):
         if reply.scores is None:
             return _failed(name, reply, "a repeated call")
-    for when, other in (("called twice", second), ("called again after another group", third), ("called in a new process", fourth)):
+    for when, other in (
+        ("called twice", second), ("called again after another group", third), ("called in a new process", fourth),
+    ):
         if other.scores != first.scores:
             assert first.scores is not None and other.scores is not None
             at = next(i for i, pair in enumerate(zip(first.scores, other.scores, strict=True)) if pair[0] != pair[1])
-            return Finding(name, "FAIL", f"{when}: completion {at} got {first.scores[at]}, then {other.scores[at]}",
-                           "draw random numbers from a hash of the completion, keep no state between calls, sort sets before use: "
-                           "otherwise a resumed run is another run")
+            return Finding(
+                name,
+                "FAIL",
+                f"{when}: completion {at} got {first.scores[at]}, then {other.scores[at]}",
+                "draw random numbers from a hash of the completion, keep no state between calls, sort sets before use: "
+                "otherwise a resumed run is another run")
     return _ok(name, "the same values twice, after other calls, and in a new process")
 
 
@@ -177,7 +210,8 @@ def check_hostile(bench: Bench) -> Finding:
         if reply.scores is None:
             problems.append(f"{what}: {reply.problem}")
     if problems:
-        return Finding("hostile text", "FAIL", "; ".join(problems), "a policy writes anything: return 0.0 for what cannot be read")
+        return Finding(
+            "hostile text", "FAIL", "; ".join(problems), "a policy writes anything: return 0.0 for what cannot be read")
     return _ok("hostile text", f"{len(HOSTILE)} kinds were scored: {', '.join(list(HOSTILE)[:3])}, ...")
 
 
@@ -190,11 +224,15 @@ def check_missing(bench: Bench) -> Finding:
         return _ok(name, f"it says that it needs {', '.join(info.needs_columns)} (needs_columns)")
     if bare.scores is None:
         if bench.call(GROUP[:4], "a group of 4", with_answer=True, with_columns=False).scores is not None:
-            return Finding(name, "FAIL", f"without a gold answer: {bare.problem}",
-                           "set the attribute needs_answer = True on the function, so that a question without one is refused before the "
-                           "run, or handle answer=None")
-        return Finding(name, "WARN" if bench.columns else "FAIL", f"without other columns: {bare.problem}",
-                       "set the attribute needs_columns = (\"NAME\",) on the function, or give the parameters a default")
+            return Finding(
+                name,
+                "FAIL",
+                f"without a gold answer: {bare.problem}",
+                "set the attribute needs_answer = True on the function, so that a question without one is refused "
+                "before the run, or handle answer=None")
+        return Finding(
+            name, "WARN" if bench.columns else "FAIL", f"without other columns: {bare.problem}",
+            'set the attribute needs_columns = ("NAME",) on the function, or give the parameters a default')
     if info.needs_answer:
         return _ok(name, "it says that it needs an answer (needs_answer); without other columns it works")
     return _ok(name, "scored without a gold answer and without other columns")
@@ -208,8 +246,9 @@ def check_time(bench: Bench) -> Finding:
     (_, median), (slowest, worst) = ordered[len(ordered) // 2], ordered[-1]
     seen = f"median {_shown(median)}, worst {_shown(worst)} ({slowest}); the budget is {BUDGET_S:g} s a group"
     if worst > BUDGET_S:
-        return Finding("time", "WARN", seen, "each step waits for it: bound the length of what it reads, or make it `async` if it waits "
-                       "for a service")
+        return Finding(
+            "time", "WARN", seen,
+            "each step waits for it: bound the length of what it reads, or make it `async` if it waits for a service")
     return _ok("time", seen)
 
 
@@ -232,15 +271,25 @@ def check_manners(bench: Bench) -> Finding:
 
 
 CHECKS: tuple[Callable[[Bench], Finding], ...] = (
-    check_usual, check_small_groups, check_deterministic, check_inputs, check_order, check_hostile, check_missing, check_time,
+    check_usual,
+    check_small_groups,
+    check_deterministic,
+    check_inputs,
+    check_order,
+    check_hostile,
+    check_missing,
+    check_time,
     check_manners)
 
 
-def check_reward(use: str, *, style: str = "group", arguments: Mapping[str, object] | None = None, question: str = QUESTION,
-                 answer: str | None = ANSWER, columns: Mapping[str, object] | None = None, deadline_s: float = 10.0) -> list[Finding]:
+def check_reward(
+    use: str, *, style: str = "group", arguments: Mapping[str, object] | None = None, question: str = QUESTION,
+    answer: str | None = ANSWER, columns: Mapping[str, object] | None = None, deadline_s: float = 10.0,
+) -> list[Finding]:
     """All findings, in the order of CHECKS, up to the first that makes the others pointless.
 
-    question, answer: what the completions are said to answer; columns: further columns of the question, for a reward that needs them.
+    question, answer: what the completions are said to answer; columns: further columns of the question, for a reward
+    that needs them.
     deadline_s: seconds for one call."""
     with CheckProcess(use, style, dict(arguments or {}), deadline_s) as process:
         bench = Bench(process, question, answer, columns or {})
@@ -274,11 +323,13 @@ def render(use: str, findings: Sequence[Finding]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """0: keeps the contract, with or without warnings; 1: breaks it; 2: the command itself is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m rewards.check", description="Try a reward function against the contract.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rewards.check", description="Try a reward function against the contract.")
     parser.add_argument("use", metavar="REWARD", help="package.module:name or file.py:name")
     parser.add_argument("--style", choices=("group", "trl"), default="group", help="trl: a function written for TRL")
     parser.add_argument("--arguments", default="{}", metavar="JSON", help="keyword arguments, as in a configuration")
-    parser.add_argument("--columns", default="{}", metavar="JSON", help="further columns of the question that the reward needs")
+    parser.add_argument(
+        "--columns", default="{}", metavar="JSON", help="further columns of the question that the reward needs")
     parser.add_argument("--question", default=QUESTION, help="the question of the group (one about books)")
     parser.add_argument("--answer", default=ANSWER, help="its gold answer (42)")
     parser.add_argument("--no-answers", action="store_true", help="questions have no gold answers")
@@ -294,11 +345,13 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error(f"{given.use!r} names no function; write package.module:name or file.py:name")
     if place.endswith(".py") and not Path(place).expanduser().is_file():
         parser.error(f"there is no file {place}")
-    findings = check_reward(given.use, style=given.style, arguments=arguments, question=given.question,
-                            answer=None if given.no_answers else given.answer, columns=columns, deadline_s=given.deadline)
+    findings = check_reward(
+        given.use, style=given.style, arguments=arguments, question=given.question,
+        answer=None if given.no_answers else given.answer, columns=columns, deadline_s=given.deadline)
     broken = any(finding.level == "FAIL" for finding in findings)
     if given.json:
-        report = {"reward": given.use, "keeps_contract": not broken, "findings": [asdict(finding) for finding in findings]}
+        report = {
+            "reward": given.use, "keeps_contract": not broken, "findings": [asdict(finding) for finding in findings]}
         print(json.dumps(report, indent=1))
     else:
         print(render(given.use, findings))
@@ -309,7 +362,8 @@ def _object(parser: argparse.ArgumentParser, option: str, text: str) -> dict[str
     try:
         value = json.loads(text)
     except ValueError as error:
-        parser.error(f"{option}: saw {text!r}, which is not JSON ({error}); expected an object such as '{{\"longest\": 30}}'")
+        parser.error(
+            f"{option}: saw {text!r}, which is not JSON ({error}); expected an object such as '{{\"longest\": 30}}'")
     if not isinstance(value, dict):
         parser.error(f"{option}: saw {text!r}; expected an object such as '{{\"longest\": 30}}'")
     return value

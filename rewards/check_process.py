@@ -1,7 +1,8 @@
 """A reward in a child process: loaded and called there, killed when a call takes too long. Used by check.py alone.
 
-Parent and child speak JSON lines. Unlike the pool of workers.py, whose functions map strings to one value, the child keeps a reward that
-is loaded as a configuration would load it, and reports what else it saw: time, changed inputs, output, use of a GPU.
+Parent and child speak JSON lines. Unlike the pool of workers.py, whose functions map strings to one value, the child
+keeps a reward that is loaded as a configuration would load it, and reports what else it saw: time, changed inputs,
+output, use of a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _START_S = 120.0  # for starting Python and importing the reward: a slow import 
 class Reply:
     """What came of loading or of one call.
 
-    problem: in plain words, where the status is not ok. scores: [G], None for "no score". seconds: time inside the child.
+    problem: in plain words, where the status is not ok. scores: [G], None for "no score". seconds: time inside the
+    child.
     changed: names of arguments that the function changed. uses: of "cuda"."""
 
     status: Literal["ok", "error", "timed_out", "died"]
@@ -86,13 +88,18 @@ class CheckProcess:
         assert self._loaded is not None
         if self._loaded.status != "ok":
             return self._loaded
-        return self._ask({"question": question, "completions": completions, "answer": answer, "columns": columns}, self.deadline_s)
+        return self._ask(
+            {"question": question, "completions": completions, "answer": answer, "columns": columns}, self.deadline_s)
 
     def _start(self) -> None:
         path = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from rewards.check_process import serve; serve()", self._order], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+            [sys.executable, "-c", "from rewards.check_process import serve; serve()", self._order],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True)
         loaded = self._ask(None, _START_S)
         self._loaded = loaded
         if loaded.status != "ok":
@@ -117,7 +124,8 @@ class CheckProcess:
                 if not data:
                     code = self._process.wait()
                     self.restart()
-                    return Reply("died", f"the process ended ({f'signal {-code}' if code < 0 else f'exit code {code}'})")
+                    return Reply(
+                        "died", f"the process ended ({f'signal {-code}' if code < 0 else f'exit code {code}'})")
                 received += data
         return Reply(**json.loads(received))
 
@@ -138,7 +146,8 @@ def serve() -> None:
 
 
 class _Output:
-    """Standard output and error to a file of no name, to know whether something was written; numbers 1 and 2, for C code too."""
+    """Standard output and error to a file of no name, to know whether something was written; numbers 1 and 2, for C
+    code too."""
 
     seen = False
 
@@ -168,7 +177,8 @@ def _load(order: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     try:
         function = load(order["use"])
         # A run fills its own limit in where the configuration sets none.
-        reward = Reward(str(getattr(function, "__name__", type(function).__name__)), order["use"], function, order["arguments"])
+        reward = Reward(
+            str(getattr(function, "__name__", type(function).__name__)), order["use"], function, order["arguments"])
         if reward.takes("max_completion_tokens"):
             reward = replace(reward, arguments={"max_completion_tokens": 16} | order["arguments"])
         reward.check_arguments(order["style"])
@@ -184,7 +194,8 @@ def _load(order: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Rollout:
-    """Stands for a sampled completion: one token for each of its first 64 characters, whose numbers follow from the character."""
+    """Stands for a sampled completion: one token for each of its first 64 characters, whose numbers follow from the
+    character."""
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
@@ -194,7 +205,9 @@ class _Rollout:
 
 def _rollout(text: str) -> _Rollout:
     tokens = [ord(character) % 97 for character in text[:64] or " "]
-    return _Rollout(tokens, [-token / 97 for token in tokens], [token / 97 for token in tokens], [1 - token / 97 for token in tokens])
+    return _Rollout(
+        tokens, [-token / 97 for token in tokens], [token / 97 for token in tokens],
+        [1 - token / 97 for token in tokens])
 
 
 class _Policy:
@@ -211,13 +224,15 @@ def _score(reward: Any, style: str, request: Mapping[str, Any]) -> dict[str, Any
     completions = request["completions"]
     rollouts = [_rollout(text) for text in completions]
     watched = _Watched(reward.function)
-    group = GroupInput("check", request["question"], completions, request["answer"], request["columns"], "", rollouts, _Policy())
+    group = GroupInput(
+        "check", request["question"], completions, request["answer"], request["columns"], "", rollouts, _Policy())
     started = time.perf_counter()
     try:
         (checked,) = STYLES[style](watched.replace_in(reward), [group])
     except RewardError as error:
         return {"status": "error", "problem": _short(str(error))}
-    return {"status": "ok", "scores": checked.scores, "seconds": time.perf_counter() - started, "changed": watched.changed}
+    return {
+        "status": "ok", "scores": checked.scores, "seconds": time.perf_counter() - started, "changed": watched.changed}
 
 
 def _short(text: str) -> str:

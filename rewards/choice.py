@@ -1,8 +1,10 @@
-"""Completions of a multiple-choice question, and the gold letter -> 1 where the final answer names that option and no other.
+"""Completions of a multiple-choice question, and the gold letter -> 1 where the final answer names that option and no
+other.
 
-accuracy.py decides by the letter too, but reads answers as mathematics: there C + 0 is C, and `C (but maybe D)` states C. Here the final
-answer (extraction.py) has to be a letter A to J: alone (C, (c), \\text{C}, option C) or before the option's own text ((C) 12 m, C. Carbon).
-Two letters, the text without its letter, and anything else are no answer, so they are counted as unparsable and not as wrong options.
+accuracy.py decides by the letter too, but reads answers as mathematics: there C + 0 is C, and `C (but maybe D)` states
+C. Here the final answer (extraction.py) has to be a letter A to J: alone (C, (c), \\text{C}, option C) or before the
+option's own text ((C) 12 m, C. Carbon). Two letters, the text without its letter, and anything else are no answer, so
+they are counted as unparsable and not as wrong options.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from rewards.extraction import Extraction, extract_all, rule_shares
 LETTERS = "ABCDEFGHIJ"
 
 _MAX_ANSWER = 2000  # characters; an option's text is shorter
-_FONT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|bb)|mbox|hbox|operatorname|boldsymbol|bf|rm)(?![A-Za-z])")
+_FONT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|bb)|mbox|hbox|operatorname|boldsymbol|bf|rm)(?![A-Za-z])"
+)
 _MARKS = re.compile(r"\\[()\[\]]|\$|\*\*|(?<!\\)[{}]")
 _SPACE = re.compile(r"\\(?:[,;: ~!]|q?quad(?![A-Za-z]))|~|\s+")
 _LEAD = re.compile(
@@ -47,7 +51,8 @@ def letter(text: str) -> str | None:
 
 
 def choice(*, completions: list[str], answer: str, **columns: object) -> GroupScore:
-    """r_i = 1 if completion i names the option of the gold letter, and no other, else 0. answers: letters, None where none is named.
+    """r_i = 1 if completion i names the option of the gold letter, and no other, else 0. answers: letters, None where
+    none is named.
 
     Raises RewardError if the gold answer is no letter A to J."""
     gold = letter(answer)
@@ -59,7 +64,9 @@ def choice(*, completions: list[str], answer: str, **columns: object) -> GroupSc
     found = sum(extraction.answer is not None for extraction in extractions)
     return GroupScore(
         scores=[float(named == gold) for named in letters],
-        metrics={"no_letter_share": (found - sum(named is not None for named in letters)) / len(letters), **rule_shares(extractions)},
+        metrics={
+            "no_letter_share": (found - sum(named is not None for named in letters)) / len(letters),
+            **rule_shares(extractions)},
         answers=letters)
 
 

@@ -1,9 +1,9 @@
 """The G answers of a group -> clusters of equivalent answers, and the semantic entropy over them (arXiv:2302.09664).
 
-Founder rule: answers are taken in order; each is compared with the founder of every cluster so far, the first match wins, and an
-assignment never changes. So the result is well defined although equivalence need not be transitive. An answer that is None
-is a cluster of its own. Differs from the paper in that clusters are of final answers, not of whole completions. Another notion of
-equality is another `equal`.
+Founder rule: answers are taken in order; each is compared with the founder of every cluster so far, the first match
+wins, and an assignment never changes. So the result is well defined although equivalence need not be transitive. An
+answer that is None is a cluster of its own. Differs from the paper in that clusters are of final answers, not of whole
+completions. Another notion of equality is another `equal`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from rewards.extraction import extract_answers
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """labels: [G], 0, 1, ... in order of first appearance. sizes: [num_clusters]. answered: [G], False where it is None.
+    """labels: [G], 0, 1, ... in order of first appearance. sizes: [num_clusters]. answered: [G], False where it is
+    None.
 
-    num_non_transitive: different answers that equal the founders of two clusters, which differ from each other (5 beside 5 cm and 5 kg).
+    num_non_transitive: different answers that equal the founders of two clusters, which differ from each other (5
+    beside 5 cm and 5 kg).
     num_timed_out: comparisons that were not decided within the deadline, hence counted as not equal.
     """
 
@@ -91,12 +93,16 @@ def cluster(answers: Sequence[str | None], equal: Callable[[str, str], bool] = e
         labels, matches = _labels(answers, str, _match_with(equal))
     counts = Counter(labels)
     return Clusters(
-        tuple(labels), tuple(counts[label] for label in range(len(counts))), tuple(answer is not None for answer in answers),
-        sum(match.is_ambiguous for match in matches), sum(match.num_timed_out for match in matches))
+        tuple(labels),
+        tuple(counts[label] for label in range(len(counts))),
+        tuple(answer is not None for answer in answers),
+        sum(match.is_ambiguous for match in matches),
+        sum(match.num_timed_out for match in matches))
 
 
 def prepare_clusters(batch: Sequence[Mapping[str, Any]]) -> None:
-    """What clustering the groups of a batch will ask computer algebra, asked together (a reward's `prepare`, see rewards/contract.py)."""
+    """What clustering the groups of a batch will ask computer algebra, asked together (a reward's `prepare`, see
+    rewards/contract.py)."""
     prefetch([extract_answers(group["completions"], bool(group.get("last_number", False))) for group in batch])
 
 
@@ -115,7 +121,8 @@ class _Match:
 def _labels(
     answers: Sequence[str | None], form: Callable[[str], _Form], match: Callable[[Sequence[_Form], _Form], _Match]
 ) -> tuple[list[int], list[_Match]]:
-    """The founder rule over forms of answers; equal forms are one answer, compared once. Labels [G], and one match per form."""
+    """The founder rule over forms of answers; equal forms are one answer, compared once. Labels [G], and one match per
+    form."""
     labels: list[int] = []
     known: dict[_Form, int] = {}
     founders: list[_Form] = []
@@ -144,11 +151,13 @@ def _labels(
 
 def _match_with(equal: Callable[[str, str], bool]) -> Callable[[Sequence[str], str], _Match]:
     """Asks the founders in order, up to the first that is equal."""
-    return lambda founders, answer: _Match(next((i for i, founder in enumerate(founders) if equal(founder, answer)), None))
+    return lambda founders, answer: _Match(
+        next((i for i, founder in enumerate(founders) if equal(founder, answer)), None))
 
 
 def _match_node(founders: Sequence[Node], node: Node) -> _Match:
-    """All founders at once; those that need algebra are asked together, in parallel, unless an earlier one is equal without."""
+    """All founders at once; those that need algebra are asked together, in parallel, unless an earlier one is equal
+    without."""
     decisions = [decide_now(founder, node) for founder in founders]
     first = next((i for i, decision in enumerate(decisions) if decision is not None and decision.equal), len(founders))
     undecided = [i for i, decision in enumerate(decisions[:first]) if decision is None]

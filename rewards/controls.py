@@ -22,7 +22,9 @@ def random_reward(*, question: str, completions: list[str], seed: int = 0, **col
     return rewards
 
 
-def inverted_accuracy(*, completions: list[str], answer: str, last_number: bool = False, **columns: object) -> GroupScore:
+def inverted_accuracy(
+    *, completions: list[str], answer: str, last_number: bool = False, **columns: object
+) -> GroupScore:
     """r_i = 1 - accuracy_i."""
     right = accuracy(completions=completions, answer=answer, last_number=last_number)
     return replace(right, scores=[None if score is None else 1.0 - score for score in right.scores])

@@ -2,18 +2,21 @@
 
     equivalent("1/2", "0.5") -> True        equivalent("601", "600") -> False
 
-Each answer is read into a tree (rewards/answers/reading.py) whose leaves are numbers, words and expressions (rewards/answers/canonical.py). Exact values,
-and values of expressions to 40 digits (rewards/answers/numeric.py), decide nearly all of it here; the rest (integrals, infinite sums, notation that
-our grammar does not know) goes to computer algebra in killable workers. The rules, the same for grading and for clustering:
+Each answer is read into a tree (rewards/answers/reading.py) whose leaves are numbers, words and expressions
+(rewards/answers/canonical.py). Exact values, and values of expressions to 40 digits (rewards/answers/numeric.py),
+decide nearly all of it here; the rest (integrals, infinite sums, notation that our grammar does not know) goes to
+computer algebra in killable workers. The rules, the same for grading and for clustering:
 
-- Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance; expressions agree to
-  40 digits.
-- A unit, percent, degree or currency sign may stand on one side only: 50% equals 50 (and not 0.5), 5 cm equals 5 and not 5 kg. Spellings
-  of one unit are one; units are not converted; words that say what is counted (apples) are ignored.
-- `x = 5` equals 5, and not y = 5; of `x = 2 + 3 = 5` the last part counts, of `1/3 \\approx 0.33` the exact one. Other equations are
-  equal if one is a multiple of the other; inequalities likewise, with a positive factor.
-- Tuples, vectors and matrices are ordered; brackets matter. An interval, the inequality and the set notation for it are equal.
-- Lists and sets are unordered and must be complete; a \\pm b is the list of both. Repetitions count in lists and not in sets.
+- Exact: integers compare exactly, a decimal equals a fraction only where exact (0.33 is not 1/3). No tolerance;
+  expressions agree to 40 digits.
+- A unit, percent, degree or currency sign may stand on one side only: 50% equals 50 (and not 0.5), 5 cm equals 5 and
+  not 5 kg. Spellings of one unit are one; units are not converted; words that say what is counted (apples) are ignored.
+- `x = 5` equals 5, and not y = 5; of `x = 2 + 3 = 5` the last part counts, of `1/3 \\approx 0.33` the exact one. Other
+  equations are equal if one is a multiple of the other; inequalities likewise, with a positive factor.
+- Tuples, vectors and matrices are ordered; brackets matter. An interval, the inequality and the set notation for it are
+equal.
+- Lists and sets are unordered and must be complete; a \\pm b is the list of both. Repetitions count in lists and not in
+sets.
 - For choices the letter decides; without a letter on one side, what stands behind it. Words compare without case.
 - a : b equals c : d and the fraction of the same value. 52_8 is that, and no number.
 - What is not decided within the deadline, or never could be (9^9^9^9), is not equal, and is reported as timed out.
@@ -44,7 +47,8 @@ _NUMBER = "2.7182818"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """equal: decided as equal. timed_out: not decided, for time, memory, size or an error of the algebra; equal is then False."""
+    """equal: decided as equal. timed_out: not decided, for time, memory, size or an error of the algebra; equal is then
+    False."""
 
     equal: bool
     timed_out: bool = False
@@ -73,11 +77,17 @@ def explain(first: str, second: str) -> list[str]:
     if comparison.num_hopeless and not verdict:
         return [*lines, "undecided, counted as not equal: a value that is too large to be computed"]
     if verdict is not None:
-        reason = "the same canonical form" if left == right else "exact values, values to 40 digits and the rules for structure"
+        reason = (
+            "the same canonical form"
+            if left == right
+            else "exact values, values to 40 digits and the rules for structure")
         return [*lines, f"{'equal' if verdict else 'not equal'}, decided by {reason}"]
     result = compare_nodes([(left, right)])[0]
     asked = "; ".join(f"is {one} equal to {other}?" for one, other in comparison.asked)
-    outcome = "equal" if result.equal else "undecided within the deadline, counted as not equal" if result.timed_out else "not equal"
+    outcome = (
+        "equal"
+        if result.equal
+        else "undecided within the deadline, counted as not equal" if result.timed_out else "not equal")
     return [*lines, f"{outcome}, decided by computer algebra: {asked}"]
 
 
@@ -117,8 +127,8 @@ def _with_all_verdicts(left: Node, right: Node, verdicts: dict[Pair, bool]) -> b
 
 
 def prefetch(groups: Sequence[Sequence[str | None]]) -> None:
-    """Decides, together and in parallel, what clustering these groups of answers will ask algebra: a hanging answer then costs one deadline
-    for the whole batch and not one for each group."""
+    """Decides, together and in parallel, what clustering these groups of answers will ask algebra: a hanging answer
+    then costs one deadline for the whole batch and not one for each group."""
     pairs: list[Pair] = []
     for answers in groups:
         nodes = list(dict.fromkeys(read(answer) for answer in answers if answer is not None))
@@ -166,14 +176,17 @@ def _ask_algebra(questions: Sequence[Pair]) -> dict[Pair, Comparison]:
 
 
 def _ask_pool(pool: WorkerPool, questions: Sequence[Pair]) -> Sequence[Outcome]:
-    """Many pairs may share an answer that hangs, and each would cost a deadline: then every answer is first tried alone, against a
-    number, and pairs with one that is not through in time are undecided without being asked."""
+    """Many pairs may share an answer that hangs, and each would cost a deadline: then every answer is first tried
+    alone, against a number, and pairs with one that is not through in time are undecided without being asked."""
     if len(questions) <= _FEW:
         return pool.call(questions)
     texts = sorted({text for question in questions for text in question} - _tried.keys())
     if len(_tried) + len(texts) > _MAX_CACHED:
         _tried.clear()
-    _tried.update(zip(texts, (outcome.status != "timed_out" for outcome in pool.call([(text, _NUMBER) for text in texts])), strict=True))
+    _tried.update(
+        zip(
+            texts, (outcome.status != "timed_out" for outcome in pool.call([(text, _NUMBER) for text in texts])),
+            strict=True))
     sound = [question for question in questions if all(_tried[text] for text in question)]
     outcomes = dict(zip(sound, pool.call(sound), strict=True))
     return [outcomes.get(question, Outcome("timed_out")) for question in questions]

@@ -1,8 +1,9 @@
-"""`python -m rewards.explain`: one group, and for each completion what was extracted, what it was compared with, and what it scored.
+"""`python -m rewards.explain`: one group, and for each completion what was extracted, what it was compared with, and
+what it scored.
 
-The command for a reward that looks wrong. The group is given on the command line, or taken from a run's rollouts.jsonl, whose
-rewards are then the run's own. Everything is computed anew by the functions that training calls; recorded values stand beside it.
-recorded.py reads runs; a line of the report is a line of `explain`.
+The command for a reward that looks wrong. The group is given on the command line, or taken from a run's rollouts.jsonl,
+whose rewards are then the run's own. Everything is computed anew by the functions that training calls; recorded values
+stand beside it. recorded.py reads runs; a line of the report is a line of `explain`.
 """
 
 from __future__ import annotations
@@ -43,9 +44,15 @@ def explain(specs: Sequence[RewardSpec], group: GroupInput, recorded: RecordedGr
         lines += ["", f"completion {i}   {_end(completion)}"]
         lines += [f"  {line}" for line in _of_completion(specs, result, i, completion, gold, last_number)]
         if recorded is not None:
-            lines.append(f"  recorded   answer {recorded.answers[i]!r}, cluster {recorded.labels[i]}, reward {recorded.rewards[i]:g}"
-                         + ("" if _as_recorded(result, recorded, i) else "   -- differs from now"))
-    lines += ["", f"group        {len(set(result.labels))} clusters of {len(result.labels)}, semantic entropy {result.entropy:.4g} nats"]
+            lines.append(
+                f"  recorded   answer {recorded.answers[i]!r}, cluster {recorded.labels[i]}, reward "
+                f"{recorded.rewards[i]:g}"
+                + ("" if _as_recorded(result, recorded, i) else "   -- differs from now"))
+    lines += [
+        "",
+        (
+            f"group        {len(set(result.labels))} clusters of {len(result.labels)}, semantic entropy "
+            f"{result.entropy:.4g} nats")]
     lines += [f"  {name:<40} {value:.6g}" for name, value in result.metrics.items()]
     return lines
 
@@ -60,7 +67,9 @@ def _of_completion(
     if answer != found.answer:
         lines.append(f"answer     {_short(answer)}   (the reward's own extraction)")
     if answer is not None and gold is not None:
-        lines += [f"{'against the gold answer' if n == 0 else '':<25}{line}" for n, line in enumerate(explain_pair(answer, gold))]
+        lines += [
+            f"{'against the gold answer' if n == 0 else '':<25}{line}"
+            for n, line in enumerate(explain_pair(answer, gold))]
     elif answer is not None:
         lines.append(f"read as    {describe(read(answer))}")
     label = result.labels[i]
@@ -100,7 +109,9 @@ def _short(text: str | None) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m rewards.explain", description="Why a reward gave what it gave.")
-    parser.add_argument("--reward", metavar="REWARD", help="package.module:name or file.py:name; of --rollouts the run's own by default")
+    parser.add_argument(
+        "--reward", metavar="REWARD", help="package.module:name or file.py:name; of --rollouts the run's own by default"
+    )
     parser.add_argument("--style", choices=("group", "trl"), default="group", help="trl: a function written for TRL")
     parser.add_argument("--arguments", default="{}", metavar="JSON", help="keyword arguments, as in a configuration")
     parser.add_argument("--columns", default="{}", metavar="JSON", help="further columns of the question")
@@ -109,7 +120,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--completion", action="append", default=[], help="a completion; once for each")
     parser.add_argument("--rollouts", type=Path, metavar="PATH", help="a run's folder, or its rollouts.jsonl")
     parser.add_argument("--step", type=int, help="which step of the run; the last one that has the question by default")
-    parser.add_argument("--question-id", metavar="ID", help="which question of the run; the first one of the step by default")
+    parser.add_argument(
+        "--question-id", metavar="ID", help="which question of the run; the first one of the step by default")
     given = parser.parse_args(words)
     try:
         lines = _explain_given(given)
@@ -124,24 +136,31 @@ def _explain_given(given: argparse.Namespace) -> list[str]:
     columns = _object("--columns", given.columns)
     if given.rollouts is None:
         if given.reward is None:
-            raise RewardError("--reward is missing; name one, such as --reward rewards.accuracy:accuracy, or a run with --rollouts")
+            raise RewardError(
+                "--reward is missing; name one, such as --reward rewards.accuracy:accuracy, or a run with --rollouts")
         if not given.completion:
-            raise RewardError("there is no completion to explain; give at least one with --completion TEXT, or a run with --rollouts")
+            raise RewardError(
+                "there is no completion to explain; give at least one with --completion TEXT, or a run with --rollouts")
         recorded = None
         group = GroupInput("given here", given.question, given.completion, given.answer, columns)
     else:
         recorded = read_group(given.rollouts, given.step, given.question_id)
-        group = GroupInput(recorded.question_id, recorded.question, recorded.completions,
-                           recorded.answer if given.answer is None else given.answer, {**recorded.columns, **columns}, recorded.prompt)
+        group = GroupInput(
+            recorded.question_id, recorded.question, recorded.completions,
+            recorded.answer if given.answer is None else given.answer, {**recorded.columns, **columns}, recorded.prompt)
     if given.reward is not None:
         specs = [RewardSpec(given.reward, style=given.style, arguments=_object("--arguments", given.arguments))]
     else:
         specs = rewards_of_run(given.rollouts)
     left_out = [spec for spec in specs if _reads_tokens(spec)]
     specs = [spec for spec in specs if spec not in left_out]
-    notes = [f"not computed {spec.use}: it reads tokens or asks the policy, which only a training run has" for spec in left_out]
+    notes = [
+        f"not computed {spec.use}: it reads tokens or asks the policy, which only a training run has"
+        for spec in left_out]
     if not specs:
-        raise RewardError("; ".join(notes) + ". Name another with --reward, such as rewards.accuracy:accuracy, to see how answers are read")
+        raise RewardError(
+            "; ".join(notes)
+            + ". Name another with --reward, such as rewards.accuracy:accuracy, to see how answers are read")
     if left_out and given.reward is None and recorded is not None:
         notes.append("so the sums below are without it, and differ from the recorded ones")
     if recorded is None:
@@ -157,14 +176,18 @@ def _reads_tokens(spec: RewardSpec) -> bool:
     if getattr(function, "needs_policy", False) or getattr(function, "needs_token_statistics", False):
         return True
     parameters = inspect.signature(function).parameters
-    return any(name in parameters and parameters[name].default is inspect.Parameter.empty for name in ("rollouts", "completion_ids"))
+    return any(
+        name in parameters and parameters[name].default is inspect.Parameter.empty
+        for name in ("rollouts", "completion_ids"))
 
 
 def _object(option: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise RewardError(f"{option}: saw {text!r}, which is not JSON ({error}); expected an object such as '{{\"level\": 3}}'") from None
+        raise RewardError(
+            f"{option}: saw {text!r}, which is not JSON ({error}); expected an object such as '{{\"level\": 3}}'"
+        ) from None
     if not isinstance(value, dict):
         raise RewardError(f"{option}: saw {text!r}; expected an object such as '{{\"level\": 3}}'")
     return value

@@ -1,17 +1,20 @@
 """Completion text -> final answer, by stated rules, the first that finds something wins.
 
-1. `boxed`: the last \\boxed{...} or \\fbox{...} with balanced braces, or `\\boxed 5`. Boxes with nothing but `$`, commas, "and", "or",
-   names (`y_2 =`) or spaces between them form one list. Of nested boxes the innermost counts. When the last box is never closed (a
-   completion cut short), nothing is found, and no later rule is asked: half an answer is not an answer.
+1. `boxed`: the last \\boxed{...} or \\fbox{...} with balanced braces, or `\\boxed 5`. Boxes with nothing but `$`,
+   commas, "and", "or", names (`y_2 =`) or spaces between them form one list. Of nested boxes the innermost counts. When
+   the last box is never closed (a completion cut short), nothing is found, and no later rule is asked: half an answer
+   is not an answer.
 2. `hash`: the rest of the line after the last `####` (GSM8K).
 3. `answer_tag`: the last <answer>...</answer>.
-4. `phrase`: what follows the last "answer is", "answer:", "correct option is", 答案是, 故选 and the like, to the end of its formula,
-   sentence or line; or a last line `A: ...`.
+4. `phrase`: what follows the last "answer is", "answer:", "correct option is", 答案是, 故选 and the like, to the end
+   of its formula, sentence or line; or a last line `A: ...`.
 5. `last_number`: the last number, only on request: in training it would pay for a number mentioned in passing.
 
-A sentence in a box or behind a phrase ("the volume is 120") is cut down to the value that it states. What follows a chat template's control
-token is no part of the completion. Nothing found is a case of its own (answer None, rule `none`), never an empty string. Each rule is one
-pass over the text: the time is linear in its length. To add a rule, write a function text -> answer | None and put it into RULES.
+A sentence in a box or behind a phrase ("the volume is 120") is cut down to the value that it states. What follows a
+chat template's control token is no part of the completion. Nothing found is a case of its own (answer None, rule
+`none`), never an empty string. Each rule is one
+pass over the text: the time is linear in its length. To add a rule, write a function text -> answer | None and put it
+into RULES.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ _MAX_SENTENCE = 2000  # characters; a longer text is not searched for the value 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """answer: stripped and not empty, or None where nothing was found. rule: the rule that decided. written: the answer before a sentence
-    was cut down to the value that it states."""
+    """answer: stripped and not empty, or None where nothing was found. rule: the rule that decided. written: the answer
+    before a sentence was cut down to the value that it states."""
 
     answer: str | None
     rule: Rule
@@ -48,7 +51,8 @@ _BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])(?P<open>\s*+\{)?|\\.|[{}]", 
 _PLAIN_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[ \t]*+([^\s${}\\]++)")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;]|\\[()\[\],; ]|\\quad|\\text\{\s*(?:and|or)\s*\}|(?:and|or)\b|[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s?=)*+")
+    r"(?:[\s$,;]|\\[()\[\],;"
+    r" ]|\\quad|\\text\{\s*(?:and|or)\s*\}|(?:and|or)\b|[A-Za-z](?:_\{?[A-Za-z0-9]{1,3}\}?)?\s?=)*+")
 PHRASE = re.compile(
     r"\banswers?(?:\s{1,4}(?:to|for|of|in)\s[^\n.:=$\\]{1,60}?)?\s{1,4}(?:is|are|equals|(?:should|would|must|will)\s(?:\w{1,10}\s)?be)\b"
     r"|\banswers?\s?(?:\([^()\n]{0,30}\)\s?)?(?:\*\*)?\s{0,4}[:=]|\b(?:final\s)?(?:result|ans)\b(?:\*\*)?\s{0,4}[:=]"
@@ -57,17 +61,22 @@ PHRASE = re.compile(
     re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|[。！；\n]|,?\s(?:because|since|which|where|I\shope)\b")
 _FORMULA = re.compile(r"\\\[(.+?)\\\]|\\\((.+?)\\\)|\$\$(.+?)\$\$|(?<![\\$])\$([^$]+)\$", re.DOTALL)
-_CONTROL = re.compile(r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|end_of_text|start_header_id|end|eom_id)\|>|</s>|<eos>|<end_of_turn>")
+_CONTROL = re.compile(
+    r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|end_of_text|start_header_id|end|eom_id)\|>|</s>|<eos>|<end_of_turn>"
+)
 _ROLE = re.compile(r"\s*(?:assistant|user|system|model)\b[:\n]?", re.IGNORECASE)
 _TEXT_GROUP = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf)|mbox|hbox)\s?\{([^{}]*+)\}")
-_COMMAND = re.compile(r"\\(?:begin|end)\s?\{[A-Za-z*]{1,12}\}(?:\{[lcr|\s]{0,20}\})?|\\[A-Za-z]+(?:name\{[a-z]{1,12}\})?")
+_COMMAND = re.compile(
+    r"\\(?:begin|end)\s?\{[A-Za-z*]{1,12}\}(?:\{[lcr|\s]{0,20}\})?|\\[A-Za-z]+(?:name\{[a-z]{1,12}\})?")
 _OPTION = re.compile(r"\(?[A-J][).:]\s.{0,100}")
 _WORD = re.compile(r"(?<![A-Za-z\\])(?![A-Z]{1,4}(?![a-z]))[A-Za-z]{2,}(?![A-Za-z(])")  # AB and ABC are names
 _LABEL = re.compile(
-    r"\s*(?:the\s)?(?:(?:final\s)?(?:answer|result|ans)(?:\s*[:=]|(?=\s+[\\$0-9(]))|[A-Za-z][A-Za-z ]{2,30}:)\s+(?=\S)", re.IGNORECASE)
+    r"\s*(?:the\s)?(?:(?:final\s)?(?:answer|result|ans)(?:\s*[:=]|(?=\s+[\\$0-9(]))|[A-Za-z][A-Za-z ]{2,30}:)\s+(?=\S)",
+    re.IGNORECASE)
 _CONNECTIVE = re.compile(
     r"\s*(?:and\s)?(?:so|thus|hence|therefore|then|finally|consequently|we\s(?:get|have|find|obtain)|it\sfollows\sthat)\b(?:\sthat)?"
-    r"[,:]?\s+", re.IGNORECASE)
+    r"[,:]?\s+",
+    re.IGNORECASE)
 _FILLER = re.compile(
     r"(?:(?:therefore|thus|hence|then|just|simply|indeed|only|clearly|now|also|precisely|exactly|approximately|about|actually)\s|:\s?"
     r"|the\s(?:point|set|value|number|interval|pair|ordered\spair|ordered\striple|equation|function|matrix|vector|fraction|expression|integer)\s)+",
@@ -199,7 +208,8 @@ def _is_sentence(text: str) -> bool:
 
 
 def bare_answer(text: str) -> str | None:
-    """For grading, where no rule applies: the text itself, or the value that its last sentence states; None for no text.
+    """For grading, where no rule applies: the text itself, or the value that its last sentence states; None for no
+    text.
 
     Differs from `extract` in that it also takes the last formula, and then the last number, of a sentence.
     """
@@ -211,7 +221,10 @@ def bare_answer(text: str) -> str | None:
     sentences = [sentence for sentence in _SENTENCE.split(text[-_MAX_SENTENCE:]) if sentence.strip(" .")]
     if not sentences:
         return text or None
-    sentence = next((sentence for sentence in reversed(sentences) if _MATHEMATICAL.search(sentence)), sentences[-1]).strip().rstrip(".")
+    sentence = (
+        next((sentence for sentence in reversed(sentences) if _MATHEMATICAL.search(sentence)), sentences[-1])
+        .strip()
+        .rstrip("."))
     value = stated_value(sentence)
     if value == sentence and not _NEGATION.search(sentence):
         formula = _last_match(_FORMULA, text[-2 * _MAX_SENTENCE:])

@@ -1,4 +1,5 @@
-"""Completions -> 1 where the form that the prompt asked for was kept, else 0, whatever the answer is. One function per form."""
+"""Completions -> 1 where the form that the prompt asked for was kept, else 0, whatever the answer is. One function per
+form."""
 
 from __future__ import annotations
 

@@ -6,11 +6,13 @@ Label-free, r_i by the agreement of the group (EMPO, arXiv:2504.05812, whose fre
     embedding_entropy        sentence embeddings and a threshold (embeddings.py)
 With a gold answer: verifier_accuracy, local_verifier_accuracy.
 
-`answer_from` says what a completion's answer is: extracted (rules of extraction.py), last_line (the last that is not empty), whole (the
-completion). An answer of more than `max_answer_length` characters is no answer. What is asked, how clusters are made: judged_clustering.py.
+`answer_from` says what a completion's answer is: extracted (rules of extraction.py), last_line (the last that is not
+empty), whole (the completion). An answer of more than `max_answer_length` characters is no answer. What is asked, how
+clusters are made: judged_clustering.py.
 
-A missing verdict (no reply, or one that is neither yes nor no) is an error, or with `on_failure: skip` a counted skip: a group whose
-clusters hang on it is skipped as a whole, a completion that is compared with a gold answer has no score. It never means "different".
+A missing verdict (no reply, or one that is neither yes nor no) is an error, or with `on_failure: skip` a counted skip:
+a group whose clusters hang on it is skipped as a whole, a completion that is compared with a gold answer has no score.
+It never means "different".
 Another judge: a class like those, and a function like these.
 """
 
@@ -32,24 +34,56 @@ OnFailure = Literal["error", "skip"]
 
 
 async def verifier_entropy(
-    *, question: str, completions: list[str], url: str, model: str, form: Form = "share", power: float = 1.0,
-    unanswered: float | None = None, answer_from: AnswerFrom = "extracted", max_answer_length: int = 2000,
-    max_pairs: int = DEFAULT_MAX_PAIRS, on_failure: OnFailure = "error", api_key_env: str | None = None,
-    judge_prompt: str = DEFAULT_PROMPT, concurrency: int = 32, timeout_s: float = 30.0, attempts: int = 4, max_tokens: int = 8,
-    extra_body: Mapping[str, Any] | None = None, **columns: object,
+    *,
+    question: str,
+    completions: list[str],
+    url: str,
+    model: str,
+    form: Form = "share",
+    power: float = 1.0,
+    unanswered: float | None = None,
+    answer_from: AnswerFrom = "extracted",
+    max_answer_length: int = 2000,
+    max_pairs: int = DEFAULT_MAX_PAIRS,
+    on_failure: OnFailure = "error",
+    api_key_env: str | None = None,
+    judge_prompt: str = DEFAULT_PROMPT,
+    concurrency: int = 32,
+    timeout_s: float = 30.0,
+    attempts: int = 4,
+    max_tokens: int = 8,
+    extra_body: Mapping[str, Any] | None = None,
+    **columns: object,
 ) -> GroupScore:
-    """Semantic entropy over clusters that a model behind an endpoint judges; settings of the endpoint: openai_judge.OpenAIJudge, of the
-    form: agreement.agreement (`majority` is the majority vote). max_pairs: judged_clustering.py. Raises JudgeError, ValueError."""
-    judge = _openai_judge(url, model, api_key_env, judge_prompt, concurrency, timeout_s, attempts, max_tokens, json.dumps(extra_body or {}))
+    """Semantic entropy over clusters that a model behind an endpoint judges; settings of the endpoint:
+    openai_judge.OpenAIJudge, of the
+    form: agreement.agreement (`majority` is the majority vote). max_pairs: judged_clustering.py. Raises JudgeError,
+    ValueError."""
+    judge = _openai_judge(
+        url, model, api_key_env, judge_prompt, concurrency, timeout_s, attempts, max_tokens,
+        json.dumps(extra_body or {}))
     answers = free_form_answers(completions, answer_from, max_answer_length)
     return await _entropy(judge, question, answers, form, power, unanswered, max_pairs, on_failure)
 
 
 async def local_verifier_entropy(
-    *, question: str, completions: list[str], model: str, form: Form = "share", power: float = 1.0, unanswered: float | None = None,
-    answer_from: AnswerFrom = "extracted", max_answer_length: int = 2000, max_pairs: int = DEFAULT_MAX_PAIRS,
-    on_failure: OnFailure = "error", judge_prompt: str = DEFAULT_PROMPT, min_mass: float = 0.1, batch_tokens: int = 8192,
-    device: str | None = None, dtype: str = "auto", **columns: object,
+    *,
+    question: str,
+    completions: list[str],
+    model: str,
+    form: Form = "share",
+    power: float = 1.0,
+    unanswered: float | None = None,
+    answer_from: AnswerFrom = "extracted",
+    max_answer_length: int = 2000,
+    max_pairs: int = DEFAULT_MAX_PAIRS,
+    on_failure: OnFailure = "error",
+    judge_prompt: str = DEFAULT_PROMPT,
+    min_mass: float = 0.1,
+    batch_tokens: int = 8192,
+    device: str | None = None,
+    dtype: str = "auto",
+    **columns: object,
 ) -> GroupScore:
     """The same with a transformers model in this process; its settings: transformers_judge.TransformersJudge."""
     judge = _transformers_judge(model, judge_prompt, min_mass, batch_tokens, device, dtype)
@@ -65,28 +99,58 @@ async def embedding_entropy(
     """The same with embeddings: answers are equal if the cosine similarity of their embeddings reaches `threshold`."""
     answers = free_form_answers(completions, answer_from, max_answer_length)
     all_pairs = len(answers) * len(answers)
-    return await _entropy(_embeddings(model, threshold, device), question, answers, form, power, unanswered, all_pairs, "error")
+    return await _entropy(
+        _embeddings(model, threshold, device), question, answers, form, power, unanswered, all_pairs, "error")
 
 
 async def verifier_accuracy(
-    *, question: str, completions: list[str], answer: str, url: str, model: str, answer_from: AnswerFrom = "extracted",
-    max_answer_length: int = 2000, on_failure: OnFailure = "error", api_key_env: str | None = None, judge_prompt: str = DEFAULT_PROMPT,
-    concurrency: int = 32, timeout_s: float = 30.0, attempts: int = 4, max_tokens: int = 8,
-    extra_body: Mapping[str, Any] | None = None, **columns: object,
+    *,
+    question: str,
+    completions: list[str],
+    answer: str,
+    url: str,
+    model: str,
+    answer_from: AnswerFrom = "extracted",
+    max_answer_length: int = 2000,
+    on_failure: OnFailure = "error",
+    api_key_env: str | None = None,
+    judge_prompt: str = DEFAULT_PROMPT,
+    concurrency: int = 32,
+    timeout_s: float = 30.0,
+    attempts: int = 4,
+    max_tokens: int = 8,
+    extra_body: Mapping[str, Any] | None = None,
+    **columns: object,
 ) -> GroupScore:
-    """r_i = 1 if the judge finds the answer of completion i equal to the gold answer in both directions, else 0; unanswered is 0."""
-    judge = _openai_judge(url, model, api_key_env, judge_prompt, concurrency, timeout_s, attempts, max_tokens, json.dumps(extra_body or {}))
-    return await _accuracy(judge, question, free_form_answers(completions, answer_from, max_answer_length), answer, on_failure)
+    """r_i = 1 if the judge finds the answer of completion i equal to the gold answer in both directions, else 0;
+    unanswered is 0."""
+    judge = _openai_judge(
+        url, model, api_key_env, judge_prompt, concurrency, timeout_s, attempts, max_tokens,
+        json.dumps(extra_body or {}))
+    return await _accuracy(
+        judge, question, free_form_answers(completions, answer_from, max_answer_length), answer, on_failure)
 
 
 async def local_verifier_accuracy(
-    *, question: str, completions: list[str], answer: str, model: str, answer_from: AnswerFrom = "extracted",
-    max_answer_length: int = 2000, on_failure: OnFailure = "error", judge_prompt: str = DEFAULT_PROMPT, min_mass: float = 0.1,
-    batch_tokens: int = 8192, device: str | None = None, dtype: str = "auto", **columns: object,
+    *,
+    question: str,
+    completions: list[str],
+    answer: str,
+    model: str,
+    answer_from: AnswerFrom = "extracted",
+    max_answer_length: int = 2000,
+    on_failure: OnFailure = "error",
+    judge_prompt: str = DEFAULT_PROMPT,
+    min_mass: float = 0.1,
+    batch_tokens: int = 8192,
+    device: str | None = None,
+    dtype: str = "auto",
+    **columns: object,
 ) -> GroupScore:
     """The same with a transformers model in this process."""
     judge = _transformers_judge(model, judge_prompt, min_mass, batch_tokens, device, dtype)
-    return await _accuracy(judge, question, free_form_answers(completions, answer_from, max_answer_length), answer, on_failure)
+    return await _accuracy(
+        judge, question, free_form_answers(completions, answer_from, max_answer_length), answer, on_failure)
 
 
 verifier_accuracy.needs_answer = True  # type: ignore[attr-defined]
@@ -94,7 +158,8 @@ local_verifier_accuracy.needs_answer = True  # type: ignore[attr-defined]
 
 
 def free_form_answers(completions: Sequence[str], answer_from: AnswerFrom, max_answer_length: int) -> list[str | None]:
-    """[G] completions -> [G] answers on one line each, None for an empty or an overlong one. Raises ValueError for another answer_from."""
+    """[G] completions -> [G] answers on one line each, None for an empty or an overlong one. Raises ValueError for
+    another answer_from."""
     if answer_from not in get_args(AnswerFrom):
         raise ValueError(f"answer_from is {answer_from!r}, expected one of {', '.join(get_args(AnswerFrom))}")
     found = [encodable(one_line(_answer_text(completion, answer_from))) for completion in completions]
@@ -107,8 +172,10 @@ def _answer_text(completion: str, answer_from: AnswerFrom) -> str:
     return completion if answer_from == "whole" else completion.rstrip().rpartition("\n")[2]
 
 
-async def _entropy(judge: Judge, question: str, answers: list[str | None], form: Form, power: float, unanswered: float | None,
-                   max_pairs: int, on_failure: OnFailure) -> GroupScore:
+async def _entropy(
+    judge: Judge, question: str, answers: list[str | None], form: Form, power: float, unanswered: float | None,
+    max_pairs: int, on_failure: OnFailure,
+) -> GroupScore:
     check_form(form, power)
     _check_on_failure(on_failure)
 
@@ -121,11 +188,15 @@ async def _entropy(judge: Judge, question: str, answers: list[str | None], form:
     judged = await cluster_by_judge(answers, ask, max_pairs)
     if judged.clusters is None:
         return GroupScore([None] * len(answers), judged.metrics(), answers=answers, skipped=True)
-    return GroupScore(agreement(judged.clusters, form, power, unanswered), judged.metrics(), judged.clusters.labels, answers)
+    return GroupScore(
+        agreement(judged.clusters, form, power, unanswered), judged.metrics(), judged.clusters.labels, answers)
 
 
-async def _accuracy(judge: Judge, question: str, answers: list[str | None], gold: str, on_failure: OnFailure) -> GroupScore:
-    """Answers with the gold answer's text are right without a call. No labels: answers were not compared with each other."""
+async def _accuracy(
+    judge: Judge, question: str, answers: list[str | None], gold: str, on_failure: OnFailure
+) -> GroupScore:
+    """Answers with the gold answer's text are right without a call. No labels: answers were not compared with each
+    other."""
     _check_on_failure(on_failure)
     gold = encodable(one_line(gold))
     others = [text for text in dict.fromkeys(answers) if text is not None and text != gold]
@@ -156,27 +227,36 @@ def _refuse_failures(judge: Judge, judgements: Mapping[Pair, Judgement]) -> None
     if not missing:
         return
     (first, second), judgement = missing[0]
-    what = ("replied {0}, expected Yes or No; use a model that follows instructions, or another judge_prompt"
-            if judgement.replied else "gave no reply: {0}; is the server up, and fast enough for timeout_s and concurrency?")
-    raise JudgeError(f"{judge.place} {what.format(judgement.seen)} ({len(missing)} of {len(judgements)} calls without a verdict; this one "
-                     f"asked about {first[:80]!r} and {second[:80]!r}). To go on without such groups: on_failure: skip")
+    what = (
+        "replied {0}, expected Yes or No; use a model that follows instructions, or another judge_prompt"
+        if judgement.replied
+        else "gave no reply: {0}; is the server up, and fast enough for timeout_s and concurrency?")
+    raise JudgeError(
+        f"{judge.place} {what.format(judgement.seen)} ({len(missing)} of {len(judgements)} calls without a verdict; "
+        f"this one asked about {first[:80]!r} and {second[:80]!r}). To go on without such groups: on_failure: skip")
 
 
 @lru_cache(maxsize=8)
-def _openai_judge(url: str, model: str, api_key_env: str | None, prompt: str, concurrency: int, timeout_s: float, attempts: int,
-                  max_tokens: int, extra_body: str) -> Judge:
+def _openai_judge(
+    url: str, model: str, api_key_env: str | None, prompt: str, concurrency: int, timeout_s: float, attempts: int,
+    max_tokens: int, extra_body: str,
+) -> Judge:
     """One judge for all groups, so that they share its bound on concurrent requests."""
     from rewards.judges.openai import OpenAIJudge
 
-    return OpenAIJudge(url, model, api_key_env=api_key_env, prompt=prompt, concurrency=concurrency, timeout_s=timeout_s, attempts=attempts,
-                       max_tokens=max_tokens, extra_body=json.loads(extra_body))
+    return OpenAIJudge(
+        url, model, api_key_env=api_key_env, prompt=prompt, concurrency=concurrency, timeout_s=timeout_s,
+        attempts=attempts, max_tokens=max_tokens, extra_body=json.loads(extra_body))
 
 
 @lru_cache(maxsize=2)
-def _transformers_judge(model: str, prompt: str, min_mass: float, batch_tokens: int, device: str | None, dtype: str) -> Judge:
+def _transformers_judge(
+    model: str, prompt: str, min_mass: float, batch_tokens: int, device: str | None, dtype: str
+) -> Judge:
     from rewards.judges.transformers import TransformersJudge
 
-    return TransformersJudge(model, prompt=prompt, min_mass=min_mass, batch_tokens=batch_tokens, device=device, dtype=dtype)
+    return TransformersJudge(
+        model, prompt=prompt, min_mass=min_mass, batch_tokens=batch_tokens, device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=2)

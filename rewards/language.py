@@ -1,9 +1,9 @@
 """Completions -> the share of their letters in the question's script: R1's language consistency (arXiv:2501.12948).
 
-Differs from the paper in that it counts letters of a Unicode script and not words of a language: no language detector, the same
-number everywhere, but English and French are one. What is no language does not count: LaTeX commands, mathematics between $...$,
-$$...$$, \\(...\\) or \\[...\\], tags such as <think>, and Latin or Greek letters that stand alone (variables). To add a script: its
-name here, and the first word of its characters' Unicode names.
+Differs from the paper in that it counts letters of a Unicode script and not words of a language: no language detector,
+the same number everywhere, but English and French are one. What is no language does not count: LaTeX commands,
+mathematics between $...$, $$...$$, \\(...\\) or \\[...\\], tags such as <think>, and Latin or Greek letters that stand
+alone (variables). To add a script: its name here, and the first word of its characters' Unicode names.
 """
 
 from __future__ import annotations
@@ -16,9 +16,22 @@ from functools import lru_cache
 from rewards.contract import GroupScore
 
 SCRIPTS = {
-    "latin": "LATIN", "han": "CJK", "kana": "HIRAGANA KATAKANA", "hangul": "HANGUL", "cyrillic": "CYRILLIC", "arabic": "ARABIC",
-    "greek": "GREEK", "hebrew": "HEBREW", "devanagari": "DEVANAGARI", "bengali": "BENGALI", "tamil": "TAMIL", "telugu": "TELUGU",
-    "thai": "THAI", "armenian": "ARMENIAN", "georgian": "GEORGIAN", "ethiopic": "ETHIOPIC"}
+    "latin": "LATIN",
+    "han": "CJK",
+    "kana": "HIRAGANA KATAKANA",
+    "hangul": "HANGUL",
+    "cyrillic": "CYRILLIC",
+    "arabic": "ARABIC",
+    "greek": "GREEK",
+    "hebrew": "HEBREW",
+    "devanagari": "DEVANAGARI",
+    "bengali": "BENGALI",
+    "tamil": "TAMIL",
+    "telugu": "TELUGU",
+    "thai": "THAI",
+    "armenian": "ARMENIAN",
+    "georgian": "GEORGIAN",
+    "ethiopic": "ETHIOPIC"}
 """Script name -> first words of the Unicode names of its letters."""
 
 _BY_FIRST_WORD = {word: script for script, words in SCRIPTS.items() for word in words.split()}
@@ -29,12 +42,15 @@ _ALPHABETIC = r"[A-Za-z\u00c0-\u024f\u0370-\u03ff]"  # Latin with its accents, a
 _VARIABLE = re.compile(f"(?<!{_ALPHABETIC}){_ALPHABETIC}(?!{_ALPHABETIC})")
 
 
-def language_consistency(*, question: str, completions: list[str], script: str | None = None, **columns: object) -> GroupScore:
+def language_consistency(
+    *, question: str, completions: list[str], script: str | None = None, **columns: object
+) -> GroupScore:
     """r_i = letters of completion i in the wanted script / its letters, in [0, 1].
 
-    script: the wanted one, a name in SCRIPTS; None takes the script that most of the question's letters have. Japanese is kana with
-    han: a question with any kana wants both. A completion without letters gets 1: bare mathematics is in no wrong language; so do
-    all where nothing says which script is wanted. Raises ValueError for an unknown script.
+    script: the wanted one, a name in SCRIPTS; None takes the script that most of the question's letters have. Japanese
+    is kana with
+    han: a question with any kana wants both. A completion without letters gets 1: bare mathematics is in no wrong
+    language; so do all where nothing says which script is wanted. Raises ValueError for an unknown script.
     """
     if script is not None and script not in SCRIPTS:
         raise ValueError(f"script is {script!r}, expected one of {', '.join(SCRIPTS)}")
@@ -47,7 +63,8 @@ def language_consistency(*, question: str, completions: list[str], script: str |
 
 
 def count_scripts(text: str) -> Counter[str]:
-    """Letters of each script outside of what is no language; scripts without a name in SCRIPTS are counted as `other`."""
+    """Letters of each script outside of what is no language; scripts without a name in SCRIPTS are counted as
+    `other`."""
     prose = _VARIABLE.sub(" ", _COMMAND_OR_TAG.sub(" ", _without_math(unicodedata.normalize("NFKC", text))))
     counts: Counter[str] = Counter()
     for character, count in Counter(prose).items():

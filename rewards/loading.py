@@ -22,8 +22,8 @@ from rewards.contract import RewardError
 def load(use: str, search_from: Path | None = None) -> Callable[..., Any]:
     """The function named by `use`; search_from: folder that relative files are looked for in first.
 
-    Raises RewardError for a name without a colon, a missing file, module or function (with the closest match), something that is
-    not callable, and a file that raises when it is imported (with its line).
+    Raises RewardError for a name without a colon, a missing file, module or function (with the closest match),
+    something that is not callable, and a file that raises when it is imported (with its line).
     """
     place, colon, name = use.rpartition(":")
     if not colon or not place or not name:
@@ -41,7 +41,8 @@ def load(use: str, search_from: Path | None = None) -> Callable[..., Any]:
 
 
 def user_line(error: BaseException, filename: str | None) -> str:
-    """`file:line` of the deepest frame in `filename`, or else of the deepest frame of all, from an exception's traceback."""
+    """`file:line` of the deepest frame in `filename`, or else of the deepest frame of all, from an exception's
+    traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == filename]
     if isinstance(error, SyntaxError) and error.filename:

@@ -1,4 +1,5 @@
-"""Completions alone -> 1 for those that agree with the group's majority: TTRL (arXiv:2504.16084), no gold answer read."""
+"""Completions alone -> 1 for those that agree with the group's majority: TTRL (arXiv:2504.16084), no gold answer
+read."""
 
 from __future__ import annotations
 
@@ -8,15 +9,19 @@ from rewards.extraction import extract_all, rule_shares
 from rewards.guards import refuse
 
 
-def majority_vote(*, completions: list[str], question: str = "", last_number: bool = False, refuse_copied_question: bool = False,
-                  max_answer_length: int | None = None, **columns: object) -> GroupScore:
+def majority_vote(
+    *, completions: list[str], question: str = "", last_number: bool = False, refuse_copied_question: bool = False,
+    max_answer_length: int | None = None, **columns: object,
+) -> GroupScore:
     """r_i = 1 if c(o_i) is the one largest cluster of answers, else 0.
 
-    Ties share nothing: with two largest clusters all rewards are 0, where TTRL takes the first. Unanswered is 0 and no majority.
-    refuse_copied_question, max_answer_length (characters): answers that hold the whole question, or are longer, count as no answer.
+    Ties share nothing: with two largest clusters all rewards are 0, where TTRL takes the first. Unanswered is 0 and no
+    majority. refuse_copied_question, max_answer_length (characters): answers that hold the whole question, or are
+    longer, count as no answer.
     """
     extractions = extract_all(completions, last_number)
-    guarded = refuse(completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
+    guarded = refuse(
+        completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
     answers = guarded.answers
     clusters = cluster(answers)
     is_tie = len(clusters.majority) > 1

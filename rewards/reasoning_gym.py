@@ -1,9 +1,11 @@
-"""Completions of a reasoning-gym question -> what the task's own scorer says: 105 procedural tasks, of which many have no single answer.
+"""Completions of a reasoning-gym question -> what the task's own scorer says: 105 procedural tasks, of which many have
+no single answer.
 
-Questions come from `data: reasoning_gym:TASK` (rl/questions/generated.py) with a column `reasoning_gym`: {"task", "config", "index"},
-from which the whole entry that a scorer needs is made again, in a worker that can be killed (reasoning_gym_worker.py). So
-records, checkpoints and digests carry a hundred bytes instead of boards and mazes. A scorer that raises, hangs or dies
-on an answer gives it 0, and is counted in `failed_share` or `timed_out_share`. Needs `pip install reasoning-gym`.
+Questions come from `data: reasoning_gym:TASK` (rl/questions/generated.py) with a column `reasoning_gym`: {"task",
+"config", "index"}, from which the whole entry that a scorer needs is made again, in a worker that can be killed
+(reasoning_gym_worker.py). So records, checkpoints and digests carry a hundred bytes instead of boards and mazes. A
+scorer that raises, hangs or dies on an answer gives it 0, and is counted in `failed_share` or `timed_out_share`. Needs
+`pip install reasoning-gym`.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ INSTALL = "pip install -c constraints.txt -e '.[reasoning-gym]'"
 _OTHER_QUESTION = -1.0  # reasoning_gym_worker.OTHER_QUESTION: importing that module would import the library
 
 
-def score(*, question: str, completions: list[str], reasoning_gym: Mapping[str, object], **columns: object) -> GroupScore:
-    """r_i = the task's score of the final answer of completion i, in [0, 1]; many tasks give part of it for an answer that is close, or
-    for any answer at all. Without an answer 0.
+def score(
+    *, question: str, completions: list[str], reasoning_gym: Mapping[str, object], **columns: object
+) -> GroupScore:
+    """r_i = the task's score of the final answer of completion i, in [0, 1]; many tasks give part of it for an answer
+    that is close, or for any answer at all. Without an answer 0.
 
-    The final answer is what stands in the last <answer>...</answer> (reasoning-gym's own form; a \\boxed{} inside of it counts), or
-    else what extraction.py finds. Raises RewardError without the library, and where the reference leads to another question.
+    The final answer is what stands in the last <answer>...</answer> (reasoning-gym's own form; a \\boxed{} inside of it
+    counts), or else what extraction.py finds. Raises RewardError without the library, and where the reference leads to
+    another question.
     """
     answers = [_final_answer(completion) for completion in completions]
     reference = json.dumps(dict(reasoning_gym), sort_keys=True)
@@ -37,8 +42,9 @@ def score(*, question: str, completions: list[str], reasoning_gym: Mapping[str, 
     for answer, outcome in outcomes.items():
         value = 0.0 if outcome.value is None else float(outcome.value)
         if value == _OTHER_QUESTION:
-            raise RewardError(f"reasoning-gym makes another question of {reference}; the installed version is not the one that the "
-                              "questions were made with. Install that one, or start a new run")
+            raise RewardError(
+                f"reasoning-gym makes another question of {reference}; the installed version is not the one that the "
+                "questions were made with. Install that one, or start a new run")
         values[answer] = value
     statuses = [outcomes[answer].status for answer in answers if answer is not None]
     return GroupScore(
@@ -48,7 +54,9 @@ def score(*, question: str, completions: list[str], reasoning_gym: Mapping[str, 
         answers=answers)
 
 
-def solved(*, question: str, completions: list[str], reasoning_gym: Mapping[str, object], **columns: object) -> GroupScore:
+def solved(
+    *, question: str, completions: list[str], reasoning_gym: Mapping[str, object], **columns: object
+) -> GroupScore:
     """r_i = 1 where `score` gives the full mark, else 0: held-out accuracy counts what is right, and no part of it."""
     scored = score(question=question, completions=completions, reasoning_gym=reasoning_gym)
     return GroupScore([float(value == 1.0) for value in scored.scores], scored.metrics, answers=scored.answers)

@@ -1,6 +1,7 @@
 """A run's folder -> one recorded group, and the rewards that the run was configured with; for explain.py.
 
-Reads rollouts.jsonl (written by rl/runs/tracking.py) and config.resolved.yaml line by line, without loading anything of the training side.
+Reads rollouts.jsonl (written by rl/runs/tracking.py) and config.resolved.yaml line by line, without loading anything of
+the training side.
 """
 
 from __future__ import annotations
@@ -36,12 +37,17 @@ class RecordedGroup:
 
 
 def read_group(path: Path, step: int | None = None, question_id: str | None = None) -> RecordedGroup:
-    """path: a run's folder or its rollouts.jsonl. Of several groups the last one of that question, else the first of the step, else of
-    the file's last step. Raises RecordedError."""
+    """path: a run's folder or its rollouts.jsonl. Of several groups the last one of that question, else the first of
+    the step, else of the file's last step. Raises RecordedError."""
     file = path / "rollouts.jsonl" if path.is_dir() else path
     if not file.is_file():
-        raise RecordedError(f"--rollouts: {path} " + ("is a folder without rollouts.jsonl; expected a run's folder (with "
-                            "tracking.rollouts_every=0 a run records none)" if path.is_dir() else "does not exist"))
+        raise RecordedError(
+            f"--rollouts: {path} "
+            + (
+                "is a folder without rollouts.jsonl; expected a run's folder (with "
+                "tracking.rollouts_every=0 a run records none)"
+                if path.is_dir()
+                else "does not exist"))
     heads = list(_heads(file))
     if not heads:
         raise RecordedError(f"--rollouts: {file} holds no groups")
@@ -58,8 +64,10 @@ def read_group(path: Path, step: int | None = None, question_id: str | None = No
             known = list(dict.fromkeys(head[2] for head in in_step))
             near = difflib.get_close_matches(question_id, known, n=1, cutoff=0.0)
             where = f"step {step}" if step is not None else str(file)
-            raise RecordedError(f"--question-id: saw {question_id!r}, which {where} does not have; the closest is {near[0]!r}" if near else
-                                f"--question-id: saw {question_id!r}, which {where} does not have")
+            raise RecordedError(
+                f"--question-id: saw {question_id!r}, which {where} does not have; the closest is {near[0]!r}"
+                if near
+                else f"--question-id: saw {question_id!r}, which {where} does not have")
         offset = with_id[-1][0]
     with file.open("rb") as opened:
         opened.seek(offset)
@@ -77,7 +85,9 @@ def _heads(file: Path) -> list[tuple[int, int, str]]:
                     heads.append((offset, int(record["step"]), str(record["question_id"])))
                     _group(record)
                 except (ValueError, KeyError, TypeError) as error:
-                    raise RecordedError(f"--rollouts: {file}:{number} is not a group of a run ({type(error).__name__}: {error})") from None
+                    raise RecordedError(
+                        f"--rollouts: {file}:{number} is not a group of a run ({type(error).__name__}: {error})"
+                    ) from None
             offset += len(line)
     return heads
 
@@ -103,4 +113,5 @@ def rewards_of_run(path: Path) -> list[RewardSpec]:
         return [RewardSpec(use=entry["use"], weight=float(entry["weight"]), name=entry["name"], style=entry["style"],
                            arguments=entry["arguments"]) for entry in entries]
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise RecordedError(f"{file}: its rewards cannot be read ({type(error).__name__}: {error}); name one with --reward") from None
+        raise RecordedError(
+            f"{file}: its rewards cannot be read ({type(error).__name__}: {error}); name one with --reward") from None

@@ -1,11 +1,12 @@
-"""Completions and a gold answer -> how likely the policy finds that answer after its own reasoning: no verifier is needed.
+"""Completions and a gold answer -> how likely the policy finds that answer after its own reasoning: no verifier is
+needed.
 
-RLPR (arXiv:2506.18254) and VeriFree (arXiv:2505.21493). What stands before the final answer of a completion is kept, the opening of
-its container (such as \\boxed{) included; the gold answer takes the final answer's place, and its tokens are scored. What
-follows it does not matter to a causal model and is left out. Differs from the papers: the debiased reward's "no reasoning" is the
-prompt with that opening alone; RLPR's filter by the rewards' standard deviation is left to `selection` (groups with equal rewards
-never train); VeriFree's second gradient term, which raises the answer's likelihood itself, is not a reward and is left out. The
-probabilities are those at the sampling temperature.
+RLPR (arXiv:2506.18254) and VeriFree (arXiv:2505.21493). What stands before the final answer of a completion is kept,
+the opening of its container (such as \\boxed{) included; the gold answer takes the final answer's place, and its tokens
+are scored. What follows it does not matter to a causal model and is left out. Differs from the papers: the debiased
+reward's "no reasoning" is the prompt with that opening alone; RLPR's filter by the rewards' standard deviation is left
+to `selection` (groups with equal rewards never train); VeriFree's second gradient term, which raises the answer's
+likelihood itself, is not a reward and is left out. The probabilities are those at the sampling temperature.
 """
 
 from __future__ import annotations
@@ -21,21 +22,28 @@ from rewards.extraction import extract
 
 
 def reference_likelihood(
-    *, completions: list[str], answer: str, policy: PolicyLike,
-    form: Literal["mean_probability", "sequence_probability", "log_likelihood"] = "mean_probability", debias: bool | None = None,
-    last_number: bool = False, **columns: object,
+    *,
+    completions: list[str],
+    answer: str,
+    policy: PolicyLike,
+    form: Literal["mean_probability", "sequence_probability", "log_likelihood"] = "mean_probability",
+    debias: bool | None = None,
+    last_number: bool = False,
+    **columns: object,
 ) -> GroupScore:
     """With p_t the policy's probability of the gold answer's token t of T after the completion's reasoning:
 
     mean_probability: (1/T) sum_t p_t (RLPR). sequence_probability: prod_t p_t (VeriFree). log_likelihood: sum_t ln p_t.
-    debias: r_i = clip(p - p without the reasoning, 0, 1); None stands for true with mean_probability, as in RLPR, else false.
-    A completion without a final answer gets 0, and with log_likelihood, where 0 would be the best value of all, the lowest value of the
-    group. Raises ValueError for an unknown form, and for debias with log_likelihood.
+    debias: r_i = clip(p - p without the reasoning, 0, 1); None stands for true with mean_probability, as in RLPR, else
+    false. A completion without a final answer gets 0, and with log_likelihood, where 0 would be the best value of all,
+    the lowest value of the group. Raises ValueError for an unknown form, and for debias with log_likelihood.
     """
     if form not in ("mean_probability", "sequence_probability", "log_likelihood"):
         raise ValueError(f"form is {form!r}, expected one of mean_probability, sequence_probability, log_likelihood")
     if debias and form == "log_likelihood":
-        raise ValueError("debias is true, which form log_likelihood does not know; expected mean_probability or sequence_probability")
+        raise ValueError(
+            "debias is true, which form log_likelihood does not know; expected mean_probability or sequence_probability"
+        )
     debias = form == "mean_probability" if debias is None else debias
     gold = gold_answer(answer).strip()
     split = [reasoning_and_opening(completion, last_number) for completion in completions]
@@ -59,7 +67,8 @@ reference_likelihood.needs_policy = True  # type: ignore[attr-defined]
 
 
 def reasoning_and_opening(completion: str, last_number: bool = False) -> tuple[str, str] | None:
-    """(what stands before the final answer's container, the container's opening): the answer follows directly. None: no answer.
+    """(what stands before the final answer's container, the container's opening): the answer follows directly. None: no
+    answer.
 
     An answer that stands in no container (a last number) has an empty opening."""
     place = answer_place(completion, extract(completion, last_number))

@@ -39,10 +39,12 @@ class GroupResult:
 
     rewards: [G], weighted sum. scores: each reward's own values [G] by name, unweighted; where it had none the
     mean of its others in the group, or 0. answers: [G],
-    None where nothing was found. labels: [G], cluster of each completion. entropy: over the labels, in nats, 0 <= H <= ln G.
+    None where nothing was found. labels: [G], cluster of each completion. entropy: over the labels, in nats, 0 <= H <=
+    ln G.
     metrics: `name/metric` of each reward, and of the group `group/num_clusters`, `group/unparsable_share`,
     `group/unscored_share` (completions for which no reward had a score), `group/skipped` (1 where skipped).
-    skipped: some reward could not judge the group. Its rewards are then all equal, its clusters mean nothing, and it must not train.
+    skipped: some reward could not judge the group. Its rewards are then all equal, its clusters mean nothing, and it
+    must not train.
     """
 
     rewards: tuple[float, ...]
@@ -57,9 +59,9 @@ class GroupResult:
 class RewardSum:
     """r_i = sum over rewards of weight * score_i. Loads and checks all functions at once, before anything is sampled.
 
-    search_from: folder that files named by `use` are looked for in first. run_arguments: what the run knows and a function takes by
-    name, where its own arguments do not set it. may_be_empty: without any reward every sum is 0; answers and clusters are told all the
-    same. Raises RewardError, also for two rewards of one name.
+    search_from: folder that files named by `use` are looked for in first. run_arguments: what the run knows and a
+    function takes by name, where its own arguments do not set it. may_be_empty: without any reward every sum is 0;
+    answers and clusters are told all the same. Raises RewardError, also for two rewards of one name.
     """
 
     def __init__(self, specs: Sequence[RewardSpec], search_from: Path | None = None,
@@ -75,7 +77,8 @@ class RewardSum:
             function = load(spec.use, search_from)
             name = spec.name or str(getattr(function, "__name__", type(function).__name__))
             if name in self.names:
-                raise RewardError(f"two rewards are named {name!r} (the second is {spec.use}); give one of them another `name`")
+                raise RewardError(
+                    f"two rewards are named {name!r} (the second is {spec.use}); give one of them another `name`")
             reward = Reward(name, spec.use, function, dict(spec.arguments))
             reward.check_arguments(spec.style)
             filled_in = {key: value for key, value in (run_arguments or {}).items() if reward.takes(key)}
@@ -108,11 +111,17 @@ class RewardSum:
 
     @property
     def any_thread(self) -> bool:
-        """Whether groups may be scored as they come, a few at a time, outside the main thread, and while the policy trains.
+        """Whether groups may be scored as they come, a few at a time, outside the main thread, and while the policy
+        trains.
 
-        Not where a reward asks the policy, which is not what it was then, or is called on a flat batch, of which it may need all."""
-        return all(spec.style == "group" and reward.any_thread and not reward.needs_policy and not reward.needs_token_statistics
-                   for spec, reward in self._terms)
+        Not where a reward asks the policy, which is not what it was then, or is called on a flat batch, of which it may
+        need all."""
+        return all(
+            spec.style == "group"
+            and reward.any_thread
+            and not reward.needs_policy
+            and not reward.needs_token_statistics
+            for spec, reward in self._terms)
 
     def check_question(self, question_id: str, answer: str | None) -> None:
         """Raises RewardError if the question has no gold answer and a reward needs one."""
@@ -120,8 +129,9 @@ class RewardSum:
             return
         for _, reward in self._terms:
             if reward.needs_answer:
-                raise RewardError(f"{reward.label} needs a gold answer, and question {question_id!r} has none; fill the answer "
-                                  "column, or use a reward that needs none, such as rewards.semantic_entropy:semantic_entropy")
+                raise RewardError(
+                    f"{reward.label} needs a gold answer, and question {question_id!r} has none; fill the answer "
+                    "column, or use a reward that needs none, such as rewards.semantic_entropy:semantic_entropy")
 
     def check_columns(self, question_id: str, columns: Mapping[str, object]) -> None:
         """Raises RewardError if the question lacks a column that a reward says it needs (`needs_columns`)."""
@@ -132,7 +142,8 @@ class RewardSum:
                                       f"{', '.join(map(repr, columns)) or 'no columns'}")
 
     def score(self, groups: Sequence[GroupInput]) -> list[GroupResult]:
-        """One result per group, in order. Raises RewardError for whatever a function does wrong, and for an empty group."""
+        """One result per group, in order. Raises RewardError for whatever a function does wrong, and for an empty
+        group."""
         if not groups:
             return []
         for group in groups:
@@ -162,13 +173,15 @@ class RewardSum:
         if skipped:
             rewards = (_mean(rewards),) * size
         if not all(map(math.isfinite, rewards)):
-            raise RewardError(f"question {group.question_id!r}: the weighted sum of {', '.join(self.names)} is {rewards}, "
-                              "expected finite numbers; the values or the weights are too large")
+            raise RewardError(
+                f"question {group.question_id!r}: the weighted sum of {', '.join(self.names)} is {rewards}, "
+                "expected finite numbers; the values or the weights are too large")
         answers, labels = _answers_and_labels(group, checked)
         metrics = {f"{name}/{metric}": value for name, score in zip(self.names, checked, strict=True)
                    for metric, value in score.metrics.items()}
-        metrics |= {"group/unparsable_share": answers.count(None) / size, "group/unscored_share": unscored / size if checked else 0.0,
-                    "group/skipped": float(skipped)}
+        metrics |= {
+            "group/unparsable_share": answers.count(None) / size,
+            "group/unscored_share": unscored / size if checked else 0.0, "group/skipped": float(skipped)}
         if not skipped:
             metrics["group/num_clusters"] = float(len(set(labels)))
         scores = {name: tuple((fill or 0.0) if value is None else value for value in score.scores)
@@ -194,7 +207,8 @@ def _weighted_sum(checked: Sequence[CheckedScore], weights: Sequence[float], fil
 
 
 def _fill(score: CheckedScore, spec: RewardSpec) -> float | None:
-    """What stands for a reward's missing scores: the mean of its others in the group; None, nothing at all, in style trl, as in TRL."""
+    """What stands for a reward's missing scores: the mean of its others in the group; None, nothing at all, in style
+    trl, as in TRL."""
     found = [value for value in score.scores if value is not None]
     return _mean(found) if found and spec.style == "group" else None
 
@@ -204,8 +218,11 @@ def _mean(values: Sequence[float]) -> float:
     return values[0] if min(values) == max(values) else math.fsum(values) / len(values)
 
 
-def _answers_and_labels(group: GroupInput, checked: Sequence[CheckedScore]) -> tuple[tuple[str | None, ...], tuple[int, ...]]:
-    """Both from the first reward that gives both, otherwise both made here: taken from two places they could disagree."""
+def _answers_and_labels(
+    group: GroupInput, checked: Sequence[CheckedScore]
+) -> tuple[tuple[str | None, ...], tuple[int, ...]]:
+    """Both from the first reward that gives both, otherwise both made here: taken from two places they could
+    disagree."""
     for score in checked:
         if score.answers is not None and score.labels is not None:
             return score.answers, score.labels

@@ -1,8 +1,8 @@
 """Rewards of one group -> advantages of one group: how much better was each completion than its siblings.
 
-One pure function per estimator, [G] -> [G], collected in ADVANTAGES; `compute_advantages` applies one of them to a whole
-batch of groups. To add an estimator: write its function here, add it to ADVANTAGES and to the names in rl/config.py.
-Imports no torch.
+One pure function per estimator, [G] -> [G], collected in ADVANTAGES; `compute_advantages` applies one of them to a
+whole batch of groups. To add an estimator: write its function here, add it to ADVANTAGES and to the names in
+rl/config.py. Imports no torch.
 
 Shape legend: G completions of one question.
 """
@@ -36,8 +36,8 @@ AdvantageFunction = Callable[[Sequence[float], Scale], list[float]]
 def centred(rewards_G: Sequence[float]) -> list[float]:
     """r_i - mean(r); exactly 0.0 everywhere when the rewards are equal.
 
-    The mean of equal floats may differ from them in the last bit (three times 0.1), and dividing by a standard deviation
-    of the same size would turn that bit into an advantage of 1: hence the case of its own.
+    The mean of equal floats may differ from them in the last bit (three times 0.1), and dividing by a standard
+    deviation of the same size would turn that bit into an advantage of 1: hence the case of its own.
     """
     if max(rewards_G) == min(rewards_G):
         return [0.0] * len(rewards_G)
@@ -62,7 +62,8 @@ def grpo(rewards_G: Sequence[float], scale: Scale) -> list[float]:
 
 
 def dr_grpo(rewards_G: Sequence[float], scale: Scale) -> list[float]:
-    """A_i = r_i - mean(r): no bias towards questions that are nearly always or nearly never solved (arXiv:2503.20783)."""
+    """A_i = r_i - mean(r): no bias towards questions that are nearly always or nearly never solved
+    (arXiv:2503.20783)."""
     return centred(rewards_G)
 
 
@@ -78,7 +79,8 @@ def reinforce_plus_plus(rewards_G: Sequence[float], scale: Scale) -> list[float]
 
 
 def _divided(values: list[float], std: float, eps: float) -> list[float]:
-    # Only equal rewards (or differences that vanish in rounding) have no spread: there is nothing to prefer, whatever eps is.
+    # Only equal rewards (or differences that vanish in rounding) have no spread: there is nothing to prefer, whatever
+    # eps is.
     return [0.0] * len(values) if std == 0.0 else [value / (std + eps) for value in values]
 
 
@@ -96,8 +98,8 @@ def compute_advantages(
     """The advantages of a batch of groups by the estimator `name`, each bounded to [-cap, cap].
 
     Args:
-        rewards: one sequence [G] per group; groups may differ in G. For reinforce++ these are all groups of the batch over
-            all ranks, because their rewards decide the batch's standard deviation.
+        rewards: one sequence [G] per group; groups may differ in G. For reinforce++ these are all groups of the batch
+            over all ranks, because their rewards decide the batch's standard deviation.
         std: sample divides by n - 1 (TRL's choice), population by n; read by grpo and reinforce++.
         eps: added to the standard deviation. cap: bound on |A_i|, None for none.
     Returns: one tuple [G] per group, in order. Equal rewards give exactly 0.0.
@@ -111,9 +113,11 @@ def compute_advantages(
                              "raise sampling.group_size")
         for position, reward in enumerate(rewards_G):
             if not math.isfinite(reward):
-                raise ValueError(f"the reward of completion {position} of group {index} is {reward}; rewards must be finite")
+                raise ValueError(
+                    f"the reward of completion {position} of group {index} is {reward}; rewards must be finite")
     ddof = 1 if std == "sample" else 0
     batch_std = standard_deviation([value for rewards_G in rewards for value in centred(rewards_G)], ddof)
     scale = Scale(ddof=ddof, eps=eps, batch_std=batch_std)
     bound = math.inf if cap is None else cap
-    return [tuple(min(bound, max(-bound, value)) for value in ADVANTAGES[name](rewards_G, scale)) for rewards_G in rewards]
+    return [
+        tuple(min(bound, max(-bound, value)) for value in ADVANTAGES[name](rewards_G, scale)) for rewards_G in rewards]

@@ -1,10 +1,11 @@
 """Training groups -> micro-batches by token budget: here, and only here, groups are taken apart into rows of tokens.
 
-`plan_micro_batches` decides which sequences share a forward pass, `build_micro_batch` makes the tensors of one. Rows are
-right-padded (under a causal mask no real token sees the padding, so no attention mask is needed) or packed one after the
-other into one row, where `position_ids` start at 0 for each sequence: pass `use_cache=False`, no attention mask, and an
-attention that keeps them apart. Completions of a question with the same tokens share one row: the loss counts each of them, the model
-computes them once. To add a layout: its cost in `plan_micro_batches`, its tensors in `_lay_out`.
+`plan_micro_batches` decides which sequences share a forward pass, `build_micro_batch` makes the tensors of one. Rows
+are right-padded (under a causal mask no real token sees the padding, so no attention mask is needed) or packed one
+after the other into one row, where `position_ids` start at 0 for each sequence: pass `use_cache=False`, no attention
+mask, and an attention that keeps them apart. Completions of a question with the same tokens share one row: the loss
+counts each of them, the model computes them once. To add a layout: its cost in `plan_micro_batches`, its tensors in
+`_lay_out`.
 
 Shape legend: B sequences, L columns, T completion tokens of all sequences one after the other, H hidden size.
 """
@@ -26,15 +27,16 @@ from rl.records import TrainingGroup
 Layout = Literal["padded", "packed"]
 
 OVERHEAD_TOKENS = 128
-"""A micro-batch costs about as much as so many tokens of computation, whatever it holds: launches, Python, small kernels."""
+"""A micro-batch costs about as much as so many tokens of computation, whatever it holds: launches, Python, small
+kernels."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class SequenceIndex:
-    """One completion of a list of groups. num_tokens: of its row, prompt included. is_repeat: an earlier completion of the group
-    has the same tokens, and this one shares its row."""
+    """One completion of a list of groups. num_tokens: of its row, prompt included. is_repeat: an earlier completion of
+    the group has the same tokens, and this one shares its row."""
 
     group: int
     rollout: int
@@ -46,12 +48,12 @@ class SequenceIndex:
 class MicroBatch:
     """The tensors of one forward and backward pass.
 
-    token_ids_BL, position_ids_BL: what the model reads; [1, L] when packed. predictor_T: where the position that predicts each
-    completion token is in the flattened [B * L]; `hidden_BLH.flatten(0, 1)[predictor_T]` is [T, H], the same positions again for
-    completions that share a row. completion_ids_T: those
-    tokens. advantages_T (of the completion), sampler_logprobs_T, teacher_logprobs_T (NaN where no teacher was asked), weights_T: float32
-    (weights: see rl.losses.token_weights). sequence_ids_T: index of each token's sequence in `sequences`. sequence_lengths: completion
-    tokens of each sequence.
+    token_ids_BL, position_ids_BL: what the model reads; [1, L] when packed. predictor_T: where the position that
+    predicts each completion token is in the flattened [B * L]; `hidden_BLH.flatten(0, 1)[predictor_T]` is [T, H], the
+    same positions again for completions that share a row. completion_ids_T: those tokens. advantages_T (of the
+    completion), sampler_logprobs_T, teacher_logprobs_T (NaN where no teacher was asked), weights_T: float32 (weights:
+    see rl.losses.token_weights). sequence_ids_T: index of each token's sequence in `sequences`. sequence_lengths:
+    completion tokens of each sequence.
     """
 
     token_ids_BL: Tensor
@@ -78,22 +80,24 @@ class MicroBatch:
 
 
 def trains(group: TrainingGroup, needs_all: bool) -> bool:
-    """Whether a group needs a forward pass: some advantage is not zero, a teacher has scored it, or the loss has a term that does
-    not depend on advantages (`needs_all`: a KL penalty or an entropy bonus). Groups left out still count in the denominators."""
+    """Whether a group needs a forward pass: some advantage is not zero, a teacher has scored it, or the loss has a term
+    that does not depend on advantages (`needs_all`: a KL penalty or an entropy bonus). Groups left out still count in
+    the denominators."""
     return needs_all or group.teacher_logprobs is not None or any(advantage != 0.0 for advantage in group.advantages)
 
 
 def sequence_indices(groups: Sequence[TrainingGroup]) -> list[SequenceIndex]:
-    """Every completion of the groups. The row fed to the model is prompt + completion without its last token, which predicts
-    nothing.
+    """Every completion of the groups. The row fed to the model is prompt + completion without its last token, which
+    predicts nothing.
 
     Raises: ValueError for an empty prompt: nothing would predict the first token."""
     indices = []
     for group_index, training_group in enumerate(groups):
         group = training_group.group
         if not group.prompt.token_ids:
-            raise ValueError(f"the prompt of question {group.question.id!r} has no tokens; a completion's first token needs "
-                             "one before it: use a template with some text, or a tokenizer with a beginning-of-sequence token")
+            raise ValueError(
+                f"the prompt of question {group.question.id!r} has no tokens; a completion's first token needs "
+                "one before it: use a template with some text, or a tokenizer with a beginning-of-sequence token")
         seen: set[tuple[int, ...]] = set()
         for rollout_index, rollout in enumerate(group.rollouts):
             num_tokens = len(group.prompt.token_ids) + len(rollout.token_ids) - 1
@@ -105,13 +109,13 @@ def sequence_indices(groups: Sequence[TrainingGroup]) -> list[SequenceIndex]:
 def plan_micro_batches(
     groups: Sequence[TrainingGroup], *, max_tokens: int, layout: Layout = "padded"
 ) -> list[list[SequenceIndex]]:
-    """Which sequences share a forward pass, each sequence exactly once; longest first, so that little is padded. A repeat
-    follows the sequence whose row it shares and costs nothing.
+    """Which sequences share a forward pass, each sequence exactly once; longest first, so that little is padded. A
+    repeat follows the sequence whose row it shares and costs nothing.
 
-    A micro-batch costs its rows times its longest row (padded) or its tokens (packed), and costs at most `max_tokens`. A
-    sequence longer than that gets a micro-batch of its own: refusing it would lose a completion after it was sampled; check
-    the longest possible row (prompt + completion limits) before training instead.
-    The same groups give the same plan.
+    A micro-batch costs its rows times its longest row (padded) or its tokens (packed), and costs at most `max_tokens`.
+    A sequence longer than that gets a micro-batch of its own: refusing it would lose a completion after it was sampled;
+    check the longest possible row (prompt + completion limits) before training instead. The same groups give the same
+    plan.
 
     Raises: ValueError for max_tokens < 1 or an empty prompt.
     """
@@ -139,9 +143,11 @@ def _row_key(groups: Sequence[TrainingGroup], index: SequenceIndex) -> tuple[int
 
 
 def _in_padded_rows(longest_first: list[SequenceIndex], max_tokens: int) -> list[list[SequenceIndex]]:
-    """Consecutive runs of the sorted sequences with the least sum of (padded tokens + OVERHEAD_TOKENS), by dynamic programming.
+    """Consecutive runs of the sorted sequences with the least sum of (padded tokens + OVERHEAD_TOKENS), by dynamic
+    programming.
 
-    Filling each micro-batch to max_tokens would pad short completions to the longest of a batch that has room for all."""
+    Filling each micro-batch to max_tokens would pad short completions to the longest of a batch that has room for
+    all."""
     lengths = [sequence.num_tokens for sequence in longest_first]
     # cost[i]: least cost of the first i sequences; start[i]: where the last micro-batch of that plan begins.
     cost, start = [0] * (len(lengths) + 1), [0] * (len(lengths) + 1)
@@ -178,7 +184,8 @@ def _first_fit(longest_first: list[SequenceIndex], max_tokens: int) -> list[list
 
 
 def split_for_ranks(plan: Sequence[list[SequenceIndex]], num_ranks: int) -> list[list[list[SequenceIndex] | None]]:
-    """[ranks][steps]: the plan dealt out so that ranks have about equally many tokens and exactly equally many micro-batches.
+    """[ranks][steps]: the plan dealt out so that ranks have about equally many tokens and exactly equally many
+    micro-batches.
 
     None, always last, is a micro-batch that a rank has to run empty, because collective operations must match.
     """
@@ -189,15 +196,16 @@ def split_for_ranks(plan: Sequence[list[SequenceIndex]], num_ranks: int) -> list
     loads = [0] * num_ranks
     costs = [sum(sequence.num_tokens for sequence in sequences if not sequence.is_repeat) for sequences in plan]
     for index in sorted(range(len(plan)), key=lambda index: (-costs[index], index)):
-        rank = min((rank for rank in range(num_ranks) if len(shares[rank]) < num_steps), key=lambda rank: (loads[rank], rank))
+        rank = min(
+            (rank for rank in range(num_ranks) if len(shares[rank]) < num_steps), key=lambda rank: (loads[rank], rank))
         shares[rank].append(plan[index])
         loads[rank] += costs[index]
     return [share + [None] * (num_steps - len(share)) for share in shares]
 
 
 def split_minibatches(groups: Sequence[Item], num_minibatches: int) -> list[list[Item]]:
-    """Consecutive parts whose sizes differ by at most one, one optimiser update each; fewer parts than asked for where there
-    are fewer groups, never an empty one."""
+    """Consecutive parts whose sizes differ by at most one, one optimiser update each; fewer parts than asked for where
+    there are fewer groups, never an empty one."""
     if num_minibatches < 1:
         raise ValueError(f"optim.minibatches is {num_minibatches}; it must be at least 1")
     num_parts = min(num_minibatches, len(groups))
@@ -216,10 +224,11 @@ def build_micro_batch(
     num_sequences: int,
     max_completion_tokens: int,
 ) -> MicroBatch:
-    """The tensors, on the CPU, of the sequences that `plan_micro_batches` put together; `groups` are the ones it was given.
+    """The tensors, on the CPU, of the sequences that `plan_micro_batches` put together; `groups` are the ones it was
+    given.
 
-    Args: pad_token_id: any id of the vocabulary; what it is changes nothing. The last four: see rl.losses.token_weights; the
-    numbers are those of the whole update, not of this micro-batch.
+    Args: pad_token_id: any id of the vocabulary; what it is changes nothing. The last four: see
+    rl.losses.token_weights; the numbers are those of the whole update, not of this micro-batch.
     """
     assert sequences, "an empty micro-batch has no tensors"
     rows: list[tuple[int, ...]] = []
@@ -244,14 +253,19 @@ def build_micro_batch(
     return MicroBatch(
         token_ids_BL=token_ids_BL,
         position_ids_BL=position_ids_BL,
-        predictor_T=torch.cat([torch.arange(offsets[row] + start, offsets[row] + start + length)
-                               for row, start, length in zip(row_of, starts, lengths, strict=True)]),
+        predictor_T=torch.cat(
+            [
+                torch.arange(offsets[row] + start, offsets[row] + start + length)
+                for row, start, length in zip(row_of, starts, lengths, strict=True)]),
         completion_ids_T=torch.tensor([token for completion in completions for token in completion]),
         advantages_T=torch.tensor(advantages, dtype=torch.float32).repeat_interleave(lengths_B),
-        sampler_logprobs_T=torch.tensor([value for values in sampler_logprobs for value in values], dtype=torch.float32),
-        teacher_logprobs_T=torch.tensor([value for values in teacher_logprobs for value in values], dtype=torch.float32),
-        weights_T=token_weights(lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences,
-                                max_completion_tokens=max_completion_tokens),
+        sampler_logprobs_T=torch.tensor(
+            [value for values in sampler_logprobs for value in values], dtype=torch.float32),
+        teacher_logprobs_T=torch.tensor(
+            [value for values in teacher_logprobs for value in values], dtype=torch.float32),
+        weights_T=token_weights(
+            lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences,
+            max_completion_tokens=max_completion_tokens),
         sequence_ids_T=torch.arange(len(lengths)).repeat_interleave(lengths_B),
         sequence_lengths=tuple(lengths),
         sequences=tuple(sequences),

@@ -4,13 +4,14 @@
         adapter/            PEFT's format (PeftModel.from_pretrained reads it); model/ where all parameters train
         optimizer.pt        AdamW's state (the learning rate is a function of the step and needs no state)
         rng.pt              torch's generator state of each rank
-        state.json          step, data order, watchdog, position in metrics.jsonl, groups not yet trained on or sampled ahead
+        state.json          step, data order, watchdog, position in metrics.jsonl, groups not yet trained on or sampled
+        ahead
         config.yaml         the run's configuration
         manifest.json       size and SHA-256 of each file above; written last
     checkpoints/best        link to the checkpoint with the best held-out accuracy
 
-A checkpoint is written under another name and renamed when complete, so that a full disk or a kill leaves the previous one as it
-was. Nothing is read with pickle: torch.load runs with weights_only=True.
+A checkpoint is written under another name and renamed when complete, so that a full disk or a kill leaves the previous
+one as it was. Nothing is read with pickle: torch.load runs with weights_only=True.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 
 # What may differ between a checkpoint and the run that goes on from it: nothing that changes what is computed before
 # the new end. Everything else has to be the same.
-FREE_KEYS = ("steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences",
-             "generator.max_mismatch", "generator.proof_", "generator.memory_share", "generator.cache_gb", "generator.sleep",
-             "generator.urls", "generator.served_model", "generator.api_key_env", "generator.exchange_dir", "generator.start_timeout_s",
-             "generator.request_timeout_s", "model.gradient_checkpointing", "teacher.urls", "teacher.api_key_env", "teacher.max_requests",
-             "teacher.start_timeout_s", "teacher.request_timeout_s")
+FREE_KEYS = (
+    "steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences",
+    "generator.max_mismatch", "generator.proof_", "generator.memory_share", "generator.cache_gb", "generator.sleep",
+    "generator.urls", "generator.served_model", "generator.api_key_env", "generator.exchange_dir",
+    "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing", "teacher.urls",
+    "teacher.api_key_env", "teacher.max_requests", "teacher.start_timeout_s", "teacher.request_timeout_s")
 
 
 class CheckpointError(ValueError):
@@ -54,10 +56,10 @@ class CheckpointError(ValueError):
 class TrainerState:
     """The part of a run's state that is not tensors; JSON values only.
 
-    step: training steps done. policy_version: optimiser updates done. data: digests of the training and held-out questions, and of a
-    local teacher's weights.
-    positions: bytes of metrics.jsonl and rollouts.jsonl. surplus: groups left over for the next step; ahead: its first round, where
-    that was sampled ahead."""
+    step: training steps done. policy_version: optimiser updates done. data: digests of the training and held-out
+    questions, and of a local teacher's weights.
+    positions: bytes of metrics.jsonl and rollouts.jsonl. surplus: groups left over for the next step; ahead: its first
+    round, where that was sampled ahead."""
 
     step: int
     policy_version: int
@@ -85,10 +87,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainerState, policy: Policy, optimizer: Optimizer, rng_states: Sequence[Mapping[str, torch.Tensor]],
+    folder: Path,
+    state: TrainerState,
+    policy: Policy,
+    optimizer: Optimizer,
+    rng_states: Sequence[Mapping[str, torch.Tensor]],
     config: RunConfig,
 ) -> Path:
-    """Write a checkpoint and return its path. Raises CheckpointError (nothing half-written stays) when the disk refuses."""
+    """Write a checkpoint and return its path. Raises CheckpointError (nothing half-written stays) when the disk
+    refuses."""
     final, temporary = folder / checkpoint_name(state.step), folder / f"{TEMPORARY}{state.step:06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +107,8 @@ def save_checkpoint(
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
         (temporary / "config.yaml").write_text(to_yaml(config))
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
+        manifest = {
+            str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
@@ -111,15 +119,16 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         kept = [path.name for path in list_checkpoints(folder)]
         raise CheckpointError(
-            f"could not write checkpoint {final}: {error}. Earlier checkpoints are untouched: {', '.join(kept) or 'none yet'}. "
-            "Remedy: free disk space (or set checkpoint.keep lower), then go on with --resume."
+            f"could not write checkpoint {final}: {error}. Earlier checkpoints are untouched: "
+            f"{', '.join(kept) or 'none yet'}. Remedy: free disk space (or set checkpoint.keep lower), then go on with "
+            "--resume."
         ) from error
     return final
 
 
 def _replace(final: Path, temporary: Path) -> None:
-    """Rename into place; an older checkpoint of that step is moved away first and removed last, so that one is always there
-    (after a kill between the two, `recover` moves it back)."""
+    """Rename into place; an older checkpoint of that step is moved away first and removed last, so that one is always
+    there (after a kill between the two, `recover` moves it back)."""
     outdated = final.with_name(OUTDATED + final.name)
     shutil.rmtree(outdated, ignore_errors=True)
     if final.exists():
@@ -175,7 +184,8 @@ def verify(path: Path) -> None:
 
 def _damaged(path: Path, what: str) -> CheckpointError:
     others = [other.name for other in list_checkpoints(path.parent) if other != path]
-    remedy = f"remove {path} to go on from {others[-1]}" if others else "start the run anew (this was its only checkpoint)"
+    remedy = (
+        f"remove {path} to go on from {others[-1]}" if others else "start the run anew (this was its only checkpoint)")
     return CheckpointError(f"checkpoint {path} is damaged: {what}. Remedy: {remedy}.")
 
 
@@ -184,15 +194,17 @@ def read_state(path: Path) -> TrainerState:
     try:
         return TrainerState(**json.loads((path / "state.json").read_text()))
     except TypeError as error:
-        raise CheckpointError(f"{path / 'state.json'} was written by another version of otherhalf ({error}). Remedy: resume with "
-                              "the version that wrote it") from error
+        raise CheckpointError(
+            f"{path / 'state.json'} was written by another version of otherhalf ({error}). Remedy: resume with "
+            "the version that wrote it") from error
 
 
 def check_same_run(
     path: Path, stored: RunConfig, config: RunConfig, state: TrainerState, num_ranks: int, data: Mapping[str, str]
 ) -> None:
-    """Refuse to go on under another configuration, number of ranks, other questions or another teacher: the result would be neither
-    run's. data: what the run has now of state.data; where the checkpoint knows no teacher's weights, they are not compared."""
+    """Refuse to go on under another configuration, number of ranks, other questions or another teacher: the result
+    would be neither run's. data: what the run has now of state.data; where the checkpoint knows no teacher's weights,
+    they are not compared."""
     changed = [(key, old, new) for key, old, new in differences(stored, config) if not key.startswith(FREE_KEYS)]
     if config.optim.schedule != "constant" and stored.steps != config.steps:
         changed.append(("steps", stored.steps, config.steps))
@@ -201,20 +213,22 @@ def check_same_run(
     if changed:
         listed = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in changed)
         raise CheckpointError(
-            f"checkpoint {path} belongs to another configuration: {listed}. Remedy: resume with the same settings, or start a new run "
-            "(model.adapter=.../adapter starts one from these weights)")
+            f"checkpoint {path} belongs to another configuration: {listed}. Remedy: resume with the same settings, or "
+            "start a new run (model.adapter=.../adapter starts one from these weights)")
     teacher = {name: digest for name, digest in data.items() if name.startswith("teacher.")}
     if other := [name for name, digest in teacher.items() if state.data.get(name, digest) != digest]:
         raise CheckpointError(
-            f"{' and '.join(other)}: the weights differ from those that the run began with (checkpoint {path}). Remedy: put the files "
-            "back, or start a new run (model.adapter=.../adapter starts one from these weights)")
+            f"{' and '.join(other)}: the weights differ from those that the run began with (checkpoint {path}). Remedy:"
+            " put the files back, or start a new run (model.adapter=.../adapter starts one from these weights)")
     if other := [name for name, digest in data.items() if name not in teacher and state.data.get(name) != digest]:
         raise CheckpointError(
-            f"the questions have changed since checkpoint {path}: {' and '.join(other)} gives other prompts or answers than then (edited "
-            "rows, another template or tokenizer). Remedy: put the files back, or start a new run (model.adapter=.../adapter starts "
-            "one from these weights)")
+            f"the questions have changed since checkpoint {path}: {' and '.join(other)} gives other prompts or answers "
+            "than then (edited rows, another template or tokenizer). Remedy: put the files back, or start a new run "
+            "(model.adapter=.../adapter starts one from these weights)")
     if state.step > config.steps:
-        raise CheckpointError(f"checkpoint {path} is at step {state.step}, beyond steps={config.steps}. Remedy: steps={state.step} or more")
+        raise CheckpointError(
+            f"checkpoint {path} is at step {state.step}, beyond steps={config.steps}. Remedy: steps={state.step} or "
+            "more")
 
 
 def load_weights(path: Path, policy: Policy, optimizer: Optimizer) -> list[dict[str, torch.Tensor]]:
@@ -248,8 +262,9 @@ def _copy_adapter(stored: dict[str, torch.Tensor], policy: Policy) -> None:
     parameters = {name.replace(".default.", "."): p for name, p in policy.trainable_parameters().items()}
     if parameters.keys() != stored.keys():
         different = sorted(parameters.keys() ^ stored.keys())
-        raise CheckpointError(f"the adapter in the checkpoint has other modules than this policy, among them {different[0]}. Remedy: the "
-                              "same lora.targets and model.path as when it was saved")
+        raise CheckpointError(
+            f"the adapter in the checkpoint has other modules than this policy, among them {different[0]}. Remedy: the "
+            "same lora.targets and model.path as when it was saved")
     for name, parameter in parameters.items():
         parameter.copy_(stored[name])
 

@@ -1,11 +1,13 @@
 """One step's questions -> sampled, scored and selected groups.
 
-Under `selection.mode: refill` further questions are sampled until the batch is full, at most `max_refills` rounds; groups
-beyond a full batch are kept for the next step, which then trains them with the importance ratio of the version that sampled them.
+Under `selection.mode: refill` further questions are sampled until the batch is full, at most `max_refills` rounds;
+groups beyond a full batch are kept for the next step, which then trains them with the importance ratio of the version
+that sampled them.
 
-Finished groups are scored while others still decode, where that is safe. With `generator.max_staleness: 1` the first round of the next
-step is sampled ahead, in a thread, while the present step trains. It begins when the present step's groups are complete: the sampler
-never has two things to do, refilling takes the newest version, and how many questions to draw is known.
+Finished groups are scored while others still decode, where that is safe. With `generator.max_staleness: 1` the first
+round of the next step is sampled ahead, in a thread, while the present step trains. It begins when the present step's
+groups are complete: the sampler never has two things to do, refilling takes the newest version, and how many questions
+to draw is known.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from rl.selection import Selection, select
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds, this rank's. generate_s: sampling. reward_s: scoring after sampling had ended. reward_overlapped_s: scoring during it."""
+    """Seconds, this rank's. generate_s: sampling. reward_s: scoring after sampling had ended. reward_overlapped_s:
+    scoring during it."""
 
     generate_s: float = 0.0
     reward_s: float = 0.0
@@ -51,8 +54,9 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """sampled: every group sampled for this step, over all ranks, in the order of the draw. selection: which of those were kept and
-    refused. batch: the groups that train now: those left over by the step before, then newly kept ones."""
+    """sampled: every group sampled for this step, over all ranks, in the order of the draw. selection: which of those
+    were kept and refused. batch: the groups that train now: those left over by the step before, then newly kept
+    ones."""
 
     sampled: tuple[ScoredGroup, ...]
     selection: Selection
@@ -63,7 +67,8 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class CollectorState:
-    """What decides the groups of the next step. ahead: its first round, where that was sampled ahead; otherwise None."""
+    """What decides the groups of the next step. ahead: its first round, where that was sampled ahead; otherwise
+    None."""
 
     order: Mapping[str, Json]
     surplus: tuple[ScoredGroup, ...]
@@ -80,17 +85,27 @@ class _Share:
 
 
 class Collector:
-    """Draws questions in order and returns groups; the same on every rank. State: the order, the surplus, the round sampled ahead."""
+    """Draws questions in order and returns groups; the same on every rank. State: the order, the surplus, the round
+    sampled ahead."""
 
     def __init__(
-        self, config: RunConfig, prompts: Sequence[Prompt], generator: Generator, parameters: SamplingParameters, rewards: RewardSum, *,
-        rank: int, num_ranks: int, scorer: Scorer | None = None,
+        self,
+        config: RunConfig,
+        prompts: Sequence[Prompt],
+        generator: Generator,
+        parameters: SamplingParameters,
+        rewards: RewardSum,
+        *,
+        rank: int,
+        num_ranks: int,
+        scorer: Scorer | None = None,
     ) -> None:
         self.order = QuestionOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.surplus: tuple[ScoredGroup, ...] = ()
         self._ahead: Round | None = None
         self._prefetch: Prefetch[_Share] = Prefetch()
-        self._repeatable: CollectorState | None = None  # that before a draw whose groups are not there yet, or not yet trained on
+        # that before a draw whose groups are not there yet, or not yet trained on
+        self._repeatable: CollectorState | None = None
         self._config = config
         self._prompts = prompts
         self._generator = generator
@@ -142,7 +157,8 @@ class Collector:
             self._prefetch.start(lambda: self._sample(requests))
 
     def settle(self, poll: Callable[[], None] = lambda: None) -> None:
-        """Wait for what is sampled ahead; nothing where nothing is. Collective over ranks. poll: called while waiting."""
+        """Wait for what is sampled ahead; nothing where nothing is. Collective over ranks. poll: called while
+        waiting."""
         if self.in_flight:
             self._ahead = self._complete(self._prefetch.join(poll))
             self._repeatable = None
@@ -159,7 +175,8 @@ class Collector:
         self.surplus, self._ahead, self._repeatable = state.surplus, state.ahead, None
 
     def _round_size(self, missing: int, selection: Selection) -> int:
-        """A whole batch; under refill as many questions as fill it at this step's rate of acceptance, at most a whole batch."""
+        """A whole batch; under refill as many questions as fill it at this step's rate of acceptance, at most a whole
+        batch."""
         wanted = self._config.sampling.questions_per_step
         if self._config.selection.mode != "refill":
             return wanted
@@ -171,8 +188,11 @@ class Collector:
         """This rank's requests for the next questions in the order."""
         prompts = [self._prompts[i] for i in self.order.next(num_questions)]
         return [
-            Request(prompt, tuple(
-                request_seed(self._config.seed, purpose, step, prompt.question.id, i) for i in range(self._config.sampling.group_size)))
+            Request(
+                prompt,
+                tuple(
+                    request_seed(self._config.seed, purpose, step, prompt.question.id, i)
+                    for i in range(self._config.sampling.group_size)))
             for prompt, purpose in share_of_rank(_with_purpose(prompts, round_number), self._rank, self._num_ranks)
         ]
 
@@ -199,14 +219,17 @@ class Collector:
         return Round(tuple(gather_shares(scored, self._num_ranks)), times)
 
     def _ends_at_once(self, requests: Sequence[Request]) -> bool:
-        """The embedded sampler decodes as many sequences together as it may, and tells of none before the last of them has ended."""
+        """The embedded sampler decodes as many sequences together as it may, and tells of none before the last of them
+        has ended."""
         generator = self._config.generator
-        return generator.backend == "transformers" and sum(len(request.seeds) for request in requests) <= generator.max_sequences
+        return (
+            generator.backend == "transformers"
+            and sum(len(request.seeds) for request in requests) <= generator.max_sequences)
 
 
 def _with_purpose(prompts: Sequence[Prompt], round_number: int) -> list[tuple[Prompt, str]]:
-    """What enters the seeds beside step and question: the round, and how often the question came before in it (a step that asks for
-    more questions than there are draws some again, and must not sample the same completions)."""
+    """What enters the seeds beside step and question: the round, and how often the question came before in it (a step
+    that asks for more questions than there are draws some again, and must not sample the same completions)."""
     seen: Counter[str] = Counter()
     pairs = []
     for prompt in prompts:

@@ -1,7 +1,8 @@
 """A run's configuration: frozen pydantic models, one per section of the YAML file.
 
-Every field has a unit, a range, a meaning (which `--help` prints) and a reader; unknown keys are refused. Loading, overrides
-and error messages are in rl/configuration/loading.py, the printed help in rl/configuration/help.py. Imports no torch.
+Every field has a unit, a range, a meaning (which `--help` prints) and a reader; unknown keys are refused. Loading,
+overrides and error messages are in rl/configuration/loading.py, the printed help in rl/configuration/help.py. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 def setting(default: Any, meaning: str, *, unit: str = "", **bounds: Any) -> Any:
@@ -25,7 +35,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """pydantic would read `steps: true` as 1; text that names the value makes it fail with the key's own message."""
+        """pydantic would read `steps: true` as 1; text that names the value makes it fail with the key's own
+        message."""
         assert info.field_name is not None
         is_switch = cls.model_fields[info.field_name].annotation is bool
         return str(value).lower() if isinstance(value, bool) and not is_switch else value
@@ -44,7 +55,8 @@ class ModelSection(Section):
         "auto", "dtype of the frozen base; auto: bfloat16 on a GPU, float32 on the CPU. Trained weights are float32")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
         "auto", "attention implementation of the trained model; auto lets transformers choose")
-    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, about a third slower")
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, about a third slower")
     trust_remote_code: bool = setting(False, "run Python code that comes with the checkpoint")
 
 
@@ -53,8 +65,10 @@ class TeacherModelSection(Section):
 
     path: str = setting("", "folder of the teacher's Hugging Face checkpoint, or a hub id")
     revision: str | None = setting(None, "hub revision (branch, tag or commit)")
-    adapter: str | None = setting(None, "folder of a PEFT adapter, merged into the teacher when it is loaded; null: none")
-    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "dtype of the teacher; auto: bfloat16 on a GPU, float32 on the CPU")
+    adapter: str | None = setting(
+        None, "folder of a PEFT adapter, merged into the teacher when it is loaded; null: none")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "dtype of the teacher; auto: bfloat16 on a GPU, float32 on the CPU")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
         "auto", "attention implementation of the teacher; auto lets transformers choose")
     trust_remote_code: bool = setting(False, "run Python code that comes with the teacher's checkpoint")
@@ -68,35 +82,51 @@ class TeacherModelSection(Section):
 
     def as_model(self) -> ModelSection:
         """The same keys, for what loads models."""
-        return ModelSection(path=self.path, revision=self.revision, adapter=self.adapter, dtype=self.dtype, attention=self.attention,
-                            trust_remote_code=self.trust_remote_code)
+        return ModelSection(
+            path=self.path, revision=self.revision, adapter=self.adapter, dtype=self.dtype, attention=self.attention,
+            trust_remote_code=self.trust_remote_code)
 
 
 class TeacherSection(TeacherModelSection):
     """The teacher of on-policy distillation (rl/teacher/advantages.py)."""
 
     weight: float = setting(
-        1.0, "factor of the per-token advantage ln pi_teacher - ln pi_student, which is added to the rewards' advantage", gt=0)
-    cap: float | None = setting(None, "bound on what the teacher adds to one token's advantage, after the factor; null: none", gt=0)
+        1.0,
+        "factor of the per-token advantage ln pi_teacher - ln pi_student, which is added to the rewards' advantage",
+        gt=0)
+    cap: float | None = setting(
+        None, "bound on what the teacher adds to one token's advantage, after the factor; null: none", gt=0)
     backend: Literal["local", "vllm_server"] = setting(
-        "local", "who scores. local: the frozen model in each training process, on its device; vllm_server: running `vllm serve` processes "
-        "of the teacher (path then names the tokenizer to compare)")
+        "local",
+        "who scores. local: the frozen model in each training process, on its device; vllm_server: running `vllm serve`"
+        " processes of the teacher (path then names the tokenizer to compare)")
     urls: list[str] = setting(list, "vllm_server: addresses of the servers, such as http://localhost:8000")
-    served_model: str | None = setting(None, "vllm_server: name under which they serve the teacher; null: what the first lists first")
-    api_key_env: str | None = setting(None, "vllm_server: name of the environment variable that holds the API key; null: no key")
+    served_model: str | None = setting(
+        None, "vllm_server: name under which they serve the teacher; null: what the first lists first")
+    api_key_env: str | None = setting(
+        None, "vllm_server: name of the environment variable that holds the API key; null: no key")
     max_requests: int = setting(
-        64, "vllm_server: requests of each training process under way on one server at the same time", unit="requests", ge=1)
+        64,
+        "vllm_server: requests of each training process under way on one server at the same time",
+        unit="requests",
+        ge=1)
     start_timeout_s: float = setting(900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0)
-    request_timeout_s: float = setting(600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
+    request_timeout_s: float = setting(
+        600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
 
     @model_validator(mode="after")
     def _settings_fit_the_backend(self) -> TeacherSection:
         if self.backend == "vllm_server" and not self.urls:
-            raise ValueError("backend vllm_server needs urls; expected the servers' addresses, such as teacher.urls=[http://localhost:8000]")
+            raise ValueError(
+                "backend vllm_server needs urls; expected the servers' addresses, such as "
+                "teacher.urls=[http://localhost:8000]")
         if self.backend == "vllm_server" and self.adapter is not None:
-            raise ValueError("adapter is for backend local. Remedy: start the server with --lora-modules NAME=FOLDER, and "
-                             "teacher.served_model=NAME; or serve the merged model (python -m rl.export)")
-        is_set = {"urls": bool(self.urls), "served_model": self.served_model is not None, "api_key_env": self.api_key_env is not None}
+            raise ValueError(
+                "adapter is for backend local. Remedy: start the server with --lora-modules NAME=FOLDER, and "
+                "teacher.served_model=NAME; or serve the merged model (python -m rl.export)")
+        is_set = {
+            "urls": bool(self.urls), "served_model": self.served_model is not None,
+            "api_key_env": self.api_key_env is not None}
         if self.backend == "local" and (keys := [key for key, value in is_set.items() if value]):
             raise ValueError(f"{keys[0]} is for backend vllm_server and is not read by local. Remedy: leave it out, or "
                              "teacher.backend=vllm_server")
@@ -119,7 +149,9 @@ class ColumnsSection(Section):
 
 
 class DataSection(Section):
-    path: str = setting("models/tiny-arith/questions/train.jsonl", "JSONL or parquet file, Hugging Face dataset id, or reasoning_gym:TASK")
+    path: str = setting(
+        "models/tiny-arith/questions/train.jsonl",
+        "JSONL or parquet file, Hugging Face dataset id, or reasoning_gym:TASK")
     task: dict[str, JsonValue] = setting(
         dict, "parameters of the reasoning-gym task, with seed (0) and size (limit, or 500); see docs/rewards.md")
     split: str = setting("train", "split of a Hugging Face dataset")
@@ -139,59 +171,90 @@ class PromptSection(Section):
 
 class GeneratorSection(Section):
     backend: Literal["transformers", "vllm", "vllm_server"] = setting(
-        "transformers", "which sampler. transformers: embedded; vllm: an engine in each training process, on its device; vllm_server: "
+        "transformers",
+        "which sampler. transformers: embedded; vllm: an engine in each training process, on its device; vllm_server: "
         "running `vllm serve` processes")
     sync: Literal["auto", "shared", "adapter", "merge"] = setting(
-        "auto", "how the sampler gets new weights. shared (transformers): samples from the trained module itself, no second copy; adapter "
-        "(vLLM): only the LoRA adapter travels; merge: base + BA computed in float32 into the sampler's copy. auto: merge for "
-        "transformers where the copy is small, else shared; for vLLM adapter on a GPU and merge on a CPU or without LoRA")
+        "auto",
+        "how the sampler gets new weights. shared (transformers): samples from the trained module itself, no second "
+        "copy; adapter (vLLM): only the LoRA adapter travels; merge: base + BA computed in float32 into the sampler's "
+        "copy. auto: merge for transformers where the copy is small, else shared; for vLLM adapter on a GPU and merge "
+        "on a CPU or without LoRA")
     max_sequences: int = setting(256, "sequences decoded at the same time (per engine)", unit="sequences", ge=1)
     max_mismatch: float | None = setting(
-        None, "stop when the mean |trainer's - sampler's log-probability| exceeds this; null: 1e-3 in float32, 0.1 in bfloat16",
-        unit="nats", gt=0)
+        None,
+        "stop when the mean |trainer's - sampler's log-probability| exceeds this; null: 1e-3 in float32, 0.1 in "
+        "bfloat16",
+        unit="nats",
+        gt=0)
     proof_every: int = setting(
-        10, "steps between proofs that the sampler has the policy (the first one follows the first update); 0: none", unit="steps", ge=0)
+        10,
+        "steps between proofs that the sampler has the policy (the first one follows the first update); 0: none",
+        unit="steps",
+        ge=0)
     proof_completions: int = setting(8, "completions that each proof scores again", unit="completions", ge=1)
     max_staleness: Literal[0, 1] = setting(
-        0, "vllm_server: 1 samples step k+1 while step k trains, corrected by importance sampling; 0 is exactly on-policy", unit="steps")
+        0,
+        "vllm_server: 1 samples step k+1 while step k trains, corrected by importance sampling; 0 is exactly on-policy",
+        unit="steps")
     memory_share: float | None = setting(
-        None, "vllm: share of the GPU's memory for the engine, weights included; null: what the memory estimate leaves", gt=0, lt=1)
+        None,
+        "vllm: share of the GPU's memory for the engine, weights included; null: what the memory estimate leaves",
+        gt=0,
+        lt=1)
     cache_gb: float | None = setting(
-        None, "vllm: size of the key/value cache; null: on a GPU what memory_share leaves, on a CPU what max_sequences need",
-        unit="GB", gt=0)
-    eager: bool | None = setting(None, "vllm: no compilation, no CUDA graphs; null: true on a CPU, where compiling takes minutes")
+        None,
+        "vllm: size of the key/value cache; null: on a GPU what memory_share leaves, on a CPU what max_sequences need",
+        unit="GB",
+        gt=0)
+    eager: bool | None = setting(
+        None, "vllm: no compilation, no CUDA graphs; null: true on a CPU, where compiling takes minutes")
     sleep: Literal["off", "offload", "discard"] = setting(
-        "off", "vllm on a GPU: free the engine's memory while training. offload: weights go to host memory; discard: weights are dropped "
-        "and pushed again")
+        "off",
+        "vllm on a GPU: free the engine's memory while training. offload: weights go to host memory; discard: weights "
+        "are dropped and pushed again")
     urls: list[str] = setting(list, "vllm_server: addresses of the servers, such as http://localhost:8000")
-    served_model: str | None = setting(None, "vllm_server: name under which they serve the base model; null: the one that they list first")
-    api_key_env: str | None = setting(None, "vllm_server: name of the environment variable that holds the API key; null: no key")
+    served_model: str | None = setting(
+        None, "vllm_server: name under which they serve the base model; null: the one that they list first")
+    api_key_env: str | None = setting(
+        None, "vllm_server: name of the environment variable that holds the API key; null: no key")
     exchange_dir: str | None = setting(
-        None, "vllm_server: folder in which new versions are written for the servers, which must see it under the same path; null: the "
-        "run's folder")
+        None,
+        "vllm_server: folder in which new versions are written for the servers, which must see it under the same path; "
+        "null: the run's folder")
     start_timeout_s: float = setting(900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0)
-    request_timeout_s: float = setting(600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
+    request_timeout_s: float = setting(
+        600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
 
     @model_validator(mode="after")
     def _settings_fit_the_backend(self) -> GeneratorSection:
         syncs = ("auto", "shared", "merge") if self.backend == "transformers" else ("auto", "adapter", "merge")
         if self.sync not in syncs:
-            raise ValueError(f"sync {self.sync} does not go with backend {self.backend}; expected one of: {', '.join(syncs)}")
+            raise ValueError(
+                f"sync {self.sync} does not go with backend {self.backend}; expected one of: {', '.join(syncs)}")
         if self.backend == "vllm_server" and not self.urls:
-            raise ValueError("backend vllm_server needs urls; expected the servers' addresses, such as generator.urls=[http://localhost:8000]")
+            raise ValueError(
+                "backend vllm_server needs urls; expected the servers' addresses, such as "
+                "generator.urls=[http://localhost:8000]")
         if self.sleep == "discard" and self.sync == "adapter":
-            raise ValueError("sleep discard drops the base's weights too, which sync adapter does not bring back. Remedy: "
-                             "generator.sleep=offload, or generator.sync=merge")
+            raise ValueError(
+                "sleep discard drops the base's weights too, which sync adapter does not bring back. Remedy: "
+                "generator.sleep=offload, or generator.sync=merge")
         is_set = {
-            "vllm": {"memory_share": self.memory_share is not None, "cache_gb": self.cache_gb is not None, "eager": self.eager is not None,
-                     "sleep": self.sleep != "off"},
-            "vllm_server": {"urls": bool(self.urls), "served_model": self.served_model is not None,
-                            "api_key_env": self.api_key_env is not None, "exchange_dir": self.exchange_dir is not None,
-                            "max_staleness": self.max_staleness > 0}}
-        for backend, key in ((backend, key) for backend, keys in is_set.items() for key, value in keys.items() if value):
+            "vllm": {
+                "memory_share": self.memory_share is not None, "cache_gb": self.cache_gb is not None,
+                "eager": self.eager is not None, "sleep": self.sleep != "off"},
+            "vllm_server": {
+                "urls": bool(self.urls), "served_model": self.served_model is not None,
+                "api_key_env": self.api_key_env is not None, "exchange_dir": self.exchange_dir is not None,
+                "max_staleness": self.max_staleness > 0}}
+        for backend, key in (
+            (backend, key) for backend, keys in is_set.items() for key, value in keys.items() if value
+        ):
             if self.backend != backend:
-                raise ValueError(f"{key} is for backend {backend} and is not read by {self.backend}. Remedy: leave it out, or "
-                                 f"generator.backend={backend}")
+                raise ValueError(
+                    f"{key} is for backend {backend} and is not read by {self.backend}. Remedy: leave it out, or "
+                    f"generator.backend={backend}")
         return self
 
 
@@ -203,7 +266,8 @@ class SamplingSection(Section):
     top_k: int = setting(
         0, "sample from the k likeliest tokens, 0 from all; above 0 the gradient is biased and the run warns", ge=0)
     max_completion_tokens: int = setting(48, "completions are cut at this length", unit="tokens", ge=1)
-    stop_strings: list[str] = setting(list, "texts that end a completion, beside the template's own; rewards see what stands before")
+    stop_strings: list[str] = setting(
+        list, "texts that end a completion, beside the template's own; rewards see what stands before")
     stop_token_ids: list[int] = setting(list, "ids that end a completion, beside the model's own end-of-sequence ids")
 
 
@@ -221,7 +285,8 @@ class SelectionSection(Section):
         None, "a group trains only if its normalised semantic entropy is above this; null: no bound", ge=0, le=1)
     high: float | None = setting(None, "... and below this; null: no bound", ge=0, le=1)
     mode: Literal["drop", "refill", "zero"] = setting(
-        "drop", "what becomes of refused groups, those with equal rewards among them. drop: the batch is smaller; refill: "
+        "drop",
+        "what becomes of refused groups, those with equal rewards among them. drop: the batch is smaller; refill: "
         "further questions are sampled; zero: they count in the loss denominator with advantage 0")
     max_refills: int = setting(3, "rounds of further sampling per step under refill", unit="rounds", ge=0)
 
@@ -243,7 +308,8 @@ class AdvantageSection(Section):
 
 class CorrectionSection(Section):
     mode: Literal["none", "truncate", "mask_token", "mask_sequence"] = setting(
-        "none", "correct for the sampler's numerics with s_t = pi_old / pi_sampler. truncate: min(s_t, cap); mask_token: drop "
+        "none",
+        "correct for the sampler's numerics with s_t = pi_old / pi_sampler. truncate: min(s_t, cap); mask_token: drop "
         "tokens with s_t outside [low, high]; mask_sequence: drop sequences whose geometric mean of s_t is outside")
     cap: float = setting(2.0, "bound of truncate", gt=0)
     low: float = setting(0.5, "lower bound of the masks", ge=0)
@@ -293,11 +359,15 @@ class OptimSection(AdamSection):
 
 
 class BenchmarkSection(Section):
-    name: str = setting("", "a benchmark's name, reasoning_gym:TASK or a JSONL file; python -m eval.run --list shows them")
-    every: int = setting(50, "steps between evaluations, beside those before and after; 0: only these", unit="steps", ge=0)
-    samples: int | None = setting(None, "completions per question; null: the benchmark's protocol", unit="completions", ge=1)
+    name: str = setting(
+        "", "a benchmark's name, reasoning_gym:TASK or a JSONL file; python -m eval.run --list shows them")
+    every: int = setting(
+        50, "steps between evaluations, beside those before and after; 0: only these", unit="steps", ge=0)
+    samples: int | None = setting(
+        None, "completions per question; null: the benchmark's protocol", unit="completions", ge=1)
     limit: int | None = setting(None, "use only the first so many questions", unit="questions", ge=1)
-    temperature: float | None = setting(None, "sampling temperature, 0 is greedy; null: the benchmark's protocol", ge=0, le=2)
+    temperature: float | None = setting(
+        None, "sampling temperature, 0 is greedy; null: the benchmark's protocol", ge=0, le=2)
     top_p: float | None = setting(None, "nucleus sampling; null: the benchmark's protocol", gt=0, le=1)
     max_tokens: int | None = setting(
         None, "completions are cut at this length; null: sampling.max_completion_tokens", unit="tokens", ge=1)
@@ -307,9 +377,12 @@ class BenchmarkSection(Section):
 class HeldOutSection(Section):
     """Held-out questions and how they are sampled: of a training run, and of a warm-up."""
 
-    path: str | None = setting(None, "held-out questions with answers (JSONL, parquet, dataset id, reasoning_gym:TASK); null: none")
+    path: str | None = setting(
+        None, "held-out questions with answers (JSONL, parquet, dataset id, reasoning_gym:TASK); null: none")
     task: dict[str, JsonValue] = setting(
-        dict, "parameters of the reasoning-gym task, with seed (1000000000) and size; questions that occur in training are left out")
+        dict,
+        "parameters of the reasoning-gym task, with seed (1000000000) and size; questions that occur in training are "
+        "left out")
     split: str = setting("test", "split of a Hugging Face dataset")
     subset: str | None = setting(None, "configuration name of a Hugging Face dataset")
     revision: str | None = setting(None, "revision of a Hugging Face dataset")
@@ -327,21 +400,32 @@ class HeldOutSection(Section):
 
 class EvaluationSection(HeldOutSection):
     benchmarks: list[Annotated[BenchmarkSection, shorthand("name")]] = setting(
-        list, "benchmarks evaluated as the run goes, under the run's prompt; completions are kept in evaluations/ of its folder")
+        list,
+        "benchmarks evaluated as the run goes, under the run's prompt; completions are kept in evaluations/ of its "
+        "folder")
     data_dir: str | None = setting(None, "folder with the benchmarks as JSONL files; null: the hub")
 
 
 class WatchdogSection(Section):
     enabled: bool = setting(True, "stop a collapsing run and keep the best checkpoint")
     patience: int = setting(
-        3, "stop when held-out accuracy fell in so many evaluations in a row while the reward rose", unit="evaluations", ge=1)
-    max_drop: float = setting(0.15, "stop when held-out accuracy is so far below the run's best", unit="accuracy", gt=0, le=1)
+        3,
+        "stop when held-out accuracy fell in so many evaluations in a row while the reward rose",
+        unit="evaluations",
+        ge=1)
+    max_drop: float = setting(
+        0.15, "stop when held-out accuracy is so far below the run's best", unit="accuracy", gt=0, le=1)
     max_vain_evaluations: int = setting(
-        5, "stop when the reward rose in so many evaluations in a row and their mean held-out accuracy is above that before training by "
-        "less than a tenth of the reward's rise",
-        unit="evaluations", ge=2)
+        5,
+        "stop when the reward rose in so many evaluations in a row and their mean held-out accuracy is above that "
+        "before training by less than a tenth of the reward's rise",
+        unit="evaluations",
+        ge=2)
     max_answer_share: float = setting(
-        0.5, "stop when one answer is the majority answer of more than this share of a batch's different questions", gt=0, le=1)
+        0.5,
+        "stop when one answer is the majority answer of more than this share of a batch's different questions",
+        gt=0,
+        le=1)
     max_unparsable_share: float = setting(
         0.9, "stop when more than this share of a batch's completions has no answer", gt=0, le=1)
     window: int = setting(3, "steps in a row over which a share must exceed its bound", unit="steps", ge=1)
@@ -351,7 +435,8 @@ class CheckpointSection(Section):
     every: int = setting(10, "steps between checkpoints; the last step always saves", unit="steps", ge=1)
     keep: int = setting(2, "how many of the newest are kept, beside the best", unit="checkpoints", ge=1)
     best_by: str = setting(
-        "held_out", "what the best checkpoint is chosen by: held_out, or a benchmark's number such as math500/avg@4, math500/maj@4")
+        "held_out",
+        "what the best checkpoint is chosen by: held_out, or a benchmark's number such as math500/avg@4, math500/maj@4")
 
 
 class TrackingSection(Section):
@@ -378,7 +463,8 @@ class RunConfig(Section):
     teacher: Annotated[TeacherSection | None, shorthand("path")] = setting(
         None, "on-policy distillation: a teacher scores each sampled token; null: none")
     rewards: list[RewardSection] = setting(
-        lambda: [RewardSection()], "reward functions, added up with their weights; [] with a teacher is pure distillation")
+        lambda: [RewardSection()],
+        "reward functions, added up with their weights; [] with a teacher is pure distillation")
     selection: SelectionSection = setting(SelectionSection, "which groups train (entropy thresholding)")
     advantage: Annotated[AdvantageSection, shorthand("name")] = setting(AdvantageSection, "rewards to advantages")
     loss: Annotated[LossSection, shorthand("name")] = setting(LossSection, "the objective")
@@ -393,14 +479,16 @@ class RunConfig(Section):
     @classmethod
     def _something_is_to_be_learnt(cls, rewards: list[RewardSection], info: ValidationInfo) -> list[RewardSection]:
         if not rewards and info.data.get("teacher", ...) is None:
-            raise ValueError("saw []; expected a list of sections with at least 1 entry, or a teacher (teacher.path) to learn from without "
-                             "rewards")
+            raise ValueError(
+                "saw []; expected a list of sections with at least 1 entry, or a teacher (teacher.path) to learn from "
+                "without rewards")
         return rewards
 
     @field_validator("selection")
     @classmethod
     def _thresholds_have_clusters(cls, selection: SelectionSection, info: ValidationInfo) -> SelectionSection:
         if info.data.get("rewards") == [] and (selection.low is not None or selection.high is not None):
-            raise ValueError("low and high are bounds on the entropy over the answers that rewards cluster, and rewards is []. Remedy: "
-                             "selection.low=null selection.high=null")
+            raise ValueError(
+                "low and high are bounds on the entropy over the answers that rewards cluster, and rewards is []. "
+                "Remedy: selection.low=null selection.high=null")
         return selection

@@ -15,7 +15,8 @@ from rl.teacher.teacher import check_run_teacher
 
 
 def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
-    """The resolved configuration, one prompt, the step's sizes and the memory estimate. build: what makes the configured benchmarks.
+    """The resolved configuration, one prompt, the step's sizes and the memory estimate. build: what makes the
+    configured benchmarks.
 
     Raises what `read_inputs`, `check_run_teacher`, `build_benchmarks` and `check_backend` raise."""
     inputs = read_inputs(config)
@@ -25,11 +26,13 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(config.model.dtype, device)
-    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize, on_gpu=device.type == "cuda",
-                               benchmark_tokens=0 if live is None else live.max_tokens)
+    estimate = estimate_memory(
+        config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize, on_gpu=device.type == "cuda",
+        benchmark_tokens=0 if live is None else live.max_tokens)
     parts = [
         _section("configuration", to_yaml(config).rstrip()),
-        _section("prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),
+        _section(
+            "prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),
         _section("sizes", _sizes(config, inputs, longest)),
         *([] if live is None else [_section("benchmarks", _benchmarks(live))]),
         _section("memory", _memory(estimate, device, dtype)),
@@ -49,27 +52,35 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
     dropped = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none"
     with_answer = sum(prompt.question.answer is not None for prompt in inputs.prompts)
     lines = [
-        f"training questions      {len(inputs.prompts)} ({with_answer} with an answer), longest prompt {longest} tokens",
+        (
+            f"training questions      {len(inputs.prompts)} ({with_answer} with an answer), longest prompt {longest} "
+            "tokens"),
         f"held-out questions      {len(inputs.held_out)}",
         f"left out                {dropped}",
-        f"each step               {sampling.questions_per_step} questions x {sampling.group_size} = {completions} completions of at most "
-        f"{sampling.max_completion_tokens} tokens",
-        f"at most                 {rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches of "
-        f"{optim.micro_batch_tokens} tokens, {optim.epochs * optim.minibatches} update(s)",
-        f"in all                  {config.steps} steps, {config.steps * sampling.questions_per_step / len(inputs.prompts):.2f} passes "
-        "over the questions",
+        (
+            f"each step               {sampling.questions_per_step} questions x {sampling.group_size} = {completions} "
+            f"completions of at most {sampling.max_completion_tokens} tokens"),
+        (
+            f"at most                 {rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches "
+            f"of {optim.micro_batch_tokens} tokens, {optim.epochs * optim.minibatches} update(s)"),
+        (
+            f"in all                  {config.steps} steps, "
+            f"{config.steps * sampling.questions_per_step / len(inputs.prompts):.2f} passes over the questions"),
     ]
     return "\n".join(lines)
 
 
 def _benchmarks(live: LiveBenchmarks) -> str:
-    when = [f"{name:<24}before, after" + (f" and every {every} steps" if every else "") for name, every in live.every.items()]
+    when = [
+        f"{name:<24}before, after" + (f" and every {every} steps" if every else "")
+        for name, every in live.every.items()]
     return "\n".join([*when, *live.notes])
 
 
 def _memory(estimate: MemoryEstimate | None, device: torch.device, dtype: torch.dtype) -> str:
     if estimate is None:
         return "unknown: the checkpoint's safetensors files are not on this machine yet"
-    head = (f"{estimate.num_parameters:,} parameters in the base, {estimate.num_trained:,} trained; one process on {device}, "
-            f"{str(dtype).removeprefix('torch.')}")
+    head = (
+        f"{estimate.num_parameters:,} parameters in the base, {estimate.num_trained:,} trained; one process on "
+        f"{device}, {str(dtype).removeprefix('torch.')}")
     return "\n".join([head, *estimate.lines()])

@@ -1,4 +1,5 @@
-"""Which errors are the user's to mend, and how they are told: one message without a traceback. All others are ours and keep theirs."""
+"""Which errors are the user's to mend, and how they are told: one message without a traceback. All others are ours and
+keep theirs."""
 
 from __future__ import annotations
 
@@ -11,11 +12,19 @@ USER_ERROR, INTERRUPTED = 2, 130  # exit codes; 130 is the shells' own for a com
 
 
 def user_errors() -> tuple[type[BaseException], ...]:
-    """The classes, of the modules loaded so far: what is not loaded cannot have raised, and loading it would cost seconds."""
+    """The classes, of the modules loaded so far: what is not loaded cannot have raised, and loading it would cost
+    seconds."""
     names = {
-        "rl.configuration.loading": "ConfigError", "rl.runs.folder": "RunFolderError", "rl.questions.files": "DataError", "rl.questions.prompting": "PromptError",
-        "rewards.contract": "RewardError", "rl.checkpoint": "CheckpointError", "rl.policy.policy": "PolicyError",
-        "rl.runs.tracking": "JsonLinesError", "rl.proof.proof": "SamplerMismatchError", "rl.generate.errors": "SamplerError",
+        "rl.configuration.loading": "ConfigError",
+        "rl.runs.folder": "RunFolderError",
+        "rl.questions.files": "DataError",
+        "rl.questions.prompting": "PromptError",
+        "rewards.contract": "RewardError",
+        "rl.checkpoint": "CheckpointError",
+        "rl.policy.policy": "PolicyError",
+        "rl.runs.tracking": "JsonLinesError",
+        "rl.proof.proof": "SamplerMismatchError",
+        "rl.generate.errors": "SamplerError",
         "torch": "OutOfMemoryError",
     }
     own = tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
@@ -32,10 +41,13 @@ def exit_code(error: BaseException) -> int:
 
 
 def report_errors(
-    main: Callable[[], int], errors: Callable[[], tuple[type[BaseException], ...]] = user_errors, in_words: Callable[[str], str] = str
+    main: Callable[[], int],
+    errors: Callable[[], tuple[type[BaseException], ...]] = user_errors,
+    in_words: Callable[[str], str] = str,
 ) -> int:
-    """`main()`'s exit code; what the user can mend becomes one message on stderr and its exit code, and a warning one line.
-    OTHERHALF_TRACEBACK=1 lets the error through. errors: which those are. in_words: the message in the words of the command."""
+    """`main()`'s exit code; what the user can mend becomes one message on stderr and its exit code, and a warning one
+    line. OTHERHALF_TRACEBACK=1 lets the error through. errors: which those are. in_words: the message in the words of
+    the command."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -57,8 +69,9 @@ def _message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted before the step's end; what was saved before is whole"
     if type(error).__name__ == "OutOfMemoryError":
-        return (f"the accelerator's memory is full ({str(error).splitlines()[0]}). Remedy: a lower optim.micro_batch_tokens or "
-                "generator.max_sequences, or model.gradient_checkpointing=true")
+        return (
+            f"the accelerator's memory is full ({str(error).splitlines()[0]}). Remedy: a lower optim.micro_batch_tokens"
+            " or generator.max_sequences, or model.gradient_checkpointing=true")
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:

@@ -1,7 +1,8 @@
 """`python -m rl.export RUN OUT`: merge a run's adapter into its base and write a plain checkpoint.
 
-RUN is a run's folder or name (its best checkpoint is taken, or the one that --checkpoint names) or a folder that PEFT saved. The merge is
-computed in float32 from the pristine base and stored in the base's own dtype. A run that trained all parameters is copied out the same way.
+RUN is a run's folder or name (its best checkpoint is taken, or the one that --checkpoint names) or a folder that PEFT
+saved. The merge is computed in float32 from the pristine base and stored in the base's own dtype. A run that trained
+all parameters is copied out the same way.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from rl.runs.folder import RunFolder, find_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rl.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m rl.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run's folder or name, or a PEFT adapter's folder")
     parser.add_argument("out", type=Path, help="folder to write; must not exist, or be empty")
-    parser.add_argument("--checkpoint", default=None, help="name of a checkpoint of the run (default: best, else the newest)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None, help="stored dtype (default: the base checkpoint's)")
+    parser.add_argument(
+        "--checkpoint", default=None, help="name of a checkpoint of the run (default: best, else the newest)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default=None, help="stored dtype (default: the base checkpoint's)")
     options = parser.parse_args(arguments)
     from rl.errors import describe_error, exit_code, user_errors
 
@@ -38,20 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None = None) -> str:
     """Write the merged checkpoint with its tokenizer into `out`; returns a line that says what was written.
 
-    Raises RunFolderError, CheckpointError, PolicyError or ConfigError where something is missing, OSError where the disk is full; `out`
-    is then untouched."""
+    Raises RunFolderError, CheckpointError, PolicyError or ConfigError where something is missing, OSError where the
+    disk is full; `out` is then untouched."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError([f"{out} exists and is not an empty folder; name a new one"])
     return write_plain(find_source(run, checkpoint), out, dtype)
 
 
 def find_source(run: str, checkpoint: str | None = None) -> Source:
-    """What a PEFT adapter's folder, or a run's folder or name, stands for. Raises RunFolderError, CheckpointError or ConfigError."""
+    """What a PEFT adapter's folder, or a run's folder or name, stands for. Raises RunFolderError, CheckpointError or
+    ConfigError."""
     given = Path(run)
     if (given / "adapter_config.json").is_file():
         base = json.loads((given / "adapter_config.json").read_text()).get("base_model_name_or_path")
         if not base:
-            raise ConfigError([f"{given}/adapter_config.json: base_model_name_or_path is missing; expected the base's folder or hub id"])
+            raise ConfigError(
+                [
+                    f"{given}/adapter_config.json: base_model_name_or_path is missing; expected the base's folder or "
+                    "hub id"])
         return Source(ModelSection(path=base), given, ModelSection(path=base))
     folder = RunFolder(find_run(run))
 

@@ -1,11 +1,12 @@
 """Token log-probabilities and advantages of one micro-batch -> its share of the loss, and sums for the metrics.
 
-One pure function per objective, collected in LOSSES; each returns the per-token objective, which is MAXIMISED. `policy_loss`
-turns it into the loss: - sum_t weight_t * (correction_t * objective_t - kl_weight * KL_t) - entropy_bonus * mean entropy.
-The weights carry the aggregation, and their denominators are global (all micro-batches, accumulation steps and ranks of one
-optimiser update), so losses and gradients of micro-batches simply add. Ranks add too: where gradients are averaged over
-ranks, as DDP does, multiply the loss by the number of ranks. To add an objective: write its function here, add it to LOSSES
-and to the names in rl/config.py.
+One pure function per objective, collected in LOSSES; each returns the per-token objective, which is MAXIMISED.
+`policy_loss`
+turns it into the loss: - sum_t weight_t * (correction_t * objective_t - kl_weight * KL_t) - entropy_bonus * mean
+entropy. The weights carry the aggregation, and their denominators are global (all micro-batches, accumulation steps and
+ranks of one optimiser update), so losses and gradients of micro-batches simply add. Ranks add too: where gradients are
+averaged over ranks, as DDP does, multiply the loss by the number of ranks. To add an objective: write its function
+here, add it to LOSSES and to the names in rl/config.py.
 
 Shape legend: T completion tokens of all sequences of the micro-batch one after the other; B sequences; K statistics.
 `sequence_ids_T` is the index in [0, B) of each token's sequence.
@@ -42,15 +43,24 @@ class Objective:
 
 
 class ObjectiveFunction(Protocol):
+
     def __call__(
-        self, *, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, sequence_ids_T: Tensor, num_sequences: int,
-        clip_low: float, clip_high: float,
+        self,
+        *,
+        logprobs_T: Tensor,
+        old_logprobs_T: Tensor,
+        advantages_T: Tensor,
+        sequence_ids_T: Tensor,
+        num_sequences: int,
+        clip_low: float,
+        clip_high: float,
     ) -> Objective: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """weights_T: the detached factor of each token's objective. is_corrected_T: True where it was truncated or masked."""
+    """weights_T: the detached factor of each token's objective. is_corrected_T: True where it was truncated or
+    masked."""
 
     weights_T: Tensor
     is_corrected_T: Tensor
@@ -58,7 +68,8 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """loss: scalar with gradient, this micro-batch's part of the whole. sums_K: [K] float32, detached, named by STATISTICS."""
+    """loss: scalar with gradient, this micro-batch's part of the whole. sums_K: [K] float32, detached, named by
+    STATISTICS."""
 
     loss: Tensor
     sums_K: Tensor
@@ -68,7 +79,8 @@ def token_weights(
     sequence_lengths: Sequence[int], aggregation: Aggregation, *, num_loss_tokens: int, num_sequences: int,
     max_completion_tokens: int,
 ) -> Tensor:
-    """The factor of each token in the loss; over everything that one optimiser update sees, loss = sum_t weight_t * loss_t.
+    """The factor of each token in the loss; over everything that one optimiser update sees, loss = sum_t weight_t *
+    loss_t.
 
     token: 1 / num_loss_tokens (DAPO, arXiv:2503.14476). sequence: 1 / (T_i * num_sequences) (GRPO, arXiv:2402.03300).
     constant: 1 / (num_sequences * max_completion_tokens) (Dr. GRPO, arXiv:2503.20783).
@@ -88,7 +100,8 @@ def token_weights(
     elif aggregation == "sequence":
         weights_B = 1.0 / (lengths_B.double() * num_sequences)
     elif aggregation == "constant":
-        weights_B = torch.full(lengths_B.shape, 1.0 / (max(1, num_sequences) * max_completion_tokens), dtype=torch.float64)
+        weights_B = torch.full(
+            lengths_B.shape, 1.0 / (max(1, num_sequences) * max_completion_tokens), dtype=torch.float64)
     else:
         raise ValueError(f"loss.aggregation is {aggregation!r}; known are token, sequence, constant")
     return weights_B.repeat_interleave(lengths_B).float()
@@ -118,10 +131,11 @@ def gspo(
 ) -> Objective:
     """clip with the sequence's ratio s = exp(mean_t ln rho_t) in the place of each token's (GSPO, arXiv:2507.18071).
 
-    In the form of its section 4.3, GSPO-token: sg(s) pi_t / sg(pi_t), whose value is s and whose gradient is that of its own token, such
-    that advantages may differ from token to token, as a teacher's do. Where advantage and weight are equal over a sequence, value and
-    gradient are those of s itself; with aggregation `sequence` that is the paper's objective. A token that a mask takes out
-    (loss.top_entropy_share, loss.correction) gets no gradient from the others. Its bounds are far smaller than PPO's (3e-4 and 4e-4).
+    In the form of its section 4.3, GSPO-token: sg(s) pi_t / sg(pi_t), whose value is s and whose gradient is that of
+    its own token, such that advantages may differ from token to token, as a teacher's do. Where advantage and weight
+    are equal over a sequence, value and gradient are those of s itself; with aggregation `sequence` that is the paper's
+    objective. A token that a mask takes out (loss.top_entropy_share, loss.correction) gets no gradient from the others.
+    Its bounds are far smaller than PPO's (3e-4 and 4e-4).
     """
     ratio_T = torch.exp(sequence_means(logprobs_T - old_logprobs_T, sequence_ids_T, num_sequences)).detach()
     ratio_T = ratio_T * torch.exp(logprobs_T - logprobs_T.detach())
@@ -132,7 +146,8 @@ def cispo(
     *, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, sequence_ids_T: Tensor, num_sequences: int,
     clip_low: float, clip_high: float,
 ) -> Objective:
-    """sg(min(rho, 1 + clip_high)) A ln pi: the weight is bounded, but no token loses its gradient (CISPO, arXiv:2506.13585).
+    """sg(min(rho, 1 + clip_high)) A ln pi: the weight is bounded, but no token loses its gradient (CISPO,
+    arXiv:2506.13585).
 
     Without a lower bound, as in the paper's experiments: clip_low is not read.
     """
@@ -173,10 +188,18 @@ def entropy_threshold(entropies: Tensor, share: float) -> float:
 
 
 def sampler_correction(
-    mode: CorrectionMode, *, old_logprobs_T: Tensor, sampler_logprobs_T: Tensor, sequence_ids_T: Tensor, num_sequences: int,
-    cap: float, low: float, high: float,
+    mode: CorrectionMode,
+    *,
+    old_logprobs_T: Tensor,
+    sampler_logprobs_T: Tensor,
+    sequence_ids_T: Tensor,
+    num_sequences: int,
+    cap: float,
+    low: float,
+    high: float,
 ) -> Correction:
-    """The weight that makes samples of the sampler's numerics count as samples of pi_old; s_t = exp(ln pi_old - ln pi_sampler).
+    """The weight that makes samples of the sampler's numerics count as samples of pi_old; s_t = exp(ln pi_old - ln
+    pi_sampler).
 
     none: 1. truncate: min(s_t, cap) (truncated importance sampling). mask_token: s_t inside [low, high], 0 outside.
     mask_sequence: g inside [low, high], 0 outside, with g the geometric mean of the sequence's s_t; so every weight is
@@ -207,16 +230,19 @@ def policy_loss(
     entropy_bonus: float = 0.0, min_entropy: float = -math.inf, correction_mode: CorrectionMode = "none",
     correction_cap: float = 2.0, correction_low: float = 0.5, correction_high: float = 2.0,
 ) -> LossOutput:
-    """- sum_t w_t (s_t m_t J_t - kl_weight KL_t) - entropy_bonus / num_loss_tokens * sum_t H_t: one micro-batch's part of
-    the loss.
+    """- sum_t w_t (s_t m_t J_t - kl_weight KL_t) - entropy_bonus / num_loss_tokens * sum_t H_t: one micro-batch's part
+    of the loss.
 
-    J is the objective `name`, w the aggregation's weights, s the sampler's correction, m_t = 1 where the entropy is at least
-    `min_entropy`. The mask acts on the policy gradient alone and leaves the denominator as it is (as in arXiv:2506.01939):
-    KL penalty and entropy bonus keep acting on all tokens. The bonus is the mean token entropy under every aggregation.
+    J is the objective `name`, w the aggregation's weights, s the sampler's correction, m_t = 1 where the entropy is at
+    least `min_entropy`. The mask acts on the policy gradient alone and leaves the denominator as it is (as in
+    arXiv:2506.01939): KL penalty and entropy bonus keep acting on all tokens. The bonus is the mean token entropy under
+    every aggregation.
 
     Args (all [T], one micro-batch):
-        logprobs_T: with gradient. old_logprobs_T: of the policy before the update; `logprobs_T.detach()` at the first update.
-        sampler_logprobs_T: as recorded at sampling. advantages_T: per token. entropies_T: with gradient only for the bonus.
+        logprobs_T: with gradient. old_logprobs_T: of the policy before the update; `logprobs_T.detach()` at the first
+        update.
+        sampler_logprobs_T: as recorded at sampling. advantages_T: per token. entropies_T: with gradient only for the
+        bonus.
         weights_T: from token_weights. ref_logprobs_T: of the reference; None only with kl_weight 0.
         num_sequences: B of this micro-batch. num_loss_tokens: of the whole update.
     Returns: loss and statistics; see LossOutput.
@@ -225,15 +251,22 @@ def policy_loss(
     if name not in LOSSES:
         raise ValueError(f"loss.name is {name!r}; known are {', '.join(LOSSES)}")
     if kl_weight != 0.0 and ref_logprobs_T is None:
-        raise ValueError(f"loss.kl_weight is {kl_weight}, but no reference log-probabilities were given: compute them or set 0")
+        raise ValueError(
+            f"loss.kl_weight is {kl_weight}, but no reference log-probabilities were given: compute them or set 0")
     old_logprobs_T = old_logprobs_T.detach()
     result = LOSSES[name](
         logprobs_T=logprobs_T, old_logprobs_T=old_logprobs_T, advantages_T=advantages_T, sequence_ids_T=sequence_ids_T,
         num_sequences=num_sequences, clip_low=clip_low, clip_high=clip_high,
     )
     correction = sampler_correction(
-        correction_mode, old_logprobs_T=old_logprobs_T, sampler_logprobs_T=sampler_logprobs_T, sequence_ids_T=sequence_ids_T,
-        num_sequences=num_sequences, cap=correction_cap, low=correction_low, high=correction_high,
+        correction_mode,
+        old_logprobs_T=old_logprobs_T,
+        sampler_logprobs_T=sampler_logprobs_T,
+        sequence_ids_T=sequence_ids_T,
+        num_sequences=num_sequences,
+        cap=correction_cap,
+        low=correction_low,
+        high=correction_high,
     )
     is_kept_T = entropies_T.detach() >= min_entropy
     per_token_T = correction.weights_T * is_kept_T * result.objective_T
@@ -245,15 +278,22 @@ def policy_loss(
         loss = loss - entropy_bonus / max(1, num_loss_tokens) * entropies_T.sum()
     mismatch_T = (old_logprobs_T - sampler_logprobs_T).abs()
     columns = (
-        torch.ones_like(logprobs_T), result.ratio_T, result.is_clipped_low_T, result.is_clipped_high_T, kl_T, entropies_T,
-        mismatch_T, correction.is_corrected_T, is_kept_T,
+        torch.ones_like(logprobs_T),
+        result.ratio_T,
+        result.is_clipped_low_T,
+        result.is_clipped_high_T,
+        kl_T,
+        entropies_T,
+        mismatch_T,
+        correction.is_corrected_T,
+        is_kept_T,
     )
     return LossOutput(loss, torch.stack([column.detach().float() for column in columns]).sum(dim=1))
 
 
 def mean_statistics(sums_K: Tensor) -> dict[str, float]:
-    """Means per token by name (clip_low, clip_high, corrected and kept are shares), from sums added over micro-batches and
-    ranks.
+    """Means per token by name (clip_low, clip_high, corrected and kept are shares), from sums added over micro-batches
+    and ranks.
 
     `num_tokens` itself stays a count. No tokens: all zeros.
     """

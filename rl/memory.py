@@ -1,9 +1,10 @@
-"""What a run will need in memory, estimated before the model is loaded: better refused now than out of memory at step 40.
+"""What a run will need in memory, estimated before the model is loaded: better refused now than out of memory at step
+40.
 
-An estimate from the checkpoint's header and the configuration: the worst-case micro-batch, the sampler, the optimiser. The embedded
-sampler needs its cache at full length; a vLLM engine in the process its own copy of the weights and, on a GPU, the cache of one sequence at
-least (it takes what is free); servers need nothing here. Real use differs by the allocator's waste and the libraries themselves (0.5 to
-0.7 GB on the CPU, counted in).
+An estimate from the checkpoint's header and the configuration: the worst-case micro-batch, the sampler, the optimiser.
+The embedded sampler needs its cache at full length; a vLLM engine in the process its own copy of the weights and, on a
+GPU, the cache of one sequence at least (it takes what is free); servers need nothing here. Real use differs by the
+allocator's waste and the libraries themselves (0.5 to 0.7 GB on the CPU, counted in).
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ LIBRARIES_BYTES = 600 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of each part; num_parameters of the base, num_trained of what trains. sampler_copy and cache: of the sampler, 0 where
-    that is elsewhere. backend: generator.backend. is_least_cache: the engine takes more where there is room. sleeps: the engine gives its
-    memory back while training, so that it never meets activations and logits. teacher: a local teacher's weights."""
+    """Bytes of each part; num_parameters of the base, num_trained of what trains. sampler_copy and cache: of the
+    sampler, 0 where that is elsewhere. backend: generator.backend. is_least_cache: the engine takes more where there is
+    room. sleeps: the engine gives its memory back while training, so that it never meets activations and logits.
+    teacher: a local teacher's weights."""
 
     num_parameters: int
     num_trained: int
@@ -54,8 +56,8 @@ class MemoryEstimate:
 
     @property
     def kept_bytes(self) -> int:
-        """What of the trainer stays allocated while sampling: the base, a teacher, trained weights and AdamW's two moments, but no
-        gradients."""
+        """What of the trainer stays allocated while sampling: the base, a teacher, trained weights and AdamW's two
+        moments, but no gradients."""
         return self.base + self.teacher + self.trained * 3 // 4
 
     @property
@@ -94,11 +96,15 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 # A pointer of git-lfs is text: its first bytes make a length beyond any memory.
                 if length > file.stat().st_size:
-                    raise ValueError(f"its header claims {length} bytes of {file.stat().st_size}; a git-lfs pointer needs `git lfs pull`")
+                    raise ValueError(
+                        f"its header claims {length} bytes of {file.stat().st_size}; a git-lfs pointer needs `git lfs "
+                        "pull`")
                 header = json.loads(stream.read(length))
         except (struct.error, ValueError) as error:
-            raise ConfigError([f"model.path: {file} is no whole safetensors file ({error}). Remedy: copy or download the checkpoint "
-                               "again"]) from error
+            raise ConfigError(
+                [
+                    f"model.path: {file} is no whole safetensors file ({error}). Remedy: copy or download the "
+                    "checkpoint again"]) from error
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return shapes or None
 
@@ -107,8 +113,9 @@ def estimate_memory(
     config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int, on_gpu: bool,
     benchmark_tokens: int = 0,
 ) -> MemoryEstimate | None:
-    """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2 bfloat16; on_gpu: the
-    device on which the run trains. benchmark_tokens: of the longest prompt with the longest completion among the run's benchmarks."""
+    """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2
+    bfloat16; on_gpu: the device on which the run trains. benchmark_tokens: of the longest prompt with the longest
+    completion among the run's benchmarks."""
     folder = checkpoint_folder(config.model)
     shapes = weight_shapes(folder) if folder is not None else None
     if shapes is None:
@@ -117,7 +124,10 @@ def estimate_memory(
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
     num_parameters = sum(_size(shape) for shape in shapes.values())
-    adapted = [shape for name, shape in shapes.items() if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
+    adapted = [
+        shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
     num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
     # Full parameters are kept in float32, and their frozen reference is a second copy.
     frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
@@ -126,28 +136,38 @@ def estimate_memory(
     generator = config.generator
     row = longest_prompt + config.sampling.max_completion_tokens
     tokens = max(config.optim.micro_batch_tokens, row)
-    # Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama architecture.
+    # Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama
+    # architecture.
     adapter_inputs = 4 * (2 * hidden + intermediate) if config.lora.enabled else 0
     per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + adapter_inputs
     kept_layers = 1 if config.model.gradient_checkpointing else layers
     checkpoints = tokens * layers * hidden * bytes_per_weight if config.model.gradient_checkpointing else 0
     sampler_copy, cache = _sampler_bytes(
-        generator, max(row, benchmark_tokens), cache_bytes_per_token(model_config, bytes_per_weight), num_parameters * bytes_per_weight,
-        num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
+        generator,
+        max(row, benchmark_tokens),
+        cache_bytes_per_token(model_config, bytes_per_weight),
+        num_parameters * bytes_per_weight,
+        num_parameters * bytes_per_base_weight,
+        on_gpu=on_gpu)
     return MemoryEstimate(
-        num_parameters=num_parameters, num_trained=num_trained, base=base,
+        num_parameters=num_parameters,
+        num_trained=num_trained,
+        base=base,
         sampler_copy=sampler_copy,
         trained=num_trained * 4 * 4,
         activations=tokens * kept_layers * per_token_and_layer + checkpoints,
         logits=4 * min(tokens * vocabulary * 4, 256 * 2**20),
-        cache=cache, backend=generator.backend,
-        is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None, sleeps=on_gpu and generator.sleep != "off",
+        cache=cache,
+        backend=generator.backend,
+        is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
+        sleeps=on_gpu and generator.sleep != "off",
         teacher=_teacher_bytes(config, on_gpu=on_gpu),
     )
 
 
 def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
-    """Of a local teacher's weights; its activations are smaller than those of training. 0 where its header is not at hand."""
+    """Of a local teacher's weights; its activations are smaller than those of training. 0 where its header is not at
+    hand."""
     if config.teacher is None or config.teacher.backend != "local":
         return 0
     model = config.teacher.as_model()
@@ -160,8 +180,8 @@ def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
 def _sampler_bytes(
     generator: GeneratorSection, row: int, bytes_per_token: int, weights: int, base: int, *, on_gpu: bool
 ) -> tuple[int, int]:
-    """Of the sampler's copy of the weights and its cache. row: tokens of the longest prompt with the longest completion; weights: bytes of
-    the model as the sampler holds it; base: as the trainer does."""
+    """Of the sampler's copy of the weights and its cache. row: tokens of the longest prompt with the longest
+    completion; weights: bytes of the model as the sampler holds it; base: as the trainer does."""
     if generator.backend == "vllm_server":
         return 0, 0
     if generator.backend == "vllm":
@@ -183,9 +203,10 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: 
         "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens",
         "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}
     largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
-    raise ConfigError([
-        f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the largest part is "
-        f"{largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}"])
+    raise ConfigError(
+        [
+            f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the "
+            f"largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}"])
 
 
 def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> tuple[str, str]:
@@ -195,13 +216,15 @@ def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> 
     if generator.cache_gb is not None:
         cache = "a lower generator.cache_gb"
     else:
-        cache = "a lower sampling.max_completion_tokens" if estimate.is_least_cache else "a lower generator.max_sequences"
+        cache = (
+            "a lower sampling.max_completion_tokens" if estimate.is_least_cache else "a lower generator.max_sequences")
     sleep = "generator.sleep=offload, or " if estimate.is_least_cache and not estimate.sleeps else ""
     return cache, f"{sleep}model.dtype=bfloat16, or servers on another device (generator.backend=vllm_server)"
 
 
 def checkpoint_folder(model: ModelSection, cache: Path | None = None) -> Path | None:
-    """The folder with the checkpoint's files: the one named, or a hub id's in the cache; None where nothing was downloaded yet."""
+    """The folder with the checkpoint's files: the one named, or a hub id's in the cache; None where nothing was
+    downloaded yet."""
     path = resolve_path(model.path)
     if path.is_dir():
         return path

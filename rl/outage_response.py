@@ -1,7 +1,8 @@
 """While a sampler or a teacher in other processes does not answer: say so, save the run, and let a signal end it.
 
-A generator calls in whichever thread it was called from. The thread that trains acts at once; calls from another thread (sampling
-ahead, rl/prefetch.py) are noted, and the training thread acts on them in `poll`, which it calls while it waits for that thread.
+A generator calls in whichever thread it was called from. The thread that trains acts at once; calls from another thread
+(sampling ahead, rl/prefetch.py) are noted, and the training thread acts on them in `poll`, which it calls while it
+waits for that thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable
 
 from rl.generate.servers.outages import Outages
 
-REPEAT_S = 60.0  # the same news is not told again earlier: a generator may tell it every second, so that a signal is soon seen
+# the same news is not told again earlier: a generator may tell it every second, so that a signal is soon seen
+REPEAT_S = 60.0
 
 
 class StoppedWaitingError(Exception):
@@ -25,11 +27,14 @@ class StoppedWaitingError(Exception):
 
 
 class Waiting:
-    """save: writes a checkpoint of the state from which the interrupted step can be repeated and returns what to tell about it.
+    """save: writes a checkpoint of the state from which the interrupted step can be repeated and returns what to tell
+    about it.
 
     stop_requested: the name of a signal that asked the run to stop, or None. Made in the thread that trains."""
 
-    def __init__(self, *, say: Callable[[str], None], save: Callable[[], str], stop_requested: Callable[[], str | None]) -> None:
+    def __init__(
+        self, *, say: Callable[[str], None], save: Callable[[], str], stop_requested: Callable[[], str | None]
+    ) -> None:
         self._say, self._save, self._stop_requested = say, save, stop_requested
         self._thread = threading.get_ident()
         self._told, self._told_at = "", -REPEAT_S

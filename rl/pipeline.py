@@ -1,8 +1,9 @@
-"""Several stages as one: `accelerate launch rl/pipeline.py --config FILE [key=value ...]`, also `python -m rl.pipeline`.
+"""Several stages as one: `accelerate launch rl/pipeline.py --config FILE [key=value ...]`, also `python -m
+rl.pipeline`.
 
-Supervised warm-up, reinforcement learning, rejection sampling and evaluation in any order, each from the result of an earlier one. The
-same command goes on where it was cut off and skips what is done and unchanged. No class is defined here, because the script runs as
-`__main__`.
+Supervised warm-up, reinforcement learning, rejection sampling and evaluation in any order, each from the result of an
+earlier one. The same command goes on where it was cut off and skips what is done and unchanged. No class is defined
+here, because the script runs as `__main__`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pathlib import Path
 DEFAULT = Path("configs/tiny_r1_recipe.yaml")
 OPTIONS = (
     ("--config FILE", f"YAML file with any of the keys below. Without it {DEFAULT}"),
-    ("KEY=VALUE ...", "set a key, after the file: run_dir=runs/other, seed=1, repeat.rounds=3, stages.1.set.optim.lr=1e-4"),
+    (
+        "KEY=VALUE ...",
+        "set a key, after the file: run_dir=runs/other, seed=1, repeat.rounds=3, stages.1.set.optim.lr=1e-4"),
     ("--dry-run", "check every stage's configuration, show the order, what each takes, and its command; run nothing"),
     ("--print-config", "print the resolved configuration as YAML and stop"),
     ("--help", "this page"),
@@ -22,7 +25,8 @@ OPTIONS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend, a stage's own where one failed, 130 after Ctrl-C twice."""
+    """Returns the exit code: 0, 2 for what the user can mend, a stage's own where one failed, 130 after Ctrl-C
+    twice."""
     from rl.errors import report_errors
 
     return report_errors(lambda: _main(sys.argv[1:] if arguments is None else list(arguments)))
@@ -37,8 +41,10 @@ def _main(arguments: Sequence[str]) -> int:
     if command.wants_help:
         from rl.configuration.help import render_help
 
-        print(render_help("accelerate launch rl/pipeline.py", model=PipelineConfig, options=OPTIONS,
-                          purpose="Runs supervised warm-ups, reinforcement learning, rejection sampling and evaluations as one."))
+        print(
+            render_help(
+                "accelerate launch rl/pipeline.py", model=PipelineConfig, options=OPTIONS,
+                purpose="Runs supervised warm-ups, reinforcement learning, rejection sampling and evaluations as one."))
         return 0
     if command.resume:
         raise ConfigError(["--resume: the same command without it goes on where the pipeline was cut off"])

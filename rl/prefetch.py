@@ -1,4 +1,5 @@
-"""One call at a time in a thread of its own: the sampling of step k+1 while step k trains (generator.max_staleness: 1)."""
+"""One call at a time in a thread of its own: the sampling of step k+1 while step k trains (generator.max_staleness:
+1)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """`start` begins a call, `join` waits for it. The call must use no collective: those belong to the main thread, in one order."""
+    """`start` begins a call, `join` waits for it. The call must use no collective: those belong to the main thread, in
+    one order."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -31,7 +33,8 @@ class Prefetch(Generic[T]):
         self._thread.start()
 
     def join(self, poll: Callable[[], None]) -> T:
-        """What the call returned, or raises what it raised; `poll` is called in this thread while it waits, and once at the end."""
+        """What the call returned, or raises what it raised; `poll` is called in this thread while it waits, and once at
+        the end."""
         assert self._thread is not None
         while self._thread.is_alive():
             poll()

@@ -1,7 +1,8 @@
 """Several processes of one run: who takes which questions, and how records come together.
 
-Each rank samples and scores its share of the questions; the scored groups (a few MB) are then gathered to every rank, so
-that selection, advantages, denominators and the plan of micro-batches are computed from the whole batch, the same on each rank.
+Each rank samples and scores its share of the questions; the scored groups (a few MB) are then gathered to every rank,
+so that selection, advantages, denominators and the plan of micro-batches are computed from the whole batch, the same on
+each rank.
 """
 
 from __future__ import annotations

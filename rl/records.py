@@ -1,8 +1,8 @@
 """The records that travel from stage to stage; see the picture in CONTRIBUTING.md.
 
 Each stage takes one kind and returns the next: Question -> Prompt -> Group of G Rollouts -> ScoredGroup ->
-TrainingGroup. A group stays whole until rl/batching.py: nothing is flattened early and regrouped by text. All are frozen; none
-imports torch.
+TrainingGroup. A group stays whole until rl/batching.py: nothing is flattened early and regrouped by text. All are
+frozen; none imports torch.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Question:
 class Prompt:
     """What the sampler is given for one question.
 
-    text: the rendered prompt, for people to read. assistant_prefix: the beginning of the answer that the template puts into the
-    prompt (such as "<think>\\n"); it is part of what rewards see, and no part of what is trained.
+    text: the rendered prompt, for people to read. assistant_prefix: the beginning of the answer that the template puts
+    into the prompt (such as "<think>\\n"); it is part of what rewards see, and no part of what is trained.
     """
 
     question: Question
@@ -49,10 +49,12 @@ class Prompt:
 class Rollout:
     """One sampled completion.
 
-    token_ids: [T], without the prompt, with the stop token where there was one: ending is an action and gets a gradient.
+    token_ids: [T], without the prompt, with the stop token where there was one: ending is an action and gets a
+    gradient.
     logprobs: [T], natural log-probabilities under the sampler at the sampling temperature, before top_p and top_k.
-    entropies, self_certainties: [T], in nats, of the distribution that each token was drawn from (temperature included, before top_p
-    and top_k): its entropy, and KL(uniform || pi) = -ln V - mean of ln pi. Only between sampler and rewards, where one asks for them.
+    entropies, self_certainties: [T], in nats, of the distribution that each token was drawn from (temperature included,
+    before top_p and top_k): its entropy, and KL(uniform || pi) = -ln V - mean of ln pi. Only between sampler and
+    rewards, where one asks for them.
     text: assistant prefix + decoded completion, without special tokens: what rewards see.
     policy_version: number of optimiser updates behind the weights that sampled this.
     """
@@ -93,8 +95,8 @@ class ScoredGroup:
     rewards: [G], the weighted sum. scores: each reward's own values [G] by name, unweighted.
     answers: [G], extracted final answers, None where nothing was found. labels: [G], cluster of each completion; one
     without an answer is a cluster of its own. entropy: semantic entropy over the clusters in nats, 0 <= H <= ln G.
-    metrics: what the rewards reported beside their values. skipped: a reward could not judge the group (its service did not answer);
-    it never trains, and its clusters mean nothing.
+    metrics: what the rewards reported beside their values. skipped: a reward could not judge the group (its service did
+    not answer); it never trains, and its clusters mean nothing.
     """
 
     group: Group
@@ -120,8 +122,8 @@ class ScoredGroup:
 class TrainingGroup:
     """A scored group with the advantages that it trains with; advantages: [G].
 
-    teacher_logprobs: [G][T], a teacher's log-probabilities of the completions' tokens at temperature 1; None where none was asked. What it
-    adds to the advantage of each token depends on the policy too (rl/teacher/advantages.py)."""
+    teacher_logprobs: [G][T], a teacher's log-probabilities of the completions' tokens at temperature 1; None where none
+    was asked. What it adds to the advantage of each token depends on the policy too (rl/teacher/advantages.py)."""
 
     scored: ScoredGroup
     advantages: tuple[float, ...]

@@ -1,4 +1,5 @@
-"""Scored groups, and a round of them, to JSON values and back, exactly: a checkpoint holds what was sampled but not yet trained on."""
+"""Scored groups, and a round of them, to JSON values and back, exactly: a checkpoint holds what was sampled but not yet
+trained on."""
 
 from __future__ import annotations
 

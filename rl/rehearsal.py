@@ -12,8 +12,8 @@ ANY_TOKEN = 0  # what the ids are changes neither time nor memory
 
 
 def longest_groups(config: RunConfig, longest_prompt: int) -> list[TrainingGroup]:
-    """Completions at the length limit, enough to fill one micro-batch, each a group of its own: those of one group with the
-    same tokens would share a row. longest_prompt in tokens."""
+    """Completions at the length limit, enough to fill one micro-batch, each a group of its own: those of one group with
+    the same tokens would share a row. longest_prompt in tokens."""
     length = config.sampling.max_completion_tokens
     rollout = Rollout((ANY_TOKEN,) * length, (0.0,) * length, "", "length", policy_version=0, seed=0)
     prompt = Prompt(Question("rehearsal", "", None, {}), "", (ANY_TOKEN,) * longest_prompt)

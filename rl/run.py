@@ -50,7 +50,8 @@ OUTAGE = datetime.timedelta(days=7)
 
 
 def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None) -> int:
-    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit code.
+    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit
+    code.
 
     build: what makes the benchmarks of the configuration, where it names some."""
     transformers_logging.disable_progress_bar()
@@ -61,14 +62,18 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     if benchmarks is not None:
         inputs = replace(inputs, digests={**inputs.digests, **benchmarks.digests})
     # For servers, and for a rank whose share of a benchmark takes longer than another's.
-    waits_on_servers = config.generator.backend == "vllm_server" or (config.teacher is not None and config.teacher.backend == "vllm_server")
+    waits_on_servers = config.generator.backend == "vllm_server" or (
+        config.teacher is not None and config.teacher.backend == "vllm_server")
     waits_long = waits_on_servers or benchmarks is not None
     # None and not an empty list: accelerate warns that the services in the list are not installed.
-    accelerator = Accelerator(mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
-                              kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
+    accelerator = Accelerator(
+        mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise PolicyError(f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or with "
-                          "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
+        raise PolicyError(
+            f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or "
+            "with DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP "
+            "and DeepSpeed")
     # Before the folder: a model or a sampler that cannot be had must not move an earlier run aside.
     policy = load_run_policy(config, inputs, accelerator, benchmarks)
     check_generator(config.generator, config.sampling, policy)
@@ -80,7 +85,8 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         if accelerator.is_main_process:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume is not None))
         accelerator.wait_for_everyone()
-        checkpoint, state = _checkpoint_to_resume(folder, config, inputs, accelerator) if resume is not None else (None, None)
+        checkpoint, state = (
+            _checkpoint_to_resume(folder, config, inputs, accelerator) if resume is not None else (None, None))
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
         trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state, benchmarks, teacher)
@@ -98,7 +104,8 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
             parts.progress.message(f"going on from {checkpoint.name}")
         try:
             summary = trainer.run()
-        # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is kept.
+        # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what
+        # is kept.
         except (RewardError, SamplerError, SamplerMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
                 KeyboardInterrupt) as error:
             if saved := list_checkpoints(folder.checkpoints):
@@ -138,12 +145,15 @@ def _longest_prompt(inputs: Inputs) -> int:
     return max(len(prompt.token_ids) for prompt in inputs.prompts)
 
 
-def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator, benchmarks: LiveBenchmarks | None = None) -> Policy:
+def load_run_policy(
+    config: RunConfig, inputs: Inputs, accelerator: Accelerator, benchmarks: LiveBenchmarks | None = None
+) -> Policy:
     """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
     bytes_per_weight = resolve_dtype(config.model.dtype, accelerator.device).itemsize
     estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight,
                                on_gpu=accelerator.device.type == "cuda", benchmark_tokens=_benchmark_tokens(benchmarks))
-    check_memory(config, estimate, available_memory(accelerator.device, accelerator.num_processes), str(accelerator.device))
+    check_memory(
+        config, estimate, available_memory(accelerator.device, accelerator.num_processes), str(accelerator.device))
     with explain_loading(config.model.path):
         return load_policy(
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=accelerator.device,
@@ -152,26 +162,43 @@ def load_run_policy(config: RunConfig, inputs: Inputs, accelerator: Accelerator,
 
 def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int,
                  benchmarks: LiveBenchmarks | None = None) -> SamplerPlan:
-    """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the run will need."""
+    """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the
+    run will need."""
     longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
     on_gpu = next(policy.model.parameters()).device.type == "cuda"
-    estimate = estimate_memory(config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu,
-                               benchmark_tokens=_benchmark_tokens(benchmarks))
+    estimate = estimate_memory(
+        config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu,
+        benchmark_tokens=_benchmark_tokens(benchmarks))
     is_probed = config.generator.backend == "vllm_server" and config.generator.proof_every > 0
     return SamplerPlan(
         max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(benchmarks)),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
-        trainer_bytes=0 if estimate is None else estimate.trainer_bytes, kept_bytes=0 if estimate is None else estimate.kept_bytes,
+        trainer_bytes=0 if estimate is None else estimate.trainer_bytes,
+        kept_bytes=0 if estimate is None else estimate.kept_bytes,
         base_path=str(resolve_path(config.model.path)),
-        revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
-        logprobs_mode="processed_logprobs" if config.generator.backend == "transformers" else logprobs_mode(config.sampling),
-        num_ranks=num_ranks, seed=config.seed, run_dir=folder.path,
-        base_probe=measure_base(policy, inputs.prompts[0].token_ids, bound=mismatch_bound(config, policy)) if is_probed else None)
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+        logprobs_mode=(
+            "processed_logprobs" if config.generator.backend == "transformers" else logprobs_mode(config.sampling)),
+        num_ranks=num_ranks,
+        seed=config.seed,
+        run_dir=folder.path,
+        base_probe=(
+            measure_base(policy, inputs.prompts[0].token_ids, bound=mismatch_bound(config, policy))
+            if is_probed
+            else None))
 
 
 def build_trainer(
-    config: RunConfig, inputs: Inputs, policy: Policy, accelerator: Accelerator, folder: RunFolder, stack: contextlib.ExitStack,
-    state: TrainerState | None, benchmarks: LiveBenchmarks | None = None, teacher: Teacher | None = None,
+    config: RunConfig,
+    inputs: Inputs,
+    policy: Policy,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    stack: contextlib.ExitStack,
+    state: TrainerState | None,
+    benchmarks: LiveBenchmarks | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[Trainer, Parts]:
     set_seed(config.seed)
     forward = PolicyForward(policy, temperature=config.sampling.temperature)
@@ -194,8 +221,13 @@ def build_trainer(
     held_out = None
     if inputs.grader is not None:
         held_out = HeldOut(
-            inputs.held_out, inputs.grader, replace(parameters, temperature=config.evaluation.temperature or sampling.temperature),
-            config.seed, rank, num_ranks, min(config.evaluation.samples, config.evaluation.samples_during))
+            inputs.held_out,
+            inputs.grader,
+            replace(parameters, temperature=config.evaluation.temperature or sampling.temperature),
+            config.seed,
+            rank,
+            num_ranks,
+            min(config.evaluation.samples, config.evaluation.samples_during))
     if not state:
         # A new log in a resumed folder is cut to its checkpoint by Trainer.restore; without one it starts empty.
         for file in (folder.metrics_file, folder.rollouts_file):
@@ -205,15 +237,26 @@ def build_trainer(
     stack.callback(stop_signals.close)
     scorer = PolicyScorer(policy, forward, max_tokens=config.optim.micro_batch_tokens)
     parts = Parts(
-        accelerator=accelerator, policy=policy, generator=generator, teacher=teacher, optimizer=prepared_optimizer,
+        accelerator=accelerator,
+        policy=policy,
+        generator=generator,
+        teacher=teacher,
+        optimizer=prepared_optimizer,
         updater=updater,
-        collector=Collector(config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer),
-        held_out=held_out, benchmarks=benchmarks, watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL),
-        data=inputs.digests, folder=folder,
+        collector=Collector(
+            config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer
+        ),
+        held_out=held_out,
+        benchmarks=benchmarks,
+        watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL),
+        data=inputs.digests,
+        folder=folder,
         metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,
         rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,
-        progress=stack.enter_context(open_progress(
-            config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0, is_main=is_main)),
+        progress=stack.enter_context(
+            open_progress(
+                config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0,
+                is_main=is_main)),
         stop_requested=stop_signals,
     )
     return Trainer(config, parts), parts
@@ -223,6 +266,7 @@ def _trackers(config: RunConfig, accelerator: Accelerator) -> list[Forward]:
     """The services the user asked for, through accelerate's own trackers."""
     if not config.tracking.trackers:
         return []
-    accelerator.init_trackers(config.tracking.project, config={"seed": config.seed, "steps": config.steps, "run_dir": str(config.run_dir)})
+    accelerator.init_trackers(
+        config.tracking.project, config={"seed": config.seed, "steps": config.steps, "run_dir": str(config.run_dir)})
     log: Callable[[dict[str, float], int], None] = lambda values, step: accelerator.log(values, step=step)  # noqa: E731
     return [log]

@@ -1,9 +1,9 @@
 """Scored groups -> which of them train (entropy thresholding; EMPO, arXiv:2504.05812, section 3).
 
-A group trains only if its rewards could judge it, low < H / ln G < high and its rewards differ (a teacher's advantages are per token: with
-one, groups with equal rewards train too). What becomes of the others is
-`selection.mode`: drop and refill leave them out, zero keeps them in the loss denominator with advantage 0. A refused group costs no
-forward and no backward pass (except under `zero` with a KL penalty or an entropy bonus, which act on it too).
+A group trains only if its rewards could judge it, low < H / ln G < high and its rewards differ (a teacher's advantages
+are per token: with one, groups with equal rewards train too). What becomes of the others is `selection.mode`: drop and
+refill leave them out, zero keeps them in the loss denominator with advantage 0. A refused group costs no forward and no
+backward pass (except under `zero` with a KL penalty or an entropy bonus, which act on it too).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Selection:
 
 
 def refusal(group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False) -> Refusal | None:
-    """Why this group does not train, or None; thresholds are on the normalised entropy and both are exclusive. keep_equal: equal rewards
-    are no reason."""
+    """Why this group does not train, or None; thresholds are on the normalised entropy and both are exclusive.
+    keep_equal: equal rewards are no reason."""
     if group.skipped:  # first: the entropy of clusters that nobody judged says nothing
         return "skipped"
     if low is not None and group.normalised_entropy <= low + ROUNDING:
@@ -49,7 +49,9 @@ def refusal(group: ScoredGroup, low: float | None, high: float | None, *, keep_e
     return "equal_rewards" if group.has_equal_rewards and not keep_equal else None
 
 
-def select(groups: Sequence[ScoredGroup], low: float | None, high: float | None, *, keep_equal: bool = False) -> Selection:
+def select(
+    groups: Sequence[ScoredGroup], low: float | None, high: float | None, *, keep_equal: bool = False
+) -> Selection:
     """Split a batch into the groups that train and those that do not."""
     reasons = [(group, refusal(group, low, high, keep_equal=keep_equal)) for group in groups]
     return Selection(

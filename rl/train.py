@@ -1,7 +1,7 @@
 """The main command: `accelerate launch rl/train.py [--config FILE] [key=value ...]`, also `python -m rl.train`.
 
-The composition root: parses, builds the parts, runs. No class is defined here, because the script runs as `__main__`, a module other
-than `rl.train`. torch is imported only once there is something to train.
+The composition root: parses, builds the parts, runs. No class is defined here, because the script runs as `__main__`, a
+module other than `rl.train`. torch is imported only once there is something to train.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend (one message, no traceback; OTHERHALF_TRACEBACK=1 shows it), 130 after
-    Ctrl-C twice. A run that a signal or the watchdog stopped has saved what it had: 0."""
+    """Returns the exit code: 0, 2 for what the user can mend (one message, no traceback; OTHERHALF_TRACEBACK=1 shows
+    it), 130 after Ctrl-C twice. A run that a signal or the watchdog stopped has saved what it had: 0."""
     from rl.errors import report_errors
 
     return report_errors(lambda: _main(sys.argv[1:] if arguments is None else list(arguments)))

@@ -1,11 +1,12 @@
 """The loop: hand the present version to the sampler, sample, score, select, advantages, update; evaluate, watch, save.
 
-`Trainer.step` is the algorithm on one screen. Everything that decides a step is in `TrainerState`, so that a run resumed from
-a checkpoint ends where the uninterrupted one ends, bit for bit on the CPU.
+`Trainer.step` is the algorithm on one screen. Everything that decides a step is in `TrainerState`, so that a run
+resumed from a checkpoint ends where the uninterrupted one ends, bit for bit on the CPU.
 
-Nothing but the update is done while groups are sampled ahead (`generator.max_staleness: 1`): before the sampler gets another version,
-evaluates, or the run is saved or ends, what is in flight is waited for. A sampler that does not answer (rl/outage_response.py) finds the
-run between two steps, or in one whose weights have not changed yet: it can be saved there, and the step repeated.
+Nothing but the update is done while groups are sampled ahead (`generator.max_staleness: 1`): before the sampler gets
+another version, evaluates, or the run is saved or ends, what is in flight is waited for. A sampler that does not answer
+(rl/outage_response.py) finds the run between two steps, or in one whose weights have not changed yet: it can be saved
+there, and the step repeated.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ from rl.update import Updater
 class Parts:
     """What the trainer works with; built by rl/run.py. metrics, rollouts: None on ranks other than the main one.
 
-    teacher: of on-policy distillation. data: digests of the questions (rl/questions/inputs.py). stop_requested: returns the name of a signal that
-    asked the run to stop, or None."""
+    teacher: of on-policy distillation. data: digests of the questions (rl/questions/inputs.py). stop_requested: returns
+    the name of a signal that asked the run to stop, or None."""
 
     accelerator: Accelerator
     policy: Policy
@@ -103,7 +104,8 @@ class Trainer:
                                 stop_requested=lambda: self._parts.stop_requested())
 
     def step(self) -> Alarm | None:
-        """One batch of questions -> a better policy, in the sampler's hands (unless that samples ahead). Returns the watchdog's alarm."""
+        """One batch of questions -> a better policy, in the sampler's hands (unless that samples ahead). Returns the
+        watchdog's alarm."""
         self._after = None
         # With the hand-over of the version that this step samples with, which the step before has seen to.
         started = time.perf_counter() - sum(self._hand_over_times.values())
@@ -167,21 +169,24 @@ class Trainer:
         return times | self._parts.generator.metrics()
 
     def _staleness(self, batch: list[TrainingGroup]) -> dict[str, float]:
-        """Optimiser updates between the version that sampled a completion and the one that trains on it: the mean over the batch."""
+        """Optimiser updates between the version that sampled a completion and the one that trains on it: the mean over
+        the batch."""
         lags = [self.policy_version - rollout.policy_version for item in batch for rollout in item.group.rollouts]
         return {"policy/staleness": _mean([float(lag) for lag in lags])}
 
     def _check_mismatch(self, metrics: dict[str, float]) -> None:
-        """On every trained token of the present version; rl/proof/proof.py looks at a few, but tells which side is wrong."""
+        """On every trained token of the present version; rl/proof/proof.py looks at a few, but tells which side is
+        wrong."""
         bound = mismatch_bound(self._config, self._parts.policy)
         mismatch = metrics.get("mismatch/mean")
         if mismatch is not None and not mismatch <= bound:
             raise SamplerMismatchError(
-                f"step {self.step_number}: the sampler's log-probabilities differ from the trainer's by {mismatch:.3g} nats on average, "
-                f"where at most {bound:g} is expected: the sampler does not have version {self.policy_version} of the policy, or computes "
-                "in another precision. Check generator.sync and model.dtype; --resume begins with a proof that tells which side is wrong "
-                "(generator.proof_every > 0). Raise generator.max_mismatch only if the difference is understood (loss.correction then "
-                "corrects for it)")
+                f"step {self.step_number}: the sampler's log-probabilities differ from the trainer's by {mismatch:.3g} "
+                f"nats on average, where at most {bound:g} is expected: the sampler does not have version "
+                f"{self.policy_version} of the policy, or computes in another precision. Check generator.sync and "
+                "model.dtype; --resume begins with a proof that tells which side is wrong (generator.proof_every > "
+                "0). Raise generator.max_mismatch only if the difference is understood (loss.correction then corrects "
+                "for it)")
 
     def run(self) -> Summary:
         """Evaluate, train until the last step, an alarm or a signal, evaluate; saves as it goes."""
@@ -210,7 +215,8 @@ class Trainer:
         while self.step_number < self._config.steps:
             if signal := self._agreed_signal():
                 reason = signal
-                message = f"stopped by {signal} after step {self.step_number}; go on with --resume {self._parts.folder.path}"
+                message = (
+                    f"stopped by {signal} after step {self.step_number}; go on with --resume {self._parts.folder.path}")
                 break
             alarm = None if self._evaluation_due else self.step()
             if alarm is None and self._evaluation_due:
@@ -278,7 +284,8 @@ class Trainer:
             if parts.metrics is not None:
                 parts.metrics.log(self.step_number, "eval",
                                   benchmark_metrics(name, values, time.perf_counter() - started))
-            shown = "  ".join(f"{metric} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for metric, one in values.intervals.items())
+            shown = "  ".join(
+                f"{metric} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for metric, one in values.intervals.items())
             parts.progress.message(f"{name} at step {self.step_number}: {shown}")
             for metric, interval in values.intervals.items():
                 if f"{name}/{metric}" == self._config.checkpoint.best_by:
@@ -290,7 +297,8 @@ class Trainer:
 
     def _is_evaluated_after(self, step: int) -> bool:
         every = self._parts.benchmarks.every if self._parts.benchmarks is not None else {}
-        return step < self._config.steps and (self._is_held_out_due(step) or bool(self._benchmarks.due(every, step, is_last=False)))
+        return step < self._config.steps and (
+            self._is_held_out_due(step) or bool(self._benchmarks.due(every, step, is_last=False)))
 
     def _evaluate_before(self) -> None:
         self._evaluate_benchmarks()
@@ -300,9 +308,11 @@ class Trainer:
         self.save()
 
     def _evaluate_during(self) -> Alarm | None:
-        # First, and while the evaluation counts as due: a run that is saved behind them goes on with the held-out questions.
+        # First, and while the evaluation counts as due: a run that is saved behind them goes on with the held-out
+        # questions.
         self._evaluate_benchmarks()
-        result = self._evaluate(self._config.evaluation.samples_during) if self._is_held_out_due(self.step_number) else None
+        result = (
+            self._evaluate(self._config.evaluation.samples_during) if self._is_held_out_due(self.step_number) else None)
         self._evaluation_due = False
         if result is None:
             return None
@@ -319,7 +329,8 @@ class Trainer:
         return result[1]
 
     def _keep_if_best_held_out(self, evaluation: Evaluation) -> None:
-        """By the samples that all evaluations of the run have in common: avg@8 of one step does not compete with avg@2 of another."""
+        """By the samples that all evaluations of the run have in common: avg@8 of one step does not compete with avg@2
+        of another."""
         if self._config.checkpoint.best_by == "held_out":
             self._keep_if_best(evaluation.comparable, f"avg@{evaluation.comparable_samples}")
 
@@ -331,7 +342,9 @@ class Trainer:
     def _keep_if_best(self, value: float, metric: str) -> None:
         if self._best is None or value > self._best.value:
             path = self._parts.folder.checkpoints / "best"
-            self._best = Best(step=self.step_number, value=value, checkpoint=str(path.relative_to(self._parts.folder.path)), metric=metric)
+            self._best = Best(
+                step=self.step_number, value=value, checkpoint=str(path.relative_to(self._parts.folder.path)),
+                metric=metric)
             self.save(best=True)
 
     def _record(self, collected: Collected, batch: list[TrainingGroup], measured: dict[str, float]) -> Alarm | None:
@@ -340,7 +353,8 @@ class Trainer:
         groups = collected.sampled
         # A step that lived on groups left over by refilling has sampled nothing; it is described by what it trained on.
         every_group = groups or collected.batch
-        # Groups that the rewards could not judge count in what the rewards report and in the refusals, and in nothing else.
+        # Groups that the rewards could not judge count in what the rewards report and in the refusals, and in nothing
+        # else.
         described = tuple(group for group in every_group if not group.skipped)
         reward = _mean([reward for group in described for reward in group.rewards]) if described else math.nan
         tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
@@ -380,12 +394,14 @@ class Trainer:
             log.log(self.step_number, scored, advantages=trained.get(id(scored)), refused=reasons.get(id(scored)))
 
     def save(self, *, best: bool = False) -> Path:
-        """Write a checkpoint of the present state (main rank) and drop the oldest; nothing where it has been written already."""
+        """Write a checkpoint of the present state (main rank) and drop the oldest; nothing where it has been written
+        already."""
         self._settle()
         return self._write(best=best)
 
     def _save_while_waiting(self) -> str:
-        """What to tell after the run was saved in the middle of waiting for the sampler; several ranks cannot meet there to save."""
+        """What to tell after the run was saved in the middle of waiting for the sampler; several ranks cannot meet
+        there to save."""
         if self._parts.accelerator.num_processes == 1:
             return f"the run is saved up to {self._write().name}"
         newest = [path.name for path in list_checkpoints(self._parts.folder.checkpoints)][-1:]
@@ -427,18 +443,22 @@ class Trainer:
         )
 
     def restore(self, path: Path, state: TrainerState) -> None:
-        """Go on from a verified checkpoint: weights, optimiser, order, watchdog, surplus, RNG, and files cut to its position."""
+        """Go on from a verified checkpoint: weights, optimiser, order, watchdog, surplus, RNG, and files cut to its
+        position."""
         parts = self._parts
         rng_states = load_weights(path, parts.policy, parts.optimizer)
         set_rng_state(rng_states[parts.accelerator.process_index], parts.accelerator.device)
         self.step_number, self.policy_version = state.step, state.policy_version
-        parts.collector.load_state(CollectorState(
-            state.order, tuple(map(scored_group_from_json, state.surplus)), None if state.ahead is None else round_from_json(state.ahead)))
+        parts.collector.load_state(
+            CollectorState(
+                state.order, tuple(map(scored_group_from_json, state.surplus)),
+                None if state.ahead is None else round_from_json(state.ahead)))
         parts.watchdog.load_state_dict(state.watchdog)
         self._best = None if state.best is None else Best(**state.best)
         if self._best is not None and not self._is_chosen_by(self._best.metric):
-            parts.progress.message(f"checkpoints are chosen by {self._config.checkpoint.best_by} from now on; the best so far was "
-                                   f"chosen by {self._best.metric}")
+            parts.progress.message(
+                f"checkpoints are chosen by {self._config.checkpoint.best_by} from now on; the best so far was "
+                f"chosen by {self._best.metric}")
             self._best = None
         self._before = state.held_out_before
         self._totals = dict(state.totals)
@@ -461,10 +481,17 @@ class Trainer:
 
     def _summary(self, reason: str, message: str | None) -> Summary:
         return Summary(
-            steps=self.step_number, stop_reason=reason, message=message, held_out_before=_intervals(self._before),
-            held_out_after=_intervals(self._after), best=self._best,
-            wall_s=self._totals["wall_s"] + time.perf_counter() - self._clock, peak_rss_gb=peak_rss_gb(),
-            num_sampled_tokens=int(self._totals["sampled_tokens"]), seed=self._config.seed, versions=installed_versions(),
+            steps=self.step_number,
+            stop_reason=reason,
+            message=message,
+            held_out_before=_intervals(self._before),
+            held_out_after=_intervals(self._after),
+            best=self._best,
+            wall_s=self._totals["wall_s"] + time.perf_counter() - self._clock,
+            peak_rss_gb=peak_rss_gb(),
+            num_sampled_tokens=int(self._totals["sampled_tokens"]),
+            seed=self._config.seed,
+            versions=installed_versions(),
             benchmarks_before=self._benchmarks.named_before(),
             benchmarks_after=self._benchmarks.named_after(self.step_number) if self.step_number else None,
         )
@@ -479,12 +506,14 @@ def _mean(values: list[float]) -> float:
 
 
 def _reward_metrics(judged: tuple[ScoredGroup, ...], groups: tuple[ScoredGroup, ...]) -> dict[str, float]:
-    """Each reward's mean by name over the judged groups (`accuracy` among them, where it is one), and the means of what the rewards
-    reported over all groups."""
+    """Each reward's mean by name over the judged groups (`accuracy` among them, where it is one), and the means of what
+    the rewards reported over all groups."""
     names = judged[0].scores if judged else ()
     scores = {
-        (name if name == "accuracy" else f"reward/{name}"): _mean([score for group in judged for score in group.scores[name]])
+        (name if name == "accuracy" else f"reward/{name}"): _mean(
+            [score for group in judged for score in group.scores[name]])
         for name in names
     }
     reported = {name for group in groups for name in group.metrics}
-    return scores | {f"reward/{name}": _mean([g.metrics[name] for g in groups if name in g.metrics]) for name in sorted(reported)}
+    return scores | {
+        f"reward/{name}": _mean([g.metrics[name] for g in groups if name in g.metrics]) for name in sorted(reported)}

@@ -1,7 +1,7 @@
 """Supervised warm-up: `accelerate launch rl/warmup.py [--config FILE] [key=value ...]`, also `python -m rl.warmup`.
 
-From a base model that cannot follow a format, or lacks an ability, and a file of solutions, to the policy that reinforcement learning
-starts from. No class is defined here, because the script runs as `__main__`.
+From a base model that cannot follow a format, or lacks an ability, and a file of solutions, to the policy that
+reinforcement learning starts from. No class is defined here, because the script runs as `__main__`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from pathlib import Path
 
 DEFAULT = Path("configs/warmup_tiny.yaml")
 OPTIONS = (
-    ("--config FILE", "YAML file with any of the keys below; what it leaves out has its default. Without it configs/warmup_tiny.yaml"),
-    ("KEY=VALUE ...", "set a key, after the file: optim.lr=1e-5, data=solutions.jsonl, lora.enabled=false, prompt=boxed, merge=true"),
+    (
+        "--config FILE",
+        "YAML file with any of the keys below; what it leaves out has its default. Without it configs/warmup_tiny.yaml",
+    ),
+    (
+        "KEY=VALUE ...",
+        "set a key, after the file: optim.lr=1e-5, data=solutions.jsonl, lora.enabled=false, prompt=boxed, merge=true"),
     ("--dry-run", "check everything, show the resolved configuration and the first row; train nothing"),
     ("--print-config", "print the resolved configuration as YAML and stop"),
     ("--resume", "go on with the warm-up in run_dir from its newest checkpoint"),
@@ -22,7 +27,8 @@ OPTIONS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend (OTHERHALF_TRACEBACK=1 shows the traceback), 130 after Ctrl-C twice."""
+    """Returns the exit code: 0, 2 for what the user can mend (OTHERHALF_TRACEBACK=1 shows the traceback), 130 after
+    Ctrl-C twice."""
     from rl.errors import report_errors
 
     return report_errors(lambda: _main(sys.argv[1:] if arguments is None else list(arguments)))
@@ -36,8 +42,14 @@ def _main(arguments: Sequence[str]) -> int:
     if command.wants_help:
         from rl.configuration.help import render_help
 
-        print(render_help("accelerate launch rl/warmup.py", model=WarmupConfig, options=OPTIONS,
-                          purpose="Trains a language model on solutions, so that reinforcement learning has something to begin with."))
+        print(
+            render_help(
+                "accelerate launch rl/warmup.py",
+                model=WarmupConfig,
+                options=OPTIONS,
+                purpose=(
+                    "Trains a language model on solutions, so that reinforcement learning has something to begin with."
+                )))
         return 0
     if command.print_config:
         from rl.configuration.loading import to_yaml

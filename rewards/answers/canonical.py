@@ -1,8 +1,9 @@
 """Cleaned text of one answer without structure -> its canonical form: number, words, or expression, with its unit.
 
-Numbers are exact (rewards/answers/quantity.py), also those written as arithmetic: 1,234/2, 2^3, \\frac919. Words compare without case.
-Everything else is an expression: its tree (rewards/answers/expression.py) where that grammar knows it, and its text for computer algebra.
-Lists, intervals, equations and the like are taken apart before (rewards/answers/reading.py).
+Numbers are exact (rewards/answers/quantity.py), also those written as arithmetic: 1,234/2, 2^3, \\frac919. Words
+compare without case.
+Everything else is an expression: its tree (rewards/answers/expression.py) where that grammar knows it, and its text for
+computer algebra. Lists, intervals, equations and the like are taken apart before (rewards/answers/reading.py).
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ Kind = Literal["number", "text", "expression"]
 class Canonical:
     """Equal objects are the same answer.
 
-    value: Fraction or Huge for numbers; lower-case words or digits_base for text; LaTeX without spaces for expressions. unit: "" for none.
-    latex: the cleaned text for computer algebra. term: the tree of an expression, None where it has none. Neither is compared.
+    value: Fraction or Huge for numbers; lower-case words or digits_base for text; LaTeX without spaces for expressions.
+    unit: "" for none.
+    latex: the cleaned text for computer algebra. term: the tree of an expression, None where it has none. Neither is
+    compared.
     """
 
     kind: Kind
@@ -37,9 +40,11 @@ class Canonical:
 
 
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' .,:;!()&/\"-])*+")
-_BASED = re.compile(r"[{(]?\s?(-?[0-9A-Fa-f]++(?:\.[0-9A-Fa-f]++)?)\s?[})]?\s?\\?_\s?\{?\s?\(?\s?([0-9]{1,2}|[a-z]{3,11})\s?\)?\s?\}?")
-_BASE_NAMES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
-               "eleven": "11", "twelve": "12", "sixteen": "16"}
+_BASED = re.compile(
+    r"[{(]?\s?(-?[0-9A-Fa-f]++(?:\.[0-9A-Fa-f]++)?)\s?[})]?\s?\\?_\s?\{?\s?\(?\s?([0-9]{1,2}|[a-z]{3,11})\s?\)?\s?\}?")
+_BASE_NAMES = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16"}
 _RANGE = re.compile(r"([0-9]{1,9})\s?-{1,2}\s?([0-9]{1,9})")
 _CIRCLED = re.compile(r"[①-⑳](?:[①-⑳ ,;])*+")  # numbers of statements
 _TRAILING_TEXT = re.compile(rf"(.+?)\s?({TEXT_OPEN}[^{TEXT_CLOSE}]*+{TEXT_CLOSE}\s?(?:\^\s?\{{?[0-9]\}}?)?)", re.DOTALL)
@@ -49,7 +54,8 @@ _TRAILING_WORD = re.compile(
 _LEADING_CURRENCY = re.compile(r"(-?)\s?([$€£¥])\s?(.+)", re.DOTALL)
 _FUNCTION_PREFIXES = ("sin", "cos", "tan", "sec", "csc", "cot", "log", "exp", "sqrt", "arc", "pi", "binom", "frac")
 _INFINITE = ("infinity", "infty", "inf")
-_SHORT_WORDS = frozenset(("yes", "no", "odd", "not", "none", "all", "mon", "tue", "wed", "thu", "fri", "sat", "sun", "red", "dne", "true"))
+_SHORT_WORDS = frozenset(
+    ("yes", "no", "odd", "not", "none", "all", "mon", "tue", "wed", "thu", "fri", "sat", "sun", "red", "dne", "true"))
 
 
 def leaf(text: str) -> Canonical:
@@ -72,7 +78,8 @@ def leaf(text: str) -> Canonical:
 
 
 def long_leaf(answer: str) -> Canonical:
-    """For an answer so long that nobody meant it: a number where it is only that, else its text without spaces, compared as it is."""
+    """For an answer so long that nobody meant it: a number where it is only that, else its text without spaces,
+    compared as it is."""
     text = answer.strip()
     if (quantity := read_quantity(text)) is not None:
         return Canonical("number", *quantity, text)
@@ -93,7 +100,11 @@ def _without_unit(text: str) -> tuple[str, str]:
     for pattern in (_TRAILING_TEXT, _TRAILING_WORD):
         if len(text) <= 1000 and (found := pattern.fullmatch(text)):
             unit = read_unit(found.group(2))
-            if unit == "°" and (whole := parse(text)) is not None and (whole.args[-1] if whole.op == "*" else whole).op != "degrees":
+            if (
+                unit == "°"
+                and (whole := parse(text)) is not None
+                and (whole.args[-1] if whole.op == "*" else whole).op != "degrees"
+            ):
                 continue  # the degrees are inside: sin 30°
             if unit is not None and parse(found.group(1)) is not None:
                 return found.group(1), unit
@@ -106,5 +117,11 @@ def _reads_as_words(plain: str, marked: str) -> bool:
     if any(word.startswith(_FUNCTION_PREFIXES) or word in _INFINITE for word in words):
         return False
     is_marked = marked.startswith(TEXT_OPEN) and marked.endswith(TEXT_CLOSE)
-    is_sequence = len(plain) > 2 and plain.isalpha() and (plain.isupper() or plain.istitle())  # HHT: the order of letters counts; Bob
-    return is_marked or is_sequence or len(plain) == 1 or plain.casefold() in _SHORT_WORDS or any(len(word) >= 4 for word in words)
+    # HHT: the order of letters counts; Bob
+    is_sequence = len(plain) > 2 and plain.isalpha() and (plain.isupper() or plain.istitle())
+    return (
+        is_marked
+        or is_sequence
+        or len(plain) == 1
+        or plain.casefold() in _SHORT_WORDS
+        or any(len(word) >= 4 for word in words))

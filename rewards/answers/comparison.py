@@ -1,8 +1,9 @@
 """Two trees -> equal, different, or undecided until computer algebra has been asked about some pairs of leaves.
 
-Three-valued: None means that the answer depends on pairs whose verdict is not known yet; they are collected in `asked`. With their
-verdicts the same comparison is run once more. The rules are in the docstring of rewards/equivalence.py; each kind of node has its function
-here. Symmetric: the kinds are put into one order first, and every rule below is symmetric in its two sides.
+Three-valued: None means that the answer depends on pairs whose verdict is not known yet; they are collected in `asked`.
+With their verdicts the same comparison is run once more. The rules are in the docstring of rewards/equivalence.py; each
+kind of node has its function here. Symmetric: the kinds are put into one order first, and every rule below is symmetric
+in its two sides.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 class TreeComparison:
     """One comparison. verdicts: of algebra, by `for_algebra`. asked: pairs that were needed and are not in there.
 
-    num_hopeless: pairs with a value that nobody could compute (9^9^9^9); they count as different, undecided, without being asked about.
+    num_hopeless: pairs with a value that nobody could compute (9^9^9^9); they count as different, undecided, without
+    being asked about.
     """
 
     def __init__(self, verdicts: Mapping[Pair, bool]) -> None:
@@ -173,7 +175,8 @@ class TreeComparison:
         return verdict or False
 
     def _value(self, relation: Relation) -> Node | None:
-        """What the relation says that something is: 5 of x = 5, of 5 = x, of k = 2 * 5 = 10, of 5 \\approx 4.99 and of 2 + 3 = 5."""
+        """What the relation says that something is: 5 of x = 5, of 5 = x, of k = 2 * 5 = 10, of 5 \\approx 4.99 and of
+        2 + 3 = 5."""
         if any(sign not in _ASSIGNING for sign in relation.signs):
             return None
         parts, names = relation.parts, relation.names
@@ -207,7 +210,8 @@ class TreeComparison:
         return self._as_differences(left, right)
 
     def _as_differences(self, left: Relation, right: Relation) -> bool | None:
-        """Equations and inequalities are one if their differences are: 2x + 4y = 3 and y = 3/4 - x/2, a < b and b > a."""
+        """Equations and inequalities are one if their differences are: 2x + 4y = 3 and y = 3/4 - x/2, a < b and b >
+        a."""
         first, second = _differences(left), _differences(right)
         if first is None or second is None or len(first) != len(second):
             return False
@@ -247,7 +251,8 @@ class TreeComparison:
         items, others = left.items, right.items
         if (left.is_set or right.is_set) and max(len(items), len(others)) <= _MAX_UNMATCHED:
             items, others = self._distinct(items), self._distinct(others)
-        are_conditions = all(isinstance(item, Relation) and item.signs[0] not in _ASSIGNING for item in (*items, *others))
+        are_conditions = all(
+            isinstance(item, Relation) and item.signs[0] not in _ASSIGNING for item in (*items, *others))
         if are_conditions and left.joined_by != right.joined_by:
             return self._same_region(left, right) or False  # x > 1 and x < 2 is not x > 1 or x < 2
         verdict = self._in_any_order(items, others)
@@ -267,18 +272,21 @@ class TreeComparison:
 
     def _matrix(self, left: Matrix, right: Node) -> bool | None:
         if isinstance(right, Matrix):
-            return len(left.rows) == len(right.rows) and _all(self._in_order(*rows) for rows in zip(left.rows, right.rows, strict=True))
+            return len(left.rows) == len(right.rows) and _all(
+                self._in_order(*rows) for rows in zip(left.rows, right.rows, strict=True))
         if isinstance(right, Sequence) and right.brackets in ("()", "<>"):  # a vector
             if len(left.rows) == 1:
                 return self._in_order(left.rows[0], right.items)
-            return all(len(row) == 1 for row in left.rows) and self._in_order([row[0] for row in left.rows], right.items)
+            return all(len(row) == 1 for row in left.rows) and self._in_order(
+                [row[0] for row in left.rows], right.items)
         return False
 
     def _sequence(self, left: Sequence, right: Node) -> bool | None:
         if not isinstance(right, Sequence):
             return self._same_region(left, right) or False
-        return left.brackets.replace("<", "(").replace(">", ")") == right.brackets.replace("<", "(").replace(">", ")") and self._in_order(
-            left.items, right.items)
+        return left.brackets.replace("<", "(").replace(">", ")") == right.brackets.replace("<", "(").replace(
+            ">", ")"
+        ) and self._in_order(left.items, right.items)
 
     def _ratio(self, left: Ratio, right: Node) -> bool | None:
         """a : b as a tuple up to a common factor; a : b is the fraction a/b too."""
@@ -309,7 +317,8 @@ def _has_perfect_match(edges: Several[Several[bool]]) -> bool:
 
 
 def needs_algebra(node: Node) -> bool:
-    """Whether some leaf of the tree is no number, word or expression with a value: comparing it may need computer algebra."""
+    """Whether some leaf of the tree is no number, word or expression with a value: comparing it may need computer
+    algebra."""
     if isinstance(node, Canonical):
         return node.kind == "expression" and (node.term is None or not has_value(node.term))
     if isinstance(node, Choice):
@@ -336,7 +345,9 @@ def _same_name(first: str | None, second: str | None) -> bool:
     """Words in front of a value name nothing that could differ: Area = 5 and A = 5. The graph of f(x) is y = f(x)."""
     if first == second or "text" in (first, second):
         return True
-    return any(one == "y" and other is not None and _CALL.fullmatch(other) for one, other in ((first, second), (second, first)))
+    return any(
+        one == "y" and other is not None and _CALL.fullmatch(other) for one, other in ((first, second), (second, first))
+    )
 
 
 def _symbolic_interval(relation: Relation) -> Sequence | None:
@@ -360,7 +371,8 @@ def _symbolic_interval(relation: Relation) -> Sequence | None:
 
 
 def _is_total(node: Node) -> bool:
-    """m + n, 100a + b, AB + BC: a sum of several letters with integer factors, which a question asks for as one number."""
+    """m + n, 100a + b, AB + BC: a sum of several letters with integer factors, which a question asks for as one
+    number."""
     term = term_of(node) if isinstance(node, Canonical) else None
     if term is None or term.op != "+" or len(variables(term)) < 2:
         return False
@@ -390,7 +402,8 @@ def _named_values(collection: Collection) -> tuple[Node, ...] | None:
 
 
 def _differences(relation: Relation) -> list[tuple[str, Term]] | None:
-    """a < b as (<, a - b), with the larger side turned so that only =, !=, < and <= occur; None where a part is no expression."""
+    """a < b as (<, a - b), with the larger side turned so that only =, !=, < and <= occur; None where a part is no
+    expression."""
     terms = [term_of(part) if isinstance(part, Canonical) else None for part in relation.parts]
     differences = []
     for sign, left, right in zip(relation.signs, terms, terms[1:], strict=False):
@@ -403,8 +416,16 @@ def _differences(relation: Relation) -> list[tuple[str, Term]] | None:
 
 
 def _proportional_items(left: Several[Node], right: Several[Node]) -> bool:
-    values = [item.value if isinstance(item, Canonical) and item.kind == "number" and not item.unit and not item.latex.startswith("00")
-              else None for item in (*left, *right)]  # 4:30 p.m. and 6:00 are times of day and no ratios
+    values = [
+        (
+            item.value
+            if isinstance(item, Canonical)
+            and item.kind == "number"
+            and not item.unit
+            and not item.latex.startswith("00")
+            else None)
+        for item in (*left, *right)
+    ]  # 4:30 p.m. and 6:00 are times of day and no ratios
     if any(value is None or isinstance(value, (str, tuple)) for value in values):
         return False
     over, under = values[:len(left)], values[len(left):]

@@ -27,7 +27,8 @@ def describe(node: Node) -> str:
     if isinstance(node, Ratio):
         return "ratio of " + _items(node.items)
     assert isinstance(node, Choice)
-    return f"option {node.letter.upper()}" + (f" with the value [{describe(node.content)}]" if node.content is not None else "")
+    return f"option {node.letter.upper()}" + (
+        f" with the value [{describe(node.content)}]" if node.content is not None else "")
 
 
 def _leaf(leaf: Canonical) -> str:
@@ -35,7 +36,10 @@ def _leaf(leaf: Canonical) -> str:
     if leaf.kind == "expression":
         known = "" if leaf.term is not None else ", not of our grammar: left to computer algebra"
         return f"expression {shorten(leaf.latex)}{unit}{known}"
-    value = leaf.value if not isinstance(leaf.value, tuple) else f"{'-' if leaf.value[0] else ''}{shorten(leaf.value[1])}e{leaf.value[2]}"
+    value = (
+        leaf.value
+        if not isinstance(leaf.value, tuple)
+        else f"{'-' if leaf.value[0] else ''}{shorten(leaf.value[1])}e{leaf.value[2]}")
     return f"{'number' if leaf.kind == 'number' else 'words'} {shorten(str(value)) or 'that are empty'}{unit}"
 
 

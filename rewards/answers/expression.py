@@ -2,11 +2,12 @@
 
     parse("2\\sqrt3 + x^2/4") -> Term("+", (...))
 
-A grammar of its own because answers are sloppy but unambiguous (\\frac12, \\sqrt3, 2pi, sqrt(3), x*y, 2√5), and because nothing here
-may execute anything, recurse without bound or take more than linear time: sympy's readers do all three. What is missing (infinite sums,
-integrals, limits, modular arithmetic) is left to rewards/answers/symbolic.py. Conventions: `log` without a base is base 10; \\frac919 is 9/19;
-\\sqrt12 is the root of 12; 1/2x is x/2; an integer before a fraction of integers below 1 is a mixed number; letters beside each
-other are a product, except for the names of functions. To add a function, name it in FUNCTIONS and give its value in rewards/answers/numeric.py.
+A grammar of its own because answers are sloppy but unambiguous (\\frac12, \\sqrt3, 2pi, sqrt(3), x*y, 2√5), and because
+nothing here may execute anything, recurse without bound or take more than linear time: sympy's readers do all three.
+What is missing (infinite sums, integrals, limits, modular arithmetic) is left to rewards/answers/symbolic.py.
+Conventions: `log` without a base is base 10; \\frac919 is 9/19; \\sqrt12 is the root of 12; 1/2x is x/2; an integer
+before a fraction of integers below 1 is a mixed number; letters beside each other are a product, except for the names
+of functions. To add a function, name it in FUNCTIONS and give its value in rewards/answers/numeric.py.
 """
 
 from __future__ import annotations
@@ -24,24 +25,29 @@ _MAX_CACHED = 300  # characters
 _MAX_DEPTH = 40
 
 
-FUNCTIONS = frozenset((
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "lg", "exp", "max", "min",
-    "gcd", "lcm", "abs", "floor", "ceil", "factorial", "binom", "degrees"))
+FUNCTIONS = frozenset(
+    (
+        "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln",
+        "lg", "exp", "max", "min", "gcd", "lcm", "abs", "floor", "ceil", "factorial", "binom", "degrees"))
 _NAMED = FUNCTIONS - {"abs", "floor", "ceil", "factorial", "binom", "degrees"}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_PLAIN_WORDS = {"sqrt": "\\sqrt", "pi": "\\pi", "infty": "\\infty", "infinity": "\\infty", "asin": "\\arcsin", "acos": "\\arccos",
-                "atan": "\\arctan", "abs": "abs", "floor": "floor", "ceil": "ceil", "theta": "\\theta", "alpha": "\\alpha",
-                "beta": "\\beta", "inf": "\\infty"}
-_GREEK = frozenset((
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho",
-    "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon",
-    "Phi", "Psi", "Omega", "ell", "hbar", "aleph", "nabla"))
-_ACCENTS = frozenset((
-    "vec", "hat", "bar", "overline", "overrightarrow", "widehat", "tilde", "widetilde", "underline", "dot", "ddot", "angle",
-    "triangle"))
+_PLAIN_WORDS = {
+    "sqrt": "\\sqrt", "pi": "\\pi", "infty": "\\infty", "infinity": "\\infty", "asin": "\\arcsin", "acos": "\\arccos",
+    "atan": "\\arctan", "abs": "abs", "floor": "floor", "ceil": "ceil", "theta": "\\theta", "alpha": "\\alpha",
+    "beta": "\\beta", "inf": "\\infty"}
+_GREEK = frozenset(
+    (
+        "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+        "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi",
+        "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "ell", "hbar", "aleph", "nabla"))
+_ACCENTS = frozenset(
+    (
+        "vec", "hat", "bar", "overline", "overrightarrow", "widehat", "tilde", "widetilde", "underline", "dot", "ddot",
+        "angle", "triangle"))
 _TOKEN = re.compile(
     r"\s*+(?:(?P<number>[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]++)?(?![0-9])|[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)|(?P<command>\\[A-Za-z]++)"
-    rf"|{TEXT_OPEN}(?P<text>[^{TEXT_CLOSE}]*+){TEXT_CLOSE}|(?P<word>[A-Za-z]++)|(?P<symbol>\*\*|\\[{{}}]|[-+*/^_!'()\[\]{{}}|,°%=]))")
+    rf"|{TEXT_OPEN}(?P<text>[^{TEXT_CLOSE}]*+){TEXT_CLOSE}|(?P<word>[A-Za-z]++)|(?P<symbol>\*\*|\\[{{}}]|[-+*/^_!'()\[\]{{}}|,°%=]))"
+)
 _WORD_FUNCTIONS = re.compile("|".join(sorted((*(_NAMED | set(_PLAIN_WORDS)),), key=len, reverse=True)))
 
 
@@ -67,7 +73,8 @@ _cached = lru_cache(maxsize=16384)(_parse)
 
 
 def _tokens(text: str) -> list[str]:
-    """Commands keep their backslash, text its opening mark; words are cut into names of functions and single letters."""
+    """Commands keep their backslash, text its opening mark; words are cut into names of functions and single
+    letters."""
     tokens: list[str] = []
     at = 0
     end = len(text.rstrip())
@@ -181,7 +188,11 @@ class _Parser:
         else:
             return None
         follows = self._tokens[self._at + length:self._at + length + 1]
-        if not (over.isdigit() and under.isdigit()) or max(map(len, (ahead[0], over, under))) > 300 or follows in (["^"], ["!"]):
+        if (
+            not (over.isdigit() and under.isdigit())
+            or max(map(len, (ahead[0], over, under))) > 300
+            or follows in (["^"], ["!"])
+        ):
             return None
         if not 0 < int(over) < int(under) or not int(ahead[0]):
             return None
@@ -288,7 +299,9 @@ class _Parser:
             elif self._peek() == "^" and self._tokens[self._at + 1:self._at + 2] == ["\\prime"]:
                 self._at += 2
                 name += "'"
-            elif self._tokens[self._at:self._at + 2] == ["^", "{"] and self._tokens[self._at + 2:self._at + 3] in (["\\prime"], ["*"]):
+            elif self._tokens[self._at : self._at + 2] == ["^", "{"] and self._tokens[self._at + 2 : self._at + 3] in (
+                ["\\prime"], ["*"],
+            ):
                 self._at += 1
                 name += self._raw().replace("\\prime", "'")
             elif self._tokens[self._at:self._at + 2] == ["^", "*"]:
@@ -435,7 +448,8 @@ class _Parser:
             self._expect(",")
 
     def _function_argument(self) -> Term:
-        """A group, or the factors that follow up to the next sign, function or bracket: sin 2x cos y is sin(2x) cos(y)."""
+        """A group, or the factors that follow up to the next sign, function or bracket: sin 2x cos y is sin(2x)
+        cos(y)."""
         if self._peek() in ("(", "[", "{", "|"):
             return self._atom()
         negative = self._take("-")

@@ -1,8 +1,9 @@
 """An answer as written -> cleaned LaTeX: one spelling for what looks the same on paper.
 
-Full-width and Unicode symbols become ASCII or LaTeX commands, invisible characters and sizing commands go, spacing commands become
-spaces, wrappers around the whole answer ($...$, \\boxed{...}, **...**) are taken off. What stood in \\text{...} is kept between two
-private marks, because a unit may be one letter only in there. To teach it another spelling, extend the tables.
+Full-width and Unicode symbols become ASCII or LaTeX commands, invisible characters and sizing commands go, spacing
+commands become spaces, wrappers around the whole answer ($...$, \\boxed{...}, **...**) are taken off. What stood in
+\\text{...} is kept between two private marks, because a unit may be one letter only in there. To teach it another
+spelling, extend the tables.
 """
 
 from __future__ import annotations
@@ -12,68 +13,101 @@ import re
 TEXT_OPEN, TEXT_CLOSE = "\ue000", "\ue001"
 
 _UNICODE: dict[int, str] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width forms
-_UNICODE |= str.maketrans({
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ",
-    "÷": "/", "√": "\\sqrt ", "∛": "\\sqrt[3] ", "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≠": "\\neq ", "≈": "\\approx ",
-    "≡": "\\equiv ",
-    "±": "\\pm ", "∓": "\\mp ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∅": "\\emptyset ", "∈": "\\in ", "∖": "\\setminus ",
-    "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "ℚ": "\\mathbb{Q}", "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}",
-    "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5",
-    "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9", "⁻": "^-", "ⁿ": "^n", "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5",
-    "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ",
-    "⟩": "\\rangle ", "∠": "\\angle ", "△": "\\triangle ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ",
-    "\u202f": " ", "¯": "", "\u3000": " ", "，": ",", "、": ",", "。": ".", "º": "°", "˚": "°", "℃": "°C", "％": "%",
-})
-_UNICODE |= {ord(letter): f"\\{name} " for letter, name in {
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "θ": "theta", "λ": "lambda", "μ": "mu", "ν": "nu",
-    "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "ω": "omega", "ϕ": "phi", "Δ": "Delta", "Ω": "Omega", "Φ": "Phi",
-    "Σ": "Sigma", "Γ": "Gamma", "Λ": "Lambda", "Π": "Pi"}.items()}
+_UNICODE |= str.maketrans(
+    {
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ",
+        "∙": "\\cdot ", "÷": "/", "√": "\\sqrt ", "∛": "\\sqrt[3] ", "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ",
+        "⩾": "\\ge ", "≠": "\\neq ", "≈": "\\approx ", "≡": "\\equiv ", "±": "\\pm ", "∓": "\\mp ", "∞": "\\infty ",
+        "∪": "\\cup ", "∩": "\\cap ", "∅": "\\emptyset ", "∈": "\\in ", "∖": "\\setminus ", "ℝ": "\\mathbb{R}",
+        "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "ℚ": "\\mathbb{Q}", "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}",
+        "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3",
+        "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9", "⁻": "^-", "ⁿ": "^n", "₀": "_0", "₁": "_1",
+        "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5", "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9", "⌊": "\\lfloor ",
+        "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle ", "∠": "\\angle ",
+        "△": "\\triangle ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ",
+        "\u202f": " ", "¯": "", "\u3000": " ", "，": ",", "、": ",", "。": ".", "º": "°", "˚": "°", "℃": "°C",
+        "％": "%"})
+_UNICODE |= {
+    ord(letter): f"\\{name} "
+    for letter, name in {
+        "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "θ": "theta", "λ": "lambda", "μ": "mu",
+        "ν": "nu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "ω": "omega", "ϕ": "phi", "Δ": "Delta",
+        "Ω": "Omega", "Φ": "Phi", "Σ": "Sigma", "Γ": "Gamma", "Λ": "Lambda", "Π": "Pi",
+    }.items()}
 # Control characters, zero-width characters, marks of writing direction, and the two private marks used here.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ue000\ue001]")
 _TEXT_COMMAND = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|mbox|hbox|textup|emph)\s{0,4}\{([^{}]*+)\}")
-_FUNCTION_NAMES = frozenset((
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "exp", "max", "min",
-    "gcd", "lcm", "det", "deg", "lg"))
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|mbox|hbox|textup|emph)\s{0,4}\{([^{}]*+)\}"
+)
+_FUNCTION_NAMES = frozenset(
+    (
+        "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln",
+        "exp", "max", "min", "gcd", "lcm", "det", "deg", "lg"))
 _ALPHABETS = ("\\mathbf", "\\boldsymbol", "\\bm", "\\mathit", "\\mathsf")
 _UNIT_LIKE = frozenset(("min", "max", "sec", "deg"))  # in \\text{}: minutes, seconds
 _OPERATOR_NAME = re.compile(r"\\(?:operatorname\*?|mathop)\s{0,4}\{\s{0,4}([A-Za-z]{1,20})\s{0,4}\}")
-_SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(pattern), new) for pattern, new in (
-    (r"\\(?:left|right|middle|displaystyle|textstyle|limits|nolimits|[bB]igg?[lrm]?|hfill|null|notag|nonumber|centering)(?![A-Za-z])", ""),
-    (r"\\[hv]space\*?\s{0,4}\{[^{}]*+\}|\\(?:hphantom|vphantom|phantom)\s{0,4}\{[^{}]*+\}", " "),
-    (r"(?<!\\)\\!\s?", ""), (r"\{,\}", ","), (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:thinspace|enspace|medspace)(?![A-Za-z])", " "),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"), (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
-    (r"\^\s{0,2}\{\s{0,2}\\circ\s{0,2}\}|\^\s{0,2}\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", "°"), (r"(?<!\\)\\([%$#&])", r"\1"),
-    (r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le"), (r"\\(?:geq|geqslant|geqq)(?![A-Za-z])", r"\\ge"),
-    (r"\\(?:ne|not\s?=)(?![A-Za-z])", r"\\neq"), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"(?<![0-9)}])!=(?!=)", r"\\neq "),
-    (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset"), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
-    (r"\\(?:backslash|smallsetminus)(?![A-Za-z])", r"\\setminus"), (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
-    (r"\\colon(?![A-Za-z])", ":"), (r"\\textdollar(?![A-Za-z])", "$"), (r"\*\*$", ""),
-    (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"),
-    (r"\\(?:cdotp|ast|bullet)(?![A-Za-z])", r"\\cdot "), (r"\\div(?![A-Za-z])", "/"),
-    (r"\\mathbb\s?([RZNQC])(?![A-Za-z])", r"\\mathbb{\1}"),
-    (r"\\(?:mathcal|mathscr|mathfrak)(?![A-Za-z])", ""), (r"\\var(?=epsilon|theta|phi|rho|sigma|pi)", r"\\"),
-    (r"\\(?:therefore|because|implies|Rightarrow)(?![A-Za-z])", " "), (r"\s++", " "),
-))
+_SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (
+            r"\\(?:left|right|middle|displaystyle|textstyle|limits|nolimits|[bB]igg?[lrm]?|hfill|null|notag|nonumber|centering)(?![A-Za-z])",
+            ""),
+        (r"\\[hv]space\*?\s{0,4}\{[^{}]*+\}|\\(?:hphantom|vphantom|phantom)\s{0,4}\{[^{}]*+\}", " "),
+        (r"(?<!\\)\\!\s?", ""),
+        (r"\{,\}", ","),
+        (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:thinspace|enspace|medspace)(?![A-Za-z])", " "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\^\s{0,2}\{\s{0,2}\\circ\s{0,2}\}|\^\s{0,2}\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", "°"),
+        (r"(?<!\\)\\([%$#&])", r"\1"),
+        (r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le"),
+        (r"\\(?:geq|geqslant|geqq)(?![A-Za-z])", r"\\ge"),
+        (r"\\(?:ne|not\s?=)(?![A-Za-z])", r"\\neq"),
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"(?<![0-9)}])!=(?!=)", r"\\neq "),
+        (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset"),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\(?:backslash|smallsetminus)(?![A-Za-z])", r"\\setminus"),
+        (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
+        (r"\\colon(?![A-Za-z])", ":"),
+        (r"\\textdollar(?![A-Za-z])", "$"),
+        (r"\*\*$", ""),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"),
+        (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (r"\\(?:cdotp|ast|bullet)(?![A-Za-z])", r"\\cdot "),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\\mathbb\s?([RZNQC])(?![A-Za-z])", r"\\mathbb{\1}"),
+        (r"\\(?:mathcal|mathscr|mathfrak)(?![A-Za-z])", ""),
+        (r"\\var(?=epsilon|theta|phi|rho|sigma|pi)", r"\\"),
+        (r"\\(?:therefore|because|implies|Rightarrow)(?![A-Za-z])", " "),
+        (r"\s++", " ")))
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _BOXES = ("\\boxed{", "\\fbox{")
 _TEXT_OF_MATHEMATICS = ("\\text{\\[", "\\text{\\(", "\\text{$")
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]{2,}")
 # After the first cleaning: other notations of what has one here already.
-_NOTATIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple((re.compile(pattern), new) for pattern, new in (
-    (r"([0-9]*\.[0-9]*)\\(?:bar|dot)\s?\{?([0-9]{1,20})\}?", r"\1\\overline{\2}"),
-    (r"(?<![0-9.])([0-9]{1,20}\.[0-9]{0,6}?)([0-9]{1,3}?)\2{2,9}\s?\\dots\s?$", r"\1\\overline{\2}"),
-    (r"(?<![A-Za-z0-9\\])oo(?![A-Za-z0-9])", r"\\infty "), (r"(?<![A-Za-z\\])C\(([0-9]{1,9}),\s?([0-9]{1,9})\)", r"\\binom{\1}{\2}"),
-    (r"(?<![A-Za-z\\}])C_\{?([0-9]{1,9})\}?\^\{?([0-9]{1,9})\}?", r"\\binom{\1}{\2}"),
-    (r"(?:\{\s?\})?_\{?([0-9]{1,9})\}?\s?C_\{?([0-9]{1,9})\}?", r"\\binom{\1}{\2}"),
-    (rf"_\s?\{{{TEXT_OPEN}\s?base\s?{TEXT_CLOSE}?\s?([0-9]{{1,2}})\s?{TEXT_CLOSE}?\s?\}}", r"_{\1}"),
-    (rf"\s?\(?{TEXT_OPEN}?\s?\(?(?<![A-Za-z])base\s?{TEXT_CLOSE}?\s?([0-9]{{1,2}})\s?\)?\s?{TEXT_CLOSE}?\)?$", r"_{\1}"),
-    (r"^(?:USD|US\$)\s?(?=[0-9.])", "$"), (r"^(?:Rs\.?|INR|EUR|RMB)\s?(?=[0-9.])", ""),
-))
+_NOTATIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"([0-9]*\.[0-9]*)\\(?:bar|dot)\s?\{?([0-9]{1,20})\}?", r"\1\\overline{\2}"),
+        (r"(?<![0-9.])([0-9]{1,20}\.[0-9]{0,6}?)([0-9]{1,3}?)\2{2,9}\s?\\dots\s?$", r"\1\\overline{\2}"),
+        (r"(?<![A-Za-z0-9\\])oo(?![A-Za-z0-9])", r"\\infty "),
+        (r"(?<![A-Za-z\\])C\(([0-9]{1,9}),\s?([0-9]{1,9})\)", r"\\binom{\1}{\2}"),
+        (r"(?<![A-Za-z\\}])C_\{?([0-9]{1,9})\}?\^\{?([0-9]{1,9})\}?", r"\\binom{\1}{\2}"),
+        (r"(?:\{\s?\})?_\{?([0-9]{1,9})\}?\s?C_\{?([0-9]{1,9})\}?", r"\\binom{\1}{\2}"),
+        (rf"_\s?\{{{TEXT_OPEN}\s?base\s?{TEXT_CLOSE}?\s?([0-9]{{1,2}})\s?{TEXT_CLOSE}?\s?\}}", r"_{\1}"),
+        (
+            rf"\s?\(?{TEXT_OPEN}?\s?\(?(?<![A-Za-z])base\s?{TEXT_CLOSE}?\s?([0-9]{{1,2}})\s?\)?\s?{TEXT_CLOSE}?\)?$",
+            r"_{\1}"),
+        (r"^(?:USD|US\$)\s?(?=[0-9.])", "$"),
+        (r"^(?:Rs\.?|INR|EUR|RMB)\s?(?=[0-9.])", "")))
 _DOTS = re.compile(r"\\[ld]?dots[cbmio]?(?![A-Za-z])|\\cdots(?![A-Za-z])|\.{3,}|…")
 _BOLD_OPTION = re.compile(r"\*\*(\(?[A-J]\)?[.):]?)\*\*")
 _STYLE = re.compile(
-    r"\\(?:textcolor|color)\s?(?:\[[^\]]{0,20}\])?\{[^{}]{0,30}\}|\\(?:large|Large|LARGE|huge|Huge|small|tiny|normalsize|bf|rm|it|strut)(?![A-Za-z])")
+    r"\\(?:textcolor|color)\s?(?:\[[^\]]{0,20}\])?\{[^{}]{0,30}\}|\\(?:large|Large|LARGE|huge|Huge|small|tiny|normalsize|bf|rm|it|strut)(?![A-Za-z])"
+)
 _ESCAPED_TWICE = re.compile(
     r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|left|right|cdot|times|infty|cup|boxed|pm|circ|leq?|geq?)(?![A-Za-z]))")
 _INLINE_MATH = re.compile(r"(?<!\\)\$")
@@ -83,7 +117,8 @@ _PARENTHESES = re.compile(r"(?<!\\)\\[()\[\]]")
 
 def clean(answer: str) -> str:
     """The answer in one spelling; never raises, linear in its length."""
-    text = _SUPERSCRIPTS.sub(lambda run: "^{" + run.group().translate(_UNICODE).replace("^", "") + "}", _INVISIBLE.sub("", answer))
+    text = _SUPERSCRIPTS.sub(
+        lambda run: "^{" + run.group().translate(_UNICODE).replace("^", "") + "}", _INVISIBLE.sub("", answer))
     text = _DOTS.sub(r"\\dots ", text.translate(_UNICODE)).strip()
     if "\\" in text:
         text = _STYLE.sub(" ", text).strip()
@@ -152,8 +187,10 @@ def _named_operator(name: str) -> str:
 def _marked(found: re.Match[str]) -> str:
     """\\mathrm{sin} is a function, \\mathrm{i} the imaginary unit, \\mathbf{v} a letter; the rest is text."""
     content = found.group(1).strip(TEXT_OPEN + TEXT_CLOSE)
-    is_unit = content.strip() in _UNIT_LIKE and ("text" in found.group()[:6] or found.string[:found.start()].rstrip(" ~\\,;")[-1:].isdigit()
-                                                 or found.string[found.start() - 2:found.start()] == "_{")
+    is_unit = content.strip() in _UNIT_LIKE and (
+        "text" in found.group()[:6]
+        or found.string[: found.start()].rstrip(" ~\\,;")[-1:].isdigit()
+        or found.string[found.start() - 2 : found.start()] == "_{")
     if content.strip() in _FUNCTION_NAMES and not is_unit:
         return f"\\{content.strip()} "
     if "math" in found.group()[:6] and content.strip() in ("i", "e", "d"):

@@ -1,10 +1,11 @@
 """Two trees of terms -> are they the same function of their variables? Decided by values at fixed points, to 40 digits.
 
-Two different expressions made of roots, powers and elementary functions agree to 40 digits at several points of no special form only by
-a miracle, and a right identity always does: so one evaluation replaces a simplifier that may hang. The points depend on the
-variables' names alone. Letters that usually count (n, m, k) get integers, so that (-1)^(2n) is 1; others are positive and negative in
-turn, unless a root or logarithm of them is taken. Roots of odd degree of negative numbers are real: (-8)^(1/3) is -2.
-None, not decided, for what has no value there (1/0), is too large to write down (9^9^9^9), or is infinite. Nothing is
+Two different expressions made of roots, powers and elementary functions agree to 40 digits at several points of no
+special form only by a miracle, and a right identity always does: so one evaluation replaces a simplifier that may hang.
+The points depend on the variables' names alone. Letters that usually count (n, m, k) get integers, so that (-1)^(2n) is
+1; others are positive and negative in turn, unless a root or logarithm of them is taken. Roots of odd degree of
+negative numbers are real: (-8)^(1/3) is -2. None, not decided, for what has no value there (1/0), is too large to write
+down (9^9^9^9), or is infinite. Nothing is
 computed that is large: magnitudes are bounded before each operation.
 """
 
@@ -31,7 +32,8 @@ _MAX_BITS = 3300  # of exact values: about as many digits as rewards/answers/qua
 _SLACK_BITS = 190  # between the largest number met and the last bit
 _MAX_PRECISION = 60_000  # bits
 _NOTHING = -10 * _MAX_PRECISION  # the binary exponent of what is not there
-# What leaves a value's relative error as it is. Sums and functions cancel: what they leave is known to the last bit of what they got.
+# What leaves a value's relative error as it is. Sums and functions cancel: what they leave is known to the last bit of
+# what they got.
 _KEEPS_RELATIVE_PRECISION = frozenset((
     "*", "/", "invert", "negate", "abs", "degrees", "exp", "factorial", "binom", "max", "min", "gcd", "lcm"))
 _NUM_POINTS = 3
@@ -39,8 +41,8 @@ _NUM_POINTS_PIECEWISE = 10
 _COSTLY = {"factorial": 30, "binom": 30, "^": 3, "root": 3}  # what a term takes, as a multiple of an addition
 _PIECEWISE = frozenset(("floor", "ceil", "min", "max", "binom", "gcd", "lcm"))
 _MAX_SUMMANDS = 200
-# Keys of a point beside its variables: its number, whether an index runs, the work left, the largest binary exponent of what
-# was added up or given to a function.
+# Keys of a point beside its variables: its number, whether an index runs, the work left, the largest binary exponent of
+# what was added up or given to a function.
 _WHICH, _IN_SUM, _WORK, _TOP = "", "\0", "\1", "\2"
 _LOCK = threading.RLock()  # the precision is the context's
 _INTEGERS = frozenset("nmk")
@@ -57,7 +59,8 @@ class HopelessError(UndecidedError):
 
 @dataclass(slots=True)
 class Work:
-    """What may still be computed, in terms evaluated: so that one comparison is short whatever is compared, on any machine alike."""
+    """What may still be computed, in terms evaluated: so that one comparison is short whatever is compared, on any
+    machine alike."""
 
     left: int = 60_000
 
@@ -74,8 +77,9 @@ def same(first: Term, second: Term, work: Work | None = None) -> bool | None:
     work = work or Work()
     try:
         with _LOCK:
-            return all(_same_at(first, second, {**point, _WORK: work}) for point in _points(first, second)) and _same_where_both_are_real(
-                first, second, work)
+            return all(
+                _same_at(first, second, {**point, _WORK: work}) for point in _points(first, second)
+            ) and _same_where_both_are_real(first, second, work)
     except UndecidedError:
         return None
 
@@ -140,7 +144,8 @@ def hopeless(term: Term, work: Work) -> bool:
 
 
 def proportional(first: Term, second: Term, work: Work | None = None, *, positive: bool = False) -> bool | None:
-    """Whether first = c * second for a constant c that is not 0 (above 0 if positive): the equations first = 0 and second = 0 are one.
+    """Whether first = c * second for a constant c that is not 0 (above 0 if positive): the equations first = 0 and
+    second = 0 are one.
 
     None where values do not decide, False for constants.
     """
@@ -157,7 +162,9 @@ def proportional(first: Term, second: Term, work: Work | None = None, *, positiv
             scaled = Term("*", (Term("number", value=factor), second)) if factor is not None else None
             if scaled is not None:
                 return all(_same_at(first, scaled, {**point, _WORK: work}) for point in points)
-        ratios = [_ratio(evaluate(first, {**point, _WORK: work}), evaluate(second, {**point, _WORK: work})) for point in points]
+        ratios = [
+            _ratio(evaluate(first, {**point, _WORK: work}), evaluate(second, {**point, _WORK: work}))
+            for point in points]
     except UndecidedError:
         return None
     return all(other is not None and _close(other, ratio) for other in ratios)
@@ -166,7 +173,9 @@ def proportional(first: Term, second: Term, work: Work | None = None, *, positiv
 def _fraction_near(value: Any) -> Fraction | None:
     """The fraction of small numerator and denominator that the value is to 40 digits, None if it is none."""
     fraction = Fraction(str(_context().nstr(value, 50, min_fixed=-60, max_fixed=60))).limit_denominator(10**9)
-    close = abs(_context().mpf(fraction.numerator) / fraction.denominator - value) <= abs(value) * _context().mpf(10) ** -_AGREE
+    close = (
+        abs(_context().mpf(fraction.numerator) / fraction.denominator - value)
+        <= abs(value) * _context().mpf(10) ** -_AGREE)
     return fraction if close and fraction else None
 
 
@@ -237,14 +246,17 @@ def _points(first: Term, second: Term, count: int = _NUM_POINTS) -> Sequence[Map
         return ({},)
     signed = not (_takes_roots(first) or _takes_roots(second))
     if _is_piecewise(first) or _is_piecewise(second):
-        return [{name: _value_at(name, i, i % 3 > 0, wide=True) for name in names} | {_WHICH: i} for i in range(_NUM_POINTS_PIECEWISE)]
+        return [
+            {name: _value_at(name, i, i % 3 > 0, wide=True) for name in names} | {_WHICH: i}
+            for i in range(_NUM_POINTS_PIECEWISE)]
     return [{name: _value_at(name, i, signed) for name in names} | {_WHICH: i} for i in range(count)]
 
 
 def _takes_roots(term: Term) -> bool:
     """Whether a root, logarithm or the like is taken of something with a variable in it."""
     has_variable = bool(variables(term))
-    fractional = term.op in _FRACTIONAL or (term.op == "^" and ((power := exact(term.args[1])) is None or power.denominator != 1))
+    fractional = term.op in _FRACTIONAL or (
+        term.op == "^" and ((power := exact(term.args[1])) is None or power.denominator != 1))
     return (has_variable and fractional) or any(map(_takes_roots, term.args))
 
 
@@ -327,7 +339,8 @@ def _sum_over(term: Term, point: Mapping[str, Any]) -> Any:
     low, high = _whole(evaluate(term.args[0], point), evaluate(term.args[1], point))
     if high - low > _MAX_SUMMANDS or _IN_SUM in point:
         raise UndecidedError
-    values = [evaluate(term.args[2], {**point, term.name: _context().mpf(k), _IN_SUM: True}) for k in range(low, high + 1)]
+    values = [
+        evaluate(term.args[2], {**point, term.name: _context().mpf(k), _IN_SUM: True}) for k in range(low, high + 1)]
     return _bounded(sum(values, _context().mpf(0)) if term.op == "sum" else _product([_context().mpf(1), *values]))
 
 
@@ -393,8 +406,12 @@ def _angle(value: Any) -> Any:
 
 def _whole(*values: Any) -> list[int]:
     context = _context()
-    if not all(_is_real(value) and abs(value - context.nint(context.re(value))) < context.mpf(10) ** -_AGREE and abs(value) < 10**30
-               for value in values):
+    if not all(
+        _is_real(value)
+        and abs(value - context.nint(context.re(value))) < context.mpf(10) ** -_AGREE
+        and abs(value) < 10**30
+        for value in values
+    ):
         raise UndecidedError
     return [int(context.nint(context.re(value))) for value in values]
 
@@ -434,20 +451,36 @@ def _reals(*values: Any) -> list[Any]:
 
 
 _OPERATIONS: Mapping[str, Callable[..., Any]] = {
-    "+": lambda *values: sum(values), "*": lambda *values: _product(values), "/": lambda over, under: over / under,
+    "+": lambda *values: sum(values),
+    "*": lambda *values: _product(values),
+    "/": lambda over, under: over / under,
     "invert": lambda value: 1 / value,
-    "negate": lambda value: -value, "degrees": lambda value: value * _context().pi / 180, "abs": abs,
-    "floor": _floor, "ceil": lambda value: -_floor(-value), "factorial": _factorial, "binom": _binomial, "exp": _exp,
-    "sin": lambda value: _context().sin(_angle(value)), "cos": lambda value: _context().cos(_angle(value)),
-    "tan": lambda value: _nonzero_cos(value, _context().tan), "cot": lambda value: _context().cot(_angle(value)),
-    "sec": lambda value: _nonzero_cos(value, _context().sec), "csc": lambda value: _context().csc(_angle(value)),
-    "arcsin": lambda value: _context().asin(value), "arccos": lambda value: _context().acos(value),
+    "negate": lambda value: -value,
+    "degrees": lambda value: value * _context().pi / 180,
+    "abs": abs,
+    "floor": _floor,
+    "ceil": lambda value: -_floor(-value),
+    "factorial": _factorial,
+    "binom": _binomial,
+    "exp": _exp,
+    "sin": lambda value: _context().sin(_angle(value)),
+    "cos": lambda value: _context().cos(_angle(value)),
+    "tan": lambda value: _nonzero_cos(value, _context().tan),
+    "cot": lambda value: _context().cot(_angle(value)),
+    "sec": lambda value: _nonzero_cos(value, _context().sec),
+    "csc": lambda value: _context().csc(_angle(value)),
+    "arcsin": lambda value: _context().asin(value),
+    "arccos": lambda value: _context().acos(value),
     "arctan": lambda value: _context().atan(value),
-    "sinh": lambda value: (_exp(value) - _exp(-value)) / 2, "cosh": lambda value: (_exp(value) + _exp(-value)) / 2,
-    "tanh": lambda value: _context().tanh(value), "ln": lambda value: _context().log(value),
+    "sinh": lambda value: (_exp(value) - _exp(-value)) / 2,
+    "cosh": lambda value: (_exp(value) + _exp(-value)) / 2,
+    "tanh": lambda value: _context().tanh(value),
+    "ln": lambda value: _context().log(value),
     "log": lambda base, value: _context().log(value) / _context().log(base),
-    "max": lambda *values: max(_reals(*values)), "min": lambda *values: min(_reals(*values)),
-    "gcd": lambda *values: _context().mpf(math.gcd(*_whole(*values))), "lcm": lambda *values: _context().mpf(math.lcm(*_whole(*values))),
+    "max": lambda *values: max(_reals(*values)),
+    "min": lambda *values: min(_reals(*values)),
+    "gcd": lambda *values: _context().mpf(math.gcd(*_whole(*values))),
+    "lcm": lambda *values: _context().mpf(math.lcm(*_whole(*values))),
 }
 
 
@@ -464,4 +497,5 @@ def infinity() -> Any:
 
 def near(left: Any, right: Any) -> bool:
     """Whether two real values agree to 40 digits; infinities are near themselves."""
-    return bool(left == right) or (bool(_context().isfinite(left)) and bool(_context().isfinite(right)) and _close(left, right))
+    return bool(left == right) or (
+        bool(_context().isfinite(left)) and bool(_context().isfinite(right)) and _close(left, right))

@@ -1,9 +1,9 @@
 """Cleaned text -> an exact number with its unit, where the whole text is that.
 
-Numbers become exact rationals: integers of any size, decimals, a/b and \\frac, mixed numbers (3 \\frac{1}{2}), scientific
-notation, repeating decimals (0.\\overline{3}), thousands separators. Nothing is rounded. A unit behind (%, degrees, currency,
-\\text{cm}, words) is kept beside the value. Single bare letters after a number (0.64N, 3x) are factors and not units; write
-\\text{N} for a unit.
+Numbers become exact rationals: integers of any size, decimals, a/b and \\frac, mixed numbers (3 \\frac{1}{2}),
+scientific notation, repeating decimals (0.\\overline{3}), thousands separators. Nothing is rounded. A unit behind (%,
+degrees, currency, \\text{cm}, words) is kept beside the value. Single bare letters after a number (0.64N, 3x) are
+factors and not units; write \\text{N} for a unit.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 from rewards.answers.notation import TEXT_CLOSE, TEXT_OPEN
 
-# A number outside Fraction's limits: negative?, significant digits without zeros at either end, power of ten. So 1e999999999
-# and a megabyte of digits are compared exactly without ever being multiplied out.
+# A number outside Fraction's limits: negative?, significant digits without zeros at either end, power of ten. So
+# 1e999999999 and a megabyte of digits are compared exactly without ever being multiplied out.
 Huge: TypeAlias = tuple[bool, str, int]
 
 _MAX_DIGITS = 1000  # longer numbers stay digits: Fraction's arithmetic is quadratic, and int() refuses 4300 digits
@@ -33,34 +33,80 @@ _FRACTION = re.compile(rf"\s?\\frac{_PART}{_PART}")
 _MIXED_SLASH = re.compile(r"\s([0-9]{1,200}+)\s?/\s?([0-9]{1,200}+)")
 _SLASH = re.compile(rf"\s?/\s?({_DECIMAL})")
 _UNIT = re.compile(
-    rf"({TEXT_OPEN}[^{TEXT_CLOSE}]*+{TEXT_CLOSE}|[A-Za-z][A-Za-z. /-]*+|°\s?[CF]?(?![A-Za-z])|[%$€£¥¢])\s?(?:\^\s?\{{?([0-9])\}}?)?")
+    rf"({TEXT_OPEN}[^{TEXT_CLOSE}]*+{TEXT_CLOSE}|[A-Za-z][A-Za-z."
+    r" /-]*+|°\s?[CF]?(?![A-Za-z])|[%$€£¥¢])\s?(?:\^\s?\{?([0-9])\}?)?")
 _ORDINAL = re.compile(rf"\s?\^?\s?\{{?\s?{TEXT_OPEN}?\s?(?:st|nd|rd|th)\s?{TEXT_CLOSE}?\s?\}}?")
 _POWER_IN_TEXT = re.compile(r"([A-Za-z. /-]++)\^?\{?([23])\}?")
 
-_NO_UNITS = frozenset((
-    "or", "and", "to", "by", "if", "is", "are", "not", "for", "mod", "base", "when", "with", "where", "times", "over", "infinity",
-    "plus", "minus", "approximately", "about", "squared", "cubed", "dozen", "factorial", "halves", "thirds", "quarters", "fourths",
-    "fifths",
-    "sixths", "sevenths", "eighths", "ninths", "tenths", "hundredths", "pi", "maybe", "perhaps", "possibly", "incorrect", "wrong", "no",
-    "none", "never", "cannot", "million", "billion", "thousand", "hundred", "trillion", "unless", "except",
-    "but", "then", "because", "hence", "so", "thus", "more", "less", "each", "half"))
+_NO_UNITS = frozenset(
+    (
+        "or", "and", "to", "by", "if", "is", "are", "not", "for", "mod", "base", "when", "with", "where", "times",
+        "over", "infinity", "plus", "minus", "approximately", "about", "squared", "cubed", "dozen", "factorial",
+        "halves", "thirds", "quarters", "fourths", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
+        "hundredths", "pi", "maybe", "perhaps", "possibly", "incorrect", "wrong", "no", "none", "never", "cannot",
+        "million", "billion", "thousand", "hundred", "trillion", "unless", "except", "but", "then", "because", "hence",
+        "so", "thus", "more", "less", "each", "half"))
 _FUNCTIONS = ("sin", "cos", "tan", "sec", "csc", "cot", "log", "exp", "sqrt", "arc", "pi", "binom", "frac", "infinity")
-# Spellings of one unit; a word that is not listed (apples, daps) describes what is counted and is no unit that could differ.
+# Spellings of one unit; a word that is not listed (apples, daps) describes what is counted and is no unit that could
+# differ.
 _SPELLINGS = {
-    "%": "percent percentage", "°": "degree deg", "$": "dollar usd", "€": "euro eur", "£": "gbp", "¢": "cent",
-    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre", "in": "inch inches",
-    "ft": "foot feet", "yd": "yard",
-    "mi": "mile", "mg": "milligram", "g": "gram", "kg": "kilogram", "lb": "pound lbs", "oz": "ounce", "t": "ton tonne",
-    "ml": "milliliter mL", "l": "liter litre L", "gal": "gallon", "s": "second sec", "min": "minute", "h": "hour hr", "day": "",
-    "week": "", "month": "",
-    "year": "yr", "mph": "mi/h", "km/h": "kph kmh", "m/s": "", "ft/s": "", "hz": "hertz", "n": "newton", "j": "joule", "w": "watt",
-    "v": "volt", "pa": "pascal", "kj/mol": "", "rad": "radian", "a.m": "am", "p.m": "pm", "°c": "celsius", "°f": "fahrenheit",
+    "%": "percent percentage",
+    "°": "degree deg",
+    "$": "dollar usd",
+    "€": "euro eur",
+    "£": "gbp",
+    "¢": "cent",
+    "mm": "millimeter millimetre",
+    "cm": "centimeter centimetre",
+    "m": "meter metre",
+    "km": "kilometer kilometre",
+    "in": "inch inches",
+    "ft": "foot feet",
+    "yd": "yard",
+    "mi": "mile",
+    "mg": "milligram",
+    "g": "gram",
+    "kg": "kilogram",
+    "lb": "pound lbs",
+    "oz": "ounce",
+    "t": "ton tonne",
+    "ml": "milliliter mL",
+    "l": "liter litre L",
+    "gal": "gallon",
+    "s": "second sec",
+    "min": "minute",
+    "h": "hour hr",
+    "day": "",
+    "week": "",
+    "month": "",
+    "year": "yr",
+    "mph": "mi/h",
+    "km/h": "kph kmh",
+    "m/s": "",
+    "ft/s": "",
+    "hz": "hertz",
+    "n": "newton",
+    "j": "joule",
+    "w": "watt",
+    "v": "volt",
+    "pa": "pascal",
+    "kj/mol": "",
+    "rad": "radian",
+    "a.m": "am",
+    "p.m": "pm",
+    "°c": "celsius",
+    "°f": "fahrenheit",
 }
-_UNIT_NAMES = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in (unit, *spellings.casefold().split())}
-_BARE_UNITS = frozenset(name for name in _UNIT_NAMES if len(name) in (2, 3, 4) and name.strip(".").replace("/", "").isalpha()) | {
-    "sq", "a.m", "p.m", "hrs", "km/h", "m/s", "ft/s", "mi/h", "kj/mol"}  # short words that are units without \text{}
+_UNIT_NAMES = {
+    spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in (unit, *spellings.casefold().split())}
+_BARE_UNITS = frozenset(
+    name for name in _UNIT_NAMES if len(name) in (2, 3, 4) and name.strip(".").replace("/", "").isalpha()
+) | {
+    "sq", "a.m", "p.m", "hrs", "km/h", "m/s", "ft/s", "mi/h", "kj/mol",
+}  # short words that are units without \text{}
 _GENERIC = frozenset(("unit", "square", "cubic", "sq"))
-_MULTIPLE = re.compile(rf"{TEXT_OPEN}?\s?(hundred|thousand|million|billion|trillion)(?![A-Za-z])\s?{TEXT_CLOSE}?", re.IGNORECASE)
+_MULTIPLE = re.compile(
+    rf"{TEXT_OPEN}?\s?(hundred|thousand|million|billion|trillion)(?![A-Za-z])\s?{TEXT_CLOSE}?", re.IGNORECASE)
 _MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
@@ -164,7 +210,8 @@ def _repeating(digits: str, period: str) -> Fraction | Huge | None:
 
 
 def read_unit(rest: str) -> str | None:
-    """The canonical unit that the text is, "" for none or for words that only say what is counted, None if it is something else."""
+    """The canonical unit that the text is, "" for none or for words that only say what is counted, None if it is
+    something else."""
     rest = rest.strip()
     if not rest or _ORDINAL.fullmatch(rest):
         return ""

@@ -1,10 +1,12 @@
-"""An answer as written -> a tree: tuples, intervals, sets, lists, matrices, equations and inequalities over canonical leaves.
+"""An answer as written -> a tree: tuples, intervals, sets, lists, matrices, equations and inequalities over canonical
+leaves.
 
     read("x \\in [-2, 7]") -> Relation(("in",), (x, Sequence("[]", (-2, 7))))
 
-One pass finds the marks that stand outside of all brackets; the loosest of them takes the text apart: `and`, `or`, `;` and commas make
-lists, then = < <= and their like, then union and difference, then the brackets around a whole, then a ratio's colon. What has none is a
-leaf (rewards/answers/canonical.py). a \\pm b is the list of both. What the parts mean is rewards/answers/comparison.py's business.
+One pass finds the marks that stand outside of all brackets; the loosest of them takes the text apart: `and`, `or`, `;`
+and commas make lists, then = < <= and their like, then union and difference, then the brackets around a whole, then a
+ratio's colon. What has none is a leaf (rewards/answers/canonical.py). a \\pm b is the list of both. What the parts mean
+is rewards/answers/comparison.py's business.
 """
 
 from __future__ import annotations
@@ -25,22 +27,26 @@ _MAX_CLEANED = 20_000
 _MAX_STRUCTURED = 4000  # characters; a longer answer is a leaf
 _MAX_ITEMS = 200
 _MAX_DEPTH = 8
-_SIGNS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\neq": "!=", "\\in": "in", "\\approx": "approx", "\\equiv": "=",
-          "\\to": "=", "\\rightarrow": "=", "==": "=", "\\simeq": "approx", "\\sim": "approx", ":=": "="}
+_SIGNS = {
+    "=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\neq": "!=", "\\in": "in", "\\approx": "approx",
+    "\\equiv": "=", "\\to": "=", "\\rightarrow": "=", "==": "=", "\\simeq": "approx", "\\sim": "approx", ":=": "="}
 _TOP = re.compile(
     rf"(?P<environment>\\begin\s?\{{[A-Za-z*]{{1,12}}\}})|(?P<open>\\\{{|\\langle(?![A-Za-z])|\\l(?:floor|ceil)(?![A-Za-z])|[(\[{{])"
     rf"|(?P<close>\\\}}|\\rangle(?![A-Za-z])|\\r(?:floor|ceil)(?![A-Za-z])|[)\]}}])|(?P<text>{TEXT_OPEN}[^{TEXT_CLOSE}]*+{TEXT_CLOSE})"
     r"|(?P<sign>:=|==|[=<>]|\\(?:le|ge|neq|in|approx|equiv|to|rightarrow|simeq|sim)(?![A-Za-z]))|(?P<separator>[,;]|\\(?:lor|land|vee|wedge)(?![A-Za-z])|且|或|和)"
     r"|(?P<set>\\(?:cup|cap|setminus)(?![A-Za-z]))|(?P<colon>:)|(?P<pm>\\(?:pm|mp)(?![A-Za-z]))"
-    r"|(?P<word>(?<![A-Za-z\\])(?:and|or|AND|OR|U)(?![A-Za-z]))|\\[A-Za-z]++|\\.|[A-Za-z]++|[^\\]", re.DOTALL)
-_JOINING = {"and": "and", "or": "or", "&": "and", "且": "and", "和": "and", "或": "or", "\\lor": "or", "\\vee": "or", "\\land": "and",
-            "\\wedge": "and", "or else": "or"}
+    r"|(?P<word>(?<![A-Za-z\\])(?:and|or|AND|OR|U)(?![A-Za-z]))|\\[A-Za-z]++|\\.|[A-Za-z]++|[^\\]",
+    re.DOTALL)
+_JOINING = {
+    "and": "and", "or": "or", "&": "and", "且": "and", "和": "and", "或": "or", "\\lor": "or", "\\vee": "or",
+    "\\land": "and", "\\wedge": "and", "or else": "or"}
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"))
 _ENVIRONMENT = re.compile(r"(.*?)\\begin\s?\{([A-Za-z*]{1,12})\}(?:\s?\{[lcr|\s]*\})?(.*)\\end\s?\{\2\}", re.DOTALL)
 _ROW = re.compile(r"\\\\(?:\s?\[[^\]]{0,20}\])?|\\cr(?![A-Za-z])")
 _CHOICE = re.compile(
     rf"{TEXT_OPEN}?\s?(?:\((?P<round>[A-Ja-j])\)|(?P<half>[A-J])\)|(?P<stop>[A-J])[.:](?=\s|{TEXT_CLOSE}|{TEXT_OPEN}|$)|(?P<alone>[A-J])(?=\s?{TEXT_CLOSE}\s?[^\s^_]))"
-    rf"[.:]?\s?{TEXT_CLOSE}?(?P<rest>.*)", re.DOTALL)
+    rf"[.:]?\s?{TEXT_CLOSE}?(?P<rest>.*)",
+    re.DOTALL)
 _SECOND_OPTION = re.compile(
     r"\([A-Ja-j]\)|(?<![A-Za-z\\])[A-J][).](?=\s)|(?:\b(?:and|or)\b|[,&/])[\s\ue000\ue001(]*[A-J](?![A-Za-z])")
 _OPTION = re.compile(rf"{TEXT_OPEN}?(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s?{TEXT_CLOSE}?\s?(?P<rest>.+)", re.DOTALL)
@@ -53,7 +59,8 @@ _LIST_IN_TEXT = re.compile(r"(,(?: and| or)?|(?<= )(?:and|or)(?= ))")
 _FRENCH = re.compile(r"(?:\][^\[\](),]{1,60},[^\[\](),]{1,60}[\[\])]|[\[(][^\[\](),]{1,60},[^\[\](),]{1,60}\[)")
 _PAIRS = (("\\{", "\\}", "{}"), ("\\langle", "\\rangle", "<>"), ("(", "", ""), ("[", "", ""), ("{", "}", "{}"))
 _POINT = re.compile(r"[A-Z]'?\s?\((?=[^()]*,)")
-_CALL = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\}|\^\{\([a-z0-9]\)\})?\s?\([^=<>]{1,30}\)")
+_CALL = re.compile(
+    r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\{-1\}|\^\{\([a-z0-9]\)\})?\s?\([^=<>]{1,30}\)")
 _WORDY = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]{2}[A-Za-z' -]*")
 _BUILDER = re.compile(r"(?P<head>[^|:]{1,30}?)(?:\||:)(?P<condition>.+)", re.DOTALL)
 _MEMBERSHIP = re.compile(r"(?P<name>.{1,20}?)\s?\\in\s?\\mathbb\{R\}", re.DOTALL)
@@ -122,8 +129,14 @@ def _node(text: str, depth: int) -> Node:
         return leaf(text)
     if (qualified := _QUALIFIER.search(text)) and qualified.start():
         text = text[:qualified.start()].strip()
-    if text.startswith(TEXT_OPEN) and text.find(TEXT_CLOSE) == len(text) - 1 and _LIST_IN_TEXT.search(text) and text[2:3] != ".":
-        text = TEXT_OPEN + _LIST_IN_TEXT.sub(rf"{TEXT_CLOSE}\1{TEXT_OPEN}", text[1:-1]) + TEXT_CLOSE  # \\text{A, B and C}
+    if (
+        text.startswith(TEXT_OPEN)
+        and text.find(TEXT_CLOSE) == len(text) - 1
+        and _LIST_IN_TEXT.search(text)
+        and text[2:3] != "."
+    ):
+        # \\text{A, B and C}
+        text = TEXT_OPEN + _LIST_IN_TEXT.sub(rf"{TEXT_CLOSE}\1{TEXT_OPEN}", text[1:-1]) + TEXT_CLOSE
     if (choice := _choice(text, depth)) is not None:
         return choice
     if _FRENCH.fullmatch(text):  # ]1, 2] and [1, 2[
@@ -140,7 +153,8 @@ def _node(text: str, depth: int) -> Node:
     if not any(mark.kind == "pm" for mark in marks) and (node := _bracketed(text, depth)) is not None:
         return node
     if _PLUS_MINUS.search(text):
-        return _flat_collection([_node(_with_signs(text, "+", "-"), depth + 1), _node(_with_signs(text, "-", "+"), depth + 1)], "comma")
+        return _flat_collection(
+            [_node(_with_signs(text, "+", "-"), depth + 1), _node(_with_signs(text, "-", "+"), depth + 1)], "comma")
     if "\\begin" in text and (node := _environment(text, depth)) is not None:
         return node
     if colons := [mark for mark in marks if mark.kind == "colon"]:
@@ -179,7 +193,12 @@ def _choice(text: str, depth: int) -> Choice | None:
         rest = TEXT_OPEN + rest
     content = _node(rest, depth + 1) if rest.strip(TEXT_OPEN + TEXT_CLOSE + " .") else None
     is_spaced = text.startswith(TEXT_OPEN) or raw_rest.startswith(TEXT_OPEN) or text[found.start("rest") - 1].isspace()
-    if found.group("round") and content is not None and parse(text) is not None and not (is_spaced and letter.isupper()):
+    if (
+        found.group("round")
+        and content is not None
+        and parse(text) is not None
+        and not (is_spaced and letter.isupper())
+    ):
         return None  # (a)(b) and (a)x are products
     return Choice(letter.lower(), content)
 
@@ -220,13 +239,20 @@ def _names_equal_values(text: str, separators: list[_Mark], equals: _Mark, depth
     num_right = sum(mark.start > equals.start for mark in separators) + 1
     if len(names) < 2 or len(names) != num_right or not all(_name_of(name) for name in names):
         return None
-    values = _cut(right, [_Mark(m.kind, m.value, m.start - equals.end, m.end - equals.end) for m in separators if m.start > equals.start])
-    return Collection(tuple(_relation_of(("=",), [name, value], depth) for name, value in zip(names, values, strict=True)), False)
+    values = _cut(
+        right,
+        [
+            _Mark(m.kind, m.value, m.start - equals.end, m.end - equals.end)
+            for m in separators
+            if m.start > equals.start])
+    return Collection(
+        tuple(_relation_of(("=",), [name, value], depth) for name, value in zip(names, values, strict=True)), False)
 
 
 def _with_common_name(items: list[Node]) -> list[Node]:
     """x = 2, 3 and x = 2 or x = 3 are the values of one name; x = 2, y = 3 are not."""
-    names = [item.names[0] if isinstance(item, Relation) and item.signs in (("=",), ("in",)) else None for item in items]
+    names = [
+        item.names[0] if isinstance(item, Relation) and item.signs in (("=",), ("in",)) else None for item in items]
     first = names[0]
     if first is None or any(name not in (first, None) for name in names):
         return items
@@ -255,9 +281,12 @@ def _relation_of(signs: tuple[str, ...], parts: list[str], depth: int) -> Relati
 
 
 def _name_of(text: str) -> str | None:
-    """The name that the text is (x, a_n, f(x), AB, \\angle ABC, (x, y), Area), with one spelling; None if it is none."""
+    """The name that the text is (x, a_n, f(x), AB, \\angle ABC, (x, y), Area), with one spelling; None if it is
+    none."""
     text = text.strip()
-    if (text.startswith(TEXT_OPEN) and text.endswith(TEXT_CLOSE) and text.count(TEXT_OPEN) == 1) or _WORDY.fullmatch(text):
+    if (text.startswith(TEXT_OPEN) and text.endswith(TEXT_CLOSE) and text.count(TEXT_OPEN) == 1) or _WORDY.fullmatch(
+        text
+    ):
         words = unmark(text)
         return words if len(words) == 1 else "text"
     plain = unmark(text)
@@ -289,7 +318,8 @@ def _set_operation(text: str, operations: list[_Mark], depth: int) -> Node | Non
 
 
 def _bracketed(text: str, depth: int) -> Node | None:
-    """What one pair of brackets surrounds: a tuple, an interval, a set; a single item in round brackets is that item."""
+    """What one pair of brackets surrounds: a tuple, an interval, a set; a single item in round brackets is that
+    item."""
     if _POINT.match(text) and matching(text, text.index("(")) == len(text) - 1:  # P(5, -1) is a point
         node = _bracketed(text[text.index("("):], depth)
         return node if isinstance(node, Sequence) else None
@@ -349,7 +379,9 @@ def _environment(text: str, depth: int) -> Node | None:
     if environment not in _MATRICES or len(lines) > 30:
         return None
     times = f"({factor.removesuffix('*').removesuffix(chr(92) + 'cdot')})" if factor not in ("", "-") else factor
-    rows = tuple(tuple(_node(f"{times}({entry.strip()})" if times else entry, depth + 1) for entry in line.split("&")) for line in lines)
+    rows = tuple(
+        tuple(_node(f"{times}({entry.strip()})" if times else entry, depth + 1) for entry in line.split("&"))
+        for line in lines)
     return Matrix(rows) if rows else None
 
 
@@ -361,7 +393,9 @@ def _determinant(text: str, factor: str, rows: list[list[str]]) -> Node | None:
     times = parse(factor) if factor else number(1)
     if times is None or any(entry is None for row in entries for entry in row):
         return None
-    return of_term(unmark(text), Term("*", (times, _expansion([[entry for entry in row if entry is not None] for row in entries]))))
+    return of_term(
+        unmark(text), Term("*", (times, _expansion([[entry for entry in row if entry is not None] for row in entries])))
+    )
 
 
 def _expansion(rows: list[list[Term]]) -> Term:

@@ -1,7 +1,8 @@
-"""A tree -> a set of real numbers, where it describes one: so that [-2, 7], -2 <= x <= 7 and x \\in [-2, 7] are the same answer.
+"""A tree -> a set of real numbers, where it describes one: so that [-2, 7], -2 <= x <= 7 and x \\in [-2, 7] are the
+same answer.
 
-A region is a sorted union of disjoint intervals; a point is [a, a]. End points are numbers without variables, to 60 digits. Intervals with
-variables in them stay sequences, compared item by item (rewards/answers/comparison.py).
+A region is a sorted union of disjoint intervals; a point is [a, a]. End points are numbers without variables, to 60
+digits. Intervals with variables in them stay sequences, compared item by item (rewards/answers/comparison.py).
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ from rewards.answers.quantity import Huge
 from rewards.answers.terms import Term, number
 from rewards.answers.trees import Collection, Node, Relation, Sequence, SetOperation
 
-_EVERYTHING = frozenset((
-    "\\mathbb{R}", "all real numbers", "all reals", "real numbers", "all real values", "any real number", "reals", "all real number"))
-_NOTHING = frozenset(("\\emptyset", "no solution", "no solutions", "no real solution", "no real solutions", "empty set", "\\{\\}", "none"))
+_EVERYTHING = frozenset(
+    (
+        "\\mathbb{R}", "all real numbers", "all reals", "real numbers", "all real values", "any real number", "reals",
+        "all real number"))
+_NOTHING = frozenset(
+    (
+        "\\emptyset", "no solution", "no solutions", "no real solution", "no real solutions", "empty set", "\\{\\}",
+        "none"))
 _TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "!=": "!="}
 
 
@@ -47,7 +53,10 @@ def region(node: Node) -> Region | None:
         return _inequality(node)
     if isinstance(node, SetOperation):
         parts = [region(part) for part in node.parts]
-        return None if any(part is None for part in parts) else _combined(node.operation, [part for part in parts if part is not None])
+        return (
+            None
+            if any(part is None for part in parts)
+            else _combined(node.operation, [part for part in parts if part is not None]))
     return _collection(node) if isinstance(node, Collection) else None
 
 
@@ -101,7 +110,8 @@ def _inequality(node: Relation) -> Region | None:
     if any(sign not in _TURNED for sign in node.signs):
         return None
     values = [value_of(part) for part in node.parts]
-    named = [i for i, (name, value) in enumerate(zip(node.names, values, strict=True)) if name is not None and value is None]
+    named = [
+        i for i, (name, value) in enumerate(zip(node.names, values, strict=True)) if name is not None and value is None]
     if len(named) != 1 or sum(value is None for value in values) != 1:
         return None
     at = named[0]
@@ -118,7 +128,8 @@ def _inequality(node: Relation) -> Region | None:
 def _of_magnitude(sizes: Region) -> Region:
     """The x whose |x| is in the region."""
     from_zero = _intersection(sizes, (Interval(0, True, infinity(), False),))
-    return _normal([*from_zero, *(Interval(-part.high, part.high_closed, -part.low, part.low_closed) for part in from_zero)])
+    return _normal(
+        [*from_zero, *(Interval(-part.high, part.high_closed, -part.low, part.low_closed) for part in from_zero)])
 
 
 def _half_line(sign: str, bound: Any) -> Region:
@@ -129,7 +140,10 @@ def _half_line(sign: str, bound: Any) -> Region:
 def _collection(node: Collection) -> Region | None:
     if node.is_set:
         points = [value_of(item) for item in node.items]
-        return None if any(point is None for point in points) else _normal([Interval(point, True, point, True) for point in points])
+        return (
+            None
+            if any(point is None for point in points)
+            else _normal([Interval(point, True, point, True) for point in points]))
     parts = [region(item) for item in node.items]
     found = [part for part in parts if part is not None]
     if len(found) < len(parts) or not found:
@@ -181,7 +195,9 @@ def _normal(intervals: Several[Interval]) -> Region:
     merged: list[Interval] = []
     for interval in kept:
         last = merged[-1] if merged else None
-        if last is not None and (interval.low < last.high or (near(interval.low, last.high) and (interval.low_closed or last.high_closed))):
+        if last is not None and (
+            interval.low < last.high or (near(interval.low, last.high) and (interval.low_closed or last.high_closed))
+        ):
             merged.pop()
             high, high_closed = max((last.high, last.high_closed), (interval.high, interval.high_closed))
             interval = Interval(last.low, last.low_closed, high, high_closed)

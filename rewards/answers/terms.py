@@ -8,8 +8,9 @@ from fractions import Fraction
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """op: number, variable, constant (pi, e, i, infinity), + and * (any number of args), / and ^ (two), negate, invert, root (degree,
-    radicand), sum or prod over an index (low, high, body), or a function's name. + and * are flat, so that a long one is no deep tree.
+    """op: number, variable, constant (pi, e, i, infinity), + and * (any number of args), / and ^ (two), negate, invert,
+    root (degree, radicand), sum or prod over an index (low, high, body), or a function's name. + and * are flat, so
+    that a long one is no deep tree.
 
     value: of a number; name: of a variable, constant or index.
     """

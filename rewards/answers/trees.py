@@ -1,4 +1,5 @@
-"""The trees that answers are read into: tuples, intervals, sets, lists, matrices, equations and inequalities over canonical leaves."""
+"""The trees that answers are read into: tuples, intervals, sets, lists, matrices, equations and inequalities over
+canonical leaves."""
 
 from __future__ import annotations
 

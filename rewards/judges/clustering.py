@@ -1,13 +1,16 @@
-"""The G answers of a group and a judge's verdicts on pairs of them -> Clusters by the founder rule, and how far to trust the verdicts.
+"""The G answers of a group and a judge's verdicts on pairs of them -> Clusters by the founder rule, and how far to
+trust the verdicts.
 
-Two answers are equal iff the verdict is yes in both directions (arXiv:2302.09664). Verdicts of a model are not transitive, so the
-founder rule of clustering.py decides: each answer is compared with the founders in order, the first match wins, and an assignment never
-changes. Answers with the same text, white space aside, are one answer, and are not compared.
+Two answers are equal iff the verdict is yes in both directions (arXiv:2302.09664). Verdicts of a model are not
+transitive, so the founder rule of clustering.py decides: each answer is compared with the founders in order, the first
+match wins, and an assignment never changes. Answers with the same text, white space aside, are one answer, and are not
+compared.
 
-What is asked: all ordered pairs of a group's U different answers at once, U (U - 1) of them. The founder rule alone needs as many
-where all differ, one round after another; asked together they take one round, and they are what the non-transitive share is computed
-from. A group with more pairs than `max_pairs` is asked founder by founder instead: all answers left against the next founder, both
-directions in one round. That gives the same clusters, in as many rounds as there are clusters and with at most as many calls.
+What is asked: all ordered pairs of a group's U different answers at once, U (U - 1) of them. The founder rule alone
+needs as many where all differ, one round after another; asked together they take one round, and they are what the
+non-transitive share is computed from. A group with more pairs than `max_pairs` is asked founder by founder instead: all
+answers left against the next founder, both directions in one round. That gives the same clusters, in as many rounds as
+there are clusters and with at most as many calls.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ DEFAULT_MAX_PAIRS = 240  # all ordered pairs of 16 different answers, the common
 
 @dataclass(frozen=True, slots=True)
 class JudgedClusters:
-    """clusters: None where a missing verdict leaves an answer's cluster open. judgements: by ordered pair of texts. is_complete: whether
-    all pairs of the different answers were asked."""
+    """clusters: None where a missing verdict leaves an answer's cluster open. judgements: by ordered pair of texts.
+    is_complete: whether all pairs of the different answers were asked."""
 
     clusters: Clusters | None
     judgements: Mapping[Pair, Judgement]
@@ -39,12 +42,16 @@ class JudgedClusters:
 
 
 def one_line(text: str) -> str:
-    """The text with each run of white space as one space, none at the ends: what two answers must share to be one answer."""
+    """The text with each run of white space as one space, none at the ends: what two answers must share to be one
+    answer."""
     return " ".join(text.split())
 
 
-async def cluster_by_judge(answers: Sequence[str | None], ask: Ask, max_pairs: int = DEFAULT_MAX_PAIRS) -> JudgedClusters:
-    """[G] answers (None: no answer) -> clusters. ask: one judgement per ordered pair of texts. Raises ValueError for an empty group."""
+async def cluster_by_judge(
+    answers: Sequence[str | None], ask: Ask, max_pairs: int = DEFAULT_MAX_PAIRS
+) -> JudgedClusters:
+    """[G] answers (None: no answer) -> clusters. ask: one judgement per ordered pair of texts. Raises ValueError for an
+    empty group."""
     if max_pairs < 0:
         raise ValueError(f"max_pairs is {max_pairs!r}, expected 0 or more")
     texts = [None if answer is None else one_line(answer) for answer in answers]
@@ -92,21 +99,24 @@ def cluster_by_verdicts(texts: Sequence[str | None], judgements: Mapping[Pair, J
 def verdict_metrics(judgements: Mapping[Pair, Judgement], is_complete: bool) -> dict[str, float]:
     """How far a group's verdicts can be trusted; a share is left out where there is nothing that it is a share of.
 
-    num_pairs: ordered pairs that the judge was asked about. failed_share: of these, calls without a reply. unclear_share: of the
-    replies, those that are no verdict. asymmetric_share: of the pairs {a, b} with both verdicts, those where the two differ.
-    non_transitive_share: of the triples {a, b, c} in which at least two of the three pairs are equal both ways, and the third pair is
-    decided, those where it is not equal; only where all pairs were asked.
+    num_pairs: ordered pairs that the judge was asked about. failed_share: of these, calls without a reply.
+    unclear_share: of the replies, those that are no verdict. asymmetric_share: of the pairs {a, b} with both verdicts,
+    those where the two differ.
+    non_transitive_share: of the triples {a, b, c} in which at least two of the three pairs are equal both ways, and the
+    third pair is decided, those where it is not equal; only where all pairs were asked.
     """
     replies = [judgement for judgement in judgements.values() if judgement.replied]
     metrics = {"num_pairs": float(len(judgements))}
     _add_share(metrics, "failed_share", len(judgements) - len(replies), len(judgements))
     _add_share(metrics, "unclear_share", sum(reply.equal is None for reply in replies), len(replies))
     texts = list(dict.fromkeys(text for pair in judgements for text in pair))
-    two_way = [(judgements[a, b].equal, judgements[b, a].equal) for a, b in combinations(texts, 2) if (a, b) in judgements]
+    two_way = [
+        (judgements[a, b].equal, judgements[b, a].equal) for a, b in combinations(texts, 2) if (a, b) in judgements]
     decided = [(there, back) for there, back in two_way if there is not None and back is not None]
     _add_share(metrics, "asymmetric_share", sum(there != back for there, back in decided), len(decided))
     if is_complete:
-        triples = [[both_ways(judgements, *pair) for pair in combinations(triple, 2)] for triple in combinations(texts, 3)]
+        triples = [
+            [both_ways(judgements, *pair) for pair in combinations(triple, 2)] for triple in combinations(texts, 3)]
         linked = [triple for triple in triples if triple.count(True) >= 2 and None not in triple]
         _add_share(metrics, "non_transitive_share", sum(False in triple for triple in linked), len(linked))
     return metrics

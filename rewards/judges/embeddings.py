@@ -1,8 +1,9 @@
-"""Texts -> which of them are equal because their sentence embeddings point the same way: cosine similarity >= threshold.
+"""Texts -> which of them are equal because their sentence embeddings point the same way: cosine similarity >=
+threshold.
 
-Cheap (one forward pass of a small model per different answer) and coarse: embeddings hear the topic more than the fact, so 600 and
-601, or a sentence and its negation, may well be equal. For answers in words where no judge can be afforded. sentence-transformers is
-imported when the model is loaded.
+Cheap (one forward pass of a small model per different answer) and coarse: embeddings hear the topic more than the fact,
+so 600 and 601, or a sentence and its negation, may well be equal. For answers in words where no judge can be afforded.
+sentence-transformers is imported when the model is loaded.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from rewards.judges.questions import JudgeError, Judgement, Pair
 
 
 class EmbeddingEquality:
-    """model: folder or hub id of a sentence-transformers model. threshold: cosine similarity, in [-1, 1]. device: None for the GPU if
-    there is one. Raises ValueError for an impossible threshold, JudgeError where the package or the model is missing."""
+    """model: folder or hub id of a sentence-transformers model. threshold: cosine similarity, in [-1, 1]. device: None
+    for the GPU if there is one. Raises ValueError for an impossible threshold, JudgeError where the package or the
+    model is missing."""
 
     def __init__(self, model: str, threshold: float, *, device: str | None = None) -> None:
         if not -1 <= threshold <= 1:
@@ -23,7 +25,8 @@ class EmbeddingEquality:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
-            raise JudgeError(f"sentence-transformers cannot be imported ({error}); pip install -e '.[embeddings]'") from error
+            raise JudgeError(
+                f"sentence-transformers cannot be imported ({error}); pip install -e '.[embeddings]'") from error
         self._threshold = threshold
         try:
             self._model = SentenceTransformer(model, device=device)
@@ -32,7 +35,8 @@ class EmbeddingEquality:
         self.place = f"model {model!r}"
 
     def similarities(self, texts: Sequence[str]) -> dict[Pair, float]:
-        """Cosine similarity in [-1, 1], up to rounding, of each pair of different texts, in both orders the same number."""
+        """Cosine similarity in [-1, 1], up to rounding, of each pair of different texts, in both orders the same
+        number."""
         different = list(dict.fromkeys(texts))
         if len(different) < 2:
             return {}

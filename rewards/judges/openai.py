@@ -1,11 +1,13 @@
-"""Pairs of answers -> verdicts of a model behind any OpenAI-compatible chat/completions endpoint, such as a `vllm serve` process.
+"""Pairs of answers -> verdicts of a model behind any OpenAI-compatible chat/completions endpoint, such as a `vllm
+serve` process.
 
 One request per ordered pair, temperature 0, a few tokens. What went wrong on the way is told apart:
-- 408, 425, 429, 5xx, no connection, no reply in time: asked again, after exponential back-off with jitter, or after Retry-After.
+- 408, 425, 429, 5xx, no connection, no reply in time: asked again, after exponential back-off with jitter, or after
+Retry-After.
 - 401, 403, 404: a wrong key, URL or model name. Always an error: no later call would do better.
 - Another status, or a reply that is no verdict: not asked again (at temperature 0 it would say the same); no verdict.
-After GIVE_UP_AFTER calls in a row that failed for good, the rest of the batch is not asked any more: a server that has gone away costs
-one time-out, not one per completion.
+After GIVE_UP_AFTER calls in a row that failed for good, the rest of the batch is not asked any more: a server that has
+gone away costs one time-out, not one per completion.
 """
 
 from __future__ import annotations
@@ -26,13 +28,15 @@ from rewards.judges.questions import DEFAULT_PROMPT, JudgeError, Judgement, Judg
 GIVE_UP_AFTER = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 _ASKED_AGAIN = {408, 425, 429}
-_CONFIGURATION = {401: "the API key is missing or wrong: set api_key_env to the name of an environment variable that holds it",
-                  403: "the API key may not use this model", 404: "check url (it ends in /v1) and model"}
+_CONFIGURATION = {
+    401: "the API key is missing or wrong: set api_key_env to the name of an environment variable that holds it",
+    403: "the API key may not use this model", 404: "check url (it ends in /v1) and model"}
 
 
 @dataclass(slots=True)
 class _Session:
-    """What the calls of one batch share. failed_in_a_row: calls without a reply since the server last showed that it is well."""
+    """What the calls of one batch share. failed_in_a_row: calls without a reply since the server last showed that it is
+    well."""
 
     client: httpx2.AsyncClient
     slots: asyncio.Semaphore
@@ -41,16 +45,24 @@ class _Session:
 
 
 class OpenAIJudge:
-    """url: up to and with /v1. model: the name that the server knows it by. api_key_env: name of the environment variable that holds the
-    key; None: no key is sent. concurrency: requests under way at once, over all groups of a batch, per process. timeout_s: for one request.
-    attempts: how often a request is made at most. max_tokens: of a reply. extra_body: further fields of the request, such as
-    {chat_template_kwargs: {enable_thinking: false}}. Raises ValueError for impossible settings, JudgeError for an unset variable."""
+    """url: up to and with /v1. model: the name that the server knows it by. api_key_env: name of the environment
+    variable that holds the key; None: no key is sent. concurrency: requests under way at once, over all groups of a
+    batch, per process. timeout_s: for one request.
+    attempts: how often a request is made at most. max_tokens: of a reply. extra_body: further fields of the request,
+    such as {chat_template_kwargs: {enable_thinking: false}}. Raises ValueError for impossible settings, JudgeError for
+    an unset variable."""
 
-    def __init__(self, url: str, model: str, *, api_key_env: str | None = None, prompt: str = DEFAULT_PROMPT, concurrency: int = 32,
-                 timeout_s: float = 30.0, attempts: int = 4, max_tokens: int = 8, extra_body: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, url: str, model: str, *, api_key_env: str | None = None, prompt: str = DEFAULT_PROMPT,
+        concurrency: int = 32, timeout_s: float = 30.0, attempts: int = 4, max_tokens: int = 8,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url is {url!r}, expected one that begins with http:// or https://, such as http://localhost:8000/v1")
-        for name, value in (("concurrency", concurrency), ("timeout_s", timeout_s), ("attempts", attempts), ("max_tokens", max_tokens)):
+            raise ValueError(
+                f"url is {url!r}, expected one that begins with http:// or https://, such as http://localhost:8000/v1")
+        for name, value in (
+            ("concurrency", concurrency), ("timeout_s", timeout_s), ("attempts", attempts), ("max_tokens", max_tokens),
+        ):
             if not value > 0:
                 raise ValueError(f"{name} is {value!r}, expected a number above 0")
         self._endpoint = url.rstrip("/") + "/chat/completions"
@@ -87,8 +99,11 @@ class OpenAIJudge:
         session = self._sessions.get(loop)
         if session is None:
             limits = httpx2.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency)
-            # The time-out below covers the whole request; httpx's would count each read, and a server that dribbles would never end.
-            session = _Session(httpx2.AsyncClient(headers=self._headers, timeout=None, limits=limits), asyncio.Semaphore(self._concurrency))
+            # The time-out below covers the whole request; httpx's would count each read, and a server that dribbles
+            # would never end.
+            session = _Session(
+                httpx2.AsyncClient(headers=self._headers, timeout=None, limits=limits),
+                asyncio.Semaphore(self._concurrency))
             self._sessions[loop] = session
         session.users += 1
         try:
@@ -103,13 +118,15 @@ class OpenAIJudge:
         body = {**self._fields, "messages": [{"role": "user", "content": self._prompt.fill(question, pair)}]}
         async with session.slots:
             if session.failed_in_a_row >= GIVE_UP_AFTER:
-                return Judgement(None, f"not asked, after {session.failed_in_a_row} calls in a row had failed", replied=False)
+                return Judgement(
+                    None, f"not asked, after {session.failed_in_a_row} calls in a row had failed", replied=False)
             judgement, is_well = await self._ask(session.client, body)
             session.failed_in_a_row = 0 if is_well else session.failed_in_a_row + 1
             return judgement
 
     async def _ask(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> tuple[Judgement, bool]:
-        """The judgement, and whether the server is well: it is where the request alone was at fault, such as a prompt above the context."""
+        """The judgement, and whether the server is well: it is where the request alone was at fault, such as a prompt
+        above the context."""
         seen = ""
         for attempt in range(self._attempts):
             wait_s = 0.0
@@ -125,7 +142,9 @@ class OpenAIJudge:
                 if status == 200:
                     return _read(response), True
                 # A server may repeat the key; messages end up in logs.
-                seen = f"HTTP {status}: {shortened(response.text.replace(self._key, '***') if self._key else response.text)}"
+                seen = (
+                    f"HTTP {status}: "
+                    f"{shortened(response.text.replace(self._key, '***') if self._key else response.text)}")
                 if status in _CONFIGURATION:
                     raise JudgeError(f"{self.place}: {seen}; {_CONFIGURATION[status]}")
                 if status < 500 and status not in _ASKED_AGAIN:
@@ -140,8 +159,9 @@ class OpenAIJudge:
 def _read_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise JudgeError(f"api_key_env is {variable!r}, but this environment variable is not set; export it, or leave api_key_env out "
-                         "for a server without a key")
+        raise JudgeError(
+            f"api_key_env is {variable!r}, but this environment variable is not set; export it, or leave api_key_env "
+            "out for a server without a key")
     return key
 
 

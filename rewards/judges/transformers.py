@@ -1,8 +1,9 @@
-"""Pairs of answers -> verdicts of a local transformers model: is Yes or No the likelier next token after the judge's prompt?
+"""Pairs of answers -> verdicts of a local transformers model: is Yes or No the likelier next token after the judge's
+prompt?
 
-Nothing is generated: one forward pass per pair, in batches, and the verdict is deterministic. Differs from asking for text
-(openai_judge.py) in that every model answers; so a reply is a verdict only where Yes and No together have a probability of at least
-`min_mass`. torch and transformers are imported when the judge is made.
+Nothing is generated: one forward pass per pair, in batches, and the verdict is deterministic. Differs from asking for
+text (openai_judge.py) in that every model answers; so a reply is a verdict only where Yes and No together have a
+probability of at least `min_mass`. torch and transformers are imported when the judge is made.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ _WORDS = ("Yes", "No")
 
 
 class TransformersJudge:
-    """model: folder or hub id. batch_tokens: padded tokens in one forward pass, at most (one longer prompt goes alone). device: None for
-    the GPU if there is one. dtype: `auto` for the checkpoint's. Raises JudgeError for a model that cannot be loaded or whose tokenizer
-    cannot tell Yes from No."""
+    """model: folder or hub id. batch_tokens: padded tokens in one forward pass, at most (one longer prompt goes alone).
+    device: None for the GPU if there is one. dtype: `auto` for the checkpoint's. Raises JudgeError for a model that
+    cannot be loaded or whose tokenizer cannot tell Yes from No."""
 
     def __init__(self, model: str, *, prompt: str = DEFAULT_PROMPT, min_mass: float = 0.1, batch_tokens: int = 8192,
                  device: str | None = None, dtype: str = "auto") -> None:
@@ -53,7 +54,8 @@ class TransformersJudge:
         return [judgement for judgement in judgements if judgement is not None]
 
     def _first_token(self, word: str) -> int:
-        """Of the word as it would follow the prompt: without the space that some tokenizers put before a text of its own."""
+        """Of the word as it would follow the prompt: without the space that some tokenizers put before a text of its
+        own."""
         base = self._encode("?")
         follows: list[int] = self._tokenizer(self._text("?") + word, add_special_tokens=False)["input_ids"]
         if follows[:len(base)] == base and len(follows) > len(base):
@@ -64,7 +66,8 @@ class TransformersJudge:
         """With the model's chat template as the user's turn; a model without one continues the prompt on a new line."""
         if not getattr(self._tokenizer, "chat_template", None):
             return prompt.rstrip("\n") + "\n"
-        text: str = self._tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        text: str = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
         return text
 
     def _encode(self, prompt: str) -> list[int]:
@@ -83,15 +86,20 @@ class TransformersJudge:
             yield batch
 
     def _probabilities(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """[B, 2]: P(Yes) and P(No) as the next token of each prompt. Padded on the left, so that all next tokens are in the last column."""
+        """[B, 2]: P(Yes) and P(No) as the next token of each prompt. Padded on the left, so that all next tokens are in
+        the last column."""
         import torch
 
         longest = max(map(len, prompts))
-        token_ids_BT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self._device)
-        is_token_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device)
+        token_ids_BT = torch.tensor(
+            [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self._device)
+        is_token_BT = torch.tensor(
+            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device)
         positions_BT = (is_token_BT.cumsum(dim=1) - 1).clamp(min=0)
         with torch.inference_mode():
-            logits_BV = self._model(input_ids=token_ids_BT, attention_mask=is_token_BT, position_ids=positions_BT, logits_to_keep=1,
-                                    use_cache=False).logits[:, -1]
+            logits_BV = self._model(
+                input_ids=token_ids_BT, attention_mask=is_token_BT, position_ids=positions_BT, logits_to_keep=1,
+                use_cache=False,
+            ).logits[:, -1]
             probabilities: list[list[float]] = logits_BV.float().softmax(dim=-1)[:, self._verdict_tokens].tolist()
         return probabilities

@@ -1,6 +1,7 @@
 """The caller's ends: of the template process (rewards/processes/template.py) and of the workers that it forks.
 
-A handle belongs to the process that made it. After a fork the child forgets the handles (closes its copies and nothing else).
+A handle belongs to the process that made it. After a fork the child forgets the handles (closes its copies and nothing
+else).
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Worker:
     def has_spent(self, seconds: float) -> bool:
         """Whether the item has had this much CPU time, or as much time in which it wanted no CPU (it sleeps).
 
-        Time in which other processes had the core does not count, so that a busy machine does not make an item look slow. Where
-        the system does not tell (there is no /proc), time is wall-clock time.
+        Time in which other processes had the core does not count, so that a busy machine does not make an item look
+        slow. Where the system does not tell (there is no /proc), time is wall-clock time.
         """
         if time.monotonic() - self.started_s < seconds:
             return False
@@ -80,14 +81,20 @@ class Template:
         self.control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from rewards.processes.template import run_template; run_template()",
-                 function, str(theirs.fileno()), str(os.getpid()), str(memory_bytes), str(deadline_s)],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                [
+                    sys.executable, "-P", "-c", "from rewards.processes.template import run_template; run_template()",
+                    function, str(theirs.fileno()), str(os.getpid()), str(memory_bytes), str(deadline_s)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in a terminal is the caller's to handle
-                env={**os.environ, "PYTHONPATH": _python_path(),
-                     "PYTHONHASHSEED": "0",  # what iterates over sets must not answer differently in another run
-                     # One thread: a fork copies the calling thread only, and a library's locks as they are.
-                     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")})
+                env={
+                    **os.environ,
+                    "PYTHONPATH": _python_path(),
+                    "PYTHONHASHSEED": "0",  # what iterates over sets must not answer differently in another run
+                    # One thread: a fork copies the calling thread only, and a library's locks as they are.
+                    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")})
         try:
             self.control.settimeout(START_S)
             message = self.read_message()
@@ -105,7 +112,8 @@ class Template:
         self.control.settimeout(_COMMAND_S)
 
     def read_message(self) -> dict[str, object] | None:
-        """{"ready": true}, {"error": reason}, or None if the process has ended. Messages are short: one read has one whole."""
+        """{"ready": true}, {"error": reason}, or None if the process has ended. Messages are short: one read has one
+        whole."""
         try:
             data = self.control.recv(65536)
         except ConnectionResetError:
@@ -150,11 +158,14 @@ class Template:
         self._process.returncode = 0  # not this process's child: never to be waited for, nor warned about
 
     def _command(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # a template that is gone has taken its workers along, and its closed socket tells
+        # a template that is gone has taken its workers along, and its closed socket tells
+        with contextlib.suppress(OSError):
             self.control.sendall(line.encode())
 
 
 def _python_path() -> str:
-    """What the caller can import, the template can. This package's folder comes last, lest its neighbours hide a standard module."""
+    """What the caller can import, the template can. This package's folder comes last, lest its neighbours hide a
+    standard module."""
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys([*(entry or os.getcwd() for entry in sys.path), *filter(None, inherited), _ROOT]))
+    return os.pathsep.join(
+        dict.fromkeys([*(entry or os.getcwd() for entry in sys.path), *filter(None, inherited), _ROOT]))

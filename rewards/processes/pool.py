@@ -1,22 +1,24 @@
 """Function calls in processes that can be killed: each item has a deadline, whatever the function does.
 
-Computer algebra may hang in C code, eat all memory or overflow its stack on an answer that a model made up, and alarm-based
-time-outs work in the main thread only. Here a hung or dead worker is killed and replaced, and its item is reported as timed out,
-died or failed, never silently as a value. Workers are forked, in milliseconds, from a template process that has imported the
-function (rewards/processes/template.py). The template starts with the first item, does not import the caller's __main__ (safe in
-notebooks, under accelerate and without a main guard) and ends, with all workers, when the pool is closed or the caller's process
-ends, however it ends. A fork of the caller starts a template of its own. Calls from several threads take turns.
+Computer algebra may hang in C code, eat all memory or overflow its stack on an answer that a model made up, and
+alarm-based time-outs work in the main thread only. Here a hung or dead worker is killed and replaced, and its item is
+reported as timed out, died or failed, never silently as a value. Workers are forked, in milliseconds, from a template
+process that has imported the function (rewards/processes/template.py). The template starts with the first item, does
+not import the caller's __main__ (safe in notebooks, under accelerate and without a main guard) and ends, with all
+workers, when the pool is closed or the caller's process ends, however it ends. A fork of the caller starts a template
+of its own. Calls from several threads take turns.
 
-How many at once. `num_workers` items run together. One that has used `_PATIENCE_S` of CPU time, or has slept that long, counts as slow: it
-gets a lower priority, and two more may run beside it (one in its place, one as it may not be the last of its kind), up to
-`max_workers` in all. So a few hanging items hold nobody up: on 2 idle cores ten of them are over within one deadline + 1 s, and short
-items beside them get most of the cores. Deadlines are wall-clock time. What this costs: an item that is slow but honest shares the
-cores with what hangs. If all max_workers hang, it gets num_workers / max_workers of a core's time, at the defaults an eighth of
-its deadline (0.6 s), and times out if it needs more; fewer items at once would give each more, and all of them together longer.
+How many at once. `num_workers` items run together. One that has used `_PATIENCE_S` of CPU time, or has slept that long,
+counts as slow: it gets a lower priority, and two more may run beside it (one in its place, one as it may not be the
+last of its kind), up to `max_workers` in all. So a few hanging items hold nobody up: on 2 idle cores ten of them are
+over within one deadline + 1 s, and short items beside them get most of the cores. Deadlines are wall-clock time. What
+this costs: an item that is slow but honest shares the cores with what hangs. If all max_workers hang, it gets
+num_workers / max_workers of a core's time, at the defaults an eighth of its deadline (0.6 s), and times out if it needs
+more; fewer items at once would give each more, and all of them together longer.
 
-How long a call may take. n hanging items are over within ceil(n / max_workers) deadlines + 1 s: 200 take 65 s with 16 workers. There is no
-bound on a call's total time, and the deadline does not shrink when many hang: on a busy machine either would turn honest items
-into time-outs. Where that is too long, choose a shorter deadline.
+How long a call may take. n hanging items are over within ceil(n / max_workers) deadlines + 1 s: 200 take 65 s with 16
+workers. There is no bound on a call's total time, and the deadline does not shrink when many hang: on a busy machine
+either would turn honest items into time-outs. Where that is too long, choose a shorter deadline.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ _COUNTS = ("items", "timed_out", "died", "failed", *_WANTS.values(), "restarts")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """value: what the function returned if status is ok, otherwise None. failed: it raised; error is the exception's name. died: its
-    process ended, by itself or for its memory. timed_out: it was killed at its deadline."""
+    """value: what the function returned if status is ok, otherwise None. failed: it raised; error is the exception's
+    name. died: its process ended, by itself or for its memory. timed_out: it was killed at its deadline."""
 
     status: Status
     value: bool | float | None = None
@@ -67,17 +69,22 @@ class _Batch:
 
 
 class WorkerPool:
-    """Calls `function`, a "package.module:name" taking strings and returning a bool or a number, on many argument lists.
+    """Calls `function`, a "package.module:name" taking strings and returning a bool or a number, on many argument
+    lists.
 
-    num_workers: items that run together; the default is the number of cores for each process of torchrun or accelerate, 2 to 8.
+    num_workers: items that run together; the default is the number of cores for each process of torchrun or accelerate,
+    2 to 8.
     max_workers: workers in all, 8 times as many by default.
-    deadline_s: wall-clock seconds one item may take. memory_gb: what one worker may allocate on top of the imported modules; the
-    worst case is max_workers times as much. To have lazy imports and caches ready in every worker, the function's module lists
-    argument lists for a first call in WARM_UP; without it the function is called once with "1" for each parameter.
+    deadline_s: wall-clock seconds one item may take. memory_gb: what one worker may allocate on top of the imported
+    modules; the worst case is max_workers times as much. To have lazy imports and caches ready in every worker, the
+    function's module lists argument lists for a first call in WARM_UP; without it the function is called once with "1"
+    for each parameter.
     """
 
-    def __init__(self, function: str, *, num_workers: int | None = None, deadline_s: float = 5.0, memory_gb: float = 1.0,
-                 max_workers: int | None = None) -> None:
+    def __init__(
+        self, function: str, *, num_workers: int | None = None, deadline_s: float = 5.0, memory_gb: float = 1.0,
+        max_workers: int | None = None,
+    ) -> None:
         self._function, self._deadline_s, self._memory_gb = function, deadline_s, memory_gb
         self._num_workers = _cores_per_process() if num_workers is None else num_workers
         self._max_workers = max(8 * self._num_workers if max_workers is None else max_workers, self._num_workers)
@@ -92,8 +99,8 @@ class WorkerPool:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Since the pool was made: items; timed_out, died, failed; of the failed memory_errors and recursion_errors; restarts:
-        workers and templates that were replaced because they hung, died or ran out of memory or stack."""
+        """Since the pool was made: items; timed_out, died, failed; of the failed memory_errors and recursion_errors;
+        restarts: workers and templates that were replaced because they hung, died or ran out of memory or stack."""
         return dict(self._counts)
 
     def call(self, items: Sequence[Sequence[str]]) -> list[Outcome]:
@@ -116,16 +123,19 @@ class WorkerPool:
             return [outcome for outcome in batch.outcomes if outcome is not None]
 
     def close(self) -> None:
-        """Ends the template and the workers, and waits for their end; the pool starts new ones when it is used again."""
+        """Ends the template and the workers, and waits for their end; the pool starts new ones when it is used
+        again."""
         with self._lock:
             self._drop_template()
 
     def _start_template(self, batch: _Batch) -> None:
         batch.num_templates += 1
         if batch.num_templates > _MAX_TEMPLATES:
-            raise RuntimeError(f"the template of the workers for {self._function} was killed {_MAX_TEMPLATES} times in one call; "
-                               "is the machine out of memory?")
-        self._template = Template(self._function, deadline_s=self._deadline_s, memory_bytes=int(self._memory_gb * 2**30))
+            raise RuntimeError(
+                f"the template of the workers for {self._function} was killed {_MAX_TEMPLATES} times in one call; "
+                "is the machine out of memory?")
+        self._template = Template(
+            self._function, deadline_s=self._deadline_s, memory_bytes=int(self._memory_gb * 2**30))
 
     @contextlib.contextmanager
     def _watched(self, batch: _Batch) -> Iterator[selectors.BaseSelector]:
@@ -161,13 +171,15 @@ class WorkerPool:
             batch.running.append(worker)
 
     def _wait(self, batch: _Batch, selector: selectors.BaseSelector) -> None:
-        """Takes what has arrived, and only then looks at the deadlines: if the caller was stopped, answers still count."""
+        """Takes what has arrived, and only then looks at the deadlines: if the caller was stopped, answers still
+        count."""
         if self._template is None:
             return
         now = time.monotonic()
         until = [worker.deadline_s for worker in batch.running]
         if batch.waiting:
-            until += [max(worker.started_s + _PATIENCE_S, now + _LOOK_S) for worker in batch.running if not worker.is_slow]
+            until += [
+                max(worker.started_s + _PATIENCE_S, now + _LOOK_S) for worker in batch.running if not worker.is_slow]
         for key, _ in selector.select(max(0.0, min(until) - now)):
             if key.data is None:
                 self._hear(batch)
@@ -192,7 +204,8 @@ class WorkerPool:
             self._replace(worker)
             return
         error = str(answer.get("error", ""))
-        self._record(batch, worker, Outcome("failed", None, error) if error else Outcome("ok", cast(float, answer["value"])))
+        self._record(
+            batch, worker, Outcome("failed", None, error) if error else Outcome("ok", cast(float, answer["value"])))
         worker.num_items += 1
         if error in _WANTS:
             self._replace(worker)
@@ -229,7 +242,8 @@ class WorkerPool:
         self._lose_template(batch)
 
     def _lose_template(self, batch: _Batch) -> None:
-        """Somebody killed the template and so its workers: what they were at has died, the next items get a new template."""
+        """Somebody killed the template and so its workers: what they were at has died, the next items get a new
+        template."""
         self._counts["restarts"] += 1
         self._drop_template()
         for worker in batch.running:
@@ -254,7 +268,8 @@ class WorkerPool:
         self._idle, self._template, self._lock, self._counts = [], None, threading.Lock(), dict.fromkeys(_COUNTS, 0)
 
     def _close_at_exit(self) -> None:
-        if self._lock.acquire(blocking=False):  # a daemon thread may be in a call; the end of the process ends its workers too
+        # a daemon thread may be in a call; the end of the process ends its workers too
+        if self._lock.acquire(blocking=False):
             self._drop_template()
 
 

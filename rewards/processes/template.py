@@ -1,13 +1,16 @@
-"""What runs outside the caller's process: a template, which imports the function once, and workers, which are forked from it.
+"""What runs outside the caller's process: a template, which imports the function once, and workers, which are forked
+from it.
 
     caller -- "fork 7" and a socket --> template -- fork() --> worker 7 <-- JSON lines over that socket --> caller
 
-The template is a fresh interpreter (never a fork of the caller, which may have threads and CUDA), stays single-threaded and runs
-nothing but its warm-up, so a fork of it is safe, takes milliseconds and starts with everything imported. Only the template kills
-and reaps workers: a process number cannot have gone to somebody else in between. Commands, a line each: `fork N` (with the worker's
-socket), `slow N` (lower its priority), `kill N`. The template ends, and all workers with it, when its socket closes or the caller is
-gone. Limits of a worker: memory, CPU time slightly above the deadline, no core files, first choice of the out-of-memory killer.
-Used by rewards/processes/handles.py only. POSIX; a worker that outlives a killed template is prevented on Linux only.
+The template is a fresh interpreter (never a fork of the caller, which may have threads and CUDA), stays single-threaded
+and runs nothing but its warm-up, so a fork of it is safe, takes milliseconds and starts with everything imported. Only
+the template kills
+and reaps workers: a process number cannot have gone to somebody else in between. Commands, a line each: `fork N` (with
+the worker's socket), `slow N` (lower its priority), `kill N`. The template ends, and all workers with it, when its
+socket closes or the caller is gone. Limits of a worker: memory, CPU time slightly above the deadline, no core files,
+first choice of the out-of-memory killer. Used by rewards/processes/handles.py only. POSIX; a worker that outlives a
+killed template is prevented on Linux only.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class Limits:
 
 
 def run_template() -> None:
-    """The template's whole life. Arguments: function, number of the control socket, the caller's process, memory in bytes, seconds."""
+    """The template's whole life. Arguments: function, number of the control socket, the caller's process, memory in
+    bytes, seconds."""
     function_path, control_fd, caller, memory_bytes, deadline_s = sys.argv[1:]
     control = socket.socket(fileno=int(control_fd))
     signal.alarm(START_S)  # its default action ends the process, also where the import hangs and nobody is left to wait
@@ -65,7 +69,8 @@ def run_template() -> None:
 
 
 def _load_and_warm_up(function_path: str) -> Callable[..., object]:
-    """The function, after its module's WARM_UP (argument lists; without one: "1" for each parameter) has been through it."""
+    """The function, after its module's WARM_UP (argument lists; without one: "1" for each parameter) has been through
+    it."""
     module_name, _, name = function_path.partition(":")
     module = importlib.import_module(module_name)
     function: Callable[..., object] = getattr(module, name)
@@ -77,7 +82,8 @@ def _load_and_warm_up(function_path: str) -> Callable[..., object]:
 
 
 def _address_space() -> int:
-    """Bytes of address space this process has; 0 where the system does not say (there the limit is not enforced either)."""
+    """Bytes of address space this process has; 0 where the system does not say (there the limit is not enforced
+    either)."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
 
@@ -105,7 +111,8 @@ class _Template:
 
     def _obey(self) -> None:
         received, sockets = b"", deque[int]()
-        # A process that the caller forked may hold the caller's end open, so that a dead caller need not mean a closed socket.
+        # A process that the caller forked may hold the caller's end open, so that a dead caller need not mean a closed
+        # socket.
         while os.getppid() == self._caller:
             self._reap()
             if not select.select([self._control], [], [], _LOOK_S)[0]:
@@ -176,7 +183,8 @@ class _Template:
 
 
 def serve(channel: socket.socket, function: Callable[..., object], limits: Limits) -> None:
-    """A worker's whole life: one JSON list of arguments per line in, {"value": ...} or {"error": name of what it raised} out.
+    """A worker's whole life: one JSON list of arguments per line in, {"value": ...} or {"error": name of what it
+    raised} out.
 
     First it says {"pid": its number}; `cpu_s` in each line is the CPU time that it has used so far.
     """
@@ -203,6 +211,7 @@ def _answer(function: Callable[..., object], arguments: list[str]) -> dict[str, 
         if isinstance(value, bool | int | float):
             return {"value": value}
         name = f"returned {type(value).__name__}, neither bool nor number"
-    except BaseException as raised:  # what a parser raises on an answer that nobody foresaw, SystemExit too, is this item's outcome
+    # what a parser raises on an answer that nobody foresaw, SystemExit too, is this item's outcome
+    except BaseException as raised:
         name = type(raised).__name__
     return {"error": name}  # after the clause has let go of the traceback, and of the memory that it holds

@@ -39,8 +39,9 @@ def parse(arguments: Sequence[str]) -> Command[RunConfig]:
 def parse_run(arguments: Sequence[str], model: type[StageConfig], default: Path) -> Command[StageConfig]:
     """Raises ConfigError for unusable words, RunFolderError where there is no such run to resume.
 
-    model: the configuration's class, which has a run_dir. default: the file that is used without --config and without --resume. With
-    --resume the run's own configuration is, with the overrides given now (rl/checkpoint.py, or the command, says which may differ)."""
+    model: the configuration's class, which has a run_dir. default: the file that is used without --config and without
+    --resume. With --resume the run's own configuration is, with the overrides given now (rl/checkpoint.py, or the
+    command, says which may differ)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--resume")
@@ -88,8 +89,8 @@ def _with_resume_value(arguments: Sequence[str]) -> list[str]:
 
 
 def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str], model: type[Section]) -> Path:
-    """`latest` is the run in the folder that is being configured, if there is one, else the newest beside it that has such a
-    configuration.
+    """`latest` is the run in the folder that is being configured, if there is one, else the newest beside it that has
+    such a configuration.
 
     A run_dir in so many words that holds no run is refused: the newest run beside it is not the one that was meant.
     """
@@ -103,8 +104,10 @@ def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]
     if name == "latest" and configured is not None and RunFolder(configured).holds_run:
         return configured
     if name == "latest" and given:
-        raise ConfigError([f"run_dir: --resume found no run in {given[-1]}; expected the folder of a run. Remedy: the run's own folder, or "
-                           "--resume without run_dir for the newest run"])
+        raise ConfigError(
+            [
+                f"run_dir: --resume found no run in {given[-1]}; expected the folder of a run. Remedy: the run's own "
+                "folder, or --resume without run_dir for the newest run"])
     return find_run(name, configured.parent if configured is not None else Path("runs"), lambda run: _is_of(model, run))
 
 
@@ -129,8 +132,9 @@ class StageCommand(Generic[StageConfig]):
 
 
 def parse_stage(arguments: Sequence[str], model: type[StageConfig], default: Path) -> StageCommand[StageConfig]:
-    """The same options for a configuration of class `model`, which has a run_dir; --resume goes on with the run that is there, by the
-    run's own configuration where no file is given. default: the file that is used without --config. Raises ConfigError."""
+    """The same options for a configuration of class `model`, which has a run_dir; --resume goes on with the run that is
+    there, by the run's own configuration where no file is given. default: the file that is used without --config.
+    Raises ConfigError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     for flag in ("--resume", *FLAGS):

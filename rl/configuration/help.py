@@ -1,7 +1,8 @@
-"""Turns the configuration's models into text: the list of all keys, what each may be, and the page that `--help` prints.
+"""Turns the configuration's models into text: the list of all keys, what each may be, and the page that `--help`
+prints.
 
-Nothing is written down twice: types, bounds, units, defaults and meanings come from rl/config.py, so a key that is added there
-appears here, in error messages (rl/configuration/loading.py) and in the help. Imports no torch.
+Nothing is written down twice: types, bounds, units, defaults and meanings come from rl/config.py, so a key that is
+added there appears here, in error messages (rl/configuration/loading.py) and in the help. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,13 +22,22 @@ from pydantic.fields import FieldInfo
 from rl.config import RunConfig, Section
 
 OPTIONS = (
-    ("--config FILE", "YAML file with any of the keys below; what it leaves out has its default. Without it and without keys "
-                      "the quick start runs (configs/quickstart.yaml)"),
-    ("KEY=VALUE ...", "set a key, after the file: optim.lr=1e-6, data.columns.answer=null, sampling.stop_token_ids=[1,2], "
-                      "rewards.0.weight=0.5, "
-                      "'rewards=[{use: my_rewards.py:brevity, weight: 0.2}]', model=FOLDER (for model.path)"),
-    ("--dry-run", "check everything, show the resolved configuration, one prompt, the sizes of a step and the memory it needs; "
-                  "train nothing"),
+    (
+        "--config FILE",
+        (
+            "YAML file with any of the keys below; what it leaves out has its default. Without it and without keys "
+            "the quick start runs (configs/quickstart.yaml)")),
+    (
+        "KEY=VALUE ...",
+        (
+            "set a key, after the file: optim.lr=1e-6, data.columns.answer=null, sampling.stop_token_ids=[1,2], "
+            "rewards.0.weight=0.5, "
+            "'rewards=[{use: my_rewards.py:brevity, weight: 0.2}]', model=FOLDER (for model.path)")),
+    (
+        "--dry-run",
+        (
+            "check everything, show the resolved configuration, one prompt, the sizes of a step and the memory it "
+            "needs; train nothing")),
     ("--print-config", "print the resolved configuration as YAML and stop"),
     ("--resume [RUN]", "continue a run from its newest checkpoint: its folder, its name under runs/, or latest"),
     ("--help", "this page"),
@@ -132,9 +142,13 @@ def _bounds(field: FieldInfo) -> str:
     return " " + " and ".join(found) if found else ""
 
 
-def render_help(prog: str, width: int | None = None, *, model: type[Section] = RunConfig, options: Sequence[tuple[str, str]] = OPTIONS,
-                purpose: str = "Trains a language model on a file of questions, with gold answers or without any.") -> str:
-    """The page of `--help`: usage, options, every key of `model`. width: columns, by default the terminal's (at most 120)."""
+def render_help(
+    prog: str, width: int | None = None, *, model: type[Section] = RunConfig,
+    options: Sequence[tuple[str, str]] = OPTIONS,
+    purpose: str = "Trains a language model on a file of questions, with gold answers or without any.",
+) -> str:
+    """The page of `--help`: usage, options, every key of `model`. width: columns, by default the terminal's (at most
+    120)."""
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
     flags = " ".join(f"[{option}]" for option, _ in options if option.startswith("--") and option != "--help")
     usage = f"usage: {prog} {flags} [KEY=VALUE ...]"

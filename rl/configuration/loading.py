@@ -1,8 +1,9 @@
-"""Turns a YAML file and `key=value` overrides into a configuration, or into one error that lists everything that is wrong.
+"""Turns a YAML file and `key=value` overrides into a configuration, or into one error that lists everything that is
+wrong.
 
-The file is read by YAML 1.2's rules for plain values: 1e-6 is a number, `off` and `no` are text, 010 is ten; a key that is
-given twice is refused. Overrides are typed by the models of rl/config.py (RunConfig unless another one is named). New keys are added
-there; nothing changes here. Imports no torch.
+The file is read by YAML 1.2's rules for plain values: 1e-6 is a number, `off` and `no` are text, 010 is ten; a key that
+is given twice is refused. Overrides are typed by the models of rl/config.py (RunConfig unless another one is named).
+New keys are added there; nothing changes here. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Config = TypeVar("Config", bound=Section)
 
 
 class ConfigError(ValueError):
-    """The configuration is not usable. `problems`: one line each, with the key, the value seen and what was expected."""
+    """The configuration is not usable. `problems`: one line each, with the key, the value seen and what was
+    expected."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -44,8 +46,9 @@ def load(path: Path | None, overrides: Sequence[str], model: type[Config]) -> Co
 def load(path: Path | None, overrides: Sequence[str], model: type[Section] = RunConfig) -> Section:
     """The models' defaults, then the file's values, then the overrides in their order.
 
-    path: see resolve_path; None or an empty file gives the defaults. overrides: "optim.lr=1e-6", "rewards.0.weight=0.5",
-    "model=FOLDER" (a section that takes a shorthand: sets that one key and keeps the others). model: the configuration's class.
+    path: see resolve_path; None or an empty file gives the defaults. overrides: "optim.lr=1e-6",
+    "rewards.0.weight=0.5", "model=FOLDER" (a section that takes a shorthand: sets that one key and keeps the others).
+    model: the configuration's class.
     Raises: ConfigError listing all problems, one a line."""
     values = {} if path is None else read_mapping(resolve_path(path))
     problems: list[str] = []
@@ -61,7 +64,8 @@ def load(path: Path | None, overrides: Sequence[str], model: type[Section] = Run
         source = "" if path is None else f"{path}: "
         for key, message in _explain(error, model).items():
             # The second: what a section refuses as a whole, such as thresholds that cross, names the section.
-            is_override = any(key == name or key.startswith(name + ".") or name.startswith(key + ".") for name in overridden)
+            is_override = any(
+                key == name or key.startswith(name + ".") or name.startswith(key + ".") for name in overridden)
             problems.append(("override " if is_override else source) + message)
         raise ConfigError(problems) from None
     if problems:
@@ -117,7 +121,9 @@ _PLAIN_VALUES = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+    (
+        "float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789")),
     ("merge", r"<<", ["<"]),
 )
 for _tag, _pattern, _first in _PLAIN_VALUES:
@@ -197,7 +203,8 @@ def _apply(values: dict[str, Any], override: str, root: type[Section]) -> str:
 
 
 def _set_in_mapping(container: dict[str, Any], parts: Sequence[str], value: Any) -> None:
-    """Set data.task.max_terms where `task` takes any names; mappings on the way are copied, since an anchor may use them twice."""
+    """Set data.task.max_terms where `task` takes any names; mappings on the way are copied, since an anchor may use
+    them twice."""
     for part in parts[:-1]:
         inner = container.get(part)
         copy = dict(inner) if isinstance(inner, dict) else {}
@@ -211,7 +218,8 @@ def _as_yaml(text: str, key: str, wanted: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError([f"override {key}: saw {text!r}, which is not valid YAML ({problem}); expected {wanted}"]) from None
+        raise ConfigError(
+            [f"override {key}: saw {text!r}, which is not valid YAML ({problem}); expected {wanted}"]) from None
 
 
 def _opened(value: Any, field: FieldInfo) -> Any:
@@ -245,7 +253,8 @@ def _spelt_out(value: Any, field: FieldInfo) -> Any:
 
 
 def _typed(text: str, field: FieldInfo, key: str, current: Any) -> Any:
-    """The override's text as the kind of value that the field takes: text as it was typed, all else as YAML reads it."""
+    """The override's text as the kind of value that the field takes: text as it was typed, all else as YAML reads
+    it."""
     options = get_args(field.annotation) or (field.annotation,)
     takes_text = get_origin(field.annotation) not in (list, dict) and (str in options or Path in options)
     try:
@@ -291,7 +300,8 @@ def _explain(error: ValidationError, root: type[Section]) -> dict[str, str]:
 def _locate(loc: Sequence[int | str], root: type[Section]) -> tuple[str, type[Section], FieldInfo | None]:
     """The dotted key of a pydantic location, its section's model, and its field if it is one.
 
-    What follows a plain value in a location is an index into it, or the name of a union's member: only indices are kept."""
+    What follows a plain value in a location is an index into it, or the name of a union's member: only indices are
+    kept."""
     parts: list[str] = []
     model = root
     field: FieldInfo | None = None

@@ -1,4 +1,5 @@
-"""Benchmarks that are evaluated while a run trains: what the trainer asks of them. The package eval has them (eval/live_benchmarks.py).
+"""Benchmarks that are evaluated while a run trains: what the trainer asks of them. The package eval has them
+(eval/live_benchmarks.py).
 
 rl imports nothing of eval: the composition root, rl/train.py, hands in what builds them.
 """
@@ -20,8 +21,8 @@ from rl.runs.tracking import BENCHMARK_PREFIX
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkValues:
-    """One evaluation of one benchmark. intervals: "avg@4", "pass@4", "maj@4" with their 95% intervals over questions. others: further
-    metrics by name. problem: why there are no values."""
+    """One evaluation of one benchmark. intervals: "avg@4", "pass@4", "maj@4" with their 95% intervals over questions.
+    others: further metrics by name. problem: why there are no values."""
 
     intervals: Mapping[str, Interval]
     others: Mapping[str, float]
@@ -29,7 +30,8 @@ class BenchmarkValues:
 
 
 class LiveBenchmarks(Protocol):
-    """max_tokens: of the longest prompt with the longest completion, over all benchmarks. every: steps between evaluations by name.
+    """max_tokens: of the longest prompt with the longest completion, over all benchmarks. every: steps between
+    evaluations by name.
     metrics: every number that `checkpoint.best_by` may name. notes: what people should know before the run.
     digests: of each benchmark's questions; a resumed run must have the same."""
 
@@ -48,24 +50,30 @@ class LiveBenchmarks(Protocol):
     @property
     def digests(self) -> Mapping[str, str]: ...
 
-    def evaluate(self, name: str, generator: Generator, step: int, *, folder: Path, rank: int, num_ranks: int) -> BenchmarkValues:
-        """Sample and grade with the present policy; collective over ranks. The main rank keeps the completions in `folder`."""
+    def evaluate(
+        self, name: str, generator: Generator, step: int, *, folder: Path, rank: int, num_ranks: int
+    ) -> BenchmarkValues:
+        """Sample and grade with the present policy; collective over ranks. The main rank keeps the completions in
+        `folder`."""
         ...
 
 
 def benchmark_metrics(name: str, values: BenchmarkValues, evaluate_s: float) -> dict[str, float]:
-    """For metrics.jsonl: benchmark/math500/avg@4 with its /low and /high, and benchmark/math500/truncated_share and the like."""
+    """For metrics.jsonl: benchmark/math500/avg@4 with its /low and /high, and benchmark/math500/truncated_share and the
+    like."""
     prefix = f"{BENCHMARK_PREFIX}{name}/"
     numbers = {f"{prefix}evaluate_s": evaluate_s} | {f"{prefix}{key}": value for key, value in values.others.items()}
     for metric, interval in values.intervals.items():
-        numbers |= {f"{prefix}{metric}": interval.value, f"{prefix}{metric}/low": interval.low, f"{prefix}{metric}/high": interval.high}
+        numbers |= {
+            f"{prefix}{metric}": interval.value, f"{prefix}{metric}/low": interval.low,
+            f"{prefix}{metric}/high": interval.high}
     return numbers
 
 
 @dataclass(slots=True)
 class BenchmarkHistory:
-    """What a run remembers of its benchmarks. at: step of each one's last evaluation. before, latest: intervals by benchmark and metric, of
-    the evaluations at step 0 and of the last ones."""
+    """What a run remembers of its benchmarks. at: step of each one's last evaluation. before, latest: intervals by
+    benchmark and metric, of the evaluations at step 0 and of the last ones."""
 
     at: dict[str, int] = field(default_factory=dict)
     before: dict[str, dict[str, Interval]] = field(default_factory=dict)
@@ -95,11 +103,14 @@ class BenchmarkHistory:
         self.at = dict(state.get("at", {}))
         for kept, key in ((self.before, "before"), (self.latest, "latest")):
             kept.clear()
-            kept |= {name: {metric: Interval(**ends) for metric, ends in values.items()} for name, values in state.get(key, {}).items()}
+            kept |= {
+                name: {metric: Interval(**ends) for metric, ends in values.items()}
+                for name, values in state.get(key, {}).items()}
 
 
 def _named(values: Mapping[str, Mapping[str, Interval]]) -> dict[str, Interval]:
-    return {f"{name} {metric}": interval for name, intervals in values.items() for metric, interval in intervals.items()}
+    return {
+        f"{name} {metric}": interval for name, intervals in values.items() for metric, interval in intervals.items()}
 
 
 BuildBenchmarks = Callable[[RunConfig, Inputs], LiveBenchmarks]
@@ -107,7 +118,8 @@ BuildBenchmarks = Callable[[RunConfig, Inputs], LiveBenchmarks]
 
 
 def build_benchmarks(config: RunConfig, inputs: Inputs, build: BuildBenchmarks | None) -> LiveBenchmarks | None:
-    """None where no benchmark is configured. Raises ConfigError, also where checkpoint.best_by names nothing that is evaluated."""
+    """None where no benchmark is configured. Raises ConfigError, also where checkpoint.best_by names nothing that is
+    evaluated."""
     live = None
     if config.evaluation.benchmarks:
         assert build is not None, "a run with benchmarks is built by rl/train.py"
@@ -116,6 +128,8 @@ def build_benchmarks(config: RunConfig, inputs: Inputs, build: BuildBenchmarks |
     known = ["held_out", *(live.metrics if live is not None else ())]
     if best_by not in known:
         near = closest(best_by, known)
-        raise ConfigError([f"checkpoint.best_by: saw {best_by!r}{f'; did you mean {near}?' if near else ''} Expected one of: "
-                           f"{', '.join(known)} (benchmarks are named in evaluation.benchmarks)"])
+        raise ConfigError(
+            [
+                f"checkpoint.best_by: saw {best_by!r}{f'; did you mean {near}?' if near else ''} Expected one of: "
+                f"{', '.join(known)} (benchmarks are named in evaluation.benchmarks)"])
     return live

@@ -1,7 +1,8 @@
-"""Held-out questions -> avg@k with its interval: the same prompts and grader as training, on questions that never train.
+"""Held-out questions -> avg@k with its interval: the same prompts and grader as training, on questions that never
+train.
 
-The seeds depend on the question and the sample index alone, so that all evaluations of a run share their random numbers: what
-changes between two of them is the policy.
+The seeds depend on the question and the sample index alone, so that all evaluations of a run share their random
+numbers: what changes between two of them is the policy.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from rl.scoring.rewarding import score_groups
 class Evaluation:
     """accuracy: mean over questions of the mean over k samples, with a 95% bootstrap interval over questions.
 
-    comparable: the same over the first `comparable_samples` of them alone, which have the same random numbers in every evaluation of
+    comparable: the same over the first `comparable_samples` of them alone, which have the same random numbers in every
+    evaluation of
     the run: what checkpoints are ranked by."""
 
     samples: int
@@ -34,21 +36,26 @@ class Evaluation:
     mean_completion_tokens: float
 
     def as_json(self) -> dict[str, dict[str, float]]:
-        return {f"avg@{self.samples}": {"value": self.accuracy.value, "low": self.accuracy.low, "high": self.accuracy.high}}
+        return {
+            f"avg@{self.samples}": {"value": self.accuracy.value, "low": self.accuracy.low, "high": self.accuracy.high}}
 
     def metrics(self) -> dict[str, float]:
         return {
-            "held_out/accuracy": self.accuracy.value, "held_out/low": self.accuracy.low, "held_out/high": self.accuracy.high,
-            "held_out/samples": float(self.samples), "held_out/semantic_entropy": self.semantic_entropy,
-            "held_out/unparsable_share": self.unparsable_share, "held_out/truncated_share": self.truncated_share,
+            "held_out/accuracy": self.accuracy.value,
+            "held_out/low": self.accuracy.low,
+            "held_out/high": self.accuracy.high,
+            "held_out/samples": float(self.samples),
+            "held_out/semantic_entropy": self.semantic_entropy,
+            "held_out/unparsable_share": self.unparsable_share,
+            "held_out/truncated_share": self.truncated_share,
             "held_out/completion_length": self.mean_completion_tokens,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The held-out questions with what it takes to grade them. seed: the run's. comparable_samples: how many samples of each question
-    every evaluation has at least."""
+    """The held-out questions with what it takes to grade them. seed: the run's. comparable_samples: how many samples of
+    each question every evaluation has at least."""
 
     prompts: Sequence[Prompt]
     grader: RewardSum
@@ -61,14 +68,16 @@ class HeldOut:
     def requests(self, samples: int) -> list[Request]:
         """This rank's requests for k = `samples` completions of each of its questions."""
         return [
-            Request(prompt, tuple(request_seed(self.seed, "held_out", 0, prompt.question.id, i) for i in range(samples)))
+            Request(
+                prompt, tuple(request_seed(self.seed, "held_out", 0, prompt.question.id, i) for i in range(samples)))
             for prompt in share_of_rank(self.prompts, self.rank, self.num_ranks)
         ]
 
     def evaluate(self, generator: Generator, samples: int) -> Evaluation:
         """Sample k = `samples` completions of each question and grade them; collective over ranks."""
         groups = generator.generate(self.requests(samples), self.parameters)
-        return summarise(gather_shares(score_groups(self.grader, groups), self.num_ranks), samples, self.comparable_samples)
+        return summarise(
+            gather_shares(score_groups(self.grader, groups), self.num_ranks), samples, self.comparable_samples)
 
 
 def summarise(scored: Sequence[ScoredGroup], samples: int, comparable_samples: int) -> Evaluation:

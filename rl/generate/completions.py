@@ -14,7 +14,11 @@ class CompletedGroups:
     """Completions are numbered through all requests, in the order of their seeds."""
 
     def __init__(
-        self, requests: Sequence[Request], tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str], policy_version: int,
+        self,
+        requests: Sequence[Request],
+        tokenizer: PreTrainedTokenizerBase,
+        stop_strings: Sequence[str],
+        policy_version: int,
         finished: Finished | None,
     ) -> None:
         self._requests = requests
@@ -22,10 +26,13 @@ class CompletedGroups:
         self._stop_strings = stop_strings
         self._policy_version = policy_version
         self._finished = finished
-        self._places = [(index, sample) for index, request in enumerate(requests) for sample in range(len(request.seeds))]
+        self._places = [
+            (index, sample) for index, request in enumerate(requests) for sample in range(len(request.seeds))]
         self._rollouts: list[dict[int, Rollout]] = [{} for _ in requests]
 
-    def add(self, number: int, token_ids: Sequence[int], logprobs: Sequence[float], finish_reason: FinishReason) -> None:
+    def add(
+        self, number: int, token_ids: Sequence[int], logprobs: Sequence[float], finish_reason: FinishReason
+    ) -> None:
         """token_ids: with the stop token. Each number is added once."""
         index, sample = self._places[number]
         request, rollouts = self._requests[index], self._rollouts[index]

@@ -2,5 +2,5 @@
 
 
 class SamplerError(RuntimeError):
-    """No sampler as configured: something is not installed, not reachable, or serves something else. The message names the setting, what
-    was seen and the remedy."""
+    """No sampler as configured: something is not installed, not reachable, or serves something else. The message names
+    the setting, what was seen and the remedy."""

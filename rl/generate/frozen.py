@@ -1,7 +1,9 @@
-"""A sampler whose weights do not change: what evaluation and answering sample from. No trainer's copy stands beside a vLLM engine.
+"""A sampler whose weights do not change: what evaluation and answering sample from. No trainer's copy stands beside a
+vLLM engine.
 
-An adapter is merged in float32 from the pristine base, as in training: into the embedded sampler's weights, which nobody else needs, or
-into a checkpoint in `scratch` that vLLM then loads, which decodes faster than with an adapter beside the base.
+An adapter is merged in float32 from the pristine base, as in training: into the embedded sampler's weights, which
+nobody else needs, or into a checkpoint in `scratch` that vLLM then loads, which decodes faster than with an adapter
+beside the base.
 """
 
 from __future__ import annotations
@@ -42,16 +44,23 @@ from rl.records import Group
 CACHE_SHARE = 0.4  # of the memory that is free, at most, for vLLM's key/value cache on a CPU
 
 PROBE_BOUND = 0.5
-"""Nats, mean over the probe's tokens. Wide, since the servers may compute in another dtype than the CPU here: it is for another model."""
+"""Nats, mean over the probe's tokens. Wide, since the servers may compute in another dtype than the CPU here: it is for
+another model."""
 
 
 def open_fixed_generator(
-    model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, *, max_tokens: int,
+    model: ModelSection,
+    config: GeneratorSection,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PretrainedConfig,
+    *,
+    max_tokens: int,
     scratch: Path,
 ) -> Generator:
     """A sampler of model.path, with model.adapter merged into it where there is one, on the GPU where there is one.
 
-    max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is removed.
+    max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is
+    removed.
     Raises PolicyError or SamplerError with the remedy."""
     device = default_device()
     if config.backend == "vllm":
@@ -59,39 +68,55 @@ def open_fixed_generator(
         with explain_loading(model.path):
             return _FixedVllm(model, config, tokenizer, model_config, max_tokens, scratch, device)
     if config.backend != "transformers":
-        raise ConfigError([f"generator.backend: {config.backend}; expected transformers or vllm, which load the model themselves"])
+        raise ConfigError(
+            [f"generator.backend: {config.backend}; expected transformers or vllm, which load the model themselves"])
     with explain_loading(model.path):
         if model.adapter is None:
-            return TransformersGenerator(load_plain(model, tokenizer, device), merge=False, max_sequences=config.max_sequences)
+            return TransformersGenerator(
+                load_plain(model, tokenizer, device), merge=False, max_sequences=config.max_sequences)
         lora = stored_lora(resolve_path(model.adapter))
         policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)
         return TransformersGenerator(merge_in_place(policy), merge=False, max_sequences=config.max_sequences)
 
 
 def open_fixed_servers(
-    model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, *, max_tokens: int,
-    text: Sequence[int], scratch: Path,
+    model: ModelSection,
+    config: GeneratorSection,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PretrainedConfig,
+    *,
+    max_tokens: int,
+    text: Sequence[int],
+    scratch: Path,
 ) -> Generator:
-    """model.path with model.adapter on the servers of config.urls; without an adapter, with one that changes nothing. The model is loaded
-    here too, on the CPU: what is brought is made of it, and with sync adapter the servers' model is compared with it on `text` (token ids).
+    """model.path with model.adapter on the servers of config.urls; without an adapter, with one that changes nothing.
+    The model is loaded
+    here too, on the CPU: what is brought is made of it, and with sync adapter the servers' model is compared with it on
+    `text` (token ids).
 
-    max_tokens: of the longest prompt with the longest completion. scratch: folder for the files that the servers read, until the generator
-    is closed; config.exchange_dir comes before it. Raises PolicyError or SamplerError with the remedy."""
+    max_tokens: of the longest prompt with the longest completion. scratch: folder for the files that the servers read,
+    until the generator is closed; config.exchange_dir comes before it. Raises PolicyError or SamplerError with the
+    remedy."""
     lora = LoraSection(rank=8) if model.adapter is None else stored_lora(resolve_path(model.adapter))
     with explain_loading(model.path):
         policy = load_policy(model, lora, tokenizer, seed=0, device=torch.device("cpu"), keep_reference=False)
-    return build_generator(config, policy, SamplerPlan(
-        max_tokens=max_tokens, cache_bytes_per_token=cache_bytes_per_token(model_config, policy.dtype.itemsize), trainer_bytes=0,
-        base_path=str(resolve_path(model.path)), revision=model.revision, trust_remote_code=model.trust_remote_code,
-        logprobs_mode="processed_logprobs", num_ranks=1, seed=0, run_dir=scratch,
-        base_probe=measure_base(policy, text, bound=PROBE_BOUND)))
+    return build_generator(
+        config,
+        policy,
+        SamplerPlan(
+            max_tokens=max_tokens, cache_bytes_per_token=cache_bytes_per_token(model_config, policy.dtype.itemsize),
+            trainer_bytes=0, base_path=str(resolve_path(model.path)), revision=model.revision,
+            trust_remote_code=model.trust_remote_code, logprobs_mode="processed_logprobs", num_ranks=1, seed=0,
+            run_dir=scratch, base_probe=measure_base(policy, text, bound=PROBE_BOUND)))
 
 
 class _FixedVllm:
     """Generator (rl/generate/protocol.py) on an engine that loads a checkpoint from the disk and keeps it."""
 
-    def __init__(self, model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
-                 max_tokens: int, scratch: Path, device: torch.device) -> None:
+    def __init__(
+        self, model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase,
+        model_config: PretrainedConfig, max_tokens: int, scratch: Path, device: torch.device,
+    ) -> None:
         self.policy_version = 0
         self._tokenizer = tokenizer
         path, revision = str(resolve_path(model.path)), model.revision
@@ -112,13 +137,17 @@ class _FixedVllm:
         cache = engine_cache_bytes(config, max_tokens, bytes_per_token, on_gpu=on_gpu)
         if cache is not None and config.cache_gb is None:
             # Evaluations allow long completions, which few reach: with less, the engine lets some sequences wait.
-            cache = max(cache_bytes(1, max_tokens, bytes_per_token), min(cache, int(CACHE_SHARE * psutil.virtual_memory().available)))
+            cache = max(
+                cache_bytes(1, max_tokens, bytes_per_token),
+                min(cache, int(CACHE_SHARE * psutil.virtual_memory().available)))
         try:
-            self._engine = Engine(EngineSettings(
-                model=path, revision=revision, trust_remote_code=model.trust_remote_code, dtype=dtype, max_tokens=max_tokens,
-                max_sequences=config.max_sequences, lora_rank=None, lora_targets=(), logprobs_mode="raw_logprobs",
-                memory_share=share if on_gpu else None, cache_bytes=cache,
-                eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1, seed=0))
+            self._engine = Engine(
+                EngineSettings(
+                    model=path, revision=revision, trust_remote_code=model.trust_remote_code, dtype=dtype,
+                    max_tokens=max_tokens, max_sequences=config.max_sequences, lora_rank=None, lora_targets=(),
+                    logprobs_mode="raw_logprobs", memory_share=share if on_gpu else None, cache_bytes=cache,
+                    eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1,
+                    seed=0))
         finally:
             if merged is not None:
                 shutil.rmtree(merged, ignore_errors=True)
@@ -127,7 +156,8 @@ class _FixedVllm:
     def generate(
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
     ) -> list[Group]:
-        return sample_groups(self._engine, requests, parameters, self._tokenizer, self._eos_token_ids, self.policy_version, finished)
+        return sample_groups(
+            self._engine, requests, parameters, self._tokenizer, self._eos_token_ids, self.policy_version, finished)
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         return self._engine.score(rows)

@@ -1,8 +1,8 @@
 """A key/value cache that writes in place.
 
-transformers' DynamicLayer concatenates on every token, which copies the whole cache each time; its StaticLayer attends over
-the whole reserved length. This layer reserves room in steps and hands out views of the part that is filled. Layers of another kind
-(sliding window, linear attention) keep transformers' own class.
+transformers' DynamicLayer concatenates on every token, which copies the whole cache each time; its StaticLayer attends
+over the whole reserved length. This layer reserves room in steps and hands out views of the part that is filled. Layers
+of another kind (sliding window, linear attention) keep transformers' own class.
 """
 
 from __future__ import annotations

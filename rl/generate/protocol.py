@@ -1,7 +1,7 @@
 """What a sampler is: requests in, whole groups out, and a way to take over a new policy version.
 
-To add a back end: write a class that has these members in rl/generate/, and name it in rl/generate/build.py. The trainer
-knows nothing else about it.
+To add a back end: write a class that has these members in rl/generate/, and name it in rl/generate/build.py. The
+trainer knows nothing else about it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """temperature >= 0; 0 is greedy, with log-probabilities at temperature 1. top_p in (0, 1]; top_k = 0 keeps all tokens; stop ids beside
-    the model's own.
+    """temperature >= 0; 0 is greedy, with log-probabilities at temperature 1. top_p in (0, 1]; top_k = 0 keeps all
+    tokens; stop ids beside the model's own.
 
-    stop_strings: a completion ends with the token that completes one of these; rewards see the text before it. token_statistics: whether
-    rollouts shall carry entropies and self_certainties; a back end that cannot tell them leaves them None, and the policy computes them
-    (rl/policy/scorer.py)."""
+    stop_strings: a completion ends with the token that completes one of these; rewards see the text before it.
+    token_statistics: whether rollouts shall carry entropies and self_certainties; a back end that cannot tell them
+    leaves them None, and the policy computes them (rl/policy/scorer.py)."""
 
     temperature: float
     top_p: float
@@ -39,7 +39,12 @@ class SamplingParameters:
 def sampling_parameters(sampling: SamplingSection, stop_strings: tuple[str, ...] = ()) -> SamplingParameters:
     """The parameters that a configuration gives; stop_strings: all of them, the template's too."""
     return SamplingParameters(
-        sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens, tuple(sampling.stop_token_ids), stop_strings)
+        sampling.temperature,
+        sampling.top_p,
+        sampling.top_k,
+        sampling.max_completion_tokens,
+        tuple(sampling.stop_token_ids),
+        stop_strings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,8 @@ class Generator(Protocol):
         ...
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        """Log-probabilities of the completions' tokens at temperature 1 (whatever the sampling temperature), computed afresh from the
+        """Log-probabilities of the completions' tokens at temperature 1 (whatever the sampling temperature), computed
+        afresh from the
         weights that the sampler has: nothing comes from a cache."""
         ...
 
@@ -84,11 +90,13 @@ class Generator(Protocol):
         ...
 
     def take_over(self, policy: Policy, version: int) -> None:
-        """From now on sample from this policy's present weights. Raises SamplerError where they cannot be brought to the sampler."""
+        """From now on sample from this policy's present weights. Raises SamplerError where they cannot be brought to
+        the sampler."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """What the sampler has to tell since the last call, by the metric's name (sampler/...); empty where there is nothing."""
+        """What the sampler has to tell since the last call, by the metric's name (sampler/...); empty where there is
+        nothing."""
         ...
 
     def close(self) -> None:

@@ -21,11 +21,11 @@ LogprobsMode = Literal["processed_logprobs", "raw_logprobs"]
 
 @dataclass(frozen=True, slots=True)
 class SamplerPlan:
-    """max_tokens: of the longest prompt with the longest completion. cache_bytes_per_token: key/value cache of one token over all
-    layers. trainer_bytes: what everything but the sampler will need on the device; kept_bytes: what of it stays allocated while sampling;
-    both 0 where they cannot be estimated. base_path: folder or hub id of the base model, with its revision. logprobs_mode: see
-    `logprobs_mode`. num_ranks: training processes. run_dir: the run's folder. base_probe: what servers
-    are compared with at the start; None: they are not."""
+    """max_tokens: of the longest prompt with the longest completion. cache_bytes_per_token: key/value cache of one
+    token over all layers. trainer_bytes: what everything but the sampler will need on the device; kept_bytes: what of
+    it stays allocated while sampling; both 0 where they cannot be estimated. base_path: folder or hub id of the base
+    model, with its revision. logprobs_mode: see `logprobs_mode`. num_ranks: training processes. run_dir: the run's
+    folder. base_probe: what servers are compared with at the start; None: they are not."""
 
     max_tokens: int
     cache_bytes_per_token: int
@@ -50,30 +50,33 @@ def cache_bytes_per_token(model_config: PretrainedConfig, bytes_per_value: int) 
 
 
 def cache_bytes(num_sequences: int, max_tokens: int, bytes_per_token: int) -> int:
-    """Of vLLM's key/value cache that holds num_sequences of max_tokens: each in whole blocks, and one more for the token that scoring
-    generates."""
+    """Of vLLM's key/value cache that holds num_sequences of max_tokens: each in whole blocks, and one more for the
+    token that scoring generates."""
     return num_sequences * (-(-max_tokens // CACHE_BLOCK) + 1) * CACHE_BLOCK * bytes_per_token
 
 
 def engine_cache_bytes(config: GeneratorSection, max_tokens: int, bytes_per_token: int, *, on_gpu: bool) -> int | None:
-    """What the engine is told to allocate: cache_gb, on a CPU room for max_sequences of full length; on a GPU None, what the memory share
-    leaves."""
+    """What the engine is told to allocate: cache_gb, on a CPU room for max_sequences of full length; on a GPU None,
+    what the memory share leaves."""
     if config.cache_gb is not None:
         return int(config.cache_gb * 1e9)
     return None if on_gpu else cache_bytes(config.max_sequences, max_tokens, bytes_per_token)
 
 
 def logprobs_mode(sampling: SamplingSection) -> LogprobsMode:
-    """Which of vLLM's log-probabilities are those at the sampling temperature before top_p and top_k: processed where nothing is
-    restricted, raw (before the temperature) where the temperature is 1. Raises SamplerError where neither is, or vLLM refuses the
-    temperature."""
+    """Which of vLLM's log-probabilities are those at the sampling temperature before top_p and top_k: processed where
+    nothing is restricted, raw (before the temperature) where the temperature is 1. Raises SamplerError where neither
+    is, or vLLM refuses the temperature."""
     if sampling.temperature > HIGHEST_TEMPERATURE:
-        raise SamplerError(f"sampling.temperature: {sampling.temperature:g}, but vLLM samples at {HIGHEST_TEMPERATURE:g} at most. Remedy: "
-                           "a lower sampling.temperature, or generator.backend=transformers")
+        raise SamplerError(
+            f"sampling.temperature: {sampling.temperature:g}, but vLLM samples at {HIGHEST_TEMPERATURE:g} at most. "
+            "Remedy: a lower sampling.temperature, or generator.backend=transformers")
     if sampling.top_p == 1.0 and sampling.top_k == 0:
         return "processed_logprobs"
     if sampling.temperature == 1.0:
         return "raw_logprobs"
-    raise SamplerError(f"sampling.temperature={sampling.temperature:g} with top_p={sampling.top_p:g} and top_k={sampling.top_k}: vLLM "
-                       "reports log-probabilities before the temperature or after top_p and top_k; the trainer needs those in between. "
-                       "Remedy: sampling.temperature=1, or sampling.top_p=1 sampling.top_k=0, or generator.backend=transformers")
+    raise SamplerError(
+        f"sampling.temperature={sampling.temperature:g} with top_p={sampling.top_p:g} and top_k={sampling.top_k}: vLLM "
+        "reports log-probabilities before the temperature or after top_p and top_k; the trainer needs those in "
+        "between. Remedy: sampling.temperature=1, or sampling.top_p=1 sampling.top_k=0, or "
+        "generator.backend=transformers")

@@ -29,7 +29,8 @@ def sample_tokens(
     """Draw one token per row; returns (tokens [B] int64, log-probabilities [B] float32).
 
     The log-probability is that of softmax(logits / temperature) over the whole vocabulary, which is also what the
-    trainer computes; top_k and top_p only restrict which tokens can be drawn. Temperature 0 takes the likeliest token."""
+    trainer computes; top_k and top_p only restrict which tokens can be drawn. Temperature 0 takes the likeliest
+    token."""
     if parameters.temperature == 0.0:
         greedy_logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
         likeliest_B1 = greedy_logprobs_BV.argmax(dim=-1, keepdim=True)
@@ -40,7 +41,8 @@ def sample_tokens(
         probabilities_BV = _restrict(probabilities_BV, parameters.top_p, parameters.top_k)
     cumulative_BV = probabilities_BV.cumsum(dim=-1)
     total_B1 = cumulative_BV[:, -1:]
-    # Strictly below the total: otherwise rounding could pick the last entry of the vocabulary, whatever its probability.
+    # Strictly below the total: otherwise rounding could pick the last entry of the vocabulary, whatever its
+    # probability.
     thresholds_B1 = torch.minimum(uniforms_B[:, None] * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
     tokens_B1 = torch.searchsorted(cumulative_BV, thresholds_B1, right=True)
     return tokens_B1.squeeze(1), logprobs_BV.gather(1, tokens_B1).squeeze(1)
@@ -58,7 +60,8 @@ def token_statistics(
     for logits_bV in logits_BV.split(max(1, chunk_elements // vocab_size)):
         logprobs_bV = torch.log_softmax(logits_bV.float() / temperature, dim=-1)
         certainties.append(-math.log(vocab_size) - logprobs_bV.mean(dim=-1))
-        # entr and not a product with the logarithm: a token whose logit is -inf has no entropy, where the product is NaN.
+        # entr and not a product with the logarithm: a token whose logit is -inf has no entropy, where the product is
+        # NaN.
         entropies.append(torch.special.entr(logprobs_bV.exp_()).sum(dim=-1))
     return torch.cat(entropies), torch.cat(certainties)
 

@@ -1,7 +1,8 @@
 """The embedded sampler: a transformers model decodes the G completions of each question, no other process or engine.
 
-Each prompt is run once and its cache copied G times; rows that have ended leave the batch. Not an engine: for models of any size
-on a GPU use vLLM. New weights come either by sharing the trained module or by merging into a copy (see rl/policy/policy.py).
+Each prompt is run once and its cache copied G times; rows that have ended leave the batch. Not an engine: for models of
+any size on a GPU use vLLM. New weights come either by sharing the trained module or by merging into a copy (see
+rl/policy/policy.py).
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class TransformersGenerator:
         finally:
             self._model.train(was_training)
 
-    def _generate(self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None) -> list[Group]:
+    def _generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None
+    ) -> list[Group]:
         # Neighbours in length share a batch, so that little padding is decoded.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
         pieces = [(i, piece) for i in order for piece in self._pieces(requests[i])]
@@ -133,7 +136,8 @@ class TransformersGenerator:
         cache.batch_select_indices(rows_B)
         logits, mask = logits[rows_B], mask[rows_B]
         lengths_B1 = mask.sum(1, keepdim=True)
-        uniforms_BT = uniform_streams([s for r in requests for s in r.seeds], parameters.max_completion_tokens).to(device)
+        uniforms_BT = uniform_streams([s for r in requests for s in r.seeds], parameters.max_completion_tokens).to(
+            device)
         stop_ids = torch.tensor(sorted({*self._eos_token_ids, *parameters.stop_token_ids}), device=device)
 
         num_rows, steps = len(rows_B), parameters.max_completion_tokens
@@ -141,7 +145,8 @@ class TransformersGenerator:
         logprobs_BT = torch.zeros(num_rows, steps, device=device)
         # [2, B, T]: entropies and self-certainties, where a reward asks for them.
         statistics_2BT = torch.zeros(2, num_rows, steps if parameters.token_statistics else 0, device=device)
-        ended_at_B = torch.full((num_rows,), steps, device=device)  # index of the stop token; `steps` where there is none
+        # index of the stop token; `steps` where there is none
+        ended_at_B = torch.full((num_rows,), steps, device=device)
         live = torch.arange(num_rows, device=device)  # which completion each row of the present batch is
         for step in range(steps):
             tokens, logprobs = sample_tokens(logits, uniforms_BT[live, step], parameters)
@@ -164,23 +169,32 @@ class TransformersGenerator:
                 input_ids=tokens[:, None], attention_mask=mask if is_padded else None,
                 position_ids=lengths_B1 + step if is_padded else None, past_key_values=cache, use_cache=True,
             ).logits[:, -1]
-        return self._collect(requests, tokens_BT.cpu(), logprobs_BT.cpu(), statistics_2BT.cpu() if parameters.token_statistics else None,
-                             ended_at_B.tolist(), steps, parameters.stop_strings)
+        return self._collect(
+            requests, tokens_BT.cpu(), logprobs_BT.cpu(), statistics_2BT.cpu() if parameters.token_statistics else None,
+            ended_at_B.tolist(), steps, parameters.stop_strings)
 
     def _complete_a_string(self, tokens_BT: torch.Tensor, stop_strings: tuple[str, ...]) -> torch.Tensor:
-        """[B] whether the text so far holds one of the strings. A token is at least a byte, of which a character has at most four."""
+        """[B] whether the text so far holds one of the strings. A token is at least a byte, of which a character has at
+        most four."""
         window = 4 * max(map(len, stop_strings)) + 4
         tails = self._tokenizer.batch_decode(tokens_BT[:, -window:].tolist(), skip_special_tokens=True)
         return torch.tensor([any(string in tail for string in stop_strings) for tail in tails])
 
     def _collect(
-        self, requests: Sequence[Request], tokens_BT: torch.Tensor, logprobs_BT: torch.Tensor, statistics_2BT: torch.Tensor | None,
-        ended_at: list[int], steps: int, stop_strings: tuple[str, ...],
+        self,
+        requests: Sequence[Request],
+        tokens_BT: torch.Tensor,
+        logprobs_BT: torch.Tensor,
+        statistics_2BT: torch.Tensor | None,
+        ended_at: list[int],
+        steps: int,
+        stop_strings: tuple[str, ...],
     ) -> list[Group]:
         tokens = [row[: min(end + 1, steps)] for row, end in zip(tokens_BT.tolist(), ended_at, strict=True)]
         logprobs = logprobs_BT.tolist()
         statistics = None if statistics_2BT is None else statistics_2BT.tolist()
-        texts = [before_any(text, stop_strings) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        texts = [
+            before_any(text, stop_strings) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         groups, row = [], 0
         for request in requests:
             rollouts = []

@@ -1,7 +1,7 @@
 """Policy versions as files: what vLLM reads when a new version is brought to it.
 
-Every version has a folder of its own, which appears complete (written under another name and renamed): a sampler never reads half an
-adapter, and a name is never used for two versions.
+Every version has a folder of its own, which appears complete (written under another name and renamed): a sampler never
+reads half an adapter, and a name is never used for two versions.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ _PREFIX, _UNLOCKED_PREFIX = "otherhalf-versions-", "otherhalf-new-versions-"
 class VersionFiles:
     """Writes into a folder of its own below `parent`, which `close` removes.
 
-    owns_parent: nothing else writes versions below `parent`, so what is there was left by a process that was killed, and is removed.
+    owns_parent: nothing else writes versions below `parent`, so what is there was left by a process that was killed,
+    and is removed.
     is_local: processes of this machine alone write there; the folders of those that were killed are removed."""
 
     def __init__(self, parent: Path, *, owns_parent: bool = False, is_local: bool = False) -> None:
         if owns_parent:
             for left in parent.glob(f"{_PREFIX}*"):
                 shutil.rmtree(left, ignore_errors=True)
-        # Not tempfile.mkdtemp, whose folders are closed to other users: a server may run as one. Not the process's number, which another
-        # container that shares the folder may have too.
+        # Not tempfile.mkdtemp, whose folders are closed to other users: a server may run as one. Not the process's
+        # number, which another container that shares the folder may have too.
         name = secrets.token_hex(8)
         self._folder = parent / f"{_PREFIX}{name}"
         self._lock: int | None = None
@@ -52,17 +53,20 @@ class VersionFiles:
         """The adapter alone, in PEFT's format."""
         assert isinstance(policy.model, PeftModel)
         unfinished = self._unfinished()
-        policy.model.save_pretrained(unfinished, save_embedding_layers=False)  # "auto" asks the hub for the base's config.json
+        # "auto" asks the hub for the base's config.json
+        policy.model.save_pretrained(unfinished, save_embedding_layers=False)
         return self._appear(unfinished, f"adapter-{version:06d}")
 
     def merged(self, policy: Policy, version: int) -> Path:
-        """A whole checkpoint in the policy's dtype: base + BA computed in float32 from the pristine base, or the trained model. The device
-        has room for one merged weight at a time only; the checkpoint is put together in the host's memory."""
+        """A whole checkpoint in the policy's dtype: base + BA computed in float32 from the pristine base, or the
+        trained model. The device has room for one merged weight at a time only; the checkpoint is put together in the
+        host's memory."""
         unfinished = self._unfinished()
         plain = policy.causal_lm
         dtype_before = plain.config.dtype
         plain.save_pretrained(unfinished, state_dict={name: weight.cpu() for name, weight in all_weights(policy)})
-        # It put the dtype of the module's first parameter into the model's config and the file: float32 where all are trained.
+        # It put the dtype of the module's first parameter into the model's config and the file: float32 where all are
+        # trained.
         config = copy.deepcopy(plain.config)
         plain.config.dtype, config.dtype = dtype_before, policy.dtype
         config.save_pretrained(unfinished)
@@ -89,7 +93,8 @@ class VersionFiles:
         return path
 
     def _appear(self, unfinished: Path, name: str) -> Path:
-        # Numbered: a version may be brought again, by a run that went on from a checkpoint, while a server still reads the first.
+        # Numbered: a version may be brought again, by a run that went on from a checkpoint, while a server still reads
+        # the first.
         self._num_written += 1
         path = self._folder / f"{self._num_written}-{name}"
         unfinished.rename(path)

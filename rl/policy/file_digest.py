@@ -1,7 +1,8 @@
-"""Short digests of files and of folders with weights, which tell that something else lies there than before. Imports no torch.
+"""Short digests of files and of folders with weights, which tell that something else lies there than before. Imports no
+torch.
 
-Of a large file only the beginning, the middle and the end are read: weights that were trained differ everywhere, and a digest of 15 GB
-would cost a minute at each start.
+Of a large file only the beginning, the middle and the end are read: weights that were trained differ everywhere, and a
+digest of 15 GB would cost a minute at each start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What tells one model, or one reward, from another whose name is the same: digests of weights and of source files.
 
-Whoever samples in several sittings (an evaluation, rejection sampling) keeps these beside its completions, so that no file mixes
-what two policies wrote or two graders judged.
+Whoever samples in several sittings (an evaluation, rejection sampling) keeps these beside its completions, so that no
+file mixes what two policies wrote or two graders judged.
 """
 
 from __future__ import annotations
@@ -24,21 +24,26 @@ def model_identity(model: ModelSection, model_config: PretrainedConfig) -> dict[
     """What tells this model, with its adapter, from another one, also from other weights in the same folder."""
     # Of a hub id, the commit that its name and revision stood for when it was loaded.
     commit = getattr(model_config, "_commit_hash", None)
-    return {"model": model.path, "revision": model.revision, "weights": weights_digest(resolve_path(model.path)) or commit,
-            "adapter": model.adapter, "adapter_weights": None if model.adapter is None else weights_digest(resolve_path(model.adapter)),
-            "dtype": str(resolve_dtype(model.dtype, default_device())).removeprefix("torch."), "device": default_device().type}
+    return {
+        "model": model.path, "revision": model.revision, "weights": weights_digest(resolve_path(model.path)) or commit,
+        "adapter": model.adapter,
+        "adapter_weights": None if model.adapter is None else weights_digest(resolve_path(model.adapter)),
+        "dtype": str(resolve_dtype(model.dtype, default_device())).removeprefix("torch."),
+        "device": default_device().type}
 
 
 def rewards_digest(rewards: RewardSum) -> str:
-    """Of the source of the functions: the whole package for our own, the function's file otherwise. A grader that was changed between two
-    sittings would be two graders."""
+    """Of the source of the functions: the whole package for our own, the function's file otherwise. A grader that was
+    changed between two sittings would be two graders."""
     digest = hashlib.sha256()
     for function in rewards.functions:
         try:
             file = Path(inspect.getsourcefile(function) or "")
         except TypeError:  # an instance of a class
             file = Path(inspect.getsourcefile(type(function)) or "")
-        files = sorted((project_root() / "rewards").rglob("*.py")) if function.__module__.startswith("rewards.") else [file]
+        files = (
+            sorted((project_root() / "rewards").rglob("*.py")) if function.__module__.startswith("rewards.") else [file]
+        )
         for path in files:
             if path.is_file():
                 digest.update(path.read_bytes())

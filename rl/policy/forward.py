@@ -1,8 +1,8 @@
 """A micro-batch of token ids -> log-probabilities and entropies of its completion tokens, under the trained model.
 
-A module of its own so that DistributedDataParallel can wrap it. The model's own output layer is called on the positions that
-predict completion tokens only, in chunks (rl/policy/logprobs.py): the logits of whole sequences are never made. `check_head` compares this
-path with the model's own forward once, before training.
+A module of its own so that DistributedDataParallel can wrap it. The model's own output layer is called on the positions
+that predict completion tokens only, in chunks (rl/policy/logprobs.py): the logits of whole sequences are never made.
+`check_head` compares this path with the model's own forward once, before training.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 class PolicyForward(nn.Module):
     """forward(token_ids [B, L], position_ids [B, L] or None, predicting [N], targets [N]) -> TokenLogprobs of [N].
 
-    predicting: flat indices into B * L of the positions whose next token is a target. Rows are right-padded or packed (then
-    position_ids restart with each sequence, and the attention implementation must honour them)."""
+    predicting: flat indices into B * L of the positions whose next token is a target. Rows are right-padded or packed
+    (then position_ids restart with each sequence, and the attention implementation must honour them)."""
 
     def __init__(self, policy: Policy, *, temperature: float, chunk_tokens: int | None = None) -> None:
         super().__init__()
@@ -33,11 +33,18 @@ class PolicyForward(nn.Module):
         self._autocast = policy.dtype != torch.float32 and not policy.is_adapter
 
     def forward(
-        self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor, *, entropy_grad: bool = False,
+        self,
+        token_ids: Tensor,
+        position_ids: Tensor | None,
+        predicting: Tensor,
+        targets: Tensor,
+        *,
+        entropy_grad: bool = False,
         self_certainty: bool = False,
     ) -> TokenLogprobs:
         with torch.autocast(token_ids.device.type, dtype=self._policy.dtype, enabled=self._autocast):
-            return self._compute(self._policy.causal_lm, token_ids, position_ids, predicting, targets, entropy_grad, self_certainty)
+            return self._compute(
+                self._policy.causal_lm, token_ids, position_ids, predicting, targets, entropy_grad, self_certainty)
 
     @torch.no_grad()
     def reference(self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor) -> Tensor:
@@ -48,16 +55,29 @@ class PolicyForward(nn.Module):
             return self._compute(model, token_ids, position_ids, predicting, targets, False).logprobs_N
 
     def _compute(
-        self, model: PreTrainedModel, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor,
-        entropy_grad: bool, self_certainty: bool = False,
+        self,
+        model: PreTrainedModel,
+        token_ids: Tensor,
+        position_ids: Tensor | None,
+        predicting: Tensor,
+        targets: Tensor,
+        entropy_grad: bool,
+        self_certainty: bool = False,
     ) -> TokenLogprobs:
         backbone = getattr(model, model.base_model_prefix)
         hidden_BLH = backbone(input_ids=token_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         hidden_NH = hidden_BLH.flatten(0, 1)[predicting]
         scale, softcap = logit_settings(model)
         return token_logprobs(
-            hidden_NH, model.get_output_embeddings(), targets, chunk_tokens=self._chunk_tokens, temperature=self._temperature,
-            entropy_grad=entropy_grad, self_certainty=self_certainty, logit_scale=scale, softcap=softcap,
+            hidden_NH,
+            model.get_output_embeddings(),
+            targets,
+            chunk_tokens=self._chunk_tokens,
+            temperature=self._temperature,
+            entropy_grad=entropy_grad,
+            self_certainty=self_certainty,
+            logit_scale=scale,
+            softcap=softcap,
         )
 
 
@@ -80,7 +100,9 @@ def check_head(forward: PolicyForward, policy: Policy, token_ids: tuple[int, ...
     positions = torch.arange(len(token_ids) - 1, device=device)
     was_training = policy.model.training
     policy.model.eval()
-    with torch.autocast(device.type, dtype=policy.dtype, enabled=policy.dtype != torch.float32 and not policy.is_adapter):
+    with torch.autocast(
+        device.type, dtype=policy.dtype, enabled=policy.dtype != torch.float32 and not policy.is_adapter
+    ):
         logits = policy.causal_lm(input_ids=ids, use_cache=False).logits[0, :-1]
     expected = torch.log_softmax(logits.float() / temperature, dim=-1).gather(1, ids[0, 1:, None]).squeeze(1)
     found = forward(ids, None, positions, ids[0, 1:]).logprobs_N
@@ -89,7 +111,7 @@ def check_head(forward: PolicyForward, policy: Policy, token_ids: tuple[int, ...
     bound = CHECK_TOLERANCE[policy.dtype]
     if not difference <= bound:
         raise PolicyError(
-            f"model.path: the log-probabilities computed for training differ from the model's own by {difference:.3g} nats on average "
-            f"(at most {bound} expected): {type(policy.causal_lm).__name__} post-processes its logits in a way that rl/policy/forward.py "
-            "does not know. Remedy: add it to logit_settings there."
+            f"model.path: the log-probabilities computed for training differ from the model's own by {difference:.3g} "
+            f"nats on average (at most {bound} expected): {type(policy.causal_lm).__name__} post-processes its logits "
+            "in a way that rl/policy/forward.py does not know. Remedy: add it to logit_settings there."
         )

@@ -1,11 +1,11 @@
 """LoRA's forward and backward with fewer passes over the activations; the same numbers as PEFT's up to rounding.
 
-PEFT computes `result + lora_B(lora_A(x)) * scaling` as five operations, three of which read and write tensors as large as the layer's
-output, forward and again backward. Here the scaling is folded into B, which is small, and both sums happen inside the matrix
-products (addmm). On the tiny model on two CPU cores this saves a tenth of the update (LOG.md).
+PEFT computes `result + lora_B(lora_A(x)) * scaling` as five operations, three of which read and write tensors as large
+as the layer's output, forward and again backward. Here the scaling is folded into B, which is small, and both sums
+happen inside the matrix products (addmm). On the tiny model on two CPU cores this saves a tenth of the update (LOG.md).
 
-`fuse_lora` changes how PEFT's layers compute, not what they hold: adapters are saved, loaded, merged and switched off as before.
-Layers that are not a plain LoRA over nn.Linear in one dtype without dropout keep PEFT's own forward.
+`fuse_lora` changes how PEFT's layers compute, not what they hold: adapters are saved, loaded, merged and switched off
+as before. Layers that are not a plain LoRA over nn.Linear in one dtype without dropout keep PEFT's own forward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class LoraProduct(torch.autograd.Function):
     x: [N, in], W: [out, in], A: [r, in], B: [out, r], s: float."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
+    ) -> Tensor:
         reduced = x @ lora_a.T
         result = nn.functional.linear(x, weight, bias)
         result.addmm_(reduced, lora_b.T, alpha=scaling)

@@ -14,9 +14,11 @@ from rl.paths import resolve_path
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """base: the checkpoint to begin with, without adapter. adapter: what is merged into it; None where `base` is the trained model.
+    """base: the checkpoint to begin with, without adapter. adapter: what is merged into it; None where `base` is the
+    trained model.
 
-    stored_like: the checkpoint whose dtype the result has: what training began with (it keeps all trained weights in float32)."""
+    stored_like: the checkpoint whose dtype the result has: what training began with (it keeps all trained weights in
+    float32)."""
 
     base: ModelSection
     adapter: Path | None
@@ -36,7 +38,9 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(source.base)
     plain = AutoModelForCausalLM.from_pretrained(
-        str(resolve_path(source.base.path)), revision=source.base.revision, trust_remote_code=source.base.trust_remote_code,
+        str(resolve_path(source.base.path)),
+        revision=source.base.revision,
+        trust_remote_code=source.base.trust_remote_code,
         dtype=dtype or load_model_config(source.stored_like).dtype or "auto")
     if source.adapter is not None:
         adapted = source.base.model_copy(update={"adapter": str(source.adapter), "dtype": "float32"})
@@ -54,8 +58,10 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
         os.replace(temporary, out)  # replaces an empty folder too
     # safetensors has an error of its own for a full disk.
     except (OSError, SafetensorError) as error:
-        raise ConfigError([f"cannot write {out}: {error}. Remedy: free some space there, or name another folder"]) from error
+        raise ConfigError(
+            [f"cannot write {out}: {error}. Remedy: free some space there, or name another folder"]) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    what = f"{source.base.path} with {source.adapter} merged into it" if source.adapter is not None else source.base.path
+    what = (
+        f"{source.base.path} with {source.adapter} merged into it" if source.adapter is not None else source.base.path)
     return f"wrote {out}: {what}, {str(plain.dtype).removeprefix('torch.')}"

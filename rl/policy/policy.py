@@ -1,7 +1,7 @@
 """The policy: a base model with a LoRA adapter over it (or trained in full), its tokenizer, and its merged weights.
 
-The base is never written to: a merged version is computed as base + BA in float32 from the pristine base each time, into a
-copy (merging and unmerging in bfloat16 changes a sixth of the base's weights per cycle).
+The base is never written to: a merged version is computed as base + BA in float32 from the pristine base each time,
+into a copy (merging and unmerging in bfloat16 changes a sixth of the base's weights per cycle).
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class Policy:
 
     @property
     def base_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.causal_lm.parameters() if not self.is_adapter or not p.requires_grad)
+        return sum(
+            p.numel() * p.element_size()
+            for p in self.causal_lm.parameters()
+            if not self.is_adapter or not p.requires_grad)
 
     def pristine_copy(self) -> PreTrainedModel:
         """A plain transformers model with the base's weights, in the policy's dtype."""
@@ -92,7 +95,8 @@ def merged_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def merge_in_place(policy: Policy) -> Policy:
-    """W + BA in float32 written over the base, and the adapter taken off: a policy to sample from alone. The one given is used up."""
+    """W + BA in float32 written over the base, and the adapter taken off: a policy to sample from alone. The one given
+    is used up."""
     assert isinstance(policy.model, PeftModel)
     layers = {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
     with torch.no_grad():
@@ -104,19 +108,21 @@ def merge_in_place(policy: Policy) -> Policy:
 
 def lora_rank(policy: Policy) -> int:
     """The largest rank of the adapter; 0 where there is none."""
-    ranks = [module.r[module.active_adapters[0]] for module in policy.causal_lm.modules() if isinstance(module, LoraLayer)]
+    ranks = [
+        module.r[module.active_adapters[0]] for module in policy.causal_lm.modules() if isinstance(module, LoraLayer)]
     return max(ranks, default=0)
 
 
 def lora_targets(policy: Policy) -> tuple[str, ...]:
     """The last parts of the adapted modules' names, such as q_proj."""
-    names = {name.rpartition(".")[2] for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
+    names = {
+        name.rpartition(".")[2] for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
     return tuple(sorted(names))
 
 
 def all_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the plain checkpoint, weight in the policy's dtype) of every weight, layer by layer; an adapter is merged into them, in
-    float32 and from the pristine base."""
+    """(name in the plain checkpoint, weight in the policy's dtype) of every weight, layer by layer; an adapter is
+    merged into them, in float32 and from the pristine base."""
     adapted = {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
     for name, parameter in policy.causal_lm.named_parameters():
         owner, _, rest = name.partition(".base_layer.")
@@ -132,19 +138,29 @@ def all_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 on a GPU that computes in it, float32 elsewhere, also where a GPU is there and the run is on the CPU."""
+    """auto: bfloat16 on a GPU that computes in it, float32 elsewhere, also where a GPU is there and the run is on the
+    CPU."""
     if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        name = (
+            "bfloat16"
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "float32")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def load_policy(
-    model: ModelSection, lora: LoraSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, device: torch.device, keep_reference: bool
+    model: ModelSection,
+    lora: LoraSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    device: torch.device,
+    keep_reference: bool,
 ) -> Policy:
     """Load the base, put the adapter over it (a new one: B = 0, A from `seed`), on `device`.
 
-    Raises PolicyError where model.adapter was made for another base, names modules that this one lacks, or has another rank or scale
-    than `lora` says."""
+    Raises PolicyError where model.adapter was made for another base, names modules that this one lacks, or has another
+    rank or scale than `lora` says."""
     dtype = resolve_dtype(model.dtype, device)
     base, eos_ids = _load_base(model, tokenizer, dtype if lora.enabled else torch.float32, device)
     if model.gradient_checkpointing:
@@ -153,8 +169,9 @@ def load_policy(
     reference = copy.deepcopy(base).requires_grad_(False).eval() if keep_reference and not lora.enabled else None
     if not lora.enabled:
         if model.adapter is not None:
-            raise PolicyError("model.adapter: an adapter cannot be trained in full; set lora.enabled=true, or merge it first "
-                              "(python -m rl.export)")
+            raise PolicyError(
+                "model.adapter: an adapter cannot be trained in full; set lora.enabled=true, or merge it first "
+                "(python -m rl.export)")
         return Policy(base.train(), tokenizer, eos_ids, dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_tied_targets(base)
@@ -164,16 +181,17 @@ def load_policy(
 
 @contextmanager
 def explain_loading(path: str) -> Iterator[None]:
-    """What transformers and safetensors raise for missing or damaged weights, an architecture without a language model's head, and an
-    attention implementation that is not installed, becomes a PolicyError."""
+    """What transformers and safetensors raise for missing or damaged weights, an architecture without a language
+    model's head, and an attention implementation that is not installed, becomes a PolicyError."""
     try:
         yield
     # Our own errors are ValueErrors too, and say already what is the matter.
     except (PolicyError, ConfigError):
         raise
     except (SafetensorError, OSError, ValueError, ImportError) as error:
-        raise PolicyError(f"model.path: {path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
-                          "checkpoint of a causal language model, and model.attention=auto") from error
+        raise PolicyError(
+            f"model.path: {path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
+            "checkpoint of a causal language model, and model.attention=auto") from error
 
 
 def load_plain(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
@@ -192,18 +210,22 @@ def load_generation_config(path: str, revision: str | None) -> GenerationConfig 
 
 
 def named_end_ids(generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a completion: those of the generation configuration and the tokenizer's own; () where neither names one."""
+    """Ids that end a completion: those of the generation configuration and the tokenizer's own; () where neither names
+    one."""
     eos = generation_config.eos_token_id if generation_config is not None else None
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return tuple(sorted({*([eos] if isinstance(eos, int) else eos or []), *own}))
 
 
-def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[int, ...]:
+def end_of_sequence_ids(
+    generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, path: str
+) -> tuple[int, ...]:
     """`named_end_ids` of a model that is to end its completions. Raises PolicyError where there is none."""
     eos_ids = named_end_ids(generation_config, tokenizer)
     if not eos_ids:
-        raise PolicyError(f"model.path: {path} names no end-of-sequence token in generation_config.json or its tokenizer; "
-                         "set sampling.stop_token_ids and add eos_token to the tokenizer")
+        raise PolicyError(
+            f"model.path: {path} names no end-of-sequence token in generation_config.json or its tokenizer; "
+            "set sampling.stop_token_ids and add eos_token to the tokenizer")
     return eos_ids
 
 
@@ -223,8 +245,9 @@ def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSectio
     if model.adapter is not None:
         folder = resolve_path(model.adapter)
         if not (Path(folder) / "adapter_config.json").is_file():
-            raise PolicyError(f"model.adapter: {folder} holds no adapter_config.json; expected a folder saved by PEFT, such as "
-                             "runs/NAME/checkpoints/best/adapter")
+            raise PolicyError(
+                f"model.adapter: {folder} holds no adapter_config.json; expected a folder saved by PEFT, such as "
+                "runs/NAME/checkpoints/best/adapter")
         return _load_adapter(base, Path(folder), model.path, lora)
     # The adapter's first weights come from the run's seed alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
@@ -246,22 +269,26 @@ def stored_lora(folder: Path) -> LoraSection:
 
 
 def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: LoraSection) -> PeftModel:
-    """The stored adapter over this base; refused where it is no plain LoRA, or where some weight of it has no place here: PEFT itself
-    passes over what it cannot place, and the run would begin with a part of the adapter or none."""
+    """The stored adapter over this base; refused where it is no plain LoRA, or where some weight of it has no place
+    here: PEFT itself passes over what it cannot place, and the run would begin with a part of the adapter or none."""
     stored = PeftConfig.from_pretrained(str(folder))
     if not isinstance(stored, LoraConfig):
         raise PolicyError(f"model.adapter: {folder} is of type {stored.peft_type}; expected LORA")
     extras = [name for name, is_on in (("use_dora", stored.use_dora), ("bias", stored.bias != "none"),
                                        ("modules_to_save", bool(stored.modules_to_save))) if is_on]
     if extras:
-        raise PolicyError(f"model.adapter: {folder} uses {', '.join(extras)}, which is more than base + BA; expected a plain LoRA. "
-                          "Remedy: merge it into its base with PEFT and name the result in model.path")
+        raise PolicyError(
+            f"model.adapter: {folder} uses {', '.join(extras)}, which is more than base + BA; expected a plain LoRA. "
+            "Remedy: merge it into its base with PEFT and name the result in model.path")
     # Dropout belongs to the training, not to the weights.
     stored.lora_dropout = lora.dropout
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
-        raise PolicyError(f"model.adapter: {folder} holds no adapter_model.safetensors; expected a folder saved by PEFT")
-    origin = f"model.adapter: {folder} was made for another base ({stored.base_model_name_or_path}) than model.path={base_path}"
+        raise PolicyError(
+            f"model.adapter: {folder} holds no adapter_model.safetensors; expected a folder saved by PEFT")
+    origin = (
+        f"model.adapter: {folder} was made for another base ({stored.base_model_name_or_path}) than "
+        f"model.path={base_path}")
     remedy = "Remedy: the model.path that it was trained on, or another adapter"
     if is_other_base(folder, base):
         raise PolicyError(f"{origin}: the weights differ from those in its {FILE}. {remedy}")
@@ -272,7 +299,8 @@ def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: Lor
         raise PolicyError(f"{origin}: {str(error).strip().splitlines()[-1].strip()}. {remedy}") from error
     placed = {name.replace(".default.", ".") for name, p in trained.named_parameters() if p.requires_grad}
     if different := sorted(placed ^ load_file(weights).keys()):
-        raise PolicyError(f"{origin}: {len(different)} of its weights have no counterpart, the first is {different[0]}. {remedy}")
+        raise PolicyError(
+            f"{origin}: {len(different)} of its weights have no counterpart, the first is {different[0]}. {remedy}")
     for key, there, here in (("rank", stored.r, lora.rank), ("alpha", stored.lora_alpha, lora.alpha)):
         if there != here:
             raise PolicyError(f"lora.{key}: {here:g}, but the adapter in {folder} (model.adapter) has {there:g}. "
@@ -281,13 +309,15 @@ def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: Lor
 
 
 def _refuse_tied_targets(base: PreTrainedModel) -> None:
-    """An adapter on an output layer that shares its weight with the input embedding has no merged form in one weight."""
+    """An adapter on an output layer that shares its weight with the input embedding has no merged form in one
+    weight."""
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     adapted = [layer for layer in (head, embedding) if isinstance(layer, LoraLayer)]
     plain = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in (head, embedding)]
     if adapted and plain[0].weight is plain[1].weight:
-        raise PolicyError("lora.targets: this model's output layer and input embedding are one weight, which an adapter on either would "
-                          "split. Remedy: leave both out of lora.targets (all-linear does)")
+        raise PolicyError(
+            "lora.targets: this model's output layer and input embedding are one weight, which an adapter on either "
+            "would split. Remedy: leave both out of lora.targets (all-linear does)")
 
 
 def default_device() -> torch.device:

@@ -1,11 +1,13 @@
-"""Texts and rollouts -> token log-probabilities and statistics under the present policy, without a gradient, for rewards.
+"""Texts and rollouts -> token log-probabilities and statistics under the present policy, without a gradient, for
+rewards.
 
-Two uses: rewards with `needs_policy` (rewards/contract.py) receive `PolicyScorer.after(prompt)`, and rollouts of a sampler that
-tells no token statistics get them by `with_statistics`. Everything runs through rl/policy/forward.py, hence at the sampling
-temperature, in micro-batches of at most `max_tokens` padded tokens; equal rows are computed once. Each rank scores its own share.
+Two uses: rewards with `needs_policy` (rewards/contract.py) receive `PolicyScorer.after(prompt)`, and rollouts of a
+sampler that tells no token statistics get them by `with_statistics`. Everything runs through rl/policy/forward.py,
+hence at the sampling temperature, in micro-batches of at most `max_tokens` padded tokens; equal rows are computed once.
+Each rank scores its own share.
 
-A continuation is tokenised together with what precedes it in the completion where that leaves the preceding tokens as they are,
-and apart from it where a token would straddle the boundary. Neither needs to be the split that was sampled.
+A continuation is tokenised together with what precedes it in the completion where that leaves the preceding tokens as
+they are, and apart from it where a token would straddle the boundary. Neither needs to be the split that was sampled.
 """
 
 from __future__ import annotations
@@ -53,22 +55,30 @@ class PolicyScorer:
         return PromptPolicy(self, prompt)
 
     def with_statistics(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with entropies and self-certainties in every rollout; those that have them already are left as they are."""
-        missing = [(group.prompt, rollout) for group in groups for rollout in group.rollouts if rollout.entropies is None]
-        scored = iter(self.score([(prompt.token_ids, rollout.token_ids) for prompt, rollout in missing], self_certainty=True))
+        """The groups with entropies and self-certainties in every rollout; those that have them already are left as
+        they are."""
+        missing = [
+            (group.prompt, rollout) for group in groups for rollout in group.rollouts if rollout.entropies is None]
+        scored = iter(
+            self.score([(prompt.token_ids, rollout.token_ids) for prompt, rollout in missing], self_certainty=True))
 
         def complete(rollout: Rollout) -> Rollout:
             if rollout.entropies is not None:
                 return rollout
             found = next(scored)
             assert found.self_certainties_N is not None
-            return replace(rollout, entropies=tuple(found.entropies_N.tolist()), self_certainties=tuple(found.self_certainties_N.tolist()))
+            return replace(
+                rollout, entropies=tuple(found.entropies_N.tolist()),
+                self_certainties=tuple(found.self_certainties_N.tolist()))
 
-        return [replace(group, rollouts=tuple(map(complete, group.rollouts))) for group in groups] if missing else list(groups)
+        return (
+            [replace(group, rollouts=tuple(map(complete, group.rollouts))) for group in groups]
+            if missing
+            else list(groups))
 
     def row(self, prompt: Prompt, beginning: str, text: str) -> Row:
-        """Token ids of prompt + beginning, and those of `text` after it. Raises ValueError where `text` has no tokens, or there is no
-        room for it in the model's context."""
+        """Token ids of prompt + beginning, and those of `text` after it. Raises ValueError where `text` has no tokens,
+        or there is no room for it in the model's context."""
         beginning = beginning.removeprefix(prompt.assistant_prefix)  # the prompt ends with it
         before, both = self._encode(beginning), self._encode(beginning + text)
         scored = both[len(before):] if both[:len(before)] == before else self._encode(text)
@@ -76,12 +86,14 @@ class PolicyScorer:
             raise ValueError(f"the text {text[:80]!r}, whose log-probability is asked for, has no tokens")
         context = (*prompt.token_ids, *before)
         if self._context is not None and len(context) + len(scored) > self._context:
-            raise ValueError(f"prompt, reasoning and {text[:80]!r} are {len(context) + len(scored)} tokens, above the model's context of "
-                             f"{self._context}; a lower sampling.max_completion_tokens leaves room")
+            raise ValueError(
+                f"prompt, reasoning and {text[:80]!r} are {len(context) + len(scored)} tokens, above the model's "
+                f"context of {self._context}; a lower sampling.max_completion_tokens leaves room")
         return context, scored
 
     def score(self, rows: Sequence[Row], *, self_certainty: bool = False) -> list[TokenLogprobs]:
-        """For each row the [T] log-probabilities and entropies of its scored ids, on the CPU; self-certainties where asked for."""
+        """For each row the [T] log-probabilities and entropies of its scored ids, on the CPU; self-certainties where
+        asked for."""
         def compute(inputs: _Inputs, lengths: list[int]) -> list[TokenLogprobs]:
             result = self._forward(*inputs, self_certainty=self_certainty)
             certainties = result.self_certainties_N
@@ -93,8 +105,10 @@ class PolicyScorer:
         return self._in_batches(rows, compute)
 
     def reference_logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
-        """For each row the [T] log-probabilities of its scored ids under the policy's reference (`Policy.has_reference`), on the CPU."""
-        return self._in_batches(rows, lambda inputs, lengths: list(self._forward.reference(*inputs).cpu().split(lengths)))
+        """For each row the [T] log-probabilities of its scored ids under the policy's reference
+        (`Policy.has_reference`), on the CPU."""
+        return self._in_batches(
+            rows, lambda inputs, lengths: list(self._forward.reference(*inputs).cpu().split(lengths)))
 
     @torch.no_grad()
     def _in_batches(self, rows: Sequence[Row], compute: Callable[[_Inputs, list[int]], list[Result]]) -> list[Result]:
@@ -117,8 +131,10 @@ class PolicyScorer:
         device = next(self._policy.model.parameters()).device
         width = max(map(_num_inputs, rows))
         padding = self._policy.eos_token_ids[0]
-        token_ids_BL = torch.tensor([[*(ids := (*context, *scored)[:-1]), *[padding] * (width - len(ids))] for context, scored in rows])
-        predicting_N = torch.cat([torch.arange(len(scored)) + width * i + len(context) - 1 for i, (context, scored) in enumerate(rows)])
+        token_ids_BL = torch.tensor(
+            [[*(ids := (*context, *scored)[:-1]), *[padding] * (width - len(ids))] for context, scored in rows])
+        predicting_N = torch.cat(
+            [torch.arange(len(scored)) + width * i + len(context) - 1 for i, (context, scored) in enumerate(rows)])
         targets_N = torch.tensor([token for _, scored in rows for token in scored])
         return token_ids_BL.to(device), None, predicting_N.to(device), targets_N.to(device)
 

@@ -1,8 +1,9 @@
 """A sampler and a trainer that disagree -> which side is wrong.
 
-Three paths to the same tokens' log-probabilities at temperature 1 decide it: the sampler's own, computed afresh without its cache
-(Generator.score), the trainer's (rl/policy/forward.py), and the plain one: each completion alone through the model's own forward, with
-PEFT's own LoRA layers and attention without kernels. To add a cause: a branch in `find_cause`, its words in rl/proof/verdict_text.py.
+Three paths to the same tokens' log-probabilities at temperature 1 decide it: the sampler's own, computed afresh without
+its cache (Generator.score), the trainer's (rl/policy/forward.py), and the plain one: each completion alone through the
+model's own forward, with PEFT's own LoRA layers and attention without kernels. To add a cause: a branch in
+`find_cause`, its words in rl/proof/verdict_text.py.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ Cause = Literal["trainer", "sampling", "base", "other", "lost"]
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """cause: trainer: its two paths disagree. sampling: the sampler has the policy's weights now, but what it sampled has other
-    log-probabilities. base: it has the base's weights. other: neither. lost: it cannot be asked.
+    """cause: trainer: its two paths disagree. sampling: the sampler has the policy's weights now, but what it sampled
+    has other log-probabilities. base: it has the base's weights. other: neither. lost: it cannot be asked.
 
-    fresh: of the sampler's fresh log-probabilities; None where it is lost. own: mean |trainer's path - plain path|. fresh_from_plain: mean
-    |sampler's fresh ones - plain path|. at_temperature_1: the recorded log-probabilities are those of temperature 1, where another one is
-    configured. error: why the sampler could not be asked."""
+    fresh: of the sampler's fresh log-probabilities; None where it is lost. own: mean |trainer's path - plain path|.
+    fresh_from_plain: mean |sampler's fresh ones - plain path|. at_temperature_1: the recorded log-probabilities are
+    those of temperature 1, where another one is configured. error: why the sampler could not be asked."""
 
     cause: Cause
     fresh: Distances | None
@@ -43,11 +44,19 @@ class Diagnosis:
 
 
 def find_cause(
-    policy: Policy, generator: Generator, rows: Sequence[Row], recorded_T: Tensor, found: Distances, *, temperature: float, bound: float,
+    policy: Policy,
+    generator: Generator,
+    rows: Sequence[Row],
+    recorded_T: Tensor,
+    found: Distances,
+    *,
+    temperature: float,
+    bound: float,
     max_tokens: int,
 ) -> Diagnosis:
-    """rows: the completions in question; recorded_T: the log-probabilities that the sampler gave with them, one row after the other, at
-    `temperature`; found: their distances. Local to the rank; changes neither weights nor random numbers."""
+    """rows: the completions in question; recorded_T: the log-probabilities that the sampler gave with them, one row
+    after the other, at `temperature`; found: their distances. Local to the rank; changes neither weights nor random
+    numbers."""
     scorer = PolicyScorer(policy, PolicyForward(policy, temperature=1.0), max_tokens=max_tokens)
     trainer_T = torch.cat([scored.logprobs_N for scored in scorer.score(rows)])
     base_T = torch.cat(scorer.reference_logprobs(rows)) if policy.has_reference else None

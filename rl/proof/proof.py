@@ -1,8 +1,9 @@
 """Proof at run time that the policy which is trained is the one that samples.
 
-On a few completions that the present version has just sampled, the log-probabilities that the sampler recorded are compared with the
-trainer's and with the base's (rl/proof/distances.py), before anything trains on them. A run whose sampler fails stops, and is told which side
-is wrong (rl/proof/diagnosis.py). Nothing of this draws random numbers or changes the model's state.
+On a few completions that the present version has just sampled, the log-probabilities that the sampler recorded are
+compared with the trainer's and with the base's (rl/proof/distances.py), before anything trains on them. A run whose
+sampler fails stops, and is told which side is wrong (rl/proof/diagnosis.py). Nothing of this draws random numbers or
+changes the model's state.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def mismatch_bound(config: RunConfig, policy: Policy) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """rows: completions, [N], none where the rank has no share. sampler_T: the sampler's log-probabilities of their tokens, one row after
-    the other, at `temperature`."""
+    """rows: completions, [N], none where the rank has no share. sampler_T: the sampler's log-probabilities of their
+    tokens, one row after the other, at `temperature`."""
 
     rows: list[Row]
     sampler_T: Tensor
@@ -57,10 +58,11 @@ class _Evidence:
 
 class Proof:
     """Due in the run's first step (does the sampler have the same model?), in the first one after an update, then every
-    `generator.proof_every` steps; one that stays open, because the policy has moved too little, is repeated in each step until it is not.
+    `generator.proof_every` steps; one that stays open, because the policy has moved too little, is repeated in each
+    step until it is not.
 
-    A run that goes on from a checkpoint is proven once more in its first step, without a trace in metrics or state: its metrics equal the
-    uninterrupted run's."""
+    A run that goes on from a checkpoint is proven once more in its first step, without a trace in metrics or state: its
+    metrics equal the uninterrupted run's."""
 
     def __init__(self, config: RunConfig, policy: Policy, generator: Generator, *, rank: int, num_ranks: int) -> None:
         self._config, self._policy, self._generator = config, policy, generator
@@ -85,7 +87,8 @@ class Proof:
             self._num_updates = min(UNMOVED_UPDATES, self._num_updates + int(metrics["optim/updates"]))
 
     def check(self, step: int, version: int, collected: Collected) -> dict[str, float]:
-        """The metrics of step `step`'s proof, empty where none is due or there is nothing to prove it on; collective over ranks.
+        """The metrics of step `step`'s proof, empty where none is due or there is nothing to prove it on; collective
+        over ranks.
 
         Raises SamplerMismatchError, on every rank, where the sampler does not have version `version` of the policy."""
         every, is_resumed, self._is_resumed = self._config.generator.proof_every, self._is_resumed, False
@@ -94,7 +97,8 @@ class Proof:
             return {}
         started = time.perf_counter()
         evidence = self._evidence(version, collected)
-        parts = self._gather((self._compare(evidence), len(evidence.rows)) if evidence is not None and evidence.rows else None)
+        parts = self._gather(
+            (self._compare(evidence), len(evidence.rows)) if evidence is not None and evidence.rows else None)
         present = [part for part in parts if part is not None]
         if not present:
             self._is_owed |= is_due
@@ -104,7 +108,10 @@ class Proof:
         failed = [rank for rank, verdict in enumerate(verdicts) if verdict in ("base", "other")]
         if failed:
             part = parts[self._rank]
-            cause = self._cause(evidence, part[0]) if evidence is not None and part is not None and self._rank in failed else None
+            cause = (
+                self._cause(evidence, part[0])
+                if evidence is not None and part is not None and self._rank in failed
+                else None)
             raise self._error(step, version, failed, parts, self._gather(cause))
         if total.moved == 0.0 and self._num_updates >= UNMOVED_UPDATES:
             raise self._unmoved(step, version, total)
@@ -115,11 +122,13 @@ class Proof:
         values = {
             "agreement": total.agreement, "from_base": total.from_base, "moved": total.moved, "share": total.share,
             "inconclusive": float(is_open), "completions": float(num_completions)}
-        return {f"proof/{name}": value for name, value in values.items() if value is not None} | {"proof_s": time.perf_counter() - started}
+        return {f"proof/{name}": value for name, value in values.items() if value is not None} | {
+            "proof_s": time.perf_counter() - started}
 
     def _evidence(self, version: int, collected: Collected) -> _Evidence | None:
-        """What this rank compares: completions that `version` has sampled in this step; where there are none (refilling left enough over,
-        or the step before has sampled this one's), the sampler scores some of the batch with the weights that it has now.
+        """What this rank compares: completions that `version` has sampled in this step; where there are none (refilling
+        left enough over, or the step before has sampled this one's), the sampler scores some of the batch with the
+        weights that it has now.
 
         None where its weights are not those of `version`, the same on every rank."""
         num_each = max(1, self._config.generator.proof_completions // self._num_ranks)
@@ -144,7 +153,13 @@ class Proof:
 
     def _cause(self, evidence: _Evidence, found: Distances) -> Diagnosis:
         return find_cause(
-            self._policy, self._generator, evidence.rows, evidence.sampler_T, found, temperature=evidence.temperature, bound=self._bound,
+            self._policy,
+            self._generator,
+            evidence.rows,
+            evidence.sampler_T,
+            found,
+            temperature=evidence.temperature,
+            bound=self._bound,
             max_tokens=self._config.optim.micro_batch_tokens)
 
     def _gather(self, mine: T) -> list[T]:
@@ -160,24 +175,29 @@ class Proof:
         assert part is not None and cause is not None
         found, count = part
         where = "" if self._num_ranks == 1 else f" (process {', '.join(map(str, failed))} of {self._num_ranks})"
-        to_base = "" if found.from_base is None else f", sampler and base {found.from_base:.3g}, trainer and base {found.moved:.3g}"
+        to_base = (
+            ""
+            if found.from_base is None
+            else f", sampler and base {found.from_base:.3g}, trainer and base {found.moved:.3g}")
         return SamplerMismatchError(
-            f"step {step}: the sampler does not sample from version {version} of the policy{where}. Mean |difference| of their "
-            f"log-probabilities over {found.num_tokens} tokens of {count} completions: sampler and trainer {found.agreement:.3g} nats "
-            f"(at most {self._bound:g} expected){to_base}. {describe(cause, self._config, self._way, version=version)}")
+            f"step {step}: the sampler does not sample from version {version} of the policy{where}. Mean |difference| "
+            f"of their log-probabilities over {found.num_tokens} tokens of {count} completions: sampler and trainer "
+            f"{found.agreement:.3g} nats (at most {self._bound:g} expected){to_base}. "
+            f"{describe(cause, self._config, self._way, version=version)}")
 
     def _unmoved(self, step: int, version: int, total: Distances) -> SamplerMismatchError:
         return SamplerMismatchError(
-            f"step {step}: version {version} of the policy equals its base to the last bit (mean |difference| of their log-probabilities "
-            f"over {total.num_tokens} tokens is 0), after at least {UNMOVED_UPDATES} updates with a gradient. The trainer's side is wrong: "
-            "the adapter takes no part in its forward, or the updates vanish in rounding. Check: that nothing has switched the adapter off "
-            f"(rl/policy/policy.py, rl/policy/fused_lora.py); optim.lr={self._config.optim.lr:g} in {self._policy.dtype}. Remedy: mend that, or a higher "
-            "optim.lr, in a new run")
+            f"step {step}: version {version} of the policy equals its base to the last bit (mean |difference| of their "
+            f"log-probabilities over {total.num_tokens} tokens is 0), after at least {UNMOVED_UPDATES} updates with a "
+            "gradient. The trainer's side is wrong: the adapter takes no part in its forward, or the updates vanish "
+            "in rounding. Check: that nothing has switched the adapter off (rl/policy/policy.py, "
+            f"rl/policy/fused_lora.py); optim.lr={self._config.optim.lr:g} in {self._policy.dtype}. Remedy: mend that, "
+            "or a higher optim.lr, in a new run")
 
 
 def spread(groups: Sequence[Group], count: int) -> list[tuple[Prompt, Rollout]]:
-    """At most `count` completions: of evenly spaced groups where there are more groups than that, else of every group in turn; the first
-    of one group, the second of the next. The same groups give the same choice."""
+    """At most `count` completions: of evenly spaced groups where there are more groups than that, else of every group
+    in turn; the first of one group, the second of the next. The same groups give the same choice."""
     chosen: list[tuple[Prompt, Rollout]] = []
     for turn in range(max((len(group.rollouts) for group in groups), default=0)):
         wanted = min(count - len(chosen), len(groups))

@@ -1,7 +1,7 @@
 """Turns a file of questions (JSONL, parquet), a Hugging Face dataset or a reasoning-gym task into Questions.
 
-A new file format is one more function from a path to an iterator of Rows, and one more line in `read_rows`. The order in which
-questions are sampled is in rl/questions/order.py, their prompts in rl/questions/prompting.py.
+A new file format is one more function from a path to an iterator of Rows, and one more line in `read_rows`. The order
+in which questions are sampled is in rl/questions/order.py, their prompts in rl/questions/prompting.py.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from rl.records import Json, Question
 
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 
-# Names under which data sets keep gold answers. With columns.answer = null none of them leaves this file, so that no reward and
-# no template of a run without labels can see one. A reasoning-gym reference leads to the answer.
+# Names under which data sets keep gold answers. With columns.answer = null none of them leaves this file, so that no
+# reward and no template of a run without labels can see one. A reasoning-gym reference leads to the answer.
 ANSWER_COLUMNS = frozenset(
-    {"answer", "answers", "final_answer", "gold", "gold_answer", "ground_truth", "reference_answer", "solution", "solutions",
-     "reasoning_gym"})
+    {
+        "answer", "answers", "final_answer", "gold", "gold_answer", "ground_truth", "reference_answer", "solution",
+        "solutions", "reasoning_gym"})
 
 # Arguments that rewards receive from elsewhere: a column of such a name would collide with them.
 RESERVED_COLUMNS = frozenset({"question", "answer", "prompts", "completions", "completion_ids", "rollouts"})
@@ -46,9 +47,9 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class QuestionCounts:
-    """num_rows: rows read (no more than `limit` asks for). num_duplicates: rows dropped because an earlier one has the same
-    question text; num_contradicting: those among them whose answer differs from the kept one's. num_with_answer: kept questions
-    that have an answer. num_excluded: rows dropped because they are among `exclude`."""
+    """num_rows: rows read (no more than `limit` asks for). num_duplicates: rows dropped because an earlier one has the
+    same question text; num_contradicting: those among them whose answer differs from the kept one's. num_with_answer:
+    kept questions that have an answer. num_excluded: rows dropped because they are among `exclude`."""
 
     num_rows: int
     num_duplicates: int
@@ -76,14 +77,17 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
                    columns: ColumnsSection | None = None, limit: int | None = None, section: str = "data",
                    task: Mapping[str, Json] | None = None, exclude: Collection[str] = (),
                    adapter: RowAdapter | None = None) -> LoadedQuestions:
-    """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the rows.
+    """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the
+    rows.
 
-    path: see rl.configuration.loading.resolve_path, or reasoning_gym:TASK with its parameters `task` (rl/questions/generated.py). split,
+    path: see rl.configuration.loading.resolve_path, or reasoning_gym:TASK with its parameters `task`
+    (rl/questions/generated.py). split,
     subset, revision: of data sets only. limit: stop after so many questions. exclude: texts of questions to leave out.
-    section: the configuration's section, or the command's option, for messages. adapter: makes of each row, as it was read, the
-    one that is used; what it raises as RowError is reported with the row's place. Rows with the same question text are dropped but
-    for the first. Answers that are numbers become text (72 -> "72"); an empty one is none. Column names that rewards use for
-    something else (question, answer, completions, ...) are not passed on; with columns.answer = None neither are ANSWER_COLUMNS.
+    section: the configuration's section, or the command's option, for messages. adapter: makes of each row, as it was
+    read, the one that is used; what it raises as RowError is reported with the row's place. Rows with the same question
+    text are dropped but for the first. Answers that are numbers become text (72 -> "72"); an empty one is none. Column
+    names that rewards use for something else (question, answer, completions, ...) are not passed on; with
+    columns.answer = None neither are ANSWER_COLUMNS.
     Raises: DataError."""
     columns = columns or ColumnsSection()
     kept: dict[str, Question] = {}
@@ -101,21 +105,24 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
             num_contradicting += earlier.answer != question.answer
             continue
         if question.id in places:
-            raise DataError(f"{row.where}: field {columns.id!r}: the id {question.id!r} is also that of {places[question.id]}; "
-                            "ids must differ, since they enter the sampling seeds. Rename one"
-                            f"{'' if is_option(section) else f', or name another column with {section}.columns.id'}")
+            raise DataError(
+                f"{row.where}: field {columns.id!r}: the id {question.id!r} is also that of {places[question.id]}; "
+                "ids must differ, since they enter the sampling seeds. Rename one"
+                f"{'' if is_option(section) else f', or name another column with {section}.columns.id'}")
         kept[question.text] = question
         places[question.id] = row.where
         if limit is not None and len(kept) == limit:
             break
     if not kept and num_excluded:
-        raise DataError(f"{path}: all of its {num_excluded} questions are training questions too; give {section}.task other parameters or "
-                        "another seed, or train on fewer")
+        raise DataError(
+            f"{path}: all of its {num_excluded} questions are training questions too; give {section}.task other "
+            "parameters or another seed, or train on fewer")
     if not kept:
         raise DataError(f"{path}: has no questions; expected at least one row with a {columns.question!r} field")
     questions = tuple(kept.values())
     num_with_answer = sum(question.answer is not None for question in questions)
-    return LoadedQuestions(questions, QuestionCounts(num_rows, num_duplicates, num_contradicting, num_with_answer, num_excluded))
+    return LoadedQuestions(
+        questions, QuestionCounts(num_rows, num_duplicates, num_contradicting, num_with_answer, num_excluded))
 
 
 def read_rows(path: str, split: str, subset: str | None, revision: str | None, section: str, task: Mapping[str, Json],
@@ -124,8 +131,9 @@ def read_rows(path: str, split: str, subset: str | None, revision: str | None, s
     if is_generated(path):
         return _generated_rows(path, task, limit, section)
     if task:
-        raise DataError(f"{section}.task: saw {dict(task)!r}, and {section}.path is {path}; only reasoning_gym:TASK has task parameters. "
-                        "Remove the key")
+        raise DataError(
+            f"{section}.task: saw {dict(task)!r}, and {section}.path is {path}; only reasoning_gym:TASK has task "
+            "parameters. Remove the key")
     local = resolve_path(path)
     suffix = local.suffix.lower()
     if local.is_dir():
@@ -137,9 +145,14 @@ def read_rows(path: str, split: str, subset: str | None, revision: str | None, s
             return _jsonl_rows(local)
         raise DataError(f"{local}: saw the ending {suffix!r}; expected one of {', '.join(FILE_SUFFIXES)} "
                         f"({setting_name(section, 'path')})")
-    if suffix in (*FILE_SUFFIXES, ".json", ".csv", ".tsv", ".txt") or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise DataError(f"{path}: no such file{_similar_file(local)} ({setting_name(section, 'path')}; a relative path starts from "
-                        "the working directory or the project's folder)")
+    if (
+        suffix in (*FILE_SUFFIXES, ".json", ".csv", ".tsv", ".txt")
+        or path.startswith((".", "/", "~"))
+        or path.count("/") > 1
+    ):
+        raise DataError(
+            f"{path}: no such file{_similar_file(local)} ({setting_name(section, 'path')}; a relative path starts from "
+            "the working directory or the project's folder)")
     return _hub_rows(path, split, subset, revision, section)
 
 
@@ -174,7 +187,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
                 blank_line = blank_line or number
                 continue
             if blank_line:
-                raise DataError(f"{path}:{blank_line}: an empty line between rows; expected one JSON object a line. Remove it")
+                raise DataError(
+                    f"{path}:{blank_line}: an empty line between rows; expected one JSON object a line. Remove it")
             yield Row(where, number, _json_object(text, where))
 
 
@@ -183,8 +197,9 @@ def _json_object(text: str, where: str) -> dict[str, Json]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: malformed JSON at column {error.colno} ({error.msg}): saw {shown!r}; expected one JSON object "
-                        "a line, such as {\"question\": \"1+1=?\"}") from None
+        raise DataError(
+            f"{where}: malformed JSON at column {error.colno} ({error.msg}): saw {shown!r}; expected one JSON object "
+            'a line, such as {"question": "1+1=?"}') from None
     except (ValueError, RecursionError) as error:
         # Numbers of thousands of digits and nesting of thousands of levels end here.
         raise DataError(f"{where}: malformed JSON ({error}): saw {shown!r}") from None
@@ -231,15 +246,18 @@ def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, s
     try:
         dataset = datasets.load_dataset(path, subset, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        # datasets raises one of these for a missing data set, a missing split or subset, for a hub that cannot be reached, and for a
-        # file that it cannot parse, where only the cause names the place.
+        # datasets raises one of these for a missing data set, a missing split or subset, for a hub that cannot be
+        # reached, and for a file that it cannot parse, where only the cause names the place.
         reason = str(error.__cause__ or error).strip().splitlines()
-        remedy = "" if is_option(section) else (
-            f" Check {section}.path, {section}.split and {section}.subset; without network, download it beforehand or give a JSONL or "
-            "parquet file")
+        remedy = (
+            ""
+            if is_option(section)
+            else (
+                f" Check {section}.path, {section}.split and {section}.subset; without network, download it beforehand "
+                "or give a JSONL or parquet file"))
         raise DataError(
-            f"{path}: cannot be loaded as a Hugging Face data set (split {split!r}, subset {subset!r}): {type(error).__name__}: "
-            f"{reason[0] if reason else ''}.{remedy}") from None
+            f"{path}: cannot be loaded as a Hugging Face data set (split {split!r}, subset {subset!r}): "
+            f"{type(error).__name__}: {reason[0] if reason else ''}.{remedy}") from None
     return _dataset_rows(path, dataset)
 
 
@@ -263,11 +281,13 @@ def _question(row: Row, columns: ColumnsSection, section: str) -> Question:
                         f"Name the question's column with {section}.columns.question={near or 'NAME'}")
     text = values[columns.question]
     if not isinstance(text, str):
-        raise DataError(f"{row.where}: field {columns.question!r}: saw {shown_value(text)}; expected the question as text")
+        raise DataError(
+            f"{row.where}: field {columns.question!r}: saw {shown_value(text)}; expected the question as text")
     if not text.strip():
         raise DataError(f"{row.where}: field {columns.question!r}: the question is empty; fill it in or remove the row")
     check_unicode(text, row, columns.question)
-    left_out = {columns.question, columns.id} | RESERVED_COLUMNS | ({columns.answer} if columns.answer else ANSWER_COLUMNS)
+    left_out = (
+        {columns.question, columns.id} | RESERVED_COLUMNS | ({columns.answer} if columns.answer else ANSWER_COLUMNS))
     others = {name: as_json(value, row, name) for name, value in values.items() if name not in left_out}
     return Question(_id(row, columns.id), text, _answer(row, columns.answer), others)
 
@@ -277,7 +297,8 @@ def _id(row: Row, column: str) -> str:
     if value is None:
         return f"line-{row.number}"
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(f"{row.where}: field {column!r}: saw {shown_value(value)}; expected text or a whole number as the row's id")
+        raise DataError(
+            f"{row.where}: field {column!r}: saw {shown_value(value)}; expected text or a whole number as the row's id")
     return str(value)
 
 
@@ -290,7 +311,8 @@ def _answer(row: Row, column: str | None) -> str | None:
     if isinstance(value, int | float | decimal.Decimal):
         return str(value)
     if not isinstance(value, str):
-        raise DataError(f"{row.where}: field {column!r}: saw {shown_value(value)}; expected one answer as text or a number")
+        raise DataError(
+            f"{row.where}: field {column!r}: saw {shown_value(value)}; expected one answer as text or a number")
     assert column is not None
     check_unicode(value, row, column)
     return value if value.strip() else None
@@ -306,7 +328,8 @@ def check_unicode(text: str, row: Row, column: str) -> None:
 
 
 def as_json(value: Any, row: Row, column: str) -> Json:
-    """Parquet and data sets know more kinds of values than JSON: dates, times and decimals become text, others are refused."""
+    """Parquet and data sets know more kinds of values than JSON: dates, times and decimals become text, others are
+    refused."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -315,8 +338,9 @@ def as_json(value: Any, row: Row, column: str) -> Json:
         return {str(name): as_json(item, row, column) for name, item in value.items()}
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
-    raise DataError(f"{row.where}: field {column!r}: saw a value of type {type(value).__name__}; columns are passed to rewards, "
-                    "so they must be text, numbers, lists or mappings. Remove the column")
+    raise DataError(
+        f"{row.where}: field {column!r}: saw a value of type {type(value).__name__}; columns are passed to rewards, "
+        "so they must be text, numbers, lists or mappings. Remove the column")
 
 
 def shown_value(value: object) -> str:

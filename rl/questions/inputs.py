@@ -1,4 +1,5 @@
-"""What a run reads before it loads a model: rewards, questions, prompts. Checked here, so that `--dry-run` and a run refuse the same.
+"""What a run reads before it loads a model: rewards, questions, prompts. Checked here, so that `--dry-run` and a run
+refuse the same.
 
 Loads the tokenizer but no weights."""
 
@@ -29,7 +30,8 @@ from rl.scoring.rewarding import build_rewards, check_answers, check_columns
 class Inputs:
     """prompts, held_out: rendered questions. dropped: how many questions of either file were left out, by reason.
 
-    stop_strings: the template's and the configuration's. digests: of each file's prompts and answers, by the key that names it."""
+    stop_strings: the template's and the configuration's. digests: of each file's prompts and answers, by the key that
+    names it."""
 
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
@@ -49,9 +51,11 @@ def read_inputs(config: RunConfig) -> Inputs:
             raise ConfigError([f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'"])
     rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
     if config.generator.max_staleness and (rewards.needs_policy or rewards.needs_token_statistics):
-        raise ConfigError([f"generator.max_staleness: 1 samples a step's groups before the step before it has trained, and a reward among "
-                           f"{', '.join(rewards.names)} asks the policy itself, which has changed by then. Remedy: "
-                           "generator.max_staleness=0, or rewards that read the completions"])
+        raise ConfigError(
+            [
+                "generator.max_staleness: 1 samples a step's groups before the step before it has trained, and a "
+                f"reward among {', '.join(rewards.names)} asks the policy itself, which has changed by then. Remedy: "
+                "generator.max_staleness=0, or rewards that read the completions"])
     grader = build_grader(config.evaluation, config.sampling.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     training = read_questions(config.data, config.prompt, rewards, tokenizer)
@@ -66,17 +70,19 @@ def read_inputs(config: RunConfig) -> Inputs:
     check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
         warnings.warn(
-            "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient is taken, so "
-            "the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0", stacklevel=2)
+            "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient"
+            " is taken, so the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0",
+            stacklevel=2)
     stop_strings = tuple(dict.fromkeys([*renderer.template.stop_strings, *config.sampling.stop_strings]))
-    digests = {"data.path": prompts_digest(prompts)} | ({"evaluation.path": prompts_digest(held_out)} if grader is not None else {})
+    digests = {"data.path": prompts_digest(prompts)} | (
+        {"evaluation.path": prompts_digest(held_out)} if grader is not None else {})
     return Inputs(tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, digests)
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedQuestions:
-    """prompts: of the questions that are not too long, in the file's order. texts: of all questions. dropped: how many rows were left out,
-    by reason."""
+    """prompts: of the questions that are not too long, in the file's order. texts: of all questions. dropped: how many
+    rows were left out, by reason."""
 
     renderer: PromptRenderer
     prompts: tuple[Prompt, ...]
@@ -87,7 +93,8 @@ class RenderedQuestions:
 def read_questions(
     data: DataSection, prompt: PromptSection, rewards: RewardSum, tokenizer: PreTrainedTokenizerBase
 ) -> RenderedQuestions:
-    """The questions that are sampled, with what the rewards need of each. Raises ConfigError, DataError or PromptError."""
+    """The questions that are sampled, with what the rewards need of each. Raises ConfigError, DataError or
+    PromptError."""
     renderer = PromptRenderer(load_template(prompt.template), tokenizer, prompt.chat_template)
     warn_of_plain_text(renderer)
     loaded = _load(data, data.limit, "data")
@@ -99,27 +106,36 @@ def read_questions(
 
 
 def build_grader(evaluation: HeldOutSection, max_completion_tokens: int) -> RewardSum | None:
-    """What judges held-out completions; None where there are no held-out questions. Raises ConfigError or RewardError."""
+    """What judges held-out completions; None where there are no held-out questions. Raises ConfigError or
+    RewardError."""
     if evaluation.path is None:
         return None
     grader = build_rewards([RewardSection(use=_grader(evaluation))], max_completion_tokens)
     if grader.needs_policy or grader.needs_token_statistics:
-        raise ConfigError([f"evaluation.reward: {_grader(evaluation)} judges by the policy's own probabilities; expected a grader that "
-                           "reads the completions, such as rewards.accuracy:accuracy"])
+        raise ConfigError(
+            [
+                f"evaluation.reward: {_grader(evaluation)} judges by the policy's own probabilities; expected a grader "
+                "that reads the completions, such as rewards.accuracy:accuracy"])
     return grader
 
 
 def read_held_out(
-    evaluation: HeldOutSection, grader: RewardSum, renderer: PromptRenderer, max_prompt_tokens: int, training_texts: Collection[str],
+    evaluation: HeldOutSection,
+    grader: RewardSum,
+    renderer: PromptRenderer,
+    max_prompt_tokens: int,
+    training_texts: Collection[str],
 ) -> tuple[tuple[Prompt, ...], dict[str, int]]:
-    """The held-out prompts, and how many questions were left out, by reason. training_texts: the training questions, which generated
-    held-out questions may not repeat. Raises ConfigError, DataError, PromptError or RewardError."""
-    loaded = _load(evaluation, evaluation.num_questions, "evaluation", training_texts if is_generated(evaluation.path) else ())
+    """The held-out prompts, and how many questions were left out, by reason. training_texts: the training questions,
+    which generated held-out questions may not repeat. Raises ConfigError, DataError, PromptError or RewardError."""
+    loaded = _load(
+        evaluation, evaluation.num_questions, "evaluation", training_texts if is_generated(evaluation.path) else ())
     _check_columns(grader, loaded.questions, "evaluation", evaluation)
     _check_held_out_answers(grader, loaded.questions)
     held_out, num_too_long = render_prompts(loaded.questions, renderer, max_prompt_tokens)
-    return held_out, {f"held-out {_duplicates(loaded)}": loaded.counts.num_duplicates, "held-out too long": num_too_long,
-                      "held-out that are training questions": loaded.counts.num_excluded}
+    return held_out, {
+        f"held-out {_duplicates(loaded)}": loaded.counts.num_duplicates, "held-out too long": num_too_long,
+        "held-out that are training questions": loaded.counts.num_excluded}
 
 
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
@@ -150,20 +166,26 @@ def _check_folder(model: ModelSection) -> None:
     looks_local = model.path.startswith((".", "/", "~", "models/")) or model.path.count("/") > 1
     if looks_local and not path.is_dir():
         hint = ". Remedy: make smollm2" if path.name == "smollm2-135m-instruct" else ""
-        raise ConfigError([f"model.path: there is no folder {path}; expected a folder with a Hugging Face checkpoint, or a hub id{hint}"])
+        raise ConfigError(
+            [
+                f"model.path: there is no folder {path}; expected a folder with a Hugging Face checkpoint, or a hub "
+                f"id{hint}"])
 
 
 def _unreadable(model: ModelSection, what: str, error: Exception) -> ConfigError:
     first_line = str(error).strip().splitlines()[0]
-    return ConfigError([f"model.path: the {what} of {model.path!r} cannot be read ({first_line}); expected a folder with a Hugging Face "
-                        "checkpoint, or a hub id that this machine can reach"])
+    return ConfigError(
+        [
+            f"model.path: the {what} of {model.path!r} cannot be read ({first_line}); expected a folder with a Hugging "
+            "Face checkpoint, or a hub id that this machine can reach"])
 
 
 def _load(section: DataSection | HeldOutSection, limit: int | None, name: str,
           exclude: Collection[str] = ()) -> LoadedQuestions:
     assert section.path is not None
-    return load_questions(section.path, split=section.split, subset=section.subset, revision=section.revision, columns=section.columns,
-                          limit=limit, section=name, task=section.task, exclude=exclude)
+    return load_questions(
+        section.path, split=section.split, subset=section.subset, revision=section.revision, columns=section.columns,
+        limit=limit, section=name, task=section.task, exclude=exclude)
 
 
 def _duplicates(loaded: LoadedQuestions) -> str:
@@ -177,7 +199,9 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         question = prompt.question
         columns = json.dumps(dict(question.columns), sort_keys=True, default=str)
-        digest.update(repr((question.id, question.text, question.answer, columns, prompt.token_ids)).encode("utf-8", "backslashreplace"))
+        digest.update(
+            repr((question.id, question.text, question.answer, columns, prompt.token_ids)).encode(
+                "utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 
@@ -186,8 +210,9 @@ def warn_of_overlap(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> No
     shared = [prompt.question.id for prompt in held_out if prompt.question.text in seen]
     if shared:
         warnings.warn(
-            f"{len(shared)} of {len(held_out)} held-out questions are training questions too (the first: {shared[0]!r}): held-out accuracy "
-            "will flatter the policy. Remedy: remove them from one of the files", stacklevel=3)
+            f"{len(shared)} of {len(held_out)} held-out questions are training questions too (the first: "
+            f"{shared[0]!r}): held-out accuracy will flatter the policy. Remedy: remove them from one of the files",
+            stacklevel=3)
 
 
 def check_lengths(max_completion_tokens: int, model_config: PretrainedConfig, prompts: Sequence[Prompt]) -> None:
@@ -197,10 +222,13 @@ def check_lengths(max_completion_tokens: int, model_config: PretrainedConfig, pr
     needed = len(longest.token_ids) + max_completion_tokens
     if context is not None and needed > context:
         room = context - len(longest.token_ids)
-        raise ConfigError([
-            f"sampling.max_completion_tokens: {max_completion_tokens} tokens after the longest prompt "
-            f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}. "
-            f"Remedy: {f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower data.max_prompt_tokens"])
+        raise ConfigError(
+            [
+                f"sampling.max_completion_tokens: {max_completion_tokens} tokens after the longest prompt "
+                f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's "
+                f"context of {context}. Remedy: "
+                f"{f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower "
+                "data.max_prompt_tokens"])
 
 
 def _grader(evaluation: HeldOutSection) -> str:
@@ -215,7 +243,9 @@ def _check_columns(rewards: RewardSum, questions: Sequence[Question], name: str,
     except RewardError as error:
         remedy = "questions that have it, or another reward"
         if section.columns.answer is None:
-            remedy = f"{name}.columns.answer=answer (null keeps columns that lead to the answer from rewards), or another reward"
+            remedy = (
+                f"{name}.columns.answer=answer (null keeps columns that lead to the answer from rewards), or another "
+                "reward")
         raise ConfigError([f"{name}.path: {section.path}: {error}. Remedy: {remedy}"]) from error
 
 
@@ -224,8 +254,11 @@ def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], d
         check_answers(rewards, questions)
     except RewardError as error:
         if data.columns.answer is None:
-            raise ConfigError([f"data.columns.answer: null reads no answers from {data.path}, but {str(error).partition(',')[0]}. Remedy: "
-                               "data.columns.answer=answer (the column's name), or a reward that needs no answer"]) from error
+            raise ConfigError(
+                [
+                    f"data.columns.answer: null reads no answers from {data.path}, but {str(error).partition(',')[0]}. "
+                    "Remedy: data.columns.answer=answer (the column's name), or a reward that needs no answer"
+                ]) from error
         raise ConfigError([f"{data.path}, column {data.columns.answer!r} (data.columns.answer): {error}"]) from error
 
 
@@ -233,10 +266,13 @@ def _check_held_out_answers(grader: RewardSum, questions: Sequence[Question]) ->
     try:
         check_answers(grader, questions)
     except RewardError as error:
-        raise ConfigError([f"evaluation.path: {str(error).partition(';')[0]}; held-out accuracy needs one in every row. Remedy: "
-                           "evaluation.columns.answer=NAME where the column has another name, or evaluation.path=null"]) from error
+        raise ConfigError(
+            [
+                f"evaluation.path: {str(error).partition(';')[0]}; held-out accuracy needs one in every row. Remedy: "
+                "evaluation.columns.answer=NAME where the column has another name, or evaluation.path=null"]) from error
 
 
 def check_stop_tokens(ids: Sequence[int], num_tokens: int) -> None:
     if unknown := [token for token in ids if not 0 <= token < num_tokens]:
-        raise ConfigError([f"sampling.stop_token_ids: saw {unknown[0]}; expected ids below the tokenizer's {num_tokens}"])
+        raise ConfigError(
+            [f"sampling.stop_token_ids: saw {unknown[0]}; expected ids below the tokenizer's {num_tokens}"])

@@ -1,4 +1,5 @@
-"""Turns a number of questions and a seed into the order in which they are sampled, which a checkpoint can take up again.
+"""Turns a number of questions and a seed into the order in which they are sampled, which a checkpoint can take up
+again.
 
 Epoch e is a permutation that (seed, e) alone decides, so the state is a few numbers and not the order itself.
 """
@@ -15,8 +16,8 @@ from rl.records import Json
 class QuestionOrder:
     """Indices 0..N-1, each once per epoch, a new permutation each epoch (or 0, 1, 2, ... with shuffle=False).
 
-    A call of next(n) may reach into the following epoch. It never returns one index twice as long as n <= N: what would come
-    twice is postponed to the next call, still within its epoch."""
+    A call of next(n) may reach into the following epoch. It never returns one index twice as long as n <= N: what would
+    come twice is postponed to the next call, still within its epoch."""
 
     def __init__(self, num_questions: int, seed: int, shuffle: bool) -> None:
         if num_questions < 1:
@@ -46,15 +47,18 @@ class QuestionOrder:
                 "position": self._position, "postponed": list(self._postponed)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Continue where the state was taken. Raises: ValueError if it belongs to another number of questions, seed or mode."""
+        """Continue where the state was taken. Raises: ValueError if it belongs to another number of questions, seed or
+        mode."""
         for key, own in (("num_questions", self.num_questions), ("seed", self.seed), ("shuffle", self.shuffle)):
             if state.get(key) != own:
-                raise ValueError(f"the checkpoint's data order has {key} = {state.get(key)!r}, this run {own!r}: it cannot be "
-                                 "continued. Use the questions and settings that the run began with, or start a new run")
+                raise ValueError(
+                    f"the checkpoint's data order has {key} = {state.get(key)!r}, this run {own!r}: it cannot be "
+                    "continued. Use the questions and settings that the run began with, or start a new run")
         epoch, position, postponed = state["epoch"], state["position"], state["postponed"]
         if not (isinstance(epoch, int) and isinstance(position, int) and isinstance(postponed, list)):
-            raise ValueError(f"saw epoch {epoch!r}, position {position!r}, postponed {postponed!r}; expected two whole numbers "
-                             "and a list")
+            raise ValueError(
+                f"saw epoch {epoch!r}, position {position!r}, postponed {postponed!r}; expected two whole numbers "
+                "and a list")
         self.epoch, self._position = epoch, position
         self._postponed = [index for index in postponed if isinstance(index, int)]
         self._permutation = self._permute()

@@ -1,8 +1,8 @@
 """Turns a Question into a Prompt: a template of prompts/ through the tokenizer's chat template, or as plain text.
 
-A template is a YAML file with: description; user (Jinja, with `question`, the row's other columns and `uses_chat_template`);
-optionally system (Jinja too), few_shot (examples with question and answer) and assistant_prefix (the beginning of the answer).
-To add one, write a file into prompts/, or anywhere and give its path. Imports no torch.
+A template is a YAML file with: description; user (Jinja, with `question`, the row's other columns and
+`uses_chat_template`); optionally system (Jinja too), few_shot (examples with question and answer) and assistant_prefix
+(the beginning of the answer). To add one, write a file into prompts/, or anywhere and give its path. Imports no torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class PromptTokenizer(Protocol):
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, Any]: ...
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> Any: ...
 
 
 class Example(BaseModel):
@@ -93,35 +95,44 @@ def load_template(name: str) -> PromptTemplate:
 class PromptRenderer:
     """Renders questions with one template and one tokenizer.
 
-    With the chat template: system, the examples as turns, the user's turn, the generation prompt (add_generation_prompt=True),
-    then the assistant prefix as text, unless the chat template itself ends with it. (continue_final_message would need the prefix
-    to survive the chat template, and those of reasoning models strip it.) The text is encoded without special tokens: it has them
-    already. As plain text: system, examples and user text one after the other, blank lines between, then the assistant prefix on
-    a line of its own; the tokenizer adds its own special tokens, of which an end-of-sequence token at the end is taken off."""
+    With the chat template: system, the examples as turns, the user's turn, the generation prompt
+    (add_generation_prompt=True), then the assistant prefix as text, unless the chat template itself ends with it.
+    (continue_final_message would need the prefix to survive the chat template, and those of reasoning models strip it.)
+    The text is encoded without special tokens: it has them already. As plain text: system, examples and user text one
+    after the other, blank lines between, then the assistant prefix on a line of its own; the tokenizer adds its own
+    special tokens, of which an end-of-sequence token at the end is taken off."""
 
-    def __init__(self, template: PromptTemplate, tokenizer: PromptTokenizer, chat_template: ChatTemplateMode = "auto") -> None:
+    def __init__(
+        self, template: PromptTemplate, tokenizer: PromptTokenizer, chat_template: ChatTemplateMode = "auto"
+    ) -> None:
         has_chat_template = bool(getattr(tokenizer, "chat_template", None))
         if chat_template == "always" and not has_chat_template:
             raise PromptError("prompt.chat_template=always, but the tokenizer has no chat template; use auto or never")
         self.template = template
         self.tokenizer = tokenizer
         self.uses_chat_template = has_chat_template and chat_template != "never"
-        # Sandboxed: a template may come from somebody else. StrictUndefined: a misspelt variable must not become an empty text.
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+        # Sandboxed: a template may come from somebody else. StrictUndefined: a misspelt variable must not become an
+        # empty text.
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         self._user = self._compile(environment, template.user, "user")
         self._system = self._compile(environment, template.system, "system") if template.system else None
 
     def render(self, question: Question, before: Sequence[Message] = ()) -> Prompt:
-        """before: messages that precede the question in its conversation; a system message among them takes the place of the template's.
+        """before: messages that precede the question in its conversation; a system message among them takes the place
+        of the template's.
 
-        Raises: PromptError if the question lacks a variable of the template, or the chat template refuses the conversation."""
+        Raises: PromptError if the question lacks a variable of the template, or the chat template refuses the
+        conversation."""
         if before and not self.uses_chat_template:
-            raise PromptError(f"question {question.id}: {len(before)} messages precede it, which only a chat template can render; use "
-                              "prompt.chat_template=auto with a tokenizer that has one, or single questions")
+            raise PromptError(
+                f"question {question.id}: {len(before)} messages precede it, which only a chat template can render; use"
+                " prompt.chat_template=auto with a tokenizer that has one, or single questions")
         text = self._chat_text(question, before) if self.uses_chat_template else self._plain_text(question)
         token_ids = self.encode(text)
         if not token_ids:
-            raise PromptError(f"question {question.id}: the prompt {text!r} has no tokens; check template {self.template.name}")
+            raise PromptError(
+                f"question {question.id}: the prompt {text!r} has no tokens; check template {self.template.name}")
         return Prompt(question, text, tuple(token_ids), self.template.assistant_prefix)
 
     def _compile(self, environment: jinja2.Environment, source: str, key: str) -> jinja2.Template:
@@ -153,8 +164,9 @@ class PromptRenderer:
         try:
             text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except jinja2.TemplateError as error:
-            raise PromptError(f"template {self.template.name}: the tokenizer's chat template refuses it ({error}); use a "
-                              "template without a system text, or prompt.chat_template=never") from None
+            raise PromptError(
+                f"template {self.template.name}: the tokenizer's chat template refuses it ({error}); use a "
+                "template without a system text, or prompt.chat_template=never") from None
         prefix = self.template.assistant_prefix
         return text if prefix and text.rstrip().endswith(prefix.strip()) else text + prefix
 
@@ -197,6 +209,7 @@ def render_prompts(
     prompts = tuple(prompt for prompt in rendered if len(prompt.token_ids) <= max_prompt_tokens)
     if rendered and not prompts:
         shortest = min(len(prompt.token_ids) for prompt in rendered)
-        raise PromptError(f"all {len(rendered)} prompts are longer than data.max_prompt_tokens={max_prompt_tokens} (the shortest "
-                          f"has {shortest} tokens); raise it, or use a shorter template than {renderer.template.name}")
+        raise PromptError(
+            f"all {len(rendered)} prompts are longer than data.max_prompt_tokens={max_prompt_tokens} (the shortest "
+            f"has {shortest} tokens); raise it, or use a shorter template than {renderer.template.name}")
     return prompts, len(rendered) - len(prompts)

@@ -1,8 +1,9 @@
 """A question's sampled completions -> which of them are kept as solutions, and why each other one is not.
 
-A completion passes if its group was judged, the group's entropy is within the bounds, it ended by itself, says something, and has the
-reward. Those that pass are taken shortest first (or in random order) up to `per_question`, leaving out near-duplicates of what was taken.
-Without gold answers a label-free reward (rewards/majority.py, rewards/semantic_entropy.py) and the bounds on entropy do the choosing.
+A completion passes if its group was judged, the group's entropy is within the bounds, it ended by itself, says
+something, and has the reward. Those that pass are taken shortest first (or in random order) up to `per_question`,
+leaving out near-duplicates of what was taken. Without gold answers a label-free reward (rewards/majority.py,
+rewards/semantic_entropy.py) and the bounds on entropy do the choosing.
 For another rule: a reason in `REASONS`, in the place where it is asked.
 """
 
@@ -18,8 +19,10 @@ from rl.rejection.config import KeepSection
 from rl.rejection.samples import Completion, SampledQuestion
 from rl.selection import ROUNDING
 
-Reason = Literal["unjudged", "entropy_low", "entropy_high", "truncated", "empty", "reward", "near_duplicate", "over_limit"]
-REASONS: tuple[Reason, ...] = ("unjudged", "entropy_low", "entropy_high", "truncated", "empty", "reward", "near_duplicate", "over_limit")
+Reason = Literal[
+    "unjudged", "entropy_low", "entropy_high", "truncated", "empty", "reward", "near_duplicate", "over_limit"]
+REASONS: tuple[Reason, ...] = (
+    "unjudged", "entropy_low", "entropy_high", "truncated", "empty", "reward", "near_duplicate", "over_limit")
 """In the order in which they are asked: a completion is counted for the first that applies."""
 
 SHINGLE = 3  # words; shorter texts are one shingle
@@ -28,7 +31,8 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """kept: indices of the kept completions, in the order in which they were taken. reasons: [n], None for a kept one."""
+    """kept: indices of the kept completions, in the order in which they were taken. reasons: [n], None for a kept
+    one."""
 
     kept: tuple[int, ...]
     reasons: tuple[Reason | None, ...]
@@ -41,7 +45,9 @@ def choose(question: SampledQuestion, keep: KeepSection, seed: int) -> Choice:
     shingles: list[frozenset[tuple[str, ...]]] = []
     for index in _in_order(question, [i for i, reason in enumerate(reasons) if reason is None], keep.order, seed):
         own = shingles_of(question.completions[index].text)
-        if keep.near_duplicates is not None and any(similarity(own, other) >= keep.near_duplicates - ROUNDING for other in shingles):
+        if keep.near_duplicates is not None and any(
+            similarity(own, other) >= keep.near_duplicates - ROUNDING for other in shingles
+        ):
             reasons[index] = "near_duplicate"
         elif keep.per_question is not None and len(kept) == keep.per_question:
             reasons[index] = "over_limit"
@@ -57,7 +63,8 @@ def has_reward(completion: Completion, keep: KeepSection) -> bool:
 
 
 def shingles_of(text: str) -> frozenset[tuple[str, ...]]:
-    """All sequences of SHINGLE words in the text; a word is letters and digits, or one other character that is no space."""
+    """All sequences of SHINGLE words in the text; a word is letters and digits, or one other character that is no
+    space."""
     words = tuple(_WORD.findall(text))
     return frozenset(words[i:i + SHINGLE] for i in range(max(1, len(words) - SHINGLE + 1)))
 
@@ -83,7 +90,9 @@ def _refusal(question: SampledQuestion, completion: Completion, keep: KeepSectio
     return None if has_reward(completion, keep) else "reward"
 
 
-def _in_order(question: SampledQuestion, passed: Sequence[int], order: Literal["shortest", "random"], seed: int) -> list[int]:
+def _in_order(
+    question: SampledQuestion, passed: Sequence[int], order: Literal["shortest", "random"], seed: int
+) -> list[int]:
     if order == "shortest":
         return sorted(passed, key=lambda i: (question.completions[i].num_tokens, i))
     shuffled = list(passed)

@@ -46,16 +46,21 @@ def draw(file: MixFile, num_kept: int, seed: int) -> list[dict[str, Json]]:
     wanted = max(1, int(file.section.ratio * num_kept + 0.5))
     there = len(file.solutions)
     if wanted > there:
-        raise ConfigError([f"{file.key}.ratio: {file.section.ratio:g} rows of {file.section.path} for each of {num_kept} kept completions "
-                           f"are {wanted}, and it has {there}. Remedy: {file.key}.ratio={int(1e6 * there / num_kept) / 1e6} or less, or a "
-                           "larger file"])
+        raise ConfigError(
+            [
+                f"{file.key}.ratio: {file.section.ratio:g} rows of {file.section.path} for each of {num_kept} kept "
+                f"completions are {wanted}, and it has {there}. Remedy: "
+                f"{file.key}.ratio={int(1e6 * there / num_kept) / 1e6} or less, or a larger file"])
     chosen = sorted(random.Random(f"{seed}\x1fmix\x1f{file.key}").sample(range(there), wanted))
     return [_row(file.solutions[index]) for index in chosen]
 
 
 def _row(solution: Solution) -> dict[str, Json]:
     """As a warm-up reads it with its default columns, to the same prompt and completion."""
-    others = {name: value for name, value in solution.question.columns.items() if name not in ("question", "solution", "messages")}
+    others = {
+        name: value
+        for name, value in solution.question.columns.items()
+        if name not in ("question", "solution", "messages")}
     if solution.before:
         turns: list[Json] = [dict(message) for message in solution.before]
         return {**others, "messages": [*turns, {"role": "user", "content": solution.question.text},

@@ -1,7 +1,9 @@
-"""Questions with their choices -> report.json and report.md: what share was kept by difficulty, why the rest was not, and lengths.
+"""Questions with their choices -> report.json and report.md: what share was kept by difficulty, why the rest was not,
+and lengths.
 
-Difficulty is the share of a question's completions whose reward is high enough, whatever else became of them: with an accuracy reward the
-share of right ones, with a majority reward the share of the majority. Everything but `wall_s` is determined by samples and configuration.
+Difficulty is the share of a question's completions whose reward is high enough, whatever else became of them: with an
+accuracy reward the share of right ones, with a majority reward the share of the majority. Everything but `wall_s` is
+determined by samples and configuration.
 """
 
 from __future__ import annotations
@@ -66,10 +68,11 @@ class MixedIn:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """questions, completions: sampled. questions_kept: those with a kept completion. dropped: completions by reason, each counted once.
+    """questions, completions: sampled. questions_kept: those with a kept completion. dropped: completions by reason,
+    each counted once.
 
-    lengths_*: None where there are none. retokenised: kept completions of whose text a warm-up makes other tokens than were sampled (the
-    text is the same). rows: of solutions.jsonl, those mixed in included. wall_s: of this process."""
+    lengths_*: None where there are none. retokenised: kept completions of whose text a warm-up makes other tokens than
+    were sampled (the text is the same). rows: of solutions.jsonl, those mixed in included. wall_s: of this process."""
 
     questions: int
     questions_kept: int
@@ -133,21 +136,24 @@ class Tally:
         return self._all.kept
 
     def check(self, resume: str) -> None:
-        """Raises ConfigError where nothing was kept: what it failed by, and what would keep something. resume: the words to choose again
-        by other settings."""
+        """Raises ConfigError where nothing was kept: what it failed by, and what would keep something. resume: the
+        words to choose again by other settings."""
         if self._all.kept:
             return
         counted = sorted(self.dropped.items(), key=lambda item: (-item[1], REASONS.index(item[0])))
         most = counted[0][0]
-        raise ConfigError([f"keep: nothing is left of {self._all.completions:,} completions of {self._all.questions:,} questions, so no "
-                           f"file is written: {', '.join(f'{count:,} {MEANING[reason]}' for reason, count in counted)}. "
-                           f"Remedy: {self._remedy(most, resume)}"])
+        raise ConfigError(
+            [
+                f"keep: nothing is left of {self._all.completions:,} completions of {self._all.questions:,} questions, "
+                f"so no file is written: {', '.join(f'{count:,} {MEANING[reason]}' for reason, count in counted)}. "
+                f"Remedy: {self._remedy(most, resume)}"])
 
     def _remedy(self, most: Reason, resume: str) -> str:
         again = f"{resume} (chooses again among the samples that are there)"
         if most == "reward":
-            return (f"the highest of these rewards is {self._best_refused:g}: keep.reward_at_least={self._best_refused:g} or less with "
-                    f"{again}; or, in a new run, more sampling.samples, or a better policy")
+            return (
+                f"the highest of these rewards is {self._best_refused:g}: keep.reward_at_least={self._best_refused:g} "
+                f"or less with {again}; or, in a new run, more sampling.samples, or a better policy")
         if most in ("entropy_low", "entropy_high"):
             return f"keep.{most.removeprefix('entropy_')}=null, or a wider bound, with {again}"
         if most == "truncated":
@@ -159,19 +165,31 @@ class Tally:
     def report(self, mix: Sequence[MixedIn], seed: int, wall_s: float) -> Report:
         everything = self._all
         return Report(
-            questions=everything.questions, questions_kept=everything.questions_kept, completions=everything.completions,
-            kept=everything.kept, kept_share=_share(everything.kept, everything.completions),
+            questions=everything.questions,
+            questions_kept=everything.questions_kept,
+            completions=everything.completions,
+            kept=everything.kept,
+            kept_share=_share(everything.kept, everything.completions),
             mean_reward=math.fsum(self._rewards) / max(1, len(self._rewards)),
             dropped={reason: self.dropped[reason] for reason in REASONS},
-            difficulty=tuple(Bucket(name, counts.questions, counts.completions, counts.kept, _share(counts.kept, counts.completions),
-                                    counts.questions_kept) for name, counts in self._buckets.items()),
-            lengths_kept=_lengths(self._kept_lengths), lengths_dropped=_lengths(self._dropped_lengths), retokenised=self.retokenised,
-            mix=tuple(mix), rows=everything.kept + sum(entry.rows for entry in mix), seed=seed, wall_s=wall_s)
+            difficulty=tuple(
+                Bucket(
+                    name, counts.questions, counts.completions, counts.kept, _share(counts.kept, counts.completions),
+                    counts.questions_kept)
+                for name, counts in self._buckets.items()),
+            lengths_kept=_lengths(self._kept_lengths),
+            lengths_dropped=_lengths(self._dropped_lengths),
+            retokenised=self.retokenised,
+            mix=tuple(mix),
+            rows=everything.kept + sum(entry.rows for entry in mix),
+            seed=seed,
+            wall_s=wall_s)
 
 
 def bucket_of(question: SampledQuestion, keep: KeepSection) -> str:
     """The name of the question's bucket of difficulty."""
-    rewarded, total = sum(has_reward(completion, keep) for completion in question.completions), len(question.completions)
+    rewarded, total = sum(has_reward(completion, keep) for completion in question.completions), len(
+        question.completions)
     if rewarded in (0, total):
         return BUCKETS[0] if rewarded == 0 else BUCKETS[-1]
     return BUCKETS[-(-4 * rewarded // total)]
@@ -184,25 +202,53 @@ def to_json(report: Report) -> str:
 def to_markdown(report: Report, title: str) -> str:
     """The same for people."""
     lines = [
-        f"# {title}", "",
-        f"{report.kept:,} of {report.completions:,} completions kept ({report.kept_share:.1%}), of {report.questions_kept:,} of "
-        f"{report.questions:,} questions; mean reward {report.mean_reward:.3f}, seed {report.seed}.", "",
-        "## Kept by difficulty", "", "Difficulty: the share of a question's completions whose reward is high enough.", "",
-        "| with the reward | questions | completions | kept | share kept | questions with a kept one |", "|---|---:|---:|---:|---:|---:|",
-        *(f"| {b.rewarded_share} | {b.questions:,} | {b.completions:,} | {b.kept:,} | {b.kept_share:.1%} | {b.questions_kept:,} |"
-          for b in report.difficulty),
-        "", "## Dropped", "", "Each completion is counted for the first reason that applies.", "", "| reason | completions |", "|---|---:|",
+        f"# {title}",
+        "",
+        (
+            f"{report.kept:,} of {report.completions:,} completions kept ({report.kept_share:.1%}), of "
+            f"{report.questions_kept:,} of {report.questions:,} questions; mean reward {report.mean_reward:.3f}, seed "
+            f"{report.seed}."),
+        "",
+        "## Kept by difficulty",
+        "",
+        "Difficulty: the share of a question's completions whose reward is high enough.",
+        "",
+        "| with the reward | questions | completions | kept | share kept | questions with a kept one |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(
+            f"| {b.rewarded_share} | {b.questions:,} | {b.completions:,} | {b.kept:,} | {b.kept_share:.1%} | "
+            f"{b.questions_kept:,} |"
+            for b in report.difficulty),
+        "",
+        "## Dropped",
+        "",
+        "Each completion is counted for the first reason that applies.",
+        "",
+        "| reason | completions |",
+        "|---|---:|",
         *(f"| {MEANING[reason]} | {count:,} |" for reason, count in report.dropped.items()),
-        "", "## Lengths in tokens", "", "| | completions | mean | median | 90th percentile | longest |", "|---|---:|---:|---:|---:|---:|",
-        *(f"| {name} | {n.completions:,} | {n.mean:.1f} | {n.median:g} | {n.p90:g} | {n.max:,} |"
-          for name, n in (("kept", report.lengths_kept), ("dropped", report.lengths_dropped)) if n is not None),
-        "", "## solutions.jsonl", "", f"- {report.kept:,} kept completions",
+        "",
+        "## Lengths in tokens",
+        "",
+        "| | completions | mean | median | 90th percentile | longest |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(
+            f"| {name} | {n.completions:,} | {n.mean:.1f} | {n.median:g} | {n.p90:g} | {n.max:,} |"
+            for name, n in (("kept", report.lengths_kept), ("dropped", report.lengths_dropped))
+            if n is not None),
+        "",
+        "## solutions.jsonl",
+        "",
+        f"- {report.kept:,} kept completions",
         *(f"- {entry.rows:,} of {entry.rows_in_file:,} rows of {entry.path}" for entry in report.mix),
         f"- {report.rows:,} rows in all",
     ]
     if report.retokenised:
-        lines += ["", f"Of {report.retokenised:,} kept completions a warm-up makes other tokens than were sampled: the tokenizer splits "
-                      "the same text otherwise."]
+        lines += [
+            "",
+            (
+                f"Of {report.retokenised:,} kept completions a warm-up makes other tokens than were sampled: the "
+                "tokenizer splits the same text otherwise.")]
     return "\n".join(lines) + "\n"
 
 
@@ -213,4 +259,5 @@ def _share(part: int, whole: int) -> float:
 def _lengths(tokens: Sequence[int]) -> Lengths | None:
     if not tokens:
         return None
-    return Lengths(len(tokens), sum(tokens) / len(tokens), float(np.median(tokens)), float(np.percentile(tokens, 90)), max(tokens))
+    return Lengths(
+        len(tokens), sum(tokens) / len(tokens), float(np.median(tokens)), float(np.percentile(tokens, 90)), max(tokens))

@@ -1,7 +1,9 @@
-"""A validated configuration of rejection sampling -> solutions.jsonl, which a warm-up learns from, and the report of what was kept.
+"""A validated configuration of rejection sampling -> solutions.jsonl, which a warm-up learns from, and the report of
+what was kept.
 
-Sampling and choosing are apart. What is sampled and scored is written chunk by chunk; the choice is made at the end, from the files, so
-that a run that was killed ends as the uninterrupted one, and other settings of `keep` and `mix` can be tried without sampling again.
+Sampling and choosing are apart. What is sampled and scored is written chunk by chunk; the choice is made at the end,
+from the files, so that a run that was killed ends as the uninterrupted one, and other settings of `keep` and `mix` can
+be tried without sampling again.
 """
 
 from __future__ import annotations
@@ -33,16 +35,19 @@ from rl.scoring.rewarding import score_groups
 from rl.scoring.thread import ScoringThread
 
 SOLUTIONS, REPORT, REPORT_TEXT = "solutions.jsonl", "report.json", "report.md"
-FREE_KEYS = ("run_dir", "tracking.", "keep.", "mix", "generator.urls", "generator.served_model", "generator.api_key_env",
-             "generator.exchange_dir", "generator.start_timeout_s", "generator.request_timeout_s")
-"""What may differ from the configuration of the run that goes on: nothing that changes what is sampled, or how it is scored."""
+FREE_KEYS = (
+    "run_dir", "tracking.", "keep.", "mix", "generator.urls", "generator.served_model", "generator.api_key_env",
+    "generator.exchange_dir", "generator.start_timeout_s", "generator.request_timeout_s")
+"""What may differ from the configuration of the run that goes on: nothing that changes what is sampled, or how it is
+scored."""
 
 
 def run(config: RejectConfig, resume: Path | None) -> int:
-    """Sample, score, choose and write as configured; returns the exit code. resume: the folder of the run to go on with, config.run_dir.
+    """Sample, score, choose and write as configured; returns the exit code. resume: the folder of the run to go on
+    with, config.run_dir.
 
-    Raises what `read_reject_inputs` raises, PolicyError, SamplerError, RunFolderError, OSError, and ConfigError where nothing is kept or a
-    file to mix in is too small; the samples are then kept, and no result is written."""
+    Raises what `read_reject_inputs` raises, PolicyError, SamplerError, RunFolderError, OSError, and ConfigError where
+    nothing is kept or a file to mix in is too small; the samples are then kept, and no result is written."""
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     inputs = read_reject_inputs(config)
@@ -67,11 +72,13 @@ def run(config: RejectConfig, resume: Path | None) -> int:
 
 def _check_same_run(folder: RunFolder, config: RejectConfig) -> None:
     """Raises ConfigError where the run in the folder was sampled by other settings."""
-    changed = [f"{key}: {new!r}, but the run in {folder.path} has {old!r}"
-               for key, old, new in differences(load(folder.config_file, [], RejectConfig), config)
-               if not any(key == free or key.startswith(free if free.endswith(".") else f"{free}.") for free in FREE_KEYS)]
+    changed = [
+        f"{key}: {new!r}, but the run in {folder.path} has {old!r}"
+        for key, old, new in differences(load(folder.config_file, [], RejectConfig), config)
+        if not any(key == free or key.startswith(free if free.endswith(".") else f"{free}.") for free in FREE_KEYS)]
     if changed:
-        raise ConfigError([*changed, "Remedy: --resume with the run's own configuration (keep and mix may differ), or a new run_dir"])
+        raise ConfigError(
+            [*changed, "Remedy: --resume with the run's own configuration (keep and mix may differ), or a new run_dir"])
 
 
 def _prompts_of_chunks(inputs: RejectInputs) -> list[list[Prompt]]:
@@ -85,7 +92,8 @@ def _open_generator(config: RejectConfig, inputs: RejectInputs) -> Iterator[Gene
     parts = config.model, config.generator, inputs.tokenizer, inputs.model_config
     try:
         if config.generator.backend == "vllm_server":
-            generator = open_fixed_servers(*parts, max_tokens=inputs.max_tokens, text=inputs.prompts[0].token_ids, scratch=scratch)
+            generator = open_fixed_servers(
+                *parts, max_tokens=inputs.max_tokens, text=inputs.prompts[0].token_ids, scratch=scratch)
         else:
             generator = open_fixed_generator(*parts, max_tokens=inputs.max_tokens, scratch=scratch)
         try:
@@ -102,25 +110,34 @@ def _sample_all(
     """Sample, score and write the chunks that are missing. False where a signal asked to stop before the last."""
     missing = store.missing
     total = len(inputs.chunks)
-    with open_progress(config.tracking.progress, config.run_dir.name, total, first_step=total - len(missing)) as progress:
-        for text in (generator.description, _left_out(inputs), f"{total - len(missing)} of {total} chunks are there already"
-                     if len(missing) < total else ""):
+    with open_progress(
+        config.tracking.progress, config.run_dir.name, total, first_step=total - len(missing)
+    ) as progress:
+        for text in (
+            generator.description, _left_out(inputs),
+            f"{total - len(missing)} of {total} chunks are there already" if len(missing) < total else "",
+        ):
             if text:
                 progress.message(text)
         for done, number in enumerate(missing, start=total - len(missing) + 1):
             started = time.perf_counter()
             prompts = [inputs.prompts[position] for position in inputs.chunks[number]]
-            questions = [sampled_question(scored, inputs.is_exact) for scored in _sample_and_score(config, inputs, generator, prompts)]
+            questions = [
+                sampled_question(scored, inputs.is_exact)
+                for scored in _sample_and_score(config, inputs, generator, prompts)]
             store.write(number, questions)
             _show(progress, done, config, questions, time.perf_counter() - started)
             if (signal := stop_signals()) is not None and done < total:
-                progress.message(f"stopped by {signal} after chunk {done} of {total}; what was sampled is kept, and nothing chosen yet. "
-                                 f"Go on with --resume {config.run_dir}")
+                progress.message(
+                    f"stopped by {signal} after chunk {done} of {total}; what was sampled is kept, and nothing chosen "
+                    f"yet. Go on with --resume {config.run_dir}")
                 return False
     return True
 
 
-def _sample_and_score(config: RejectConfig, inputs: RejectInputs, generator: Generator, prompts: Sequence[Prompt]) -> list[ScoredGroup]:
+def _sample_and_score(
+    config: RejectConfig, inputs: RejectInputs, generator: Generator, prompts: Sequence[Prompt]
+) -> list[ScoredGroup]:
     """The scored groups of the prompts, in their order; scored while others decode, where the rewards allow it."""
     samples = range(config.sampling.samples)
     requests = [Request(prompt, tuple(request_seed(config.seed, "reject", 0, prompt.question.id, i) for i in samples))
@@ -137,12 +154,17 @@ def _sample_and_score(config: RejectConfig, inputs: RejectInputs, generator: Gen
     return [found[index] for index in range(len(requests))]
 
 
-def _show(progress: Progress, done: int, config: RejectConfig, questions: Sequence[SampledQuestion], seconds: float) -> None:
+def _show(
+    progress: Progress, done: int, config: RejectConfig, questions: Sequence[SampledQuestion], seconds: float
+) -> None:
     completions = [completion for question in questions for completion in question.completions]
-    progress.step(done, {
-        REWARD: sum(completion.reward for completion in completions) / len(completions),
-        KEPT_SHARE: sum(len(choose(question, config.keep, config.seed).kept) for question in questions) / len(completions),
-        TOKENS_PER_S: sum(completion.num_tokens for completion in completions) / seconds})
+    progress.step(
+        done,
+        {
+            REWARD: sum(completion.reward for completion in completions) / len(completions),
+            KEPT_SHARE: (
+                sum(len(choose(question, config.keep, config.seed).kept) for question in questions) / len(completions)),
+            TOKENS_PER_S: sum(completion.num_tokens for completion in completions) / seconds})
 
 
 def _left_out(inputs: RejectInputs) -> str:
@@ -150,7 +172,9 @@ def _left_out(inputs: RejectInputs) -> str:
     return f"left out: {left_out}" if left_out else ""
 
 
-def _conclude(config: RejectConfig, inputs: RejectInputs, store: SampleStore, folder: RunFolder, started: float) -> Report:
+def _conclude(
+    config: RejectConfig, inputs: RejectInputs, store: SampleStore, folder: RunFolder, started: float
+) -> Report:
     """Choose from the samples and write solutions and report, or raise and leave the folder as it is."""
     tally = Tally(config.keep)
     kept: dict[int, list[str]] = {}
@@ -168,33 +192,45 @@ def _conclude(config: RejectConfig, inputs: RejectInputs, store: SampleStore, fo
         rows += drawn
     report = tally.report(mixed, config.seed, time.perf_counter() - started)
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
-    # The file that others read comes last, and an earlier choice's goes first: it never stands beside another choice's report.
+    # The file that others read comes last, and an earlier choice's goes first: it never stands beside another choice's
+    # report.
     (folder.path / SOLUTIONS).unlink(missing_ok=True)
     write_atomically(folder.config_file, to_yaml(config))
     write_atomically(folder.path / REPORT, to_json(report))
     write_atomically(folder.path / REPORT_TEXT, to_markdown(report, f"Rejection sampling: {folder.path.name}"))
-    write_atomically(folder.path / SOLUTIONS, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    write_atomically(
+        folder.path / SOLUTIONS, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
     return report
 
 
 def solution_row(prompt: Prompt, text: str) -> dict[str, Json]:
     """As a warm-up reads it, with the columns that the prompt's template may need. The gold answer is no part of it."""
     question = prompt.question
-    others = {name: value for name, value in question.columns.items() if name not in ("id", "question", "solution", "messages")}
+    others = {
+        name: value
+        for name, value in question.columns.items()
+        if name not in ("id", "question", "solution", "messages")}
     return {"id": question.id, "question": question.text, "solution": text, **others}
 
 
 def _summary(report: Report, config: RejectConfig, folder: RunFolder) -> str:
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items() if count)
     mixed = "".join(f" + {entry.rows:,} of {entry.path}" for entry in report.mix)
-    return "\n".join([
-        "", f"{'kept':<12}{report.kept:,} of {report.completions:,} completions ({report.kept_share:.1%}), of {report.questions_kept:,} of "
-            f"{report.questions:,} questions",
-        f"{'dropped':<12}{dropped or 'none'}",
-        f"{'file':<12}{folder.path / SOLUTIONS}: {report.rows:,} rows{f' ({report.kept:,} kept{mixed})' if mixed else ''}",
-        f"{'report':<12}{folder.path / REPORT_TEXT}",
-        f"{'cost':<12}{format_duration(report.wall_s)}",
-        f"{'go on with':<12}rl/warmup.py data={folder.path / SOLUTIONS} prompt={config.prompt.template} model={config.model.path}"])
+    return "\n".join(
+        [
+            "",
+            (
+                f"{'kept':<12}{report.kept:,} of {report.completions:,} completions ({report.kept_share:.1%}), of "
+                f"{report.questions_kept:,} of {report.questions:,} questions"),
+            f"{'dropped':<12}{dropped or 'none'}",
+            (
+                f"{'file':<12}{folder.path / SOLUTIONS}: {report.rows:,} "
+                f"rows{f' ({report.kept:,} kept{mixed})' if mixed else ''}"),
+            f"{'report':<12}{folder.path / REPORT_TEXT}",
+            f"{'cost':<12}{format_duration(report.wall_s)}",
+            (
+                f"{'go on with':<12}rl/warmup.py data={folder.path / SOLUTIONS} prompt={config.prompt.template} "
+                f"model={config.model.path}")])
 
 
 def describe(config: RejectConfig) -> str:
@@ -202,13 +238,19 @@ def describe(config: RejectConfig) -> str:
     inputs = read_reject_inputs(config)
     first = inputs.prompts[0]
     n = config.sampling.samples
-    return "\n".join([
-        to_yaml(config),
-        f"prompt of the first question  {first.text!r}, {len(first.token_ids)} tokens",
-        f"questions                     {len(inputs.prompts):,}, the longest with its completion {inputs.max_tokens:,} tokens",
-        f"{'left out':<30}{_left_out(inputs).removeprefix('left out: ') or 'none'}",
-        f"completions                   {len(inputs.prompts) * n:,}, in {len(inputs.chunks):,} chunks of at most "
-        f"{config.sampling.questions_per_chunk} questions x {n}",
-        *(f"{file.key:<30}{len(file.solutions):,} rows of {file.section.path}, {file.section.ratio:g} for each kept completion"
-          for file in inputs.mix),
-        "Everything but the model was read and checked; nothing was sampled."])
+    return "\n".join(
+        [
+            to_yaml(config),
+            f"prompt of the first question  {first.text!r}, {len(first.token_ids)} tokens",
+            (
+                f"questions                     {len(inputs.prompts):,}, the longest with its completion "
+                f"{inputs.max_tokens:,} tokens"),
+            f"{'left out':<30}{_left_out(inputs).removeprefix('left out: ') or 'none'}",
+            (
+                f"completions                   {len(inputs.prompts) * n:,}, in {len(inputs.chunks):,} chunks of at "
+                f"most {config.sampling.questions_per_chunk} questions x {n}"),
+            *(
+                f"{file.key:<30}{len(file.solutions):,} rows of {file.section.path}, {file.section.ratio:g} for each "
+                "kept completion"
+                for file in inputs.mix),
+            "Everything but the model was read and checked; nothing was sampled."])

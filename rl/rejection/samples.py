@@ -1,8 +1,9 @@
-"""What rejection sampling knows of each completion, and the files that keep it: samples/chunk-00000.jsonl, one line per question.
+"""What rejection sampling knows of each completion, and the files that keep it: samples/chunk-00000.jsonl, one line per
+question.
 
-A chunk is questions that were sampled and scored together. Its file appears whole or not at all, so that a killed run samples again
-exactly the chunks that it lacks, with the same requests together as the uninterrupted run had. samples/identity.json says by which model
-they were sampled and by which rewards judged.
+A chunk is questions that were sampled and scored together. Its file appears whole or not at all, so that a killed run
+samples again exactly the chunks that it lacks, with the same requests together as the uninterrupted run had.
+samples/identity.json says by which model they were sampled and by which rewards judged.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ MEANING = {
 class Completion:
     """One sampled and scored completion.
 
-    text: as rewards see it (assistant prefix included, no special tokens), which is the solution if it is kept. num_tokens: with the stop
-    token. reward: the weighted sum; scores: each reward's own value. answer: None where none was found. cluster: completions of a question
-    with equivalent answers share it. exact: a warm-up on the text trains on the very tokens that were sampled."""
+    text: as rewards see it (assistant prefix included, no special tokens), which is the solution if it is kept.
+    num_tokens: with the stop token. reward: the weighted sum; scores: each reward's own value. answer: None where none
+    was found. cluster: completions of a question with equivalent answers share it. exact: a warm-up on the text trains
+    on the very tokens that were sampled."""
 
     text: str
     num_tokens: int
@@ -49,8 +51,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class SampledQuestion:
-    """A question with its n completions. normalised_entropy: H / ln n in [0, 1], None for n = 1. judged: False where a reward gave some
-    completion no verdict; rewards and clusters mean nothing then."""
+    """A question with its n completions. normalised_entropy: H / ln n in [0, 1], None for n = 1. judged: False where a
+    reward gave some completion no verdict; rewards and clusters mean nothing then."""
 
     id: str
     normalised_entropy: float | None
@@ -64,16 +66,20 @@ def sampled_question(scored: ScoredGroup, is_exact: Callable[[Prompt, Rollout], 
     # A reward's gaps are filled for training; a completion without a verdict must not be kept as if it had one.
     judged = not scored.skipped and scored.metrics.get("group/unscored_share", 0.0) == 0.0
     return SampledQuestion(
-        scored.group.question.id, scored.normalised_entropy if size > 1 else None, judged,
-        tuple(Completion(
-            text=rollout.text, num_tokens=len(rollout.token_ids), truncated=rollout.is_truncated, seed=rollout.seed,
-            reward=scored.rewards[i], scores={name: values[i] for name, values in scored.scores.items()}, answer=scored.answers[i],
-            cluster=scored.labels[i], exact=is_exact(scored.group.prompt, rollout))
+        scored.group.question.id,
+        scored.normalised_entropy if size > 1 else None,
+        judged,
+        tuple(
+            Completion(
+                text=rollout.text, num_tokens=len(rollout.token_ids), truncated=rollout.is_truncated, seed=rollout.seed,
+                reward=scored.rewards[i], scores={name: values[i] for name, values in scored.scores.items()},
+                answer=scored.answers[i], cluster=scored.labels[i], exact=is_exact(scored.group.prompt, rollout))
             for i, rollout in enumerate(scored.group.rollouts)))
 
 
 class SampleStore:
-    """The chunks of a run in its samples/ folder. chunks: the prompts of each, in the order in which they are sampled."""
+    """The chunks of a run in its samples/ folder. chunks: the prompts of each, in the order in which they are
+    sampled."""
 
     def __init__(self, folder: Path, chunks: Sequence[Sequence[Prompt]], num_samples: int) -> None:
         self._folder = folder
@@ -86,8 +92,8 @@ class SampleStore:
         return [number for number in range(len(self._chunks)) if not self._file(number).is_file()]
 
     def begin(self, identity: Mapping[str, Json]) -> None:
-        """Open the folder for samples of this model, these questions and these rewards. Raises ConfigError, with each key that differs,
-        where it holds samples of others."""
+        """Open the folder for samples of this model, these questions and these rewards. Raises ConfigError, with each
+        key that differs, where it holds samples of others."""
         self._folder.mkdir(exist_ok=True)
         for unfinished in self._folder.glob(".*.tmp"):  # of a run that was killed in the middle of writing
             unfinished.unlink()
@@ -98,8 +104,9 @@ class SampleStore:
         try:
             there: dict[str, Json] = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise RunFolderError(f"{file} is not readable ({error}): what the samples were made with is not known. Remedy: a new "
-                                 "run_dir") from None
+            raise RunFolderError(
+                f"{file} is not readable ({error}): what the samples were made with is not known. Remedy: a new run_dir"
+            ) from None
         if changed := [f"{key}: {MEANING[key]} (there {there.get(key)}, here {identity[key]})"
                        for key in identity if there.get(key) != identity[key]]:
             raise ConfigError([*changed, "Remedy: --resume with what the run began with, or a new run_dir"])
@@ -121,12 +128,14 @@ class SampleStore:
             # Bytes: of the ends of lines that text knows, some stand in completions.
             questions = [_from_json(json.loads(line)) for line in file.read_bytes().splitlines()]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{file}: {type(error).__name__}: {error}; the file was edited or damaged. {SAMPLE_AGAIN}") from None
+            raise RunFolderError(
+                f"{file}: {type(error).__name__}: {error}; the file was edited or damaged. {SAMPLE_AGAIN}") from None
         found = [(question.id, len(question.completions)) for question in questions]
         wanted = [(prompt.question.id, self._num_samples) for prompt in self._chunks[number]]
         if found != wanted:
-            raise RunFolderError(f"{file}: holds {len(found)} questions, the first (id, completions) {found[:1]}; expected {len(wanted)}, "
-                                 f"the first {wanted[:1]}. {SAMPLE_AGAIN}")
+            raise RunFolderError(
+                f"{file}: holds {len(found)} questions, the first (id, completions) {found[:1]}; expected "
+                f"{len(wanted)}, the first {wanted[:1]}. {SAMPLE_AGAIN}")
         return questions
 
     def _file(self, number: int) -> Path:

@@ -1,8 +1,8 @@
 """A run's folder: which file is where, who may write to it, and files that are never half written.
 
 `prepare` gives one process the folder and moves an older run aside, `find_run` turns what the user typed after --resume
-into a folder, `write_atomically` replaces a file as a whole. In a run over several ranks only rank 0 calls any of them. A new
-file of a run gets its property in `RunFolder`.
+into a folder, `write_atomically` replaces a file as a whole. In a run over several ranks only rank 0 calls any of them.
+A new file of a run gets its property in `RunFolder`.
 """
 
 from __future__ import annotations
@@ -68,8 +68,11 @@ class RunFolder:
 
     @property
     def changed_at(self) -> float:
-        """Newest modification of metrics, checkpoints or samples, in seconds since the epoch; of the config before there are any."""
-        places = [self.metrics_file, self.samples, self.checkpoints, *(self.checkpoints.glob("*") if self.checkpoints.is_dir() else ())]
+        """Newest modification of metrics, checkpoints or samples, in seconds since the epoch; of the config before
+        there are any."""
+        places = [
+            self.metrics_file, self.samples, self.checkpoints,
+            *(self.checkpoints.glob("*") if self.checkpoints.is_dir() else ())]
         times = [place.stat().st_mtime for place in places if place.exists()]
         return max(times, default=self.config_file.stat().st_mtime)
 
@@ -78,10 +81,10 @@ class RunFolder:
 def prepare(path: Path, *, resume: bool, say: Callable[[str], None] = print) -> Iterator[RunFolder]:
     """The folder at `path`, locked for this process until the block ends.
 
-    resume: the run in it goes on. Otherwise a run that is there is moved to `<name>.1`, `.2`, ... beside it (`say` tells
-    where), never deleted.
-    Raises: RunFolderError when another process uses the folder, when there is no run to resume, or when the folder holds
-    something else than a run; nothing has been touched then.
+    resume: the run in it goes on. Otherwise a run that is there is moved to `<name>.1`, `.2`, ... beside it (`say`
+    tells where), never deleted.
+    Raises: RunFolderError when another process uses the folder, when there is no run to resume, or when the folder
+    holds something else than a run; nothing has been touched then.
     """
     folder = RunFolder(path)
     if path.exists() and not path.is_dir():
@@ -97,13 +100,15 @@ def prepare(path: Path, *, resume: bool, say: Callable[[str], None] = print) -> 
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"run_dir {path} cannot be made: {error.strerror}; choose another with run_dir=...") from error
+        raise RunFolderError(
+            f"run_dir {path} cannot be made: {error.strerror}; choose another with run_dir=...") from error
     with _lock(folder):
         if resume or not folder.holds_run:
             yield folder
             return
         aside = free_name_beside(path)
-        # The lock travels with the renamed folder; whoever takes the freed name first holds its lock, and the other is refused.
+        # The lock travels with the renamed folder; whoever takes the freed name first holds its lock, and the other is
+        # refused.
         path.rename(aside)
         say(f"{path} held an earlier run: it is now {aside}")
         RunFolder(aside).lock_file.unlink()
@@ -116,8 +121,8 @@ def prepare(path: Path, *, resume: bool, say: Callable[[str], None] = print) -> 
 def _lock(folder: RunFolder) -> Iterator[None]:
     """Hold `run.lock`, which names this process and its host.
 
-    The kernel's lock on the file counts, not its text: it ends with the process that holds it, so that a file left by a dead
-    process is taken over, even where its process id has been given to another one since.
+    The kernel's lock on the file counts, not its text: it ends with the process that holds it, so that a file left by a
+    dead process is taken over, even where its process id has been given to another one since.
     """
     descriptor = _open_locked(folder)
     try:
@@ -139,12 +144,14 @@ def _open_locked(folder: RunFolder) -> int:
         except BlockingIOError:
             holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
-            raise RunFolderError(f"{folder.path} is in use by another process ({holder}); wait for it, stop it, or choose "
-                                 "another folder with run_dir=...") from None
+            raise RunFolderError(
+                f"{folder.path} is in use by another process ({holder}); wait for it, stop it, or choose "
+                "another folder with run_dir=...") from None
         except OSError as error:
             os.close(descriptor)
-            raise RunFolderError(f"the file system of {folder.path} gives no file locks ({error.strerror}); put run_dir on "
-                                 "another one") from error
+            raise RunFolderError(
+                f"the file system of {folder.path} gives no file locks ({error.strerror}); put run_dir on another one"
+            ) from error
         if _is_same_file(descriptor, folder.lock_file):
             return descriptor
         # Its holder removed the file between our opening and locking it.
@@ -166,15 +173,18 @@ def free_name_beside(path: Path) -> Path:
     return aside
 
 
-def find_run(name: str, runs_dir: Path = Path("runs"), is_meant: Callable[[RunFolder], bool] = lambda run: True) -> Path:
+def find_run(
+    name: str, runs_dir: Path = Path("runs"), is_meant: Callable[[RunFolder], bool] = lambda run: True
+) -> Path:
     """The folder of the run that `name` means: a path, a run's name under `runs_dir`, or `latest`.
 
-    `latest` is the run whose metrics or checkpoints changed last, of those that `is_meant` accepts. A path may also be that of a file in
-    the run's folder.
+    `latest` is the run whose metrics or checkpoints changed last, of those that `is_meant` accepts. A path may also be
+    that of a file in the run's folder.
     Raises: RunFolderError that lists the runs there are, newest first.
     """
-    runs = sorted((RunFolder(entry) for entry in (runs_dir.iterdir() if runs_dir.is_dir() else ()) if RunFolder(entry).holds_run),
-                  key=lambda run: (run.changed_at, run.path.name), reverse=True)
+    runs = sorted(
+        (RunFolder(entry) for entry in (runs_dir.iterdir() if runs_dir.is_dir() else ()) if RunFolder(entry).holds_run),
+        key=lambda run: (run.changed_at, run.path.name), reverse=True)
     if name == "latest":
         if (newest := next(filter(is_meant, runs), None)) is not None:
             return newest.path
@@ -191,7 +201,8 @@ def find_run(name: str, runs_dir: Path = Path("runs"), is_meant: Callable[[RunFo
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace `path` by `content` (text as UTF-8): it then holds all of it, or, after an error or a kill, what it held before.
+    """Replace `path` by `content` (text as UTF-8): it then holds all of it, or, after an error or a kill, what it held
+    before.
 
     Raises: OSError of the same kind with the remedy in its message; the temporary file is removed.
     """
@@ -210,8 +221,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = ("free some space there, or put run_dir on another disk" if is_full
                   else "check that the folder exists and may be written to")
-        raise OSError(error.errno, f"cannot write {path} ({len(data):,} bytes): {error.strerror}; what it held before is "
-                                   f"unchanged. Remedy: {remedy}") from error
+        raise OSError(
+            error.errno,
+            f"cannot write {path} ({len(data):,} bytes): {error.strerror}; what it held before is "
+            f"unchanged. Remedy: {remedy}") from error
 
 
 def _sync_folder(path: Path) -> None:

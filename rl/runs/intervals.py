@@ -1,7 +1,7 @@
 """One number per question -> their mean with a bootstrap interval over questions.
 
-The resampled unit is the question, not the completion: completions of one question are not independent, and counting them
-as if they were makes intervals too narrow.
+The resampled unit is the question, not the completion: completions of one question are not independent, and counting
+them as if they were makes intervals too narrow.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def mean_with_interval(
     """
     values = np.asarray(values_per_question, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"an interval needs a list of at least one value, one per question; the shape given is {values.shape}")
+        raise ValueError(
+            f"an interval needs a list of at least one value, one per question; the shape given is {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"the value of question {int(np.flatnonzero(~np.isfinite(values))[0])} is not finite")
     if not 0.0 < confidence < 1.0:
@@ -49,10 +50,11 @@ def mean_with_interval(
     value = math.fsum(values) / values.size
     generator = np.random.default_rng(seed)
     rows_at_once = max(1, _MAX_DRAWS_AT_ONCE // values.size)
-    means = np.concatenate([
-        values[generator.integers(0, values.size, size=(min(rows_at_once, resamples - start), values.size))].mean(axis=1)
-        for start in range(0, resamples, rows_at_once)
-    ])
+    means = np.concatenate(
+        [
+            values[generator.integers(0, values.size, size=(min(rows_at_once, resamples - start), values.size))].mean(
+                axis=1)
+            for start in range(0, resamples, rows_at_once)])
     tail = (1.0 - confidence) / 2.0
     low, high = (float(end) for end in np.quantile(means, [tail, 1.0 - tail]))
     # Rounding in the resampled means must not put the ends on the wrong side of the value when all values are equal.

@@ -68,12 +68,15 @@ _STYLE = {
 
 
 def draw_curves(metrics: Path | Sequence[Path], out: Path, title: str) -> None:
-    """One run as a 2x2 figure: reward and training accuracy, held-out accuracy, semantic entropy, refused groups, over steps.
+    """One run as a 2x2 figure: reward and training accuracy, held-out accuracy, semantic entropy, refused groups, over
+    steps.
 
-    metrics: the run's metrics.jsonl, or several that follow each other (a step in a later one replaces an earlier one's).
+    metrics: the run's metrics.jsonl, or several that follow each other (a step in a later one replaces an earlier
+    one's).
     Raises: ValueError where no line holds anything yet.
     """
-    records = [record for path in ([metrics] if isinstance(metrics, Path) else metrics) for record in read_json_lines(path)]
+    records = [
+        record for path in ([metrics] if isinstance(metrics, Path) else metrics) for record in read_json_lines(path)]
     if not records:
         raise ValueError(f"{metrics} holds no metrics yet; draw it after the first step")
     with plot_style():
@@ -92,7 +95,8 @@ def draw_curves(metrics: Path | Sequence[Path], out: Path, title: str) -> None:
 
 
 def draw_warmup(metrics: Path, out: Path, title: str) -> None:
-    """A supervised warm-up as two panels: cross-entropy of training and held-out solutions, and held-out accuracy, over steps."""
+    """A supervised warm-up as two panels: cross-entropy of training and held-out solutions, and held-out accuracy, over
+    steps."""
     records = read_json_lines(metrics)
     with plot_style():
         figure, axes = new_figure(1, 2, (11.0, 3.8))
@@ -110,7 +114,8 @@ def draw_warmup(metrics: Path, out: Path, title: str) -> None:
 
 
 def compare_runs(runs: Mapping[str, Sequence[Path]], out: Path, title: str = "Accuracy on held-out questions") -> None:
-    """Held-out accuracy over steps: for each label the mean over its runs (seeds), and a band from their least to their largest.
+    """Held-out accuracy over steps: for each label the mean over its runs (seeds), and a band from their least to their
+    largest.
 
     runs: {label: metrics.jsonl of each seed}. Only steps that all runs of a label evaluated are drawn.
     Raises: ValueError that names the label without a common evaluation.
@@ -122,8 +127,9 @@ def compare_runs(runs: Mapping[str, Sequence[Path]], out: Path, title: str = "Ac
             curves = [dict(curve_of(read_json_lines(path), HELD_OUT_ACCURACY)) for path in paths]
             steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
             if not steps:
-                raise ValueError(f"the {len(curves)} runs of {label!r} have no evaluation at a step that all of them share; "
-                                 "compare runs with the same evaluation.every")
+                raise ValueError(
+                    f"the {len(curves)} runs of {label!r} have no evaluation at a step that all of them share; "
+                    "compare runs with the same evaluation.every")
             most_seeds = max(most_seeds, len(curves))
             columns = [[curve[step] for curve in curves] for step in steps]
             means = [sum(values) / len(values) for values in columns]
@@ -155,8 +161,9 @@ def _draw_reward(axis: Axes, records: Sequence[Record]) -> None:
 def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
     curve = curve_of(records, HELD_OUT_ACCURACY)
     benchmarks = _draw_benchmarks(axis, records)
-    axis.set(title="Accuracy on held-out questions" + (" and benchmarks" if benchmarks else ""), ylabel="mean over samples, 95% interval",
-             ylim=(0, 1.02))
+    axis.set(
+        title="Accuracy on held-out questions" + (" and benchmarks" if benchmarks else ""),
+        ylabel="mean over samples, 95% interval", ylim=(0, 1.02))
     if not curve and benchmarks:
         axis.legend(loc="best", fontsize=8.5)
         return
@@ -169,8 +176,9 @@ def _draw_held_out(axis: Axes, records: Sequence[Record]) -> None:
     axis.errorbar(steps, values, [[value - low.get(step, value) for step, value in curve],
                                   [high.get(step, value) - value for step, value in curve]],
                   color=COLOURS[2], marker="o", markersize=4.5, capsize=2.5, elinewidth=1.0, label="held-out")
-    axis.fill_between(steps, [low.get(step, value) for step, value in curve], [high.get(step, value) for step, value in curve],
-                      color=COLOURS[2], alpha=0.15, linewidth=0)
+    axis.fill_between(
+        steps, [low.get(step, value) for step, value in curve], [high.get(step, value) for step, value in curve],
+        color=COLOURS[2], alpha=0.15, linewidth=0)
     if benchmarks:
         axis.legend(loc="best", fontsize=8.5)
     # Off the curve and inside the frame: the first number lies below a rising curve, the last one below a high point.
@@ -188,9 +196,17 @@ def _draw_benchmarks(axis: Axes, records: Sequence[Record]) -> list[str]:
     for name, colour in zip(names, itertools.cycle(colours), strict=False):
         curve = curve_of(records, name)
         low, high = dict(curve_of(records, f"{name}/low")), dict(curve_of(records, f"{name}/high"))
-        axis.errorbar(*columns_of(curve), [[value - low.get(step, value) for step, value in curve],
-                                         [high.get(step, value) - value for step, value in curve]],
-                      color=colour, marker="s", markersize=3.5, capsize=2.0, elinewidth=0.8, label=name.removeprefix(BENCHMARK_PREFIX))
+        axis.errorbar(
+            *columns_of(curve),
+            [
+                [value - low.get(step, value) for step, value in curve],
+                [high.get(step, value) - value for step, value in curve]],
+            color=colour,
+            marker="s",
+            markersize=3.5,
+            capsize=2.0,
+            elinewidth=0.8,
+            label=name.removeprefix(BENCHMARK_PREFIX))
     return names
 
 
@@ -209,16 +225,18 @@ def _draw_entropy(axis: Axes, records: Sequence[Record]) -> None:
 
 def _draw_refused(axis: Axes, records: Sequence[Record]) -> None:
     axis.set(title="Groups that did not train", ylabel="share of sampled groups", ylim=(0, 1.02))
-    reasons = {"entropy too low": REFUSED_TOO_LOW, "entropy too high": REFUSED_TOO_HIGH, "equal rewards": REFUSED_EQUAL_REWARDS,
-               "not judged": REFUSED_SKIPPED}
+    reasons = {
+        "entropy too low": REFUSED_TOO_LOW, "entropy too high": REFUSED_TOO_HIGH,
+        "equal rewards": REFUSED_EQUAL_REWARDS, "not judged": REFUSED_SKIPPED}
     curves = {label: dict(curve_of(records, name)) for label, name in reasons.items()}
     colours = dict(zip(reasons, ("#748ffc", "#ffa94d", "#ced4da", "#e03131"), strict=True))
     # A bound that is not set refuses nothing and needs no place in the legend.
     curves = {label: curve for label, curve in curves.items() if any(curve.values())}
     steps = sorted(set().union(*curves.values()))
     if steps:
-        axis.stackplot(steps, [[curve.get(step, 0.0) for step in steps] for curve in curves.values()], labels=list(curves),
-                       colors=[colours[label] for label in curves], linewidth=0)
+        axis.stackplot(
+            steps, [[curve.get(step, 0.0) for step in steps] for curve in curves.values()], labels=list(curves),
+            colors=[colours[label] for label in curves], linewidth=0)
         axis.legend(loc="best", reverse=True)
 
 
@@ -237,7 +255,9 @@ def _smoothed(curve: Curve) -> Curve:
     """Mean over a centred window of a tenth of the curve: what one batch of questions adds is noise."""
     reach = len(curve) // 20
     windows = [curve[max(0, index - reach):index + reach + 1] for index in range(len(curve))]
-    return [(step, sum(value for _, value in window) / len(window)) for (step, _), window in zip(curve, windows, strict=True)]
+    return [
+        (step, sum(value for _, value in window) / len(window))
+        for (step, _), window in zip(curve, windows, strict=True)]
 
 
 def plot_style() -> AbstractContextManager[None]:

@@ -1,8 +1,8 @@
 """What a running training shows on the terminal: a live block there, one line per step elsewhere.
 
-`open_progress` chooses the display by `tracking.progress`; the trainer calls `step`, `held_out` and `message` on it and knows
-nothing of the terminal. It draws on the main rank only. To show another number: `_cells`. To add a display: a subclass of
-`Progress`, named in `open_progress`.
+`open_progress` chooses the display by `tracking.progress`; the trainer calls `step`, `held_out` and `message` on it and
+knows nothing of the terminal. It draws on the main rank only. To show another number: `_cells`. To add a display: a
+subclass of `Progress`, named in `open_progress`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Mode = Literal["auto", "live", "lines", "off"]
 Clock = Callable[[], float]
 
 ETA_WINDOW = 20
-"""Steps over which the pace is measured: evaluations are averaged in, a slow first step (compilation) is soon forgotten."""
+"""Steps over which the pace is measured: evaluations are averaged in, a slow first step (compilation) is soon
+forgotten."""
 
 
 class Pace:
@@ -93,7 +94,9 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the terminal as it was found, however the block ended."""
 
     def _show_step(self) -> None:
@@ -112,7 +115,9 @@ class Progress:
         metrics = self._metrics
         held_out = ("held-out", _number(None if self._held_out is None else self._held_out[0]))
         if REWARD not in metrics and LOSS in metrics:  # a supervised warm-up
-            return [("loss", _number(metrics[LOSS])), held_out, ("tok/s", f"{metrics.get(TRAINED_TOKENS_PER_S, 0.0):7,.0f}")]
+            return [
+                ("loss", _number(metrics[LOSS])), held_out,
+                ("tok/s", f"{metrics.get(TRAINED_TOKENS_PER_S, 0.0):7,.0f}")]
         if KEPT_SHARE in metrics:  # rejection sampling, whose steps are chunks of questions
             return [("reward", _number(metrics[REWARD])), ("kept", f"{metrics[KEPT_SHARE]:4.0%}"),
                     ("tok/s", f"{metrics[TOKENS_PER_S]:7,.0f}")]
@@ -167,7 +172,9 @@ class LiveProgress(Progress):
         self._live.start(refresh=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # Gives the cursor and the streams back, and leaves the last state on the screen.
         if self._live is not None:
             self._live.stop()

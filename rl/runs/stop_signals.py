@@ -12,10 +12,11 @@ LAUNCHER_ENDED = "launcher's end"
 
 
 class StopSignals:
-    """Call it for the name of the signal that arrived, or None. `close` gives the signals back to whoever had them before.
+    """Call it for the name of the signal that arrived, or None. `close` gives the signals back to whoever had them
+    before.
 
-    `accelerate launch` hands no signal on to the one process that it starts: a launcher that has ended counts as a signal too, or
-    the training would go on without anybody knowing."""
+    `accelerate launch` hands no signal on to the one process that it starts: a launcher that has ended counts as a
+    signal too, or the training would go on without anybody knowing."""
 
     def __init__(self) -> None:
         self._received: str | None = None

@@ -1,7 +1,8 @@
 """A finished run in one page: summary.json for programs, a few lines for the person at the terminal.
 
-`write_summary` and `read_summary` keep it, `render_summary` tells it. To report something more: a field of `Summary`, and, if
-people need it, a line in `render_summary`. What the versions are read from is installed metadata; nothing heavy is imported.
+`write_summary` and `read_summary` keep it, `render_summary` tells it. To report something more: a field of `Summary`,
+and, if people need it, a line in `render_summary`. What the versions are read from is installed metadata; nothing heavy
+is imported.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The checkpoint with the highest held-out accuracy; checkpoint: its folder, relative to the run's, None if not kept. metric: over
-    how many samples of each question, such as avg@2: as many as every evaluation of the run has."""
+    """The checkpoint with the highest held-out accuracy; checkpoint: its folder, relative to the run's, None if not
+    kept. metric: over how many samples of each question, such as avg@2: as many as every evaluation of the run has."""
 
     step: int
     value: float
@@ -66,7 +67,8 @@ def write_summary(folder: RunFolder, summary: Summary) -> None:
 
 
 def read_summary(folder: RunFolder) -> Summary:
-    """The summary in the folder. Raises: FileNotFoundError; ValueError that names the file where it is not a summary."""
+    """The summary in the folder. Raises: FileNotFoundError; ValueError that names the file where it is not a
+    summary."""
     try:
         fields: dict[str, Any] = json.loads(folder.summary_file.read_text(encoding="utf-8"))
         for name in ("held_out_before", "held_out_after", "benchmarks_before", "benchmarks_after"):
@@ -94,15 +96,16 @@ def installed_versions() -> dict[str, str]:
 def peak_rss_gb() -> float:
     """Most resident memory so far in GB (1e9 bytes): this process's peak + the sum of its living descendants' peaks.
 
-    An upper bound for this process's tree: the peaks may lie at different times and shared pages count twice. Other ranks and
-    the launcher are no descendants and are not in it.
+    An upper bound for this process's tree: the peaks may lie at different times and shared pages count twice. Other
+    ranks and the launcher are no descendants and are not in it.
     """
     children = psutil.Process().children(recursive=True)
     return (_peak_rss_bytes(None) + sum(_peak_rss_bytes(child) for child in children)) / 1e9
 
 
 def _peak_rss_bytes(process: psutil.Process | None) -> int:
-    """Peak of one process, None for this one; VmHWM because ru_maxrss counts the parent's memory at the time of the fork."""
+    """Peak of one process, None for this one; VmHWM because ru_maxrss counts the parent's memory at the time of the
+    fork."""
     status = Path("/proc") / ("self" if process is None else str(process.pid)) / "status"
     try:
         for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -147,7 +150,10 @@ def held_out_lines(summary: Summary) -> list[str]:
 def _change_lines(prefix: str, before: Mapping[str, Interval], after: Mapping[str, Interval]) -> list[str]:
     lines = []
     for name in dict.fromkeys((*before, *after)):
-        gain = f"   {100 * (after[name].value - before[name].value):+.1f} points" if name in before and name in after else ""
+        gain = (
+            f"   {100 * (after[name].value - before[name].value):+.1f} points"
+            if name in before and name in after
+            else "")
         lines.append(f"{prefix + name:<18}{_interval(before.get(name))} -> {_interval(after.get(name))}{gain}")
     return lines
 
@@ -157,4 +163,7 @@ def _interval(interval: Interval | None) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h")

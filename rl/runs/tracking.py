@@ -1,18 +1,19 @@
 """What happened in a run, as files: one JSON object per line in metrics.jsonl and rollouts.jsonl.
 
-Files first; services (TensorBoard, W&B, trackio) get the same numbers through a callable that the trainer hands in. Every value
-is determined by the configuration, so that a resumed run's files equal an uninterrupted run's, except those whose key ends in `_s` (times
-and rates), and with `generator.backend: vllm_server` the counts under `sampler/`, which tell of servers that were lost and came back.
-A checkpoint stores each file's `position()`; on resume `truncate_to` cuts what lies behind it.
+Files first; services (TensorBoard, W&B, trackio) get the same numbers through a callable that the trainer hands in.
+Every value is determined by the configuration, so that a resumed run's files equal an uninterrupted run's, except those
+whose key ends in `_s` (times and rates), and with `generator.backend: vllm_server` the counts under `sampler/`, which
+tell of servers that were lost and came back. A checkpoint stores each file's `position()`; on resume `truncate_to` cuts
+what lies behind it.
 
-Times of a training line, in seconds of the main rank: step_s, and in it sync_s (the hand-over of the version that the step samples
-with), generate_s (sampling), reward_s (scoring after sampling had ended), train_s (the update). reward_overlapped_s: scoring that took no
-time of its own, because other groups were still decoding. teacher_s: a teacher's scoring, in step_s. With generator.max_staleness 1 the
-step's first round was sampled and scored while the step before trained: its generate_s and reward_s are not in step_s, what the trainer
-waited for them is ahead_wait_s.
+Times of a training line, in seconds of the main rank: step_s, and in it sync_s (the hand-over of the version that the
+step samples with), generate_s (sampling), reward_s (scoring after sampling had ended), train_s (the update).
+reward_overlapped_s: scoring that took no time of its own, because other groups were still decoding. teacher_s: a
+teacher's scoring, in step_s. With generator.max_staleness 1 the step's first round was sampled and scored while the
+step before trained: its generate_s and reward_s are not in step_s, what the trainer waited for them is ahead_wait_s.
 
-A new metric needs no change here: put it into the mapping given to `MetricsLog.log`. The names below are those that the display
-(rl/runs/progress.py), the picture (rl/runs/picture.py) and the watchdog (rl/runs/watchdog.py) read.
+A new metric needs no change here: put it into the mapping given to `MetricsLog.log`. The names below are those that the
+display (rl/runs/progress.py), the picture (rl/runs/picture.py) and the watchdog (rl/runs/watchdog.py) read.
 """
 
 from __future__ import annotations
@@ -45,17 +46,19 @@ TOKENS_PER_S = "tokens_per_s"
 KEPT_SHARE = "kept_share"
 """of rejection sampling: share of a chunk's completions that are kept, in [0, 1]."""
 REVERSE_KL = "distillation/reverse_kl"
-"""train, with a teacher: mean over the step's tokens of ln pi - ln pi_teacher in nats, before the update: an estimate of the reverse KL, pi
-at the sampling temperature, that is biased where an older version sampled tokens (generator.max_staleness, refilling)."""
+"""train, with a teacher: mean over the step's tokens of ln pi - ln pi_teacher in nats, before the update: an estimate
+of the reverse KL, pi at the sampling temperature, that is biased where an older version sampled tokens
+(generator.max_staleness, refilling)."""
 LOSS = "loss/value"
-"""train: the loss of the step's update; of a supervised warm-up the cross-entropy in nats per completion token, or what distillation makes
-of it (rl/supervised/distillation.py)."""
+"""train: the loss of the step's update; of a supervised warm-up the cross-entropy in nats per completion token, or what
+distillation makes of it (rl/supervised/distillation.py)."""
 TRAINED_TOKENS_PER_S = "trained_tokens_per_s"
 """train, of a warm-up: tokens read per second, prompts included."""
 HELD_OUT_LOSS = "held_out/loss"
 """eval, of a warm-up: cross-entropy of held-out solutions, in nats per completion token."""
 BENCHMARK_PREFIX = "benchmark/"
-"""eval: benchmark/NAME/avg@4 and the like, with /low and /high of its 95% interval, of the benchmarks in evaluation.benchmarks."""
+"""eval: benchmark/NAME/avg@4 and the like, with /low and /high of its 95% interval, of the benchmarks in
+evaluation.benchmarks."""
 HELD_OUT_ACCURACY = "held_out/accuracy"
 HELD_OUT_LOW = "held_out/low"
 HELD_OUT_HIGH = "held_out/high"
@@ -83,7 +86,8 @@ class JsonLines:
         self._cut_unfinished_line()
 
     def append(self, record: Mapping[str, Json]) -> None:
-        """Write one line. Raises: OSError with the remedy when the disk is full; the file then ends with the line before."""
+        """Write one line. Raises: OSError with the remedy when the disk is full; the file then ends with the line
+        before."""
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
         # A lone surrogate has no UTF-8 form; its backslash form is valid JSON for the same character.
         remaining = memoryview(text.encode("utf-8", "backslashreplace") + b"\n")
@@ -97,7 +101,8 @@ class JsonLines:
                                        "Remedy: free some space there and go on with --resume") from error
 
     def position(self) -> int:
-        """The file's length in bytes, all of it on the disk: a checkpoint that names it must not outlive it in a power cut."""
+        """The file's length in bytes, all of it on the disk: a checkpoint that names it must not outlive it in a power
+        cut."""
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
 
@@ -107,11 +112,13 @@ class JsonLines:
         Raises: JsonLinesError when the file is shorter, or has no end of line there."""
         length = self._file.seek(0, os.SEEK_END)
         if not 0 <= position <= length:
-            raise JsonLinesError(f"{self.path} has {length} bytes, the checkpoint needs its first {position}: the file was "
-                                 "cut or replaced. Put it back, or start a new run")
+            raise JsonLinesError(
+                f"{self.path} has {length} bytes, the checkpoint needs its first {position}: the file was "
+                "cut or replaced. Put it back, or start a new run")
         if position and self._byte_at(position - 1) != b"\n":
-            raise JsonLinesError(f"{self.path} has no end of line at byte {position}, where the checkpoint was made: the "
-                                 "file was edited or replaced. Put it back, or start a new run")
+            raise JsonLinesError(
+                f"{self.path} has no end of line at byte {position}, where the checkpoint was made: the "
+                "file was edited or replaced. Put it back, or start a new run")
         self._file.truncate(position)
 
     def close(self) -> None:
@@ -120,7 +127,9 @@ class JsonLines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _byte_at(self, position: int) -> bytes:
@@ -145,19 +154,21 @@ class MetricsLog(JsonLines):
     """metrics.jsonl: `{"step", "kind": "train" | "eval", metrics...}`, flat, finite numbers or null."""
 
     def __init__(self, folder: RunFolder, forward: Sequence[Forward] = ()) -> None:
-        """forward: callables such as the `log` of accelerate's trackers: (values, step) -> None, called after the file."""
+        """forward: callables such as the `log` of accelerate's trackers: (values, step) -> None, called after the
+        file."""
         super().__init__(folder.metrics_file)
         self._forward = tuple(forward)
 
     def log(self, step: int, kind: Kind, metrics: Mapping[str, float]) -> None:
         """Append one line and forward its finite numbers under the same names.
 
-        A number that is not finite becomes null, and the line gets `num_not_finite`: JSON has no NaN, and a gap in a curve
-        must be explained. Raises: ValueError for a metric named like one of the line's own keys.
+        A number that is not finite becomes null, and the line gets `num_not_finite`: JSON has no NaN, and a gap in a
+        curve must be explained. Raises: ValueError for a metric named like one of the line's own keys.
         """
         taken = {"step", "kind", "num_not_finite"} & metrics.keys()
         if taken:
-            raise ValueError(f"metric {sorted(taken)[0]!r} is a key that lines of {self.path.name} have already; rename it")
+            raise ValueError(
+                f"metric {sorted(taken)[0]!r} is a key that lines of {self.path.name} have already; rename it")
         values = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         record: Record = {"step": step, "kind": kind, **{name: finite.get(name) for name in values}}
@@ -222,10 +233,11 @@ def read_json_lines(path: Path) -> list[Record]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise JsonLinesError(f"{path}:{number} is not JSON ({error}); remove the line or restore the file") from error
+            raise JsonLinesError(
+                f"{path}:{number} is not JSON ({error}); remove the line or restore the file") from error
         if not isinstance(record, dict):
-            raise JsonLinesError(f"{path}:{number} is {type(record).__name__}, not a JSON object; remove the line or restore "
-                                 "the file")
+            raise JsonLinesError(
+                f"{path}:{number} is {type(record).__name__}, not a JSON object; remove the line or restore the file")
         records.append(cast(Record, record))
     return records
 

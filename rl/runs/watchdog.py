@@ -1,8 +1,9 @@
 """Stops a run that collapses: rewards go in, and an alarm comes out when the policy games them.
 
-Every label-free reward is gamed in the end (arXiv:2505.21444, 2603.08660): reward rises, accuracy falls. `collapse_metrics`
-measures a step's groups, `Watchdog` judges the numbers by the rules of `watchdog.*` in the configuration. To add a rule: a
-method of `Watchdog` that returns an `Alarm`, its setting in rl/config.py, and its name in `Rule`.
+Every label-free reward is gamed in the end (arXiv:2505.21444, 2603.08660): reward rises, accuracy falls.
+`collapse_metrics` measures a step's groups, `Watchdog` judges the numbers by the rules of `watchdog.*` in the
+configuration. To add a rule: a method of `Watchdog` that returns an `Alarm`, its setting in rl/config.py, and its name
+in `Rule`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from rl.records import Json, Rollout, ScoredGroup
 Rule = Literal["falling_accuracy", "accuracy_drop", "nothing_gained", "one_answer", "unparsable"]
 
 FEWEST_QUESTIONS = 4
-"""Batches with fewer different questions say nothing about one answer for all: two questions share an answer by chance."""
+"""Batches with fewer different questions say nothing about one answer for all: two questions share an answer by
+chance."""
 
 FEWEST_REASONING_CHARACTERS = 3
 
 LEAST_RETURN = 0.1
-"""Accuracy that a policy should gain for each unit of reward: a tenth is far below what good runs gain (about one, where the reward is a
-share such as agreement), and enough to tell a gain from the noise of evaluations."""
+"""Accuracy that a policy should gain for each unit of reward: a tenth is far below what good runs gain (about one,
+where the reward is a share such as agreement), and enough to tell a gain from the noise of evaluations."""
 
 _ANSWER_START = re.compile(r"\\boxed|\\fbox|####|<answer>|answer is", re.IGNORECASE)
 _THINK_TAG = re.compile(r"</?think>")
@@ -34,8 +36,9 @@ _THINK_TAG = re.compile(r"</?think>")
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What messages say of the number that a run raises. means: what it says when that rises and accuracy falls; other: what else could be
-    had; in_vain: why it may rise for nothing, and the remedy; None: it says nothing of how much accuracy it should bring."""
+    """What messages say of the number that a run raises. means: what it says when that rises and accuracy falls; other:
+    what else could be had; in_vain: why it may rise for nothing, and the remedy; None: it says nothing of how much
+    accuracy it should bring."""
 
     name: str
     means: str
@@ -44,13 +47,18 @@ class Goal:
 
 
 REWARD_GOAL = Goal(
-    "the reward", "the policy games the reward", "another reward, selection.low",
-    "The policy learns to please the reward, not to be right: a label-free reward needs a base that is mostly right where it agrees with "
-    "itself (maj@k of python -m eval.run). Use a supervised warm-up, a stronger base or gold answers")
+    "the reward",
+    "the policy games the reward",
+    "another reward, selection.low",
+    "The policy learns to please the reward, not to be right: a label-free reward needs a base that is mostly right "
+    "where it agrees with itself (maj@k of python -m eval.run). Use a supervised warm-up, a stronger base or gold "
+    "answers")
 TEACHER_GOAL = Goal(
-    "minus the distance to the teacher (distillation/reverse_kl)", "the policy comes near a teacher that is less often right than it was",
+    "minus the distance to the teacher (distillation/reverse_kl)",
+    "the policy comes near a teacher that is less often right than it was",
     "another teacher, rewards beside it",
-    None)  # nats are no shares, and a student may be as often right as its teacher from the start
+    None,
+)  # nats are no shares, and a student may be as often right as its teacher from the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,8 @@ class _Evaluation:
 
 
 class Watchdog:
-    """A state machine over steps and evaluations; its state is JSON, so that a resumed run judges as the uninterrupted one.
+    """A state machine over steps and evaluations; its state is JSON, so that a resumed run judges as the uninterrupted
+    one.
 
     goal: what `observe_evaluation` is given as the mean reward; TEACHER_GOAL for a run without rewards."""
 
@@ -102,7 +111,8 @@ class Watchdog:
     def observe_step(self, signals: StepSignals) -> Alarm | None:
         """Judge one training step: one answer for everything, or no answers, over `window` steps in a row.
 
-        A batch with fewer than FEWEST_QUESTIONS different questions neither counts towards the first rule nor breaks its row.
+        A batch with fewer than FEWEST_QUESTIONS different questions neither counts towards the first rule nor breaks
+        its row.
         """
         settings = self._settings
         if signals.num_questions >= FEWEST_QUESTIONS:
@@ -113,45 +123,60 @@ class Watchdog:
         if not settings.enabled:
             return None
         if self._one_answer_steps >= settings.window:
-            return Alarm("one_answer", signals.step, (
-                f"step {signals.step}: the policy gives one answer to different questions: for {self._one_answer_steps} steps "
-                f"in a row one answer was the majority answer of more than {settings.max_answer_share:.0%} of a batch's "
-                f"questions (now {signals.majority_answer_share:.0%} of {signals.num_questions}). Go on from the best "
-                "checkpoint with a lower optim.lr or with selection.low set; where the questions truly share answers (yes/no), "
-                "raise watchdog.max_answer_share"))
+            return Alarm(
+                "one_answer",
+                signals.step,
+                f"step {signals.step}: the policy gives one answer to different questions: for {self._one_answer_steps}"
+                f" steps in a row one answer was the majority answer of more than {settings.max_answer_share:.0%} of a "
+                f"batch's questions (now {signals.majority_answer_share:.0%} of {signals.num_questions}). Go on from "
+                "the best checkpoint with a lower optim.lr or with selection.low set; where the questions truly share "
+                "answers (yes/no), raise watchdog.max_answer_share")
         if self._unparsable_steps >= settings.window:
-            return Alarm("unparsable", signals.step, (
-                f"step {signals.step}: for {self._unparsable_steps} steps in a row more than {settings.max_unparsable_share:.0%} "
-                f"of the completions had no answer (now {signals.unparsable_share:.0%}). Look into rollouts.jsonl: are they cut "
-                "(raise sampling.max_completion_tokens), does the prompt ask for the answer's form (prompt.template), or is the "
-                "text broken (lower optim.lr)? Where that is how training begins, raise watchdog.max_unparsable_share"))
+            return Alarm(
+                "unparsable",
+                signals.step,
+                f"step {signals.step}: for {self._unparsable_steps} steps in a row more than "
+                f"{settings.max_unparsable_share:.0%} of the completions had no answer (now "
+                f"{signals.unparsable_share:.0%}). Look into rollouts.jsonl: are they cut (raise "
+                "sampling.max_completion_tokens), does the prompt ask for the answer's form (prompt.template), or is "
+                "the text broken (lower optim.lr)? Where that is how training begins, raise "
+                "watchdog.max_unparsable_share")
         return None
 
-    def observe_evaluation(self, step: int, accuracy: float, mean_reward: float | None, noise: float = 0.0) -> Alarm | None:
+    def observe_evaluation(
+        self, step: int, accuracy: float, mean_reward: float | None, noise: float = 0.0
+    ) -> Alarm | None:
         """Judge one evaluation on held-out questions.
 
-        mean_reward: mean training reward of the steps since the evaluation before, None before the first step. noise: a fall
-        over `patience` evaluations counts only if it is larger, a gain in any case; the half-width of the accuracy's 95% interval is a
-        good value.
+        mean_reward: mean training reward of the steps since the evaluation before, None before the first step. noise: a
+        fall over `patience` evaluations counts only if it is larger, a gain in any case; the half-width of the
+        accuracy's 95% interval is a good value.
         """
         now = _Evaluation(step, accuracy, mean_reward)
-        self._evaluations = [*self._evaluations, now][-max(self._settings.patience + 1, self._settings.max_vain_evaluations):]
+        self._evaluations = [*self._evaluations, now][
+            -max(self._settings.patience + 1, self._settings.max_vain_evaluations) :]
         if self._first is None:
             self._first = now
         if self._best is None or accuracy > self._best.accuracy:
             self._best = now
         if not self._settings.enabled:
             return None
-        return self._dropped(now, self._best) or self._fell_while_reward_rose(noise) or self._gained_nothing(self._first, noise)
+        return (
+            self._dropped(now, self._best)
+            or self._fell_while_reward_rose(noise)
+            or self._gained_nothing(self._first, noise))
 
     def _dropped(self, now: _Evaluation, best: _Evaluation) -> Alarm | None:
-        # Accuracies are shares of counts: a drop of exactly the bound must not alarm because 0.7 - 0.15 is not 0.55 in binary.
+        # Accuracies are shares of counts: a drop of exactly the bound must not alarm because 0.7 - 0.15 is not 0.55 in
+        # binary.
         if best.accuracy - now.accuracy <= self._settings.max_drop + 1e-9:
             return None
-        return Alarm("accuracy_drop", now.step, (
-            f"step {now.step}: held-out accuracy is {now.accuracy:.3f}, more than {self._settings.max_drop:g} below the best, "
-            f"{best.accuracy:.3f} at step {best.step}. The best checkpoint is kept: use it, or go on from it with a lower "
-            "optim.lr. To allow a deeper fall raise watchdog.max_drop"))
+        return Alarm(
+            "accuracy_drop",
+            now.step,
+            f"step {now.step}: held-out accuracy is {now.accuracy:.3f}, more than {self._settings.max_drop:g} below the"
+            f" best, {best.accuracy:.3f} at step {best.step}. The best checkpoint is kept: use it, or go on from it "
+            "with a lower optim.lr. To allow a deeper fall raise watchdog.max_drop")
 
     def _fell_while_reward_rose(self, noise: float) -> Alarm | None:
         span = self._evaluations[-(self._settings.patience + 1):]
@@ -164,29 +189,37 @@ class Watchdog:
         rewards = [evaluation.reward for evaluation in span if evaluation.reward is not None]
         if len(rewards) < 2 or rewards[-1] <= rewards[0] or first.accuracy - last.accuracy <= noise:
             return None
-        return Alarm("falling_accuracy", last.step, (
+        return Alarm(
+            "falling_accuracy",
+            last.step,
             f"step {last.step}: held-out accuracy fell in {self._settings.patience} evaluations in a row "
             f"({' > '.join(f'{evaluation.accuracy:.3f}' for evaluation in span)}) while {self._goal.name} rose from "
-            f"{rewards[0]:.3f} to {rewards[-1]:.3f}: {self._goal.means}. Use the best checkpoint, or go on from it with "
-            f"{self._goal.other} or a lower optim.lr. To wait longer raise watchdog.patience"))
+            f"{rewards[0]:.3f} to {rewards[-1]:.3f}: {self._goal.means}. Use the best checkpoint, or go on from it "
+            f"with {self._goal.other} or a lower optim.lr. To wait longer raise watchdog.patience")
 
     def _gained_nothing(self, first: _Evaluation, noise: float) -> Alarm | None:
-        # A policy that cannot fall far, because it is right by chance only, never meets the two rules above. One that has gained and
-        # stays on its height does not meet this one, however its reward creeps up: its accuracy lies above the first.
+        # A policy that cannot fall far, because it is right by chance only, never meets the two rules above. One that
+        # has gained and stays on its height does not meet this one, however its reward creeps up: its accuracy lies
+        # above the first.
         if self._goal.in_vain is None:
             return None
         span = self._evaluations[-self._settings.max_vain_evaluations:]
         rewards = [evaluation.reward for evaluation in span if evaluation.reward is not None]
-        if len(rewards) < self._settings.max_vain_evaluations or any(later <= earlier for earlier, later in pairwise(rewards)):
+        if len(rewards) < self._settings.max_vain_evaluations or any(
+            later <= earlier for earlier, later in pairwise(rewards)
+        ):
             return None
         mean = sum(evaluation.accuracy for evaluation in span) / len(span)
         # The bound by noise is for rewards on a larger scale than accuracy's.
         if mean - first.accuracy > min(noise, LEAST_RETURN * (rewards[-1] - rewards[0])):
             return None
-        return Alarm("nothing_gained", span[-1].step, (
+        return Alarm(
+            "nothing_gained",
+            span[-1].step,
             f"step {span[-1].step}: over the last {len(span)} evaluations {self._goal.name} rose each time, from "
-            f"{rewards[0]:.3f} to {rewards[-1]:.3f}, and held-out accuracy gained nothing: {mean:.3f} on average, {first.accuracy:.3f} "
-            f"before training. {self._goal.in_vain}. To wait longer raise watchdog.max_vain_evaluations"))
+            f"{rewards[0]:.3f} to {rewards[-1]:.3f}, and held-out accuracy gained nothing: {mean:.3f} on average, "
+            f"{first.accuracy:.3f} before training. {self._goal.in_vain}. To wait longer raise "
+            "watchdog.max_vain_evaluations")
 
     def state_dict(self) -> dict[str, Json]:
         return {
@@ -216,15 +249,20 @@ def _from_json(item: Json) -> _Evaluation:
     return _Evaluation(step, accuracy, reward)
 
 
-def collapse_metrics(groups: Sequence[ScoredGroup], majorities: Mapping[str, str]) -> tuple[dict[str, float], dict[str, str]]:
-    """A step's signs of collapse, and `majorities` (question id -> majority answer at its last visit) brought up to date.
+def collapse_metrics(
+    groups: Sequence[ScoredGroup], majorities: Mapping[str, str]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """A step's signs of collapse, and `majorities` (question id -> majority answer at its last visit) brought up to
+    date.
 
-    num_questions: different questions. majority_answer_share: of these, the share with the most frequent majority answer;
-    answers of different questions are equal when their stripped texts are. num_distinct_answers: over all completions.
-    unanimous_share: groups whose completions all share one answer. majority_flip_share: of the questions seen before, those
-    whose majority answer changed. completion_length: mean tokens. no_reasoning_share: of the answered completions, those with
-    fewer than FEWEST_REASONING_CHARACTERS characters before the answer. unparsable_share, truncated_share: of all completions.
-    A tie for the largest cluster is no majority. All shares are in [0, 1], 0 where there is nothing to count.
+    num_questions: different questions. majority_answer_share: of these, the share with the most frequent majority
+    answer; answers of different questions are equal when their stripped texts are. num_distinct_answers: over all
+    completions.
+    unanimous_share: groups whose completions all share one answer. majority_flip_share: of the questions seen before,
+    those whose majority answer changed. completion_length: mean tokens. no_reasoning_share: of the answered
+    completions, those with fewer than FEWEST_REASONING_CHARACTERS characters before the answer. unparsable_share,
+    truncated_share: of all completions. A tie for the largest cluster is no majority. All shares are in [0, 1], 0 where
+    there is nothing to count.
     Raises: ValueError without a group.
     """
     if not groups:
@@ -241,7 +279,8 @@ def collapse_metrics(groups: Sequence[ScoredGroup], majorities: Mapping[str, str
         "majority_answer_share": most_frequent / len(current),
         "num_distinct_answers": float(len({answer.strip() for _, _, answer in answered})),
         "unanimous_share": sum(_is_unanimous(group) for group in groups) / len(groups),
-        "majority_flip_share": _share(sum(found[question] != majorities[question] for question in revisited), len(revisited)),
+        "majority_flip_share": _share(
+            sum(found[question] != majorities[question] for question in revisited), len(revisited)),
         "completion_length": sum(len(rollout.token_ids) for _, rollout, _ in completions) / len(completions),
         "no_reasoning_share": _share(sum(_has_no_reasoning(*item) for item in answered), len(answered)),
         "unparsable_share": 1 - len(answered) / len(completions),

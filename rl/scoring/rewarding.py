@@ -21,17 +21,22 @@ class Scorer(Protocol):
 
 
 def build_rewards(sections: Sequence[RewardSection], max_completion_tokens: int) -> RewardSum:
-    """The weighted sum that the configuration names; max_completion_tokens: the run's, for the rewards that take it by name.
+    """The weighted sum that the configuration names; max_completion_tokens: the run's, for the rewards that take it by
+    name.
 
     Raises RewardError where a function cannot be loaded, or is given a length limit that no completion can reach."""
     for i, section in enumerate(sections):
         limit = section.arguments.get("max_completion_tokens")
         if isinstance(limit, int | float) and limit > max_completion_tokens:
-            raise RewardError(f"rewards.{i}.arguments.max_completion_tokens is {limit}, above sampling.max_completion_tokens="
-                              f"{max_completion_tokens}: no completion can be so long. Leave it out to take the sampling's own")
-    return RewardSum([
-        RewardSpec(use=s.use, weight=s.weight, name=s.name, style=s.style, arguments=dict(s.arguments)) for s in sections
-    ], run_arguments={"max_completion_tokens": max_completion_tokens}, may_be_empty=True)
+            raise RewardError(
+                f"rewards.{i}.arguments.max_completion_tokens is {limit}, above sampling.max_completion_tokens="
+                f"{max_completion_tokens}: no completion can be so long. Leave it out to take the sampling's own")
+    return RewardSum(
+        [
+            RewardSpec(use=s.use, weight=s.weight, name=s.name, style=s.style, arguments=dict(s.arguments))
+            for s in sections],
+        run_arguments={"max_completion_tokens": max_completion_tokens},
+        may_be_empty=True)
 
 
 def check_answers(rewards: RewardSum, questions: Sequence[Question]) -> None:
@@ -54,16 +59,27 @@ def score_groups(rewards: RewardSum, groups: Sequence[Group], scorer: Scorer | N
         groups = scorer.with_statistics(groups)
     inputs = [
         GroupInput(
-            question_id=group.question.id, question=group.question.text, completions=[r.text for r in group.rollouts],
-            answer=group.question.answer, columns=group.question.columns, prompt=group.prompt.text, rollouts=group.rollouts,
+            question_id=group.question.id,
+            question=group.question.text,
+            completions=[r.text for r in group.rollouts],
+            answer=group.question.answer,
+            columns=group.question.columns,
+            prompt=group.prompt.text,
+            rollouts=group.rollouts,
             policy=scorer.after(group.prompt) if scorer is not None and rewards.needs_policy else None,
         )
         for group in groups
     ]
     return [
         ScoredGroup(
-            group=_without_statistics(group), rewards=tuple(result.rewards), scores=dict(result.scores), answers=tuple(result.answers),
-            labels=tuple(result.labels), entropy=result.entropy, metrics=dict(result.metrics), skipped=result.skipped,
+            group=_without_statistics(group),
+            rewards=tuple(result.rewards),
+            scores=dict(result.scores),
+            answers=tuple(result.answers),
+            labels=tuple(result.labels),
+            entropy=result.entropy,
+            metrics=dict(result.metrics),
+            skipped=result.skipped,
         )
         for group, result in zip(groups, rewards.score(inputs), strict=True)
     ]

@@ -18,8 +18,8 @@ Score = Callable[[Sequence[Group]], list[ScoredGroup]]
 
 
 class ScoringThread:
-    """`take` is a generator's `finished`; `results` waits for what is not scored yet. Leaving the block ends the thread; where an
-    exception leaves it, without waiting for the batch that is being scored."""
+    """`take` is a generator's `finished`; `results` waits for what is not scored yet. Leaving the block ends the
+    thread; where an exception leaves it, without waiting for the batch that is being scored."""
 
     def __init__(self, score: Score) -> None:
         self._score = score
@@ -35,7 +35,9 @@ class ScoringThread:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._waiting.put(None)
 
     def take(self, index: int, group: Group) -> None:

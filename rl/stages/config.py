@@ -14,8 +14,15 @@ PREVIOUS, BASE = "previous", "base"
 
 
 def _name(value: str) -> str:
-    if not value or not value.replace("-", "").replace("_", "").isalnum() or not value.isascii() or value in (PREVIOUS, BASE):
-        raise ValueError(f"saw {value!r}; expected letters, digits, - and _, as it names a folder, and neither {PREVIOUS} nor {BASE}")
+    if (
+        not value
+        or not value.replace("-", "").replace("_", "").isalnum()
+        or not value.isascii()
+        or value in (PREVIOUS, BASE)
+    ):
+        raise ValueError(
+            f"saw {value!r}; expected letters, digits, - and _, as it names a folder, and neither {PREVIOUS} nor {BASE}"
+        )
     return value
 
 
@@ -24,30 +31,40 @@ class StageSection(Section):
     kind: StageKind = setting(
         "rl", "which command runs: warmup (rl/warmup.py), rl (rl/train.py), reject (rl/reject.py), eval (eval/run.py)")
     config: str | None = setting(
-        None, "the stage's own YAML file; null: defaults. Of an eval stage, a file of eval.run's options, such as benchmarks, k, data-dir")
+        None,
+        "the stage's own YAML file; null: defaults. Of an eval stage, a file of eval.run's options, such as benchmarks,"
+        " k, data-dir")
     set: dict[str, JsonValue] = setting(
-        dict, "keys set after the file, nested or dotted. The text {NAME.model}, {NAME.adapter}, {NAME.solutions} or {NAME.folder} stands "
-        "for an earlier stage's result, {round} for the number of the round")
+        dict,
+        "keys set after the file, nested or dotted. The text {NAME.model}, {NAME.adapter}, {NAME.solutions} or "
+        "{NAME.folder} stands for an earlier stage's result, {round} for the number of the round")
     policy: str = setting(
-        PREVIOUS, "what the stage starts from or samples: previous (the nearest earlier stage that gives a policy; base where none does), "
-        "base (the model of its own configuration), or an earlier stage's name")
-    checkpoint: Literal["best", "last"] = setting("best", "which checkpoint is the result of an rl stage; best: by held-out accuracy")
+        PREVIOUS,
+        "what the stage starts from or samples: previous (the nearest earlier stage that gives a policy; base where "
+        "none does), base (the model of its own configuration), or an earlier stage's name")
+    checkpoint: Literal["best", "last"] = setting(
+        "best", "which checkpoint is the result of an rl stage; best: by held-out accuracy")
 
 
 class RepeatSection(Section):
     first: str | None = setting(None, "name of the first stage that is repeated; null: the first of all")
     last: str | None = setting(None, "name of the last stage that is repeated; null: the last of all")
-    rounds: int = setting(1, "how often they run, one round after the other, as NAME-1, NAME-2, ...", unit="rounds", ge=1)
+    rounds: int = setting(
+        1, "how often they run, one round after the other, as NAME-1, NAME-2, ...", unit="rounds", ge=1)
 
 
 class PipelineConfig(Section):
     """The stages in their order."""
 
-    run_dir: Path = setting(Path("runs/pipeline"), "folder of the results: one folder for each stage, one summary, one picture")
+    run_dir: Path = setting(
+        Path("runs/pipeline"), "folder of the results: one folder for each stage, one summary, one picture")
     seed: int | None = setting(
-        None, "stage i (counted from 0) has seed 1000 * seed + i, where its `set` has none; null: each stage's own", ge=0)
+        None,
+        "stage i (counted from 0) has seed 1000 * seed + i, where its `set` has none; null: each stage's own",
+        ge=0)
     stages: list[StageSection] = setting(lambda: [StageSection()], "what runs, in this order", min_length=1)
-    repeat: RepeatSection = setting(RepeatSection, "stages that run several times, such as supervised and RL stages in turn")
+    repeat: RepeatSection = setting(
+        RepeatSection, "stages that run several times, such as supervised and RL stages in turn")
 
     @model_validator(mode="after")
     def _names_are_known(self) -> PipelineConfig:

@@ -1,6 +1,8 @@
-"""A planned stage with the results of earlier ones -> the command that runs it, what decides its result, and where that lies.
+"""A planned stage with the results of earlier ones -> the command that runs it, what decides its result, and where that
+lies.
 
-Each kind of stage is one of the commands that users run by themselves; nothing of them is imported here but their configurations.
+Each kind of stage is one of the commands that users run by themselves; nothing of them is imported here but their
+configurations.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ CheckEvaluation = Callable[[Sequence[str]], object]
 
 _NOT_COMPUTED = ("run_dir", "tracking.")
 _NOT_COMPUTED_BY_EVAL = ("no-plots",)
-_FILE_KEYS = ("path", "adapter", "template", "use", "reward", "grader", "data_dir", "benchmarks", "data-dir", "prompt", "best-of", "model")
+_FILE_KEYS = (
+    "path", "adapter", "template", "use", "reward", "grader", "data_dir", "benchmarks", "data-dir", "prompt", "best-of",
+    "model")
 _WITH_WEIGHTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _FILE_ENDINGS = (".jsonl", ".ndjson", ".parquet", ".py", ".yaml", ".yml")
 """Of texts that name a file, and no data set on the hub."""
@@ -45,8 +49,8 @@ _SHORT_OPTIONS = {"k": "-k", "n": "-n"}
 class Prepared:
     """A stage that can run. words: after `python`. config: written to `config_file` first; None for an evaluation.
 
-    settings, files: what decides its result, beside the results that it takes: keys of its configuration, with RUN_DIR in place of the
-    pipeline's folder, and {"key: path": digest} of local files."""
+    settings, files: what decides its result, beside the results that it takes: keys of its configuration, with RUN_DIR
+    in place of the pipeline's folder, and {"key: path": digest} of local files."""
 
     stage: Stage
     words: tuple[str, ...]
@@ -62,7 +66,8 @@ class Prepared:
 def prepare_stage(
     stage: Stage, results: Mapping[int, Result], check_evaluation: CheckEvaluation, *, read_files: bool = True
 ) -> Prepared:
-    """read_files: False where earlier results are not there yet. Raises ConfigError that begins with the stage's name."""
+    """read_files: False where earlier results are not there yet. Raises ConfigError that begins with the stage's
+    name."""
     try:
         settings = fill(stage, results)
         if stage.kind == "eval":
@@ -70,18 +75,24 @@ def prepare_stage(
         if stage.policy is not None and stage.config is not None:
             of = results[stage.policy]
             _check_tokenizer(stage.config, of.tokenizer or of.model)
-        overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-        config = load(None if stage.config is None else Path(stage.config), [*overrides, f"run_dir={stage.folder}"], CONFIGS[stage.kind])
+        overrides = [
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+        config = load(
+            None if stage.config is None else Path(stage.config), [*overrides, f"run_dir={stage.folder}"],
+            CONFIGS[stage.kind])
     except ConfigError as error:
         raise ConfigError([f"{stage.key}: {problem}" for problem in error.problems]) from None
     # A list of sections is one value here: `flatten` takes mappings apart, and what is compared is compared as a whole.
-    decides = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if not _begins(key, _NOT_COMPUTED)}
+    decides = {
+        key: value for key, value in flatten(config.model_dump(mode="json")).items() if not _begins(key, _NOT_COMPUTED)}
     words = ("-m", MODULES[stage.kind], "--config", str(config_file(stage)))
     return _prepared(stage, words, config, decides, results, read_files)
 
 
-def _prepared(stage: Stage, words: tuple[str, ...], config: Section | None, decides: Mapping[str, Json], results: Mapping[int, Result],
-              read_files: bool) -> Prepared:
+def _prepared(
+    stage: Stage, words: tuple[str, ...], config: Section | None, decides: Mapping[str, Json],
+    results: Mapping[int, Result], read_files: bool,
+) -> Prepared:
     here = f"{stage.folder.parent}/"
     portable = {key: each_text(value, lambda text: RUN_DIR + text[len(here):] if text.startswith(here) else text)
                 for key, value in decides.items()}
@@ -89,26 +100,34 @@ def _prepared(stage: Stage, words: tuple[str, ...], config: Section | None, deci
 
 
 def missing_files(ready: Prepared) -> list[str]:
-    """A line for each local file that the settings name and that is not there; results of other stages are not there yet."""
-    named = [(setting, text.split(":")[0] if ".py:" in text else text)
-             for setting, value in ready.settings.items() for _, text in _named_files(value, setting.rpartition(".")[2])]
+    """A line for each local file that the settings name and that is not there; results of other stages are not there
+    yet."""
+    named = [
+        (setting, text.split(":")[0] if ".py:" in text else text)
+        for setting, value in ready.settings.items()
+        for _, text in _named_files(value, setting.rpartition(".")[2])]
     return [f"{ready.stage.key}: {setting}: {text}: no such file" for setting, text in named
             if text.endswith(_FILE_ENDINGS) and not text.startswith(RUN_DIR) and not resolve_path(text).is_file()]
 
 
 def check_same_adapter(ready: Prepared, giver: Prepared) -> None:
-    """A stage that trains goes on with the adapter that it is given: the same rank and scale, and training an adapter at all. Another
-    prompt is only warned of. Raises ConfigError; loading the policy would, hours later."""
+    """A stage that trains goes on with the adapter that it is given: the same rank and scale, and training an adapter
+    at all. Another prompt is only warned of. Raises ConfigError; loading the policy would, hours later."""
     own, given = ready.config, giver.config
     if isinstance(own, (WarmupConfig, RunConfig)) and isinstance(given, (WarmupConfig, RunConfig)):
         for key in ("enabled", "rank", "alpha"):
             if getattr(own.lora, key) != getattr(given.lora, key):
-                raise ConfigError([f"{ready.stage.key}: lora.{key} is {getattr(own.lora, key)}, but the adapter of {giver.stage.key} has "
-                                   f"{getattr(given.lora, key)}. Remedy: the same in both, or merge=true in a warm-up"])
+                raise ConfigError(
+                    [
+                        f"{ready.stage.key}: lora.{key} is {getattr(own.lora, key)}, but the adapter of "
+                        f"{giver.stage.key} has {getattr(given.lora, key)}. Remedy: the same in both, or merge=true in "
+                        "a warm-up"])
     if (isinstance(own, (WarmupConfig, RunConfig, RejectConfig)) and isinstance(given, (WarmupConfig, RunConfig))
             and own.prompt != given.prompt):
-        warnings.warn(f"{ready.stage.key} has the prompt {own.prompt.template} (chat_template {own.prompt.chat_template}), and its policy "
-                      f"was trained with {given.prompt.template} ({given.prompt.chat_template}) in {giver.stage.key}", stacklevel=1)
+        warnings.warn(
+            f"{ready.stage.key} has the prompt {own.prompt.template} (chat_template {own.prompt.chat_template}), and "
+            f"its policy was trained with {given.prompt.template} ({given.prompt.chat_template}) in {giver.stage.key}",
+            stacklevel=1)
 
 
 def config_file(stage: Stage) -> Path:
@@ -127,8 +146,11 @@ def is_done(stage: Stage) -> bool:
     """Whether the folder holds the stage's whole result. A run that a signal stopped has a summary, and is not done."""
     if stage.kind == "rl":
         file = RunFolder(stage.folder).summary_file
-        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["stop_reason"] in ("completed", "watchdog")
-    return (stage.folder / {"warmup": "summary.json", "reject": "solutions.jsonl", "eval": "result.json"}[stage.kind]).is_file()
+        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["stop_reason"] in (
+            "completed", "watchdog")
+    return (
+        stage.folder / {"warmup": "summary.json", "reject": "solutions.jsonl", "eval": "result.json"}[stage.kind]
+    ).is_file()
 
 
 def result_of(stage: Stage, config: Section | None) -> Result:
@@ -145,34 +167,43 @@ def result_of(stage: Stage, config: Section | None) -> Result:
 
         checkpoint = None if stage.takes_best else list_checkpoints(RunFolder(folder).checkpoints)[-1].name
         source = find_source(str(folder), checkpoint)
-        return Result(folder, source.base.path, source.base.revision, None if source.adapter is None else str(source.adapter))
+        return Result(
+            folder, source.base.path, source.base.revision, None if source.adapter is None else str(source.adapter))
     return Result(folder, solutions=str(folder / "solutions.jsonl") if stage.kind == "reject" else None)
 
 
 def expected_result(stage: Stage, config: Section | None) -> Result:
-    """The same before the stage has run, for checking those that follow: its paths need not exist, or be the later ones."""
+    """The same before the stage has run, for checking those that follow: its paths need not exist, or be the later
+    ones."""
     if isinstance(config, WarmupConfig):
         becomes_model = config.merge or not config.lora.enabled
-        return Result(stage.folder, str(stage.folder / "model"), tokenizer=config.model.path) if becomes_model else Result(
-            stage.folder, config.model.path, config.model.revision, str(stage.folder / "adapter"))
+        return (
+            Result(stage.folder, str(stage.folder / "model"), tokenizer=config.model.path)
+            if becomes_model
+            else Result(stage.folder, config.model.path, config.model.revision, str(stage.folder / "adapter")))
     if isinstance(config, RunConfig):
         best = stage.folder / "checkpoints" / "best"
-        return Result(stage.folder, config.model.path, config.model.revision, str(best / "adapter")) if config.lora.enabled else Result(
-            stage.folder, str(best / "model"), tokenizer=config.model.path)
+        return (
+            Result(stage.folder, config.model.path, config.model.revision, str(best / "adapter"))
+            if config.lora.enabled
+            else Result(stage.folder, str(best / "model"), tokenizer=config.model.path))
     return Result(stage.folder, solutions=str(stage.folder / "solutions.jsonl") if stage.kind == "reject" else None)
 
 
 def _check_tokenizer(config: str, policy: str | None) -> None:
-    """The base that the stage's own file names is replaced by the policy's; another vocabulary there means that it was made for another
-    model. Local checkpoints only. Raises ConfigError."""
+    """The base that the stage's own file names is replaced by the policy's; another vocabulary there means that it was
+    made for another model. Local checkpoints only. Raises ConfigError."""
     named = read_mapping(resolve_path(config)).get("model")
     own = named.get("path") if isinstance(named, dict) else named
     if not isinstance(own, str) or policy is None:
         return
     there, here = _vocabulary(own), _vocabulary(policy)
     if there is not None and here is not None and there != here:
-        raise ConfigError([f"{config}: model.path is {own}, whose tokenizer has {len(there)} tokens, but the policy comes of {policy} with "
-                           f"{len(here)} that are not the same. Remedy: policy: base to start from {own}, or a configuration for {policy}"])
+        raise ConfigError(
+            [
+                f"{config}: model.path is {own}, whose tokenizer has {len(there)} tokens, but the policy comes of "
+                f"{policy} with {len(here)} that are not the same. Remedy: policy: base to start from {own}, or a "
+                f"configuration for {policy}"])
 
 
 def _vocabulary(model: str) -> dict[str, int] | None:
@@ -185,7 +216,11 @@ def _vocabulary(model: str) -> dict[str, int] | None:
 
 
 def _prepare_evaluation(
-    stage: Stage, settings: dict[str, Json], results: Mapping[int, Result], check_evaluation: CheckEvaluation, read_files: bool
+    stage: Stage,
+    settings: dict[str, Json],
+    results: Mapping[int, Result],
+    check_evaluation: CheckEvaluation,
+    read_files: bool,
 ) -> Prepared:
     options = (flatten(read_mapping(resolve_path(stage.config))) if stage.config is not None else {}) | settings
     if stage.policy is not None:
@@ -202,7 +237,8 @@ def _prepare_evaluation(
             words += [option, text] if option in _SHORT_OPTIONS.values() else [f"{option}={text}"]
     words.append(f"--out={stage.folder}")
     check_evaluation(words)
-    decides = {name: value for name, value in options.items() if name not in _NOT_COMPUTED_BY_EVAL and value is not None}
+    decides = {
+        name: value for name, value in options.items() if name not in _NOT_COMPUTED_BY_EVAL and value is not None}
     return _prepared(stage, ("-m", MODULES["eval"], *words), None, decides, results, read_files)
 
 
@@ -211,12 +247,15 @@ def _begins(key: str, names: Sequence[str]) -> bool:
 
 
 def _digests(settings: Mapping[str, Json], results: Mapping[int, Result]) -> dict[str, str]:
-    """{"key: text": digest} of the local files and folders that the settings name, but for the results of other stages."""
+    """{"key: text": digest} of the local files and folders that the settings name, but for the results of other
+    stages."""
     own = [result.folder.resolve() for result in results.values()]
     found: dict[str, str] = {}
     for setting, value in settings.items():
         for key, text in _named_files(value, setting.rpartition(".")[2]):
-            candidates = [resolve_path(text), resolve_path(text.rpartition(":")[0] or text), project_root() / "prompts" / f"{text}.yaml"]
+            candidates = [
+                resolve_path(text), resolve_path(text.rpartition(":")[0] or text),
+                project_root() / "prompts" / f"{text}.yaml"]
             path = next((path for path in candidates if path.is_file() or (path.is_dir() and key != "template")), None)
             if path is None or any(path.resolve().is_relative_to(folder) for folder in own):
                 continue
@@ -233,7 +272,10 @@ def _digests(settings: Mapping[str, Json], results: Mapping[int, Result]) -> dic
 def _named_files(value: Json | Mapping[str, Json], key: str) -> list[tuple[str, str]]:
     """(last part of the key, text) of every text under a key that may name a file."""
     if isinstance(value, str):
-        return [(key, part) for part in (value.split(",") if key == "benchmarks" else [value])] if key in _FILE_KEYS else []
+        return (
+            [(key, part) for part in (value.split(",") if key == "benchmarks" else [value])]
+            if key in _FILE_KEYS
+            else [])
     if isinstance(value, list):
         return [found for item in value for found in _named_files(item, key)]
     if isinstance(value, Mapping):

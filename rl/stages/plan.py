@@ -1,7 +1,8 @@
-"""A pipeline's configuration -> its stages in the order they run, rounds written out, with whose results each one takes.
+"""A pipeline's configuration -> its stages in the order they run, rounds written out, with whose results each one
+takes.
 
-What a stage takes from earlier ones is written in its settings as {NAME.model}, {NAME.adapter}, {NAME.solutions} or {NAME.folder}; here
-the names are checked, and `fill` puts results in their places. Imports no torch.
+What a stage takes from earlier ones is written in its settings as {NAME.model}, {NAME.adapter}, {NAME.solutions} or
+{NAME.folder}; here the names are checked, and `fill` puts results in their places. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from rl.stages.config import BASE, PREVIOUS, PipelineConfig, StageKind, StageSec
 POLICY_KINDS: tuple[StageKind, ...] = ("warmup", "rl")
 SEEDS_PER_PIPELINE = 1000
 _REFERENCE = re.compile(r"\{([A-Za-z0-9_-]+)\.([A-Za-z_]+)\}")
-_GIVEN_BY = {"model": POLICY_KINDS, "adapter": POLICY_KINDS, "solutions": ("reject",), "folder": (*POLICY_KINDS, "reject", "eval")}
+_GIVEN_BY = {
+    "model": POLICY_KINDS, "adapter": POLICY_KINDS, "solutions": ("reject",),
+    "folder": (*POLICY_KINDS, "reject", "eval")}
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """index: its place, counted from 0 through all rounds; position: in the configuration's list. config: its own YAML file. settings:
-    dotted key -> value, set after the file, with references. policy: the earlier stage (its index) that gives the policy; None: the model
-    of its own configuration. references: the earlier stage that each name in the settings means. inputs: all that it takes something of."""
+    """index: its place, counted from 0 through all rounds; position: in the configuration's list. config: its own YAML
+    file. settings: dotted key -> value, set after the file, with references. policy: the earlier stage (its index) that
+    gives the policy; None: the model of its own configuration. references: the earlier stage that each name in the
+    settings means. inputs: all that it takes something of."""
 
     index: int
     position: int
@@ -48,7 +52,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a stage gives to later ones. model, revision: the checkpoint; adapter: over it, None without one. solutions: of `reject`.
+    """What a stage gives to later ones. model, revision: the checkpoint; adapter: over it, None without one. solutions:
+    of `reject`.
     tokenizer: the checkpoint whose tokenizer the model has, where the model is not there yet."""
 
     folder: Path
@@ -77,12 +82,16 @@ def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
         if section.kind == "warmup" and solutions is not None and not {"data", "data.path"} & settings.keys():
             settings["data.path"] = f"{{{solutions}.solutions}}"
         policy = _policy(section, where, stages, latest, problems)
-        taken = {name: _named(name, part, where, stages, latest, problems) for name, part in _references(list(settings.values()))}
+        taken = {
+            name: _named(name, part, where, stages, latest, problems)
+            for name, part in _references(list(settings.values()))}
         references = {name: number for name, number in taken.items() if number is not None}
-        fixed = [key for key in ("model", "model.path", "model.adapter") if key in settings] if policy is not None else []
+        fixed = (
+            [key for key in ("model", "model.path", "model.adapter") if key in settings] if policy is not None else [])
         if fixed and policy is not None:
-            problems.append(f"{where}: set.{fixed[0]}, but the stage takes its policy of {stages[policy].name}. Remedy: policy: {BASE}, or "
-                            "leave it out")
+            problems.append(
+                f"{where}: set.{fixed[0]}, but the stage takes its policy of {stages[policy].name}. Remedy: policy: "
+                f"{BASE}, or leave it out")
         inputs = tuple(sorted({*references.values(), *(() if policy is None else (policy,))}))
         stages.append(Stage(index, position, name, section.kind, section.config, settings, policy, references, inputs,
                             section.checkpoint == "best", config.run_dir / f"{index + 1}-{name}"))
@@ -93,7 +102,8 @@ def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
 
 
 def fill(stage: Stage, results: Mapping[int, Result]) -> dict[str, Json]:
-    """The stage's settings with the results of earlier stages in the places of their names. results: at least those of `inputs`."""
+    """The stage's settings with the results of earlier stages in the places of their names. results: at least those of
+    `inputs`."""
 
     def value_of(name: str, part: str) -> str | None:
         found: str | Path | None = getattr(results[stage.references[name]], part)
@@ -107,7 +117,8 @@ def fill(stage: Stage, results: Mapping[int, Result]) -> dict[str, Json]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Json]:
-    """{"optim": {"lr": 1}, "model.path": "m"} -> {"optim.lr": 1, "model.path": "m"}; lists and empty mappings are values."""
+    """{"optim": {"lr": 1}, "model.path": "m"} -> {"optim.lr": 1, "model.path": "m"}; lists and empty mappings are
+    values."""
     flat: dict[str, Json] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
@@ -119,7 +130,8 @@ def _order(config: PipelineConfig) -> list[tuple[int, int | None]]:
     first, last = config.repeated
     if config.repeat.rounds == 1:
         return [(position, None) for position in range(len(config.stages))]
-    rounds = [(position, number) for number in range(1, config.repeat.rounds + 1) for position in range(first, last + 1)]
+    rounds = [
+        (position, number) for number in range(1, config.repeat.rounds + 1) for position in range(first, last + 1)]
     before: list[tuple[int, int | None]] = [(position, None) for position in range(first)]
     after: list[tuple[int, int | None]] = [(position, None) for position in range(last + 1, len(config.stages))]
     return [*before, *rounds, *after]
@@ -141,12 +153,17 @@ def _named(
     index = latest.get(name)
     if index is None:
         near = closest(name, list(latest))
-        problems.append(f"{where}: saw {name!r}, which is no earlier stage"
-                        + (f"; did you mean {near}?" if near else f"; expected one of: {', '.join(latest) or 'none, this is the first'}"))
+        problems.append(
+            f"{where}: saw {name!r}, which is no earlier stage"
+            + (
+                f"; did you mean {near}?"
+                if near
+                else f"; expected one of: {', '.join(latest) or 'none, this is the first'}"))
     elif part not in _GIVEN_BY:
         problems.append(f"{where}: saw {{{name}.{part}}}; a stage gives one of: {', '.join(_GIVEN_BY)}")
     elif stages[index].kind not in _GIVEN_BY[part]:
-        problems.append(f"{where}: {{{name}.{part}}} of {stages[index].key}; a {part} comes of: {', '.join(_GIVEN_BY[part])}")
+        problems.append(
+            f"{where}: {{{name}.{part}}} of {stages[index].key}; a {part} comes of: {', '.join(_GIVEN_BY[part])}")
         return None
     return index
 

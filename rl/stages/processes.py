@@ -1,7 +1,8 @@
-"""The processes of `accelerate launch rl/pipeline.py`: the main one decides, the others follow; each starts its own process of a stage.
+"""The processes of `accelerate launch rl/pipeline.py`: the main one decides, the others follow; each starts its own
+process of a stage.
 
-The stages' processes find each other as those of `accelerate launch rl/train.py` do, at a port that is chosen anew for each stage: the
-launcher's own rendezvous still holds what the stage before has written there.
+The stages' processes find each other as those of `accelerate launch rl/train.py` do, at a port that is chosen anew for
+each stage: the launcher's own rendezvous still holds what the stage before has written there.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 # Of one process among several; without them a command takes itself for the only one.
-_OF_A_RANK = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE",
-              "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID")
+_OF_A_RANK = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID")
 _LONGEST_STAGE = datetime.timedelta(days=30)
 
 
@@ -35,7 +37,8 @@ class Ranks:
         return self.number == 0
 
     def from_main(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns in the main process (JSON), in all of them. Where it raises there, the launcher ends the others."""
+        """What `make` returns in the main process (JSON), in all of them. Where it raises there, the launcher ends the
+        others."""
         if self._store is None:
             return make()
         key = str(self._num_told)
@@ -48,7 +51,8 @@ class Ranks:
 
 
 def environment_of_all(port: int) -> dict[str, str]:
-    """For a stage's process on each rank. port: where the main rank's process waits for the others; 0 where there is one process."""
+    """For a stage's process on each rank. port: where the main rank's process waits for the others; 0 where there is
+    one process."""
     return {**os.environ, **({"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"} if port else {})}
 
 

@@ -1,7 +1,8 @@
-"""pipeline.json: which stages of a pipeline are done, by which settings, files and results; and whether one has to run again.
+"""pipeline.json: which stages of a pipeline are done, by which settings, files and results; and whether one has to run
+again.
 
-Each start of a stage has a name of its own. It counts as an input of the stages that take its result: what follows a stage that ran again
-runs again too.
+Each start of a stage has a name of its own. It counts as an input of the stages that take its result: what follows a
+stage that ran again runs again too.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from rl.stages.kinds import Prepared, is_done
 FILE = "pipeline.json"
 Verdict = Literal["skip", "resume", "start"]
 
-# What may differ where a stage is done: its result would be the same. What may where it is only begun, its command knows.
-_MEMORY_KEYS = ("optim.micro_batch_tokens", "optim.micro_batch_rows", "generator.max_sequences", "generator.memory_share",
-                "generator.cache_gb", "generator.sleep", "generator.urls", "generator.api_key_env", "generator.exchange_dir",
-                "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing", "evaluation.max_sequences",
-                "max-sequences", "teacher.urls", "teacher.api_key_env", "teacher.max_requests", "teacher.start_timeout_s",
-                "teacher.request_timeout_s")
+# What may differ where a stage is done: its result would be the same. What may where it is only begun, its command
+# knows.
+_MEMORY_KEYS = (
+    "optim.micro_batch_tokens", "optim.micro_batch_rows", "generator.max_sequences", "generator.memory_share",
+    "generator.cache_gb", "generator.sleep", "generator.urls", "generator.api_key_env", "generator.exchange_dir",
+    "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing",
+    "evaluation.max_sequences", "max-sequences", "teacher.urls", "teacher.api_key_env", "teacher.max_requests",
+    "teacher.start_timeout_s", "teacher.request_timeout_s")
 _CHOSEN_ANEW = ("keep.", "mix")  # of rejection sampling: it samples nothing again, and chooses by the new settings
 
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """start: the name of its latest start. inputs: {stage: its start} of the results that it took. seconds: of all its processes."""
+    """start: the name of its latest start. inputs: {stage: its start} of the results that it took. seconds: of all its
+    processes."""
 
     kind: str
     start: str
@@ -62,8 +66,9 @@ class PipelineRecords:
                 stages = json.loads(self._path.read_text(encoding="utf-8"))["stages"]
                 self._stages = {name: StageRecord(**record) for name, record in stages.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RunFolderError(f"{self._path} is not a pipeline's record ({error}); it was edited or comes from another version. "
-                                     "Remedy: another run_dir") from error
+                raise RunFolderError(
+                    f"{self._path} is not a pipeline's record ({error}); it was edited or comes from another version. "
+                    "Remedy: another run_dir") from error
 
     def __getitem__(self, name: str) -> StageRecord:
         return self._stages[name]
@@ -89,7 +94,8 @@ class PipelineRecords:
 
     def begin(self, prepared: Prepared, inputs: Mapping[str, str], *, anew: bool) -> None:
         name, before = prepared.stage.name, self._stages.get(prepared.stage.name)
-        record = StageRecord(prepared.stage.kind, secrets.token_hex(4), dict(prepared.settings), dict(prepared.files), dict(inputs))
+        record = StageRecord(
+            prepared.stage.kind, secrets.token_hex(4), dict(prepared.settings), dict(prepared.files), dict(inputs))
         if not anew and before is not None:
             record = replace(record, start=before.start, seconds=before.seconds)
         self._stages[name] = record
@@ -118,7 +124,8 @@ def _changes(record: StageRecord, prepared: Prepared, inputs: Mapping[str, str])
 
 
 def _free_keys(kind: str) -> tuple[str, ...]:
-    """With which a stage that was cut off can go on, by its command; imported only where something differs, for it loads torch."""
+    """With which a stage that was cut off can go on, by its command; imported only where something differs, for it
+    loads torch."""
     if kind == "rl":
         from rl import checkpoint
 

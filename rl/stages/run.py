@@ -1,6 +1,8 @@
-"""Runs the stages of a pipeline, each in a process of its own, so that it has the machine's memory to itself and ends whole.
+"""Runs the stages of a pipeline, each in a process of its own, so that it has the machine's memory to itself and ends
+whole.
 
-What is done and unchanged is skipped, what was cut off goes on, what changed runs again with everything that takes its result. The same
+What is done and unchanged is skipped, what was cut off goes on, what changed runs again with everything that takes its
+result. The same
 command does all of that: there is nothing to say about resuming.
 """
 
@@ -48,13 +50,18 @@ class StageError(Exception):
     """A stage's process failed; it has said why. code: its exit code."""
 
     def __init__(self, stage: Stage, code: int) -> None:
-        super().__init__(f"{stage.key} ended with exit code {code}; what it said is above. The stages before it are kept: the same command "
-                         f"goes on there, also with other settings of it (stages.{stage.position}.set.KEY=VALUE, or in the file)")
+        super().__init__(
+            f"{stage.key} ended with exit code {code}; what it said is above. The stages before it are kept: the same "
+            f"command goes on there, also with other settings of it (stages.{stage.position}.set.KEY=VALUE, or in the "
+            "file)")
         self.code = code
 
 
-def check_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> tuple[tuple[Stage, ...], list[Prepared]]:
-    """Every stage's configuration, and whether it takes the policy that it is given, checked before anything runs. Raises ConfigError."""
+def check_pipeline(
+    config: PipelineConfig, check_evaluation: CheckEvaluation
+) -> tuple[tuple[Stage, ...], list[Prepared]]:
+    """Every stage's configuration, and whether it takes the policy that it is given, checked before anything runs.
+    Raises ConfigError."""
     plan = make_plan(config)
     results: dict[int, Result] = {}
     prepared: list[Prepared] = []
@@ -97,19 +104,24 @@ def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> i
     return 0
 
 
-def _run_stage(ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecords | None, ranks: Ranks, stop: StopSignals) -> bool:
-    """Bring the stage to its end, where it is not there yet. False where a signal stopped it before. Raises StageError."""
+def _run_stage(
+    ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecords | None, ranks: Ranks, stop: StopSignals
+) -> bool:
+    """Bring the stage to its end, where it is not there yet. False where a signal stopped it before. Raises
+    StageError."""
     stage, on_all_ranks = ready.stage, ready.stage.kind in ON_ALL_RANKS
     order = ranks.from_main(lambda: _order(ready, plan, records))
     if order["verdict"] == "skip":
         return True
     started, code = time.monotonic(), 0
     if ranks.is_main or on_all_ranks:
-        environment = environment_of_all(order["port"] if ranks.count > 1 else 0) if on_all_ranks else environment_of_one()
+        environment = (
+            environment_of_all(order["port"] if ranks.count > 1 else 0) if on_all_ranks else environment_of_one())
         code = run_process(python_command([*ready.words, *order["more"]]), environment, stop)
     is_stopped = stop() is not None and code == ENDED_BY_SIGTERM
     if code != 0 and not is_stopped and not ranks.is_main:
-        raise StageError(stage, code)  # at once: the main rank's process may wait for this one, and the launcher then ends it
+        # at once: the main rank's process may wait for this one, and the launcher then ends it
+        raise StageError(stage, code)
     is_whole = bool(ranks.from_main(lambda: code == 0 and is_done(stage)))
     if records is not None:
         records.end(stage.name, time.monotonic() - started, done=is_whole)
@@ -119,8 +131,9 @@ def _run_stage(ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecord
 
 
 def run_process(command: Sequence[str], environment: dict[str, str], stop: StopSignals) -> int:
-    """Run it to its end and return its exit code (128 + n where signal n ended it). A signal that arrives here is handed on: the first
-    one asks it to save and stop, Ctrl-C again ends it. It ends with this process, also where that is killed."""
+    """Run it to its end and return its exit code (128 + n where signal n ended it). A signal that arrives here is
+    handed on: the first one asks it to save and stop, Ctrl-C again ends it. It ends with this process, also where that
+    is killed."""
     process = subprocess.Popen(
         command, env=environment,
         start_new_session=True,  # Ctrl-C in a terminal would reach it twice: from the terminal, and from here
@@ -194,7 +207,10 @@ def _order(ready: Prepared, plan: tuple[Stage, ...], records: PipelineRecords | 
         write_atomically(config_file(stage), ready.config_text)
     of = f", policy of {plan[stage.policy].name}" if stage.policy is not None else ""
     how = {"start": "runs again" if decision.changes else "runs", "resume": "goes on"}[decision.verdict]
-    why = f" ({'; '.join(decision.changes[:3])}{'; ...' if len(decision.changes) > 3 else ''})" if decision.changes else ""
+    why = (
+        f" ({'; '.join(decision.changes[:3])}{'; ...' if len(decision.changes) > 3 else ''})"
+        if decision.changes
+        else "")
     _say(f"{title}{of}: {how}{why}, {stage.folder}")
     return {"verdict": decision.verdict, "more": list(more), "port": free_port()}
 
@@ -203,7 +219,10 @@ def describe_plan(plan: tuple[Stage, ...], prepared: Sequence[Prepared]) -> str:
     """`--dry-run`: the stages, what each takes, and its command."""
     lines = []
     for stage, ready in zip(plan, prepared, strict=True):
-        takes = ", ".join(f"{'policy' if index == stage.policy else 'result'} of {plan[index].name}" for index in stage.inputs) or "nothing"
+        takes = (
+            ", ".join(
+                f"{'policy' if index == stage.policy else 'result'} of {plan[index].name}" for index in stage.inputs)
+            or "nothing")
         lines += [f"{stage.index + 1}. {stage.name} ({stage.kind}), takes {takes}",
                   f"   {'settings':<10}{stage.config or 'defaults'} {json.dumps(dict(stage.settings))}",
                   f"   {'command':<10}python {' '.join(ready.words)}", f"   {'folder':<10}{stage.folder}"]

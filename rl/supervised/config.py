@@ -1,7 +1,7 @@
 """A supervised warm-up's configuration: the sections that it shares with a training run, and its own.
 
-Model, adapter and prompt are the very sections of rl/config.py, so that the training run that follows reads the same keys.
-Imports no torch.
+Model, adapter and prompt are the very sections of rl/config.py, so that the training run that follows reads the same
+keys. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class WarmupColumnsSection(Section):
     question: str = setting("question", "column with the question")
     solution: str = setting("solution", "column with the solution: reasoning and answer, as the policy shall write it")
     messages: str = setting(
-        "messages", "column with a conversation (a list of role and content), read where a row has no question: its last message is the "
-        "solution, the user's message before it the question")
+        "messages",
+        "column with a conversation (a list of role and content), read where a row has no question: its last message is"
+        " the solution, the user's message before it the question")
 
 
 class WarmupDataSection(Section):
@@ -35,12 +36,18 @@ class WarmupDataSection(Section):
     split: str = setting("train", "split of a Hugging Face dataset")
     subset: str | None = setting(None, "configuration name of a Hugging Face dataset")
     revision: str | None = setting(None, "revision of a Hugging Face dataset")
-    columns: WarmupColumnsSection = setting(WarmupColumnsSection, "which column is what; all others are the prompt template's variables")
+    columns: WarmupColumnsSection = setting(
+        WarmupColumnsSection, "which column is what; all others are the prompt template's variables")
     limit: int | None = setting(None, "use only the first so many", unit="rows", ge=1)
     max_tokens: int | None = setting(
-        None, "most tokens of prompt and solution together, and the length of a packed row; null: the model's context", unit="tokens", ge=2)
+        None,
+        "most tokens of prompt and solution together, and the length of a packed row; null: the model's context",
+        unit="tokens",
+        ge=2)
     too_long: Literal["error", "drop"] = setting(
-        "error", "what becomes of longer rows. error: the first one is named and nothing runs; drop: they are left out and counted")
+        "error",
+        "what becomes of longer rows. error: the first one is named and nothing runs; drop: they are left out and "
+        "counted")
     held_out_rows: int = setting(
         0, "so many rows, drawn by the seed, do not train; their loss is held_out/loss", unit="rows", ge=0)
 
@@ -70,11 +77,14 @@ class WarmupTrackingSection(Section):
 class DistillationSection(Section):
     """Learning from a teacher's whole distributions (rl/supervised/distillation.py)."""
 
-    teacher: Annotated[TeacherModelSection, shorthand("path")] = setting(dict, "the frozen model, with the policy's vocabulary")
+    teacher: Annotated[TeacherModelSection, shorthand("path")] = setting(
+        dict, "the frozen model, with the policy's vocabulary")
     divergence: Literal["forward_kl", "reverse_kl"] = setting(
-        "forward_kl", "forward_kl: KL(teacher || policy), covers what the teacher does; reverse_kl: KL(policy || teacher), avoids what it "
-        "does not do")
-    temperature: float = setting(1.0, "T by which both models' logits are divided; the divergence counts T^2 times", gt=0)
+        "forward_kl",
+        "forward_kl: KL(teacher || policy), covers what the teacher does; reverse_kl: KL(policy || teacher), avoids "
+        "what it does not do")
+    temperature: float = setting(
+        1.0, "T by which both models' logits are divided; the divergence counts T^2 times", gt=0)
     weight: float = setting(1.0, "of the divergence; the tokens' cross-entropy has 1 - weight", gt=0, le=1)
 
 
@@ -88,13 +98,16 @@ class WarmupConfig(Section):
     model: Annotated[ModelSection, shorthand("path")] = setting(ModelSection, "the base model")
     lora: LoraSection = setting(LoraSection, "the trained adapter; with lora.enabled=false all parameters train")
     merge: bool = setting(
-        False, "also write model/, the adapter merged into its base: what a run starts from whose KL penalty's reference shall be the "
-        "warmed-up policy. Full parameters are always written as model/")
+        False,
+        "also write model/, the adapter merged into its base: what a run starts from whose KL penalty's reference shall"
+        " be the warmed-up policy. Full parameters are always written as model/")
     data: Annotated[WarmupDataSection, shorthand("path")] = setting(WarmupDataSection, "questions with solutions")
     prompt: Annotated[PromptSection, shorthand("template")] = setting(
         PromptSection, "how a question becomes a prompt; the training run that follows needs the same")
     distillation: DistillationSection | None = setting(
-        None, "learn a teacher's next-token distributions at the tokens of solutions, best of its own; null: the tokens alone")
+        None,
+        "learn a teacher's next-token distributions at the tokens of solutions, best of its own; null: the tokens "
+        "alone")
     packing: bool = setting(
         False, "put several solutions into one row of data.max_tokens, attention kept apart: no padding is computed")
     optim: WarmupOptimSection = setting(WarmupOptimSection, "the optimiser")

@@ -1,4 +1,5 @@
-"""What a warm-up reads before it loads a model: solutions, held-out questions, prompts. Loads the tokenizer but no weights."""
+"""What a warm-up reads before it loads a model: solutions, held-out questions, prompts. Loads the tokenizer but no
+weights."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ NO_LIMIT = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class WarmupInputs:
-    """rows: train. held_out_rows: give the held-out loss. prompts: held-out questions, for accuracy; grader: judges them, None without any.
+    """rows: train. held_out_rows: give the held-out loss. prompts: held-out questions, for accuracy; grader: judges
+    them, None without any.
 
-    max_tokens: of a row. dropped: how much of either file was left out, by reason. stop_strings: the template's. digest: of all rows and
-    prompts; a checkpoint belongs to them."""
+    max_tokens: of a row. dropped: how much of either file was left out, by reason. stop_strings: the template's.
+    digest: of all rows and prompts; a checkpoint belongs to them."""
 
     tokenizer: PreTrainedTokenizerBase
     rows: tuple[SolutionRow, ...]
@@ -41,7 +43,8 @@ class WarmupInputs:
 
 
 def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
-    """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError or RewardError with the remedy."""
+    """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError or RewardError with the
+    remedy."""
     grader = build_grader(config.evaluation, config.evaluation.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     # transformers would warn of a row longer than the context; it is refused here with its place, or counted.
@@ -54,29 +57,40 @@ def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
     path = str(resolve_path(config.model.path))
     eos_ids = end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path)
     rows, num_too_long = render_solutions(
-        load_solutions(config.data), renderer, eos_ids, end_token(renderer, eos_ids, tokenizer.eos_token_id), max_tokens,
+        load_solutions(config.data),
+        renderer,
+        eos_ids,
+        end_token(renderer, eos_ids, tokenizer.eos_token_id),
+        max_tokens,
         config.data.too_long)
     dropped = {"rows too long": num_too_long}
     prompts: tuple[Prompt, ...] = ()
     if grader is not None:
-        prompts, left_out = read_held_out(config.evaluation, grader, renderer, NO_LIMIT, {row.prompt.question.text for row in rows})
+        prompts, left_out = read_held_out(
+            config.evaluation, grader, renderer, NO_LIMIT, {row.prompt.question.text for row in rows})
         dropped |= left_out
         _check_held_out_length(config, prompts, context)
         warn_of_overlap([row.prompt for row in rows], prompts)
     training, held_out = _set_aside(rows, config)
     digest = hashlib.sha256(repr([(row.prompt.token_ids, row.completion_ids) for row in rows]).encode())
-    digest.update(repr([(prompt.token_ids, prompt.question.answer) for prompt in prompts]).encode("utf-8", "backslashreplace"))
-    return WarmupInputs(tokenizer, training, held_out, prompts, grader, max_tokens, dropped, template.stop_strings, digest.hexdigest())
+    digest.update(
+        repr([(prompt.token_ids, prompt.question.answer) for prompt in prompts]).encode("utf-8", "backslashreplace"))
+    return WarmupInputs(
+        tokenizer, training, held_out, prompts, grader, max_tokens, dropped, template.stop_strings, digest.hexdigest())
 
 
 def _max_tokens(config: WarmupConfig, context: int | None) -> int:
     asked = config.data.max_tokens
     if asked is not None and context is not None and asked > context:
-        raise ConfigError([f"data.max_tokens: {asked} tokens, above the model's context of {context}. Remedy: data.max_tokens={context} or "
-                           "less, or null"])
+        raise ConfigError(
+            [
+                f"data.max_tokens: {asked} tokens, above the model's context of {context}. Remedy: "
+                f"data.max_tokens={context} or less, or null"])
     if asked is None and context is None and config.packing:
-        raise ConfigError(["data.max_tokens: null, and the model's config.json names no context; packing needs the length of a row. "
-                           "Remedy: data.max_tokens=4096, or packing=false"])
+        raise ConfigError(
+            [
+                "data.max_tokens: null, and the model's config.json names no context; packing needs the length of a "
+                "row. Remedy: data.max_tokens=4096, or packing=false"])
     return asked or context or NO_LIMIT
 
 
@@ -84,14 +98,18 @@ def _check_held_out_length(config: WarmupConfig, prompts: tuple[Prompt, ...], co
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     needed = len(longest.token_ids) + config.evaluation.max_completion_tokens
     if context is not None and needed > context:
-        raise ConfigError([
-            f"evaluation.max_completion_tokens: {config.evaluation.max_completion_tokens} tokens after the longest prompt "
-            f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}. "
-            "Remedy: fewer, or held-out questions with shorter prompts"])
+        raise ConfigError(
+            [
+                f"evaluation.max_completion_tokens: {config.evaluation.max_completion_tokens} tokens after the longest "
+                f"prompt ({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the "
+                f"model's context of {context}. Remedy: fewer, or held-out questions with shorter prompts"])
 
 
-def _set_aside(rows: tuple[SolutionRow, ...], config: WarmupConfig) -> tuple[tuple[SolutionRow, ...], tuple[SolutionRow, ...]]:
-    """(rows that train, held-out rows). All solutions of a question are on the same side: else the loss would flatter the policy."""
+def _set_aside(
+    rows: tuple[SolutionRow, ...], config: WarmupConfig
+) -> tuple[tuple[SolutionRow, ...], tuple[SolutionRow, ...]]:
+    """(rows that train, held-out rows). All solutions of a question are on the same side: else the loss would flatter
+    the policy."""
     wanted = config.data.held_out_rows
     if not wanted:
         return rows, ()
@@ -106,6 +124,8 @@ def _set_aside(rows: tuple[SolutionRow, ...], config: WarmupConfig) -> tuple[tup
             break
         chosen |= set(members)
     if len(chosen) >= len(rows):
-        raise ConfigError([f"data.held_out_rows: {wanted} of {len(rows)} rows leave none to train on. Remedy: fewer, or more rows in "
-                           f"{config.data.path}"])
+        raise ConfigError(
+            [
+                f"data.held_out_rows: {wanted} of {len(rows)} rows leave none to train on. Remedy: fewer, or more rows "
+                f"in {config.data.path}"])
     return tuple(row for i, row in enumerate(rows) if i not in chosen), tuple(rows[i] for i in sorted(chosen))

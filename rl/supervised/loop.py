@@ -1,5 +1,6 @@
-"""What happens around each update of a warm-up: metrics, display, held-out loss and accuracy, and what a checkpoint needs beside TRL's own
-files. A callback of the transformers Trainer; the update itself is TRL's (rl/supervised/trainer.py).
+"""What happens around each update of a warm-up: metrics, display, held-out loss and accuracy, and what a checkpoint
+needs beside TRL's own files. A callback of the transformers Trainer; the update itself is TRL's
+(rl/supervised/trainer.py).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class HeldOutResult:
 
 @dataclass(frozen=True, slots=True)
 class WarmupState:
-    """step: updates done. position: bytes of metrics.jsonl at that step. digest: of the data. teacher: digests of its weights."""
+    """step: updates done. position: bytes of metrics.jsonl at that step. digest: of the data. teacher: digests of its
+    weights."""
 
     step: int
     position: int
@@ -56,7 +58,8 @@ class WarmupState:
 
 @dataclass(frozen=True, slots=True)
 class LoopParts:
-    """metrics: None on ranks other than the main one. stop_requested: the name of a signal that asked the warm-up to stop, or None."""
+    """metrics: None on ranks other than the main one. stop_requested: the name of a signal that asked the warm-up to
+    stop, or None."""
 
     policy: Policy
     generator: Generator | None
@@ -104,8 +107,9 @@ class WarmupLoop(TrainerCallback):
                    "policy/token_entropy": logs["entropy"], "loss/token_accuracy": logs["mean_token_accuracy"]}
         metrics = {name: float(value) for name, value in numbers.items()}
         if not (math.isfinite(metrics[LOSS]) and math.isfinite(metrics["optim/grad_norm"])):
-            raise FloatingPointError(f"step {step}: the loss is {metrics[LOSS]} and the gradient's norm {metrics['optim/grad_norm']}; "
-                                     "expected finite numbers. Remedy: a lower optim.lr, or optim.warmup_steps")
+            raise FloatingPointError(
+                f"step {step}: the loss is {metrics[LOSS]} and the gradient's norm {metrics['optim/grad_norm']}; "
+                "expected finite numbers. Remedy: a lower optim.lr, or optim.warmup_steps")
         metrics |= {TRAINED_TOKENS_PER_S: (float(logs["num_tokens"]) - seen.num_tokens) / step_s, "step_s": step_s}
         seen.num_tokens = float(logs["num_tokens"])
         if parts.metrics is not None:
@@ -125,7 +129,8 @@ class WarmupLoop(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._parts.metrics is not None:
             before = None if self.seen.before is None else asdict(self.seen.before)
-            saved = WarmupState(state.global_step, self._parts.metrics.position(), self._parts.digest, before, self._parts.teacher)
+            saved = WarmupState(
+                state.global_step, self._parts.metrics.position(), self._parts.digest, before, self._parts.teacher)
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_atomically(folder / STATE_FILE, json.dumps(asdict(saved)) + "\n")
 
@@ -165,6 +170,8 @@ def held_out_loss(scorer: PolicyScorer, rows: Sequence[SolutionRow], rank: int =
         return None
     share = share_of_rank(rows, rank, num_ranks)
     scored = scorer.score([(row.prompt.token_ids, row.completion_ids) for row in share])
-    mine = [(float(item.logprobs_N.double().sum()), len(row.completion_ids)) for row, item in zip(share, scored, strict=True)]
+    mine = [
+        (float(item.logprobs_N.double().sum()), len(row.completion_ids))
+        for row, item in zip(share, scored, strict=True)]
     sums = gather_shares(mine, num_ranks)
     return -sum(total for total, _ in sums) / sum(count for _, count in sums)

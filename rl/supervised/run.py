@@ -1,6 +1,8 @@
-"""A validated warm-up configuration -> a policy that a training run starts from: adapter/ (LoRA) or model/ in the run folder.
+"""A validated warm-up configuration -> a policy that a training run starts from: adapter/ (LoRA) or model/ in the run
+folder.
 
-Both appear whole or not at all, and only once the last step is done: a warm-up that was stopped leaves checkpoints and no result.
+Both appear whole or not at all, and only once the last step is done: a warm-up that was stopped leaves checkpoints and
+no result.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ FREE_KEYS = ("run_dir", "tracking.", "checkpoint.", "evaluation.max_sequences", 
 def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
     """Train as configured; returns the exit code. resume: from the newest checkpoint in config.run_dir.
 
-    Raises what `read_warmup_inputs` raises, PolicyError, RunFolderError, OSError; the run folder is then as it was, or without result."""
+    Raises what `read_warmup_inputs` raises, PolicyError, RunFolderError, OSError; the run folder is then as it was, or
+    without result."""
     check_trl()
     transformers_logging.disable_progress_bar()
     inputs = read_warmup_inputs(config)
@@ -63,8 +66,10 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
     rank, num_ranks, is_main = arguments.process_index, arguments.world_size, arguments.process_index == 0
     distribution = arguments.distributed_state.distributed_type
     if distribution not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise PolicyError(f"accelerate is configured for {distribution.value}; this version warms up in one process or with "
-                          "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")
+        raise PolicyError(
+            f"accelerate is configured for {distribution.value}; this version warms up in one process or with "
+            "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and "
+            "DeepSpeed")
     # Before the folder: a model that cannot be had must not move an earlier run aside.
     policy = load_warmup_policy(config, inputs, arguments.device)
     teacher = None if config.distillation is None else load_teacher(
@@ -77,7 +82,9 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
         arguments.distributed_state.wait_for_everyone()
         checkpoint, state = _checkpoint_to_resume(folder, config, inputs, teacher_weights) if resume else (None, None)
         if resume and folder.summary_file.is_file():
-            raise RunFolderError(f"{folder.path} is complete: there is nothing to go on with. Remedy: without --resume for a new warm-up")
+            raise RunFolderError(
+                f"{folder.path} is complete: there is nothing to go on with. Remedy: without --resume for a new warm-up"
+            )
         metrics = None
         if is_main:
             write_atomically(folder.config_file, to_yaml(config))
@@ -91,12 +98,18 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
         stop_signals = StopSignals()
         stack.callback(stop_signals.close)
         num_steps = count_steps(config, len(inputs.rows))
-        progress = stack.enter_context(open_progress(
-            config.tracking.progress, config.run_dir.name, num_steps or 0, first_step=0 if state is None else state.step, is_main=is_main))
-        loop = WarmupLoop(config, LoopParts(
-            policy=policy, generator=generator, held_out=_held_out(config, inputs, rank, num_ranks), held_out_rows=inputs.held_out_rows,
-            scorer=PolicyScorer(policy, forward, max_tokens=SCORED_TOKENS), metrics=metrics, progress=progress, digest=inputs.digest,
-            teacher=teacher_weights, stop_requested=stop_signals, rank=rank, num_ranks=num_ranks), state)
+        progress = stack.enter_context(
+            open_progress(
+                config.tracking.progress, config.run_dir.name, num_steps or 0,
+                first_step=0 if state is None else state.step, is_main=is_main))
+        loop = WarmupLoop(
+            config,
+            LoopParts(
+                policy=policy, generator=generator, held_out=_held_out(config, inputs, rank, num_ranks),
+                held_out_rows=inputs.held_out_rows, scorer=PolicyScorer(policy, forward, max_tokens=SCORED_TOKENS),
+                metrics=metrics, progress=progress, digest=inputs.digest, teacher=teacher_weights,
+                stop_requested=stop_signals, rank=rank, num_ranks=num_ranks),
+            state)
         trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, arguments, [loop], teacher)
         left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
         if left_out:
@@ -105,8 +118,9 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         wall_s = time.perf_counter() - started
         if loop.seen.stopped_by is not None:
-            progress.message(f"stopped by {loop.seen.stopped_by} after step {trainer.state.global_step}; saved, and without a result yet. "
-                             f"Go on with --resume run_dir={folder.path}")
+            progress.message(
+                f"stopped by {loop.seen.stopped_by} after step {trainer.state.global_step}; saved, and without a result"
+                f" yet. Go on with --resume run_dir={folder.path}")
             return 0
         if is_main:
             written = write_result(policy, config, folder.path)
@@ -118,15 +132,18 @@ def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
 def load_warmup_policy(config: WarmupConfig, inputs: WarmupInputs, device: torch.device) -> Policy:
     """The policy of the start, as a training run loads it. Raises PolicyError."""
     with explain_loading(config.model.path):
-        policy = load_policy(config.model, config.lora, inputs.tokenizer, seed=config.seed, device=device, keep_reference=False)
+        policy = load_policy(
+            config.model, config.lora, inputs.tokenizer, seed=config.seed, device=device, keep_reference=False)
     if isinstance(policy.causal_lm.get_output_embeddings(), LoraLayer):
-        raise PolicyError("lora.targets: TRL's trainer reads the output layer's weight without its adapter, which would never train. "
-                          "Remedy: leave the output layer out of lora.targets (all-linear does)")
+        raise PolicyError(
+            "lora.targets: TRL's trainer reads the output layer's weight without its adapter, which would never train. "
+            "Remedy: leave the output layer out of lora.targets (all-linear does)")
     return policy
 
 
 def check_warmup_teacher(config: WarmupConfig, inputs: WarmupInputs) -> None:
-    """Refuse a teacher with another vocabulary or too short a context, before anything is loaded. Raises ConfigError."""
+    """Refuse a teacher with another vocabulary or too short a context, before anything is loaded. Raises
+    ConfigError."""
     if config.distillation is not None:
         check_teacher(
             config.distillation.teacher, TEACHER, config.model, inputs.tokenizer,
@@ -142,7 +159,8 @@ def count_steps(config: WarmupConfig, num_rows: int) -> int | None:
 
 
 def write_result(policy: Policy, config: WarmupConfig, folder: Path) -> list[Path]:
-    """adapter/ of a LoRA policy, with the fingerprint of its base; model/ of a merged or fully trained one. Returns what was written.
+    """adapter/ of a LoRA policy, with the fingerprint of its base; model/ of a merged or fully trained one. Returns
+    what was written.
 
     Raises PolicyError when the disk refuses; nothing half-written stays."""
     temporary = folder / f".result.{os.getpid()}.tmp"
@@ -160,15 +178,17 @@ def write_result(policy: Policy, config: WarmupConfig, folder: Path) -> list[Pat
                 os.replace(temporary / name, folder / name)
                 written.append(folder / name)
     except (OSError, SafetensorError) as error:
-        raise PolicyError(f"cannot write the result into {folder}: {error}. Remedy: free some space there and go on with "
-                          "--resume") from error
+        raise PolicyError(
+            f"cannot write the result into {folder}: {error}. Remedy: free some space there and go on with --resume"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return written
 
 
 def _generator(config: WarmupConfig, policy: Policy) -> Generator:
-    """Made before the trainer, which changes the model's forward: a copy made later would compute with the original's."""
+    """Made before the trainer, which changes the model's forward: a copy made later would compute with the
+    original's."""
     return build_generator(GeneratorSection(max_sequences=config.evaluation.max_sequences), policy)
 
 
@@ -185,9 +205,10 @@ def _held_out(config: WarmupConfig, inputs: WarmupInputs, rank: int, num_ranks: 
 def _checkpoint_to_resume(
     folder: RunFolder, config: WarmupConfig, inputs: WarmupInputs, teacher: Mapping[str, str]
 ) -> tuple[Path | None, WarmupState | None]:
-    """The newest whole checkpoint; None where the warm-up was killed before its first. teacher: digests of its weights. Raises ConfigError
-    where it belongs to another configuration, other data or another teacher."""
-    whole = sorted(folder.checkpoints.glob(f"checkpoint-*/{STATE_FILE}"), key=lambda file: int(file.parent.name.partition("-")[2]))
+    """The newest whole checkpoint; None where the warm-up was killed before its first. teacher: digests of its weights.
+    Raises ConfigError where it belongs to another configuration, other data or another teacher."""
+    whole = sorted(
+        folder.checkpoints.glob(f"checkpoint-*/{STATE_FILE}"), key=lambda file: int(file.parent.name.partition("-")[2]))
     if not whole:
         return None, None
     state = WarmupState(**json.loads(whole[-1].read_text()))
@@ -203,12 +224,22 @@ def _checkpoint_to_resume(
     return whole[-1].parent, state
 
 
-def _report(config: WarmupConfig, folder: RunFolder, loop: WarmupLoop, steps: int, wall_s: float, written: list[Path]) -> None:
+def _report(
+    config: WarmupConfig, folder: RunFolder, loop: WarmupLoop, steps: int, wall_s: float, written: list[Path]
+) -> None:
     before, after = loop.seen.before, loop.seen.after
     summary = Summary(
-        steps=steps, stop_reason="completed", message=None, held_out_before=None if before is None else before.intervals,
-        held_out_after=None if after is None else after.intervals, best=None, wall_s=wall_s, peak_rss_gb=peak_rss_gb(),
-        num_sampled_tokens=0, seed=config.seed, versions=installed_versions())
+        steps=steps,
+        stop_reason="completed",
+        message=None,
+        held_out_before=None if before is None else before.intervals,
+        held_out_after=None if after is None else after.intervals,
+        best=None,
+        wall_s=wall_s,
+        peak_rss_gb=peak_rss_gb(),
+        num_sampled_tokens=0,
+        seed=config.seed,
+        versions=installed_versions())
     write_summary(folder, summary)
     draw_warmup(folder.metrics_file, folder.curve_file, title=config.run_dir.name)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -220,10 +251,15 @@ def _result_lines(
 ) -> list[str]:
     losses = [] if before is None or after is None else [before.loss, after.loss]
     return [
-        *([f"{'held-out loss':<18}{losses[0]:.4f} -> {losses[1]:.4f} nats per completion token"] if losses and None not in losses else []),
+        *(
+            [f"{'held-out loss':<18}{losses[0]:.4f} -> {losses[1]:.4f} nats per completion token"]
+            if losses and None not in losses
+            else []),
         f"{'cost':<18}{wall_s:.0f} s, {peak_rss_gb():.2f} GB of memory",
         f"{'curves':<18}{folder.curve_file}",
-        *(f"{'go on with':<18}rl/train.py model{'.adapter' if path.name == 'adapter' else ''}={path}" for path in written)]
+        *(
+            f"{'go on with':<18}rl/train.py model{'.adapter' if path.name == 'adapter' else ''}={path}"
+            for path in written)]
 
 
 def describe(config: WarmupConfig) -> str:
@@ -240,8 +276,14 @@ def describe(config: WarmupConfig) -> str:
         f"what is learnt after it      {decode(list(row.completion_ids))!r}, {len(row.completion_ids)} tokens",
         f"rows                         {len(inputs.rows)} train, {len(inputs.held_out_rows)} give the held-out loss",
         f"held-out questions           {len(inputs.prompts)}",
-        f"tokens                       {sum(lengths):,}, the longest row has {max(lengths)} of at most {inputs.max_tokens}",
-        "left out                     " + (", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none"),
-        f"updates                      {steps if steps is not None else 'as many as packed rows make'}, of {config.optim.batch_rows} rows",
-        "", "Everything was read and checked; nothing was trained."]
+        (
+            f"tokens                       {sum(lengths):,}, the longest row has {max(lengths)} of at most "
+            f"{inputs.max_tokens}"),
+        "left out                     "
+        + (", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none"),
+        (
+            f"updates                      {steps if steps is not None else 'as many as packed rows make'}, of "
+            f"{config.optim.batch_rows} rows"),
+        "",
+        "Everything was read and checked; nothing was trained."]
     return to_yaml(config) + "\n" + "\n".join(lines)

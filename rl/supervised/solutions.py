@@ -1,8 +1,8 @@
-"""Turns a file of solutions into rows of token ids: the prompt as reinforcement learning will sample from it, then the solution and the
-end of sequence.
+"""Turns a file of solutions into rows of token ids: the prompt as reinforcement learning will sample from it, then the
+solution and the end of sequence.
 
-A row of the file has a question and a solution, or messages. The question goes through the same PromptRenderer as a training run's, so
-that what is learnt here is what is sampled there. Imports no torch.
+A row of the file has a question and a solution, or messages. The question goes through the same PromptRenderer as a
+training run's, so that what is learnt here is what is sampled there. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rl.supervised.config import WarmupColumnsSection, WarmupDataSection
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """where: "file:line". before: the conversation's messages before the question. text: what the policy shall write."""
+    """where: "file:line". before: the conversation's messages before the question. text: what the policy shall
+    write."""
 
     where: str
     question: Question
@@ -42,7 +43,8 @@ class SolutionRow:
 
 
 def load_solutions(data: WarmupDataSection, section: str = "data") -> list[Solution]:
-    """The rows in the file's order. One question may have several solutions. section: the configuration's, for messages.
+    """The rows in the file's order. One question may have several solutions. section: the configuration's, for
+    messages.
 
     Raises: DataError naming file, line and field."""
     found: list[Solution] = []
@@ -51,13 +53,18 @@ def load_solutions(data: WarmupDataSection, section: str = "data") -> list[Solut
         if len(found) == data.limit:
             break
     if not found:
-        raise DataError(f"{data.path}: has no rows; expected at least one with {data.columns.question!r} and {data.columns.solution!r}, or "
-                        f"{data.columns.messages!r}")
+        raise DataError(
+            f"{data.path}: has no rows; expected at least one with {data.columns.question!r} and "
+            f"{data.columns.solution!r}, or {data.columns.messages!r}")
     return found
 
 
 def render_solutions(
-    solutions: Sequence[Solution], renderer: PromptRenderer, eos_token_ids: Collection[int], end_id: int, max_tokens: int,
+    solutions: Sequence[Solution],
+    renderer: PromptRenderer,
+    eos_token_ids: Collection[int],
+    end_id: int,
+    max_tokens: int,
     too_long: Literal["error", "drop"],
 ) -> tuple[tuple[SolutionRow, ...], int]:
     """The rows of at most max_tokens tokens, in order, and how many longer ones were dropped.
@@ -80,21 +87,23 @@ def render_solutions(
             rows.append(row)
         elif too_long == "error":
             raise DataError(
-                f"{row.where}: {len(prompt.token_ids)} tokens of prompt and {len(completion)} of solution make {row.num_tokens}, above "
-                f"{max_tokens} (data.max_tokens, or the model's context). Remedy: shorten it, or data.too_long=drop to leave such rows out")
+                f"{row.where}: {len(prompt.token_ids)} tokens of prompt and {len(completion)} of solution make "
+                f"{row.num_tokens}, above {max_tokens} (data.max_tokens, or the model's context). Remedy: shorten it, "
+                "or data.too_long=drop to leave such rows out")
     if not rows:
-        raise DataError(f"all {len(solutions)} rows are longer than {max_tokens} tokens (data.max_tokens, or the model's context; the "
-                        f"shortest has {shortest}); expected at least one that fits")
+        raise DataError(
+            f"all {len(solutions)} rows are longer than {max_tokens} tokens (data.max_tokens, or the model's context; "
+            f"the shortest has {shortest}); expected at least one that fits")
     return tuple(rows), len(solutions) - len(rows)
 
 
 def completion_tokens(renderer: PromptRenderer, prompt: Prompt, solution: str) -> tuple[int, ...]:
     """Ids of the solution after the prompt, without an end of sequence.
 
-    The beginning that the template puts into the prompt (assistant_prefix) is not repeated. A plain prompt that ends in no space is
-    followed by one, as in the template's own examples. The text is tokenised together with the
-    prompt where that leaves the prompt's tokens as they are (some tokenizers begin a text of its own with a space), else apart:
-    the sampler always has the prompt's own tokens."""
+    The beginning that the template puts into the prompt (assistant_prefix) is not repeated. A plain prompt that ends in
+    no space is followed by one, as in the template's own examples. The text is tokenised together with the prompt where
+    that leaves the prompt's tokens as they are (some tokenizers begin a text of its own with a space), else apart: the
+    sampler always has the prompt's own tokens."""
     for prefix in (prompt.assistant_prefix, prompt.assistant_prefix.strip()):
         if prefix and solution.startswith(prefix):
             solution = solution.removeprefix(prefix)
@@ -109,12 +118,14 @@ def completion_tokens(renderer: PromptRenderer, prompt: Prompt, solution: str) -
 
 
 def end_token(renderer: PromptRenderer, eos_token_ids: Collection[int], tokenizer_eos: int | None) -> int:
-    """The id that closes a solution: of those at which the sampler stops (chat models name several) the one that the chat template writes
-    behind an answer; else the tokenizer's own, else the smallest."""
+    """The id that closes a solution: of those at which the sampler stops (chat models name several) the one that the
+    chat template writes behind an answer; else the tokenizer's own, else the smallest."""
     if renderer.uses_chat_template:
         marker = "otherhalf"
         text = renderer.tokenizer.apply_chat_template(
-            [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}], tokenize=False, add_generation_prompt=False)
+            [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}],
+            tokenize=False,
+            add_generation_prompt=False)
         behind = renderer.tokenizer(str(text).rpartition(marker)[2], add_special_tokens=False)["input_ids"]
         if written := [token for token in behind if token in eos_token_ids]:
             return int(written[0])
@@ -131,25 +142,29 @@ def _solution(row: Row, columns: WarmupColumnsSection, section: str) -> Solution
                         _text(row, columns.solution, f"{section}.columns.solution", "the solution"))
     if columns.messages in values:
         *before, asked, answer = _messages(row, columns.messages)
-        return Solution(row.where, Question(f"line-{row.number}", asked["content"], None, others), answer["content"], tuple(before))
+        return Solution(
+            row.where, Question(f"line-{row.number}", asked["content"], None, others), answer["content"], tuple(before))
     near = closest(columns.question, list(values))
-    raise DataError(f"{row.where}: neither a {columns.question!r} nor a {columns.messages!r} field; the row has: "
-                    f"{', '.join(values) or 'none'}. Name the column with {section}.columns.question={near or 'NAME'} or "
-                    f"{section}.columns.messages=NAME")
+    raise DataError(
+        f"{row.where}: neither a {columns.question!r} nor a {columns.messages!r} field; the row has: "
+        f"{', '.join(values) or 'none'}. Name the column with {section}.columns.question={near or 'NAME'} or "
+        f"{section}.columns.messages=NAME")
 
 
 def _text(row: Row, column: str, key: str, what: str) -> str:
     if column not in row.values:
         near = closest(column, list(row.values))
-        raise DataError(f"{row.where}: no {column!r} field; the row has: {', '.join(row.values)}. A warm-up learns from solutions: name "
-                        f"their column with {key}={near or 'NAME'}")
+        raise DataError(
+            f"{row.where}: no {column!r} field; the row has: {', '.join(row.values)}. A warm-up learns from solutions: "
+            f"name their column with {key}={near or 'NAME'}")
     return _checked(row, column, row.values[column], what)
 
 
 def _checked(row: Row, column: str, value: object, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{row.where}: field {column!r}: saw {shown_value(value)}; expected {what} as text that is not empty. Fill it in "
-                        "or remove the row")
+        raise DataError(
+            f"{row.where}: field {column!r}: saw {shown_value(value)}; expected {what} as text that is not empty. Fill "
+            "it in or remove the row")
     check_unicode(value, row, column)
     return value
 
@@ -157,12 +172,22 @@ def _checked(row: Row, column: str, value: object, what: str) -> str:
 def _messages(row: Row, column: str) -> list[Message]:
     """Optionally a system message, then user and assistant in turn, the assistant last."""
     value: Any = row.values[column]
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(item, Mapping) for item in value):
-        raise DataError(f"{row.where}: field {column!r}: saw {shown_value(value)}; expected a list of messages, each with role and content")
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not all(isinstance(item, Mapping) for item in value)
+    ):
+        raise DataError(
+            f"{row.where}: field {column!r}: saw {shown_value(value)}; expected a list of messages, each with role and "
+            "content")
     roles = [item.get("role") for item in value]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise DataError(f"{row.where}: field {column!r}: saw the roles {', '.join(map(str, roles)) or 'none'}; expected user and assistant "
-                        "in turn, the assistant last, with at most one system message before them")
-    return [{"role": str(item["role"]), "content": _checked(row, column, item.get("content"), f"the {item['role']} message's content")}
-            for item in value]
+        raise DataError(
+            f"{row.where}: field {column!r}: saw the roles {', '.join(map(str, roles)) or 'none'}; expected user and "
+            "assistant in turn, the assistant last, with at most one system message before them")
+    return [
+        {
+            "role": str(item["role"]),
+            "content": _checked(row, column, item.get("content"), f"the {item['role']} message's content")}
+        for item in value]

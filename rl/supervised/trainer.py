@@ -1,8 +1,10 @@
-"""TRL's SFTTrainer behind our configuration: tokenised rows in, an adapted policy out. The only module that calls TRL's trainer.
+"""TRL's SFTTrainer behind our configuration: tokenised rows in, an adapted policy out. The only module that calls TRL's
+trainer.
 
-Of TRL are used: packing, the batch, the loss and the loop around the optimiser. Not used are its templates and its tokenising: a row comes
-with its ids and a mask of what carries loss. The learning rate is that of a training run (rl/update.py). trl is imported when a
-trainer is made, since its import takes seconds and it is an option of the installation.
+Of TRL are used: packing, the batch, the loss and the loop around the optimiser. Not used are its templates and its
+tokenising: a row comes with its ids and a mask of what carries loss. The learning rate is that of a training run
+(rl/update.py). trl is imported when a trainer is made, since its import takes seconds and it is an option of the
+installation.
 """
 
 from __future__ import annotations
@@ -28,42 +30,71 @@ NEVER = 1 << 40
 
 
 def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
-    """TRL's SFTConfig for the configuration; its `device` is where the policy belongs. Everything that TRL decides by itself and that
-    changes the result is set."""
+    """TRL's SFTConfig for the configuration; its `device` is where the policy belongs. Everything that TRL decides by
+    itself and that changes the result is set."""
     from trl import SFTConfig
 
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     # Full parameters are kept in float32 and computed in the policy's dtype, as in training (rl/policy/forward.py).
     dtype = resolve_dtype(config.model.dtype, torch.device("cpu" if on_cpu else "cuda"))
     arguments = SFTConfig(
-        output_dir=str(output_dir), seed=config.seed, data_seed=config.seed,
-        use_cpu=on_cpu, bf16=dtype == torch.bfloat16 and not config.lora.enabled, fp16=False,
-        max_steps=config.steps or -1, num_train_epochs=config.epochs, per_device_train_batch_size=config.optim.micro_batch_rows,
-        max_grad_norm=config.optim.max_grad_norm, learning_rate=config.optim.lr, weight_decay=config.optim.weight_decay,
-        packing=config.packing, completion_only_loss=True, gradient_checkpointing=False,
-        # TRL asks a mixture of experts for its balancing loss, which distillation's forward does not give (rl/supervised/distillation.py).
+        output_dir=str(output_dir),
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=on_cpu,
+        bf16=dtype == torch.bfloat16 and not config.lora.enabled,
+        fp16=False,
+        max_steps=config.steps or -1,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.optim.micro_batch_rows,
+        max_grad_norm=config.optim.max_grad_norm,
+        learning_rate=config.optim.lr,
+        weight_decay=config.optim.weight_decay,
+        packing=config.packing,
+        completion_only_loss=True,
+        gradient_checkpointing=False,
+        # TRL asks a mixture of experts for its balancing loss, which distillation's forward does not give
+        # (rl/supervised/distillation.py).
         router_aux_loss_coef=None if config.distillation is None else 0.0,
-        logging_steps=1, logging_nan_inf_filter=False, eval_strategy="no", report_to="none", disable_tqdm=True,
-        save_strategy="steps", save_steps=config.checkpoint.every or NEVER, save_total_limit=config.checkpoint.keep,
-        dataloader_pin_memory=False, dataloader_drop_last=False, ddp_find_unused_parameters=False)
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="steps",
+        save_steps=config.checkpoint.every or NEVER,
+        save_total_limit=config.checkpoint.keep,
+        dataloader_pin_memory=False,
+        dataloader_drop_last=False,
+        ddp_find_unused_parameters=False)
     num_ranks = arguments.world_size
     per_pass = config.optim.micro_batch_rows * num_ranks
     if config.optim.batch_rows % per_pass:
-        raise ConfigError([f"optim.batch_rows: {config.optim.batch_rows} rows per update are no multiple of optim.micro_batch_rows="
-                           f"{config.optim.micro_batch_rows} x {num_ranks} process(es). Remedy: optim.batch_rows="
-                           f"{-(-config.optim.batch_rows // per_pass) * per_pass}, or fewer micro_batch_rows"])
+        raise ConfigError(
+            [
+                f"optim.batch_rows: {config.optim.batch_rows} rows per update are no multiple of "
+                f"optim.micro_batch_rows={config.optim.micro_batch_rows} x {num_ranks} process(es). Remedy: "
+                f"optim.batch_rows={-(-config.optim.batch_rows // per_pass) * per_pass}, or fewer micro_batch_rows"])
     arguments.gradient_accumulation_steps = config.optim.batch_rows // per_pass
     if arguments.n_gpu > 1:
-        raise ConfigError([f"{arguments.n_gpu} GPUs are visible to one process, which uses one. Remedy: accelerate launch --multi_gpu "
-                           "rl/warmup.py ..., or CUDA_VISIBLE_DEVICES=0"])
+        raise ConfigError(
+            [
+                f"{arguments.n_gpu} GPUs are visible to one process, which uses one. Remedy: accelerate launch "
+                "--multi_gpu rl/warmup.py ..., or CUDA_VISIBLE_DEVICES=0"])
     return arguments
 
 
 def make_trainer(
-    config: WarmupConfig, policy: Policy, rows: Sequence[SolutionRow], max_tokens: int, arguments: Any, callbacks: Sequence[Any] = (),
+    config: WarmupConfig,
+    policy: Policy,
+    rows: Sequence[SolutionRow],
+    max_tokens: int,
+    arguments: Any,
+    callbacks: Sequence[Any] = (),
     teacher: Policy | None = None,
 ) -> Any:
-    """An SFTTrainer over the rows, ready for `train()`. It changes the forward of policy.model: copies for sampling are made before.
+    """An SFTTrainer over the rows, ready for `train()`. It changes the forward of policy.model: copies for sampling are
+    made before.
 
     teacher: of config.distillation, where there is one."""
     import datasets
@@ -73,17 +104,20 @@ def make_trainer(
     class WarmupTrainer(SFTTrainer):
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             self.lr_scheduler: Any = LambdaLR(
-                optimizer or self.optimizer, lambda step: scheduled_rate(config.optim, step, num_training_steps) / config.optim.lr)
+                optimizer or self.optimizer,
+                lambda step: scheduled_rate(config.optim, step, num_training_steps) / config.optim.lr)
             return self.lr_scheduler
 
         def _send_telemetry(self) -> None:
             """TRL reports the kind of model and data to the hub. We do not."""
 
-    arguments.max_length = max_tokens if config.packing else None  # the length of packed rows; longer ones are not here any more
+    # the length of packed rows; longer ones are not here any more
+    arguments.max_length = max_tokens if config.packing else None
     optimizer = torch.optim.AdamW(
         policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
         weight_decay=config.optim.weight_decay, fused=True)
-    logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)  # it knows only flash attention's packing; ours is tested
+    # it knows only flash attention's packing; ours is tested
+    logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     trainer = WarmupTrainer(
         model=policy.model, args=arguments, train_dataset=as_dataset(rows), processing_class=policy.tokenizer,

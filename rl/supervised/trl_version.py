@@ -1,4 +1,5 @@
-"""Is TRL there, and is it a release that this version works with? Answered from its metadata, without the seconds that its import takes."""
+"""Is TRL there, and is it a release that this version works with? Answered from its metadata, without the seconds that
+its import takes."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ def check_trl() -> None:
     try:
         version = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError([f"trl is not installed, and a warm-up trains with its SFTTrainer; expected trl>={first},<{last}. "
-                           f"{remedy}"]) from None
+        raise ConfigError(
+            [f"trl is not installed, and a warm-up trains with its SFTTrainer; expected trl>={first},<{last}. {remedy}"]
+        ) from None
     if not _numbers(first) <= _numbers(version) < _numbers(last):
         raise ConfigError([f"trl {version} is installed; a warm-up was tested with trl>={first},<{last}. {remedy}"])
 

@@ -1,15 +1,18 @@
-"""On-policy distillation: the student samples, a teacher scores the same tokens, and minus the per-token reverse KL is the advantage.
+"""On-policy distillation: the student samples, a teacher scores the same tokens, and minus the per-token reverse KL is
+the advantage.
 
-A_t = A_i + weight * (ln pi_teacher(o_t) - ln pi_old(o_t)), without a gradient through it, with A_i the advantage of completion i among
-its group (0 where there is no reward). The expected policy gradient of the second term, at the contexts that were sampled, is minus the
-gradient of weight * KL(pi || pi_teacher) (Thinking Machines Lab, "On-Policy Distillation", 2025; MiniLLM, arXiv:2306.08543; GKD,
-arXiv:2306.13649): a discount of 0, no token is credited with what the teacher thinks of later ones.
+A_t = A_i + weight * (ln pi_teacher(o_t) - ln pi_old(o_t)), without a gradient through it, with A_i the advantage of
+completion i among its group (0 where there is no reward). The expected policy gradient of the second term, at the
+contexts that were sampled, is minus the gradient of weight * KL(pi || pi_teacher) (Thinking Machines Lab, "On-Policy
+Distillation", 2025; MiniLLM, arXiv:2306.08543; GKD, arXiv:2306.13649): a discount of 0, no token is credited with what
+the teacher thinks of later ones.
 
-Which distributions. ln pi_old is the trainer's log-probability at the start of the batch, at the sampling temperature: of the very
-distribution that was sampled from and whose gradient is taken. The sampler's own number would add its rounding to each advantage; how the
-sampler's numerics bias which tokens are sampled is what loss.correction is for. The teacher's is at temperature 1: the student, sampled at
-its temperature, is to become the teacher as it is. Tokens that an older version sampled (rl/collect.py) get the present policy's
-log-probability, and the importance ratio of the loss does the rest.
+Which distributions. ln pi_old is the trainer's log-probability at the start of the batch, at the sampling temperature:
+of the very distribution that was sampled from and whose gradient is taken. The sampler's own number would add its
+rounding to each advantage; how the sampler's numerics bias which tokens are sampled is what loss.correction is for. The
+teacher's is at temperature 1: the student, sampled at its temperature, is to become the teacher as it is. Tokens that
+an older version sampled (rl/collect.py) get the present policy's log-probability, and the importance ratio of the loss
+does the rest.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from rl.records import TrainingGroup
 
 
 class Teacher(Protocol):
-    """A frozen model with the student's vocabulary: local, or behind a server (rl/teacher/teacher.py). description: one line for people."""
+    """A frozen model with the student's vocabulary: local, or behind a server (rl/teacher/teacher.py). description: one
+    line for people."""
 
     description: str
 
@@ -57,9 +61,11 @@ def distilled_advantages(
 def with_teacher(
     teacher: Teacher | None, batch: Sequence[TrainingGroup], trained: Sequence[bool], *, rank: int, num_ranks: int
 ) -> list[TrainingGroup]:
-    """The groups with the teacher's log-probabilities of their completions' tokens, on every rank; collective over ranks.
+    """The groups with the teacher's log-probabilities of their completions' tokens, on every rank; collective over
+    ranks.
 
-    trained: whether each group trains; the teacher is not asked about the others. Equal completions of a question are scored once.
+    trained: whether each group trains; the teacher is not asked about the others. Equal completions of a question are
+    scored once.
     Raises: FloatingPointError where the teacher gives a number that is not finite; what the teacher raises."""
     if teacher is None:
         return list(batch)
@@ -71,10 +77,16 @@ def with_teacher(
     for (_, completion), logprobs in found.items():
         assert len(logprobs) == len(completion)
         if not all(map(math.isfinite, logprobs)):
-            raise FloatingPointError(f"the teacher ({teacher.description}) gives a token the log-probability "
-                                     f"{next(value for value in logprobs if not math.isfinite(value))}; expected finite numbers. Remedy: "
-                                     "teacher.dtype=float32 (of a server: --dtype float32), or another teacher")
+            raise FloatingPointError(
+                f"the teacher ({teacher.description}) gives a token the log-probability "
+                f"{next(value for value in logprobs if not math.isfinite(value))}; expected finite numbers. Remedy: "
+                "teacher.dtype=float32 (of a server: --dtype float32), or another teacher")
     return [
-        replace(item, teacher_logprobs=tuple(found[item.group.prompt.token_ids, rollout.token_ids] for rollout in item.group.rollouts))
-        if trains else item
+        (
+            replace(
+                item,
+                teacher_logprobs=tuple(
+                    found[item.group.prompt.token_ids, rollout.token_ids] for rollout in item.group.rollouts))
+            if trains
+            else item)
         for item, trains in zip(batch, trained, strict=True)]

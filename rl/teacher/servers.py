@@ -1,7 +1,9 @@
-"""A teacher behind running `vllm serve` processes, one or many: the log-probabilities of a completion's tokens as those of a prompt.
+"""A teacher behind running `vllm serve` processes, one or many: the log-probabilities of a completion's tokens as those
+of a prompt.
 
-Nothing is brought to the servers: they serve a frozen model. Requests run in parallel over all servers; lost ones are left out and taken
-back (rl/generate/servers/replicas.py), and while none answers the run waits, saved. Every rank asks for its own share.
+Nothing is brought to the servers: they serve a frozen model. Requests run in parallel over all servers; lost ones are
+left out and taken back (rl/generate/servers/replicas.py), and while none answers the run waits, saved. Every rank asks
+for its own share.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ NO_PROBABILITY = -9999.0
 
 @dataclass(slots=True)
 class ServedName:
-    """The name under which every server has to serve the teacher. Where the configuration gives none, the server at first_url decides, by
-    what it lists first, and the others wait for it: the same on every rank, whoever answers first."""
+    """The name under which every server has to serve the teacher. Where the configuration gives none, the server at
+    first_url decides, by what it lists first, and the others wait for it: the same on every rank, whoever answers
+    first."""
 
     first_url: str
     value: str | None
@@ -37,16 +40,21 @@ class ServedName:
 
 
 class TeacherServer:
-    """One server, as rl/generate/servers/replicas.py wants it. served: shared by all of them. probes: texts with the token ids that the student
-    reads. max_tokens: of a row."""
+    """One server, as rl/generate/servers/replicas.py wants it. served: shared by all of them. probes: texts with the
+    token ids that the student reads. max_tokens: of a row."""
 
     def __init__(
-        self, client: ServerClient, config: TeacherSection, served: ServedName, probes: Sequence[tuple[str, tuple[int, ...]]],
+        self,
+        client: ServerClient,
+        config: TeacherSection,
+        served: ServedName,
+        probes: Sequence[tuple[str, tuple[int, ...]]],
         max_tokens: int,
     ) -> None:
         self.url = client.url
         self.model = ""
-        self._client, self._config, self._served, self._probes, self._max_tokens = client, config, served, probes, max_tokens
+        self._client, self._config, self._served, self._probes, self._max_tokens = (
+            client, config, served, probes, max_tokens)
 
     async def prepare(self) -> None:
         await self._client.check_health()
@@ -60,12 +68,15 @@ class TeacherServer:
             return False
 
     async def check(self) -> None:
-        """Does it serve the teacher, with room for the longest row and a token after it, and with the student's token ids?"""
+        """Does it serve the teacher, with room for the longest row and a token after it, and with the student's token
+        ids?"""
         try:
             models = await self._client.models()
         except ServerRefusedError as error:
             self._refuse_key(error)
-            raise SamplerError(f"teacher.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process") from error
+            raise SamplerError(
+                f"teacher.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process"
+            ) from error
         names = ", ".join(model.name for model in models) or "none"
         if self._served.value is None and self.url == self._served.first_url and models:
             self._served.value = models[0].name
@@ -77,23 +88,31 @@ class TeacherServer:
         asked = self._served.value
         found = [model for model in models if model.name == asked]
         if not found and self._config.served_model is not None:
-            raise SamplerError(f"teacher.served_model: {asked}, but {self.url} serves {names}. Remedy: one of those, or another url")
+            raise SamplerError(
+                f"teacher.served_model: {asked}, but {self.url} serves {names}. Remedy: one of those, or another url")
         if not found:
-            raise SamplerError(f"teacher.urls: {self.url} serves {names}, but the teacher is {asked}, which {self._served.first_url} "
-                               "listed first at the start; one model has to score all tokens. Remedy: that model under that name "
-                               "(--served-model-name) on every server; or teacher.served_model=NAME of one that all of them serve")
+            raise SamplerError(
+                f"teacher.urls: {self.url} serves {names}, but the teacher is {asked}, which {self._served.first_url} "
+                "listed first at the start; one model has to score all tokens. Remedy: that model under that name "
+                "(--served-model-name) on every server; or teacher.served_model=NAME of one that all of them serve")
         self.model = found[0].name
         # An adapter has the room of its base.
-        rooms = [model.max_tokens for model in models if model.name in (self.model, found[0].parent) and model.max_tokens is not None]
+        rooms = [
+            model.max_tokens
+            for model in models
+            if model.name in (self.model, found[0].parent) and model.max_tokens is not None]
         if rooms and rooms[0] < self._max_tokens + 1:
-            raise SamplerError(f"teacher.urls: {self.url} takes at most {rooms[0]} tokens (max_model_len), but the longest prompt with the "
-                               f"longest completion and one token more are {self._max_tokens + 1}. Remedy: start it with --max-model-len "
-                               f"{self._max_tokens + 1}; or lower data.max_prompt_tokens or sampling.max_completion_tokens")
+            raise SamplerError(
+                f"teacher.urls: {self.url} takes at most {rooms[0]} tokens (max_model_len), but the longest prompt with"
+                f" the longest completion and one token more are {self._max_tokens + 1}. Remedy: start it with "
+                f"--max-model-len {self._max_tokens + 1}; or lower data.max_prompt_tokens or "
+                "sampling.max_completion_tokens")
         for text, ids in self._probes:
             if (there := await self._client.tokenize(self.model, text)) != ids:
-                raise SamplerError(f"teacher.urls: {self.url} serves {self.model} with another vocabulary than the student's: the text "
-                                   f"{text[:60]!r} is {list(ids[:8])} in the student and {list(there[:8])} there. Remedy: a teacher "
-                                   "with the student's tokenizer")
+                raise SamplerError(
+                    f"teacher.urls: {self.url} serves {self.model} with another vocabulary than the student's: the text"
+                    f" {text[:60]!r} is {list(ids[:8])} in the student and {list(there[:8])} there. Remedy: a teacher "
+                    "with the student's tokenizer")
 
     async def score(self, row: Row) -> tuple[float, ...]:
         """-inf where the server computes no probability."""
@@ -106,17 +125,20 @@ class TeacherServer:
 
     def _refuse_key(self, error: ServerRefusedError) -> None:
         if error.status in (401, 403):
-            raise SamplerError(f"teacher.api_key_env: {self.url} does not accept the API key ({error}). Remedy: teacher.api_key_env=NAME "
-                               "of an environment variable that holds the server's key") from error
+            raise SamplerError(
+                f"teacher.api_key_env: {self.url} does not accept the API key ({error}). Remedy: "
+                "teacher.api_key_env=NAME of an environment variable that holds the server's key") from error
 
 
 class ServerTeacher:
     """Teacher (rl/teacher/advantages.py) on vLLM servers. The constructor waits until every one of them answers.
 
-    texts: tokenised by the server too, to tell another vocabulary. max_tokens: of the longest row. on_outage, on_message: see
-    rl/generate/servers/outages.py; without a listener, what they would be told is logged."""
+    texts: tokenised by the server too, to tell another vocabulary. max_tokens: of the longest row. on_outage,
+    on_message: see rl/generate/servers/outages.py; without a listener, what they would be told is logged."""
 
-    def __init__(self, config: TeacherSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> None:
+    def __init__(
+        self, config: TeacherSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int
+    ) -> None:
         self.on_outage: Callable[[str], None] | None = None
         self.on_message: Callable[[str], None] | None = None
         self._config, self._max_tokens = config, max_tokens
@@ -151,12 +173,19 @@ class ServerTeacher:
 
     async def _start(self) -> None:
         count = self._config.max_requests
-        self._clients = [ServerClient(url, self._key, self._config.request_timeout_s, 2 * count + 8) for url in self._urls]
-        servers = [TeacherServer(client, self._config, self._served, self._probes, self._max_tokens) for client in self._clients]
+        self._clients = [
+            ServerClient(url, self._key, self._config.request_timeout_s, 2 * count + 8) for url in self._urls]
+        servers = [
+            TeacherServer(client, self._config, self._served, self._probes, self._max_tokens)
+            for client in self._clients]
         self._pool = ReplicaPool(servers, count, self._say, self._outage, section="teacher", role="teacher")
         await start_servers(
-            self._pool, self._config.start_timeout_s, self._say, f"start it with vllm serve {self._config.path} --max-model-len "
-            f"{self._max_tokens + 1}; or another url", section="teacher", role="teacher")
+            self._pool,
+            self._config.start_timeout_s,
+            self._say,
+            f"start it with vllm serve {self._config.path} --max-model-len {self._max_tokens + 1}; or another url",
+            section="teacher",
+            role="teacher")
 
     async def _stop(self) -> None:
         if self._pool is not None:

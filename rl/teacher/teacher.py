@@ -1,7 +1,8 @@
-"""The teacher of a run: a frozen model on the run's own device, or running `vllm serve` processes. Neither has a state to resume.
+"""The teacher of a run: a frozen model on the run's own device, or running `vllm serve` processes. Neither has a state
+to resume.
 
-`check_teacher` compares, before any weights are loaded, what must fit: token ids, since log-probabilities are compared token by token, and
-room for the longest row.
+`check_teacher` compares, before any weights are loaded, what must fit: token ids, since log-probabilities are compared
+token by token, and room for the longest row.
 """
 
 from __future__ import annotations
@@ -50,12 +51,15 @@ class LocalTeacher:
         self._scorer = PolicyScorer(policy, forward, max_tokens=max_tokens)
 
     def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        """Raises SamplerError for an id that the teacher does not have: a family's models pad their outputs to different sizes."""
+        """Raises SamplerError for an id that the teacher does not have: a family's models pad their outputs to
+        different sizes."""
         largest = max((max(*prompt, *completion) for prompt, completion in rows), default=0)
         if largest >= self._num_outputs:
-            raise SamplerError(f"teacher.path: the student has sampled the id {largest}, which stands for no token, and the teacher "
-                               f"({self.description}) has {self._num_outputs} outputs: expected ids below. Remedy: a teacher with as many "
-                               "outputs as the student; or a lower sampling.temperature or sampling.top_p, which leave such ids out")
+            raise SamplerError(
+                f"teacher.path: the student has sampled the id {largest}, which stands for no token, and the teacher "
+                f"({self.description}) has {self._num_outputs} outputs: expected ids below. Remedy: a teacher with as "
+                "many outputs as the student; or a lower sampling.temperature or sampling.top_p, which leave such "
+                "ids out")
         return [tuple(scored.logprobs_N.tolist()) for scored in self._scorer.score(rows)]
 
     def close(self) -> None:
@@ -86,8 +90,13 @@ def check_run_teacher(config: RunConfig, inputs: Inputs) -> None:
     """What can be told before any weights are loaded. Raises ConfigError."""
     if config.teacher is not None:
         check_teacher(
-            config.teacher, "teacher", config.model, inputs.tokenizer, [prompt.text for prompt in inputs.prompts[:NUM_PROBED_PROMPTS]],
-            longest_row(config, inputs), "let the teacher answer the questions and warm up on its samples (rl/warmup.py data.path=SAMPLES)")
+            config.teacher,
+            "teacher",
+            config.model,
+            inputs.tokenizer,
+            [prompt.text for prompt in inputs.prompts[:NUM_PROBED_PROMPTS]],
+            longest_row(config, inputs),
+            "let the teacher answer the questions and warm up on its samples (rl/warmup.py data.path=SAMPLES)")
 
 
 def longest_row(config: RunConfig, inputs: Inputs) -> int:
@@ -96,8 +105,8 @@ def longest_row(config: RunConfig, inputs: Inputs) -> int:
 
 
 def teacher_digests(section: TeacherModelSection | None, key: str) -> dict[str, str]:
-    """Of the weights in the teacher's local folders, by the key that names each; {} for no teacher or one behind a server. A checkpoint
-    belongs to this teacher. key: the section's name."""
+    """Of the weights in the teacher's local folders, by the key that names each; {} for no teacher or one behind a
+    server. A checkpoint belongs to this teacher. key: the section's name."""
     if section is None or (isinstance(section, TeacherSection) and section.backend != "local"):
         return {}
     named = {f"{key}.path": section.path, f"{key}.adapter": section.adapter}
@@ -105,8 +114,11 @@ def teacher_digests(section: TeacherModelSection | None, key: str) -> dict[str, 
     return {name: digest for name, digest in found.items() if digest is not None}
 
 
-def load_teacher(section: TeacherModelSection, key: str, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
-    """The frozen model, with its adapter merged into it. key: the section's name, for messages. Raises PolicyError or ConfigError."""
+def load_teacher(
+    section: TeacherModelSection, key: str, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> Policy:
+    """The frozen model, with its adapter merged into it. key: the section's name, for messages. Raises PolicyError or
+    ConfigError."""
     model = section.as_model()
     with in_words_of(key), explain_loading(model.path):
         if model.adapter is None:
@@ -116,17 +128,25 @@ def load_teacher(section: TeacherModelSection, key: str, tokenizer: PreTrainedTo
 
 
 def check_teacher(
-    section: TeacherModelSection, key: str, student: ModelSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
-    max_tokens: int, remedy: str,
+    section: TeacherModelSection,
+    key: str,
+    student: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_tokens: int,
+    remedy: str,
 ) -> None:
     """Refuse a teacher with other token ids than the student's, or without room for `max_tokens`.
 
-    key: the section's name. tokenizer: the student's. texts: to be tokenised by both, such as prompts. remedy: what can be done without a
-    teacher of the same vocabulary. Reads the teacher's tokenizer and config.json, no weights. Raises ConfigError."""
+    key: the section's name. tokenizer: the student's. texts: to be tokenised by both, such as prompts. remedy: what can
+    be done without a teacher of the same vocabulary. Reads the teacher's tokenizer and config.json, no weights. Raises
+    ConfigError."""
     model = section.as_model()
     if model.adapter is not None and not (Path(resolve_path(model.adapter)) / "adapter_config.json").is_file():
-        raise ConfigError([f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by PEFT, "
-                           "such as runs/NAME/checkpoints/best/adapter"])
+        raise ConfigError(
+            [
+                f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by"
+                " PEFT, such as runs/NAME/checkpoints/best/adapter"])
     with in_words_of(key):
         other, model_config = load_tokenizer(model), load_model_config(model)
     text_config = model_config.get_text_config()
@@ -134,26 +154,34 @@ def check_teacher(
     if difference is None and text_config.vocab_size < len(tokenizer):
         difference = f"it has {text_config.vocab_size} outputs for the student's {len(tokenizer)} tokens"
     if difference is not None:
-        raise ConfigError([
-            f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, model.path={student.path} "
-            f"({len(tokenizer)} tokens): {difference}. Log-probabilities are compared token by token, which needs the same ids. "
-            f"Remedy: a teacher with the student's tokenizer; or {remedy}"])
+        raise ConfigError(
+            [
+                f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, "
+                f"model.path={student.path} ({len(tokenizer)} tokens): {difference}. Log-probabilities are compared "
+                "token by token, which needs the same ids. Remedy: a teacher with the student's tokenizer; or "
+                f"{remedy}"])
     ends = [named_end_ids(load_generation_config(str(resolve_path(one.path)), one.revision), tokens)
             for one, tokens in ((student, tokenizer), (model, other))]
     if not set(ends[0]) & set(ends[1]):
         ours, theirs = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in ends)
-        warnings.warn(f"{key}.path: {model.path} ends its answers with {theirs or 'no token that it names'} and the student with {ours}: "
-                      "to the teacher, each end of the student's is unlikely. Remedy: a teacher that was trained with the student's "
-                      "prompts", stacklevel=2)
+        warnings.warn(
+            f"{key}.path: {model.path} ends its answers with {theirs or 'no token that it names'} and the student with "
+            f"{ours}: to the teacher, each end of the student's is unlikely. Remedy: a teacher that was trained with "
+            "the student's prompts",
+            stacklevel=2)
     context: int | None = getattr(text_config, "max_position_embeddings", None)
     if context is not None and max_tokens > context:
-        raise ConfigError([f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. Remedy: a "
-                           "teacher with a longer context, or shorter prompts and completions"])
+        raise ConfigError(
+            [
+                f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. "
+                "Remedy: a teacher with a longer context, or shorter prompts and completions"])
 
 
-def vocabulary_difference(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, texts: Sequence[str]) -> str | None:
-    """The first way in which the teacher's ids are not the student's; None where every token of the student has the same id in the teacher
-    and the texts become the same ids. Tokens that only the teacher has do no harm."""
+def vocabulary_difference(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> str | None:
+    """The first way in which the teacher's ids are not the student's; None where every token of the student has the
+    same id in the teacher and the texts become the same ids. Tokens that only the teacher has do no harm."""
     theirs = teacher.get_vocab()
     for token, number in sorted(student.get_vocab().items(), key=lambda item: item[1]):
         if theirs.get(token) != number:

@@ -1,4 +1,5 @@
-"""benchmarks/random_models.py and the table of gpu.py: lengths have the mean that was asked for, and ratios compare the same model."""
+"""benchmarks/random_models.py and the table of gpu.py: lengths have the mean that was asked for, and ratios compare the
+same model."""
 
 from __future__ import annotations
 
@@ -49,8 +50,9 @@ def test_a_checkpoint_reads_back_and_a_letter_is_a_token(tmp_path: Path) -> None
 
 
 def test_the_table_says_why_a_value_is_missing_and_the_ratio_is_of_one_model() -> None:
-    rows = [Row("step", "a", "", "step, s", 2.0), Row("trl", "a", "off", "step, s", 8.0), Row("trl", "b", "off", "step, s", 1.0),
-            Row("train", "b", "full", "", None, "cut after 5 s")]
+    rows = [
+        Row("step", "a", "", "step, s", 2.0), Row("trl", "a", "off", "step, s", 8.0),
+        Row("trl", "b", "off", "step, s", 1.0), Row("train", "b", "full", "", None, "cut after 5 s")]
     assert ratios(rows) == [Row("trl", "a", "off", "our step / TRL's", 0.25)]
     assert "| train | b | full |  | cut after 5 s |" in table(rows)
     assert set(PARTS) == {"decode", "swap", "train", "step", "trl", "run"}

@@ -11,12 +11,21 @@ from typing import Any
 
 import pytest
 
-from eval.benchmarks import BENCHMARKS, Benchmark, BenchmarkError, LoadedBenchmark, find_benchmark, list_benchmarks, load_benchmark
+from eval.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    BenchmarkError,
+    LoadedBenchmark,
+    find_benchmark,
+    list_benchmarks,
+    load_benchmark,
+)
 from rewards.loading import load
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
 from rl.questions.prompting import load_template
 
-needs_data = pytest.mark.skipif("OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with the benchmark data) is not set")
+needs_data = pytest.mark.skipif(
+    "OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with the benchmark data) is not set")
 
 BY_NAME = {benchmark.name: benchmark for benchmark in BENCHMARKS}
 FROM_HUB = [benchmark for benchmark in BENCHMARKS if benchmark.hub is not None]
@@ -77,17 +86,25 @@ def test_only_gsm8k_takes_the_last_number_for_an_answer() -> None:
     assert [benchmark.name for benchmark in BENCHMARKS if benchmark.grader.arguments.get("last_number")] == ["gsm8k"]
 
 
-@pytest.mark.parametrize(("name", "found"), [
-    ("math500", "math500"), ("MATH-500", "math500"), ("AIME2024", "aime24"), ("gpqa-diamond", "gpqa_diamond"), ("Minerva", "minerva_math"),
-])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("math500", "math500"), ("MATH-500", "math500"), ("AIME2024", "aime24"), ("gpqa-diamond", "gpqa_diamond"),
+        ("Minerva", "minerva_math"),
+    ],
+)
 def test_names_are_found_whatever_their_case_and_hyphens(name: str, found: str) -> None:
     assert find_benchmark(name).name == found
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("mth500", "math500"), ("aime26", "aime2"), ("olympiadbensh", "olympiadbench"), ("gsm8", "gsm8k")])
+    ("name", "near"),
+    [("mth500", "math500"), ("aime26", "aime2"), ("olympiadbensh", "olympiadbench"), ("gsm8", "gsm8k")],
+)
 def test_an_unknown_name_is_answered_with_the_closest_and_all_names(name: str, near: str) -> None:
-    with pytest.raises(BenchmarkError, match=f"--benchmarks: there is no benchmark '{name}'; did you mean {near}") as caught:
+    with pytest.raises(
+        BenchmarkError, match=f"--benchmarks: there is no benchmark '{name}'; did you mean {near}"
+    ) as caught:
         find_benchmark(name)
     assert all(benchmark.name in str(caught.value) for benchmark in BENCHMARKS)
 
@@ -101,15 +118,26 @@ def test_a_name_like_none_is_answered_with_all_names(name: str) -> None:
 def test_the_table_has_a_line_for_each_benchmark_and_tells_the_rest() -> None:
     lines = list_benchmarks().splitlines()
     for benchmark, line in zip(BENCHMARKS, lines[1:], strict=False):
-        assert line.startswith(benchmark.name) and str(benchmark.num_questions) in line and benchmark.protocol.source in line
-    assert "reasoning_gym:TASK" in list_benchmarks() and "--data-dir" in list_benchmarks() and "amc22_23_83 (amc22_23)" in list_benchmarks()
+        assert (
+            line.startswith(benchmark.name)
+            and str(benchmark.num_questions) in line
+            and benchmark.protocol.source in line)
+    assert (
+        "reasoning_gym:TASK" in list_benchmarks()
+        and "--data-dir" in list_benchmarks()
+        and "amc22_23_83 (amc22_23)" in list_benchmarks())
 
 
 def test_gsm8k_rows_keep_what_stands_behind_the_hashes(tmp_path: Path) -> None:
-    row = {"question": "How many clips?", "answer": "She sold 48/2 = <<48/2=24>>24 clips.\nAltogether <<48+24=72>>1,072.\n#### 1,072"}
+    row = {
+        "question": "How many clips?",
+        "answer": "She sold 48/2 = <<48/2=24>>24 clips.\nAltogether <<48+24=72>>1,072.\n#### 1,072",
+    }
     loaded = loaded_from(tmp_path, "gsm8k", row)
     assert (loaded.questions[0].text, loaded.questions[0].answer) == ("How many clips?", "1,072")
-    assert accuracies(loaded, [r"\boxed{1072}", "so it is 1072 clips", "#### 1,072", r"\boxed{72}", "1072, no, 24"]) == (1, 1, 1, 0, 0)
+    assert accuracies(
+        loaded, [r"\boxed{1072}", "so it is 1072 clips", "#### 1,072", r"\boxed{72}", "1072, no, 24"]
+    ) == (1, 1, 1, 0, 0)
 
 
 def test_math_rows_keep_the_last_box_of_the_solution_and_their_level(tmp_path: Path) -> None:
@@ -130,15 +158,22 @@ def test_math500_rows_keep_their_ids(tmp_path: Path) -> None:
         "test/algebra/1.json", "Let $p$.", "p - q", {"subject": "Algebra", "level": 5})
 
 
-@pytest.mark.parametrize(("name", "row", "gold"), [
-    ("aime24", {"id": 60, "problem": "Find $n$.", "solution": "...", "answer": "073", "url": "u", "year": "2024"}, "073"),
-    ("aime25", {"id": "0", "problem": "Find $n$.", "answer": "73"}, "73"),
-    ("amc23", {"id": 0, "question": "Find $n$.", "answer": "73.0", "url": "u"}, "73"),
-    ("amc22_23", {"id": 0, "problem": "Find $n$.", "answer": 73.0, "url": "u"}, "73"),
-])
+@pytest.mark.parametrize(
+    ("name", "row", "gold"),
+    [
+        (
+            "aime24",
+            {"id": 60, "problem": "Find $n$.", "solution": "...", "answer": "073", "url": "u", "year": "2024"}, "073",
+        ),
+        ("aime25", {"id": "0", "problem": "Find $n$.", "answer": "73"}, "73"),
+        ("amc23", {"id": 0, "question": "Find $n$.", "answer": "73.0", "url": "u"}, "73"),
+        ("amc22_23", {"id": 0, "problem": "Find $n$.", "answer": 73.0, "url": "u"}, "73"),
+    ],
+)
 def test_competition_rows_have_whole_numbers(tmp_path: Path, name: str, row: dict[str, Any], gold: str) -> None:
     loaded = loaded_from(tmp_path, name, row)
-    assert (loaded.questions[0].text, loaded.questions[0].answer, dict(loaded.questions[0].columns)) == ("Find $n$.", gold, {})
+    assert (loaded.questions[0].text, loaded.questions[0].answer, dict(loaded.questions[0].columns)) == (
+        "Find $n$.", gold, {})
     assert accuracies(loaded, [r"\boxed{73}", r"\boxed{073}", r"\boxed{72}"]) == (1, 1, 0)
 
 
@@ -160,20 +195,25 @@ def test_minerva_rows_have_an_answer_or_a_box_in_the_solution(tmp_path: Path, ro
     ("['$69$', '$84$']", "$69$, $84$", r"\boxed{69, 84}", r"\boxed{84}"),
     ("[1, 2)", "[1, 2)", r"\boxed{[1, 2)}", r"\boxed{[1, 2]}"),
 ])
-def test_olympiadbench_rows_have_a_list_of_answers(tmp_path: Path, final: Any, gold: str, right: str, wrong: str) -> None:
-    row = {"id": 1606, "question": "How many?", "solution": ["..."], "final_answer": final, "context": None, "image_1": None,
-           "modality": "Text-only", "is_multiple_answer": False, "unit": None, "answer_type": "Numerical", "error": None,
-           "subfield": "Combinatorics"}
+def test_olympiadbench_rows_have_a_list_of_answers(
+    tmp_path: Path, final: Any, gold: str, right: str, wrong: str
+) -> None:
+    row = {
+        "id": 1606, "question": "How many?", "solution": ["..."], "final_answer": final, "context": None,
+        "image_1": None, "modality": "Text-only", "is_multiple_answer": False, "unit": None, "answer_type": "Numerical",
+        "error": None, "subfield": "Combinatorics"}
     loaded = loaded_from(tmp_path, "olympiadbench", row)
     assert (loaded.questions[0].id, loaded.questions[0].answer) == ("1606", gold)
-    assert dict(loaded.questions[0].columns) == {"subfield": "Combinatorics", "answer_type": "Numerical", "is_multiple_answer": False}
+    assert dict(loaded.questions[0].columns) == {
+        "subfield": "Combinatorics", "answer_type": "Numerical", "is_multiple_answer": False}
     assert accuracies(loaded, [right, wrong]) == (1, 0)
 
 
 def gpqa_row(number: int = 0, **other: Any) -> dict[str, Any]:
-    return {"Record ID": f"rec{number}", "Question": f"Which gas is number {number}?\n", "Correct Answer": "Xenon\n",
-            "Incorrect Answer 1": "Argon", "Incorrect Answer 2": "Neon", "Incorrect Answer 3": "Radon", "High-level domain": "Chemistry",
-            "Explanation": "...", **other}
+    return {
+        "Record ID": f"rec{number}", "Question": f"Which gas is number {number}?\n", "Correct Answer": "Xenon\n",
+        "Incorrect Answer 1": "Argon", "Incorrect Answer 2": "Neon", "Incorrect Answer 3": "Radon",
+        "High-level domain": "Chemistry", "Explanation": "...", **other}
 
 
 def test_gpqa_rows_become_questions_with_lettered_options(tmp_path: Path) -> None:
@@ -203,20 +243,24 @@ def test_gpqa_options_have_the_same_letters_beside_any_other_questions_and_all_l
 def test_gpqa_rows_without_ids_are_shuffled_by_their_text(tmp_path: Path) -> None:
     rows = [{name: value for name, value in gpqa_row(number).items() if name != "Record ID"} for number in (1, 2)]
     first, second = (loaded_from(tmp_path, "gpqa_diamond", *order).questions for order in (rows, rows[::-1]))
-    assert {question.text: question.answer for question in first} == {question.text: question.answer for question in second}
+    assert {question.text: question.answer for question in first} == {
+        question.text: question.answer for question in second}
 
 
 def mmlu_row(**other: Any) -> dict[str, Any]:
-    return {"question_id": 70, "question": "What is 2 + 2?", "options": [str(i) for i in range(10)], "answer": "E", "answer_index": 4,
-            "cot_content": "", "category": "math", "src": "x", **other}
+    return {
+        "question_id": 70, "question": "What is 2 + 2?", "options": [str(i) for i in range(10)], "answer": "E",
+        "answer_index": 4, "cot_content": "", "category": "math", "src": "x", **other}
 
 
 def test_mmlu_pro_rows_keep_the_order_of_their_options(tmp_path: Path) -> None:
     loaded = loaded_from(tmp_path, "mmlu_pro", mmlu_row())
     question = loaded.questions[0]
     assert (question.id, question.answer, question.columns["category"]) == ("70", "E", "math")
-    assert question.text.splitlines() == ["What is 2 + 2?", "", *(f"({letter}) {i}" for i, letter in enumerate("ABCDEFGHIJ"))]
-    assert accuracies(loaded, [r"\boxed{E}", r"\boxed{(E) 4}", "The answer is (E).", r"\boxed{4}", r"\boxed{D}"]) == (1, 1, 1, 0, 0)
+    assert question.text.splitlines() == [
+        "What is 2 + 2?", "", *(f"({letter}) {i}" for i, letter in enumerate("ABCDEFGHIJ"))]
+    assert accuracies(loaded, [r"\boxed{E}", r"\boxed{(E) 4}", "The answer is (E).", r"\boxed{4}", r"\boxed{D}"]) == (
+        1, 1, 1, 0, 0)
 
 
 def test_mmlu_pro_rows_may_have_fewer_options_and_only_letter_or_number(tmp_path: Path) -> None:
@@ -230,10 +274,13 @@ def test_mmlu_pro_rows_may_have_fewer_options_and_only_letter_or_number(tmp_path
 
 
 def test_questions_with_the_same_text_and_other_options_are_different(tmp_path: Path) -> None:
-    rows = [mmlu_row(question_id=1, question="Which?"), mmlu_row(question_id=2, question="Which?", options=list("abcdefghij")),
-            mmlu_row(question_id=3, question="Which?")]
+    rows = [
+        mmlu_row(question_id=1, question="Which?"),
+        mmlu_row(question_id=2, question="Which?", options=list("abcdefghij")),
+        mmlu_row(question_id=3, question="Which?")]
     loaded = loaded_from(tmp_path, "mmlu_pro", *rows)
-    assert ([question.id for question in loaded.questions], loaded.num_rows, loaded.num_duplicates) == (["1", "2"], 3, 1)
+    assert ([question.id for question in loaded.questions], loaded.num_rows, loaded.num_duplicates) == (
+        ["1", "2"], 3, 1)
 
 
 @pytest.mark.parametrize("name", ["gpqa_diamond", "mmlu_pro"])
@@ -243,32 +290,47 @@ def test_local_multiple_choice_may_list_its_options_in_the_question(tmp_path: Pa
     assert accuracies(loaded, [r"\boxed{B}", r"\boxed{A}"]) == (1, 0)
 
 
-@pytest.mark.parametrize(("name", "row", "message"), [
-    ("math500", {"question": "Q"}, "field 'answer': saw None; expected a gold answer"),
-    ("math500", {"question": "Q", "answer": "  "}, "field 'answer'"),
-    ("math500", {"answer": "4"}, "field 'problem': saw None; expected the question as text; the row has: answer"),
-    ("math500", {"problem": 3, "answer": "4"}, "field 'problem': saw 3"),
-    ("gsm8k", {"question": "Q", "answer": "It is 4.\n#### "}, "nothing stands behind its ####"),
-    ("gsm8k", {"question": "Q", "answer": None}, "expected a gold answer"),
-    ("math", {"problem": "Q", "solution": "So it is 4."}, r"it ends 'So it is 4.'; expected a gold answer in \boxed{}"),
-    ("math", {"problem": "Q", "solution": r"So \boxed{4"}, r"expected a gold answer in \boxed{}"),
-    ("math", {"problem": "Q"}, "neither 'answer' nor 'solution' has a gold answer; the row has: problem"),
-    ("olympiadbench", {"question": "Q", "final_answer": []}, "saw []; expected a list of answers"),
-    ("olympiadbench", {"question": "Q", "final_answer": ["4", 5]}, "saw ['4', 5]"),
-    ("olympiadbench", {"question": "Q", "final_answer": None}, "field 'final_answer': saw None"),
-    ("gpqa_diamond", {**gpqa_row(), "Incorrect Answer 2": None}, "field 'Incorrect Answer 2': saw None; expected the text of an option"),
-    ("gpqa_diamond", gpqa_row(Question=""), "field 'Question'"),
-    ("gpqa_diamond", {"question": "Q", "answer": "Xenon"}, "saw 'Xenon'; expected the letter of an option"),
-    ("mmlu_pro", mmlu_row(answer_index=10, answer=None), "field 'answer_index': saw 10; expected the number of the right option, 0 to 9"),
-    ("mmlu_pro", mmlu_row(answer_index=True), "saw True"),
-    ("mmlu_pro", mmlu_row(answer="D"), "saw 'D', and answer_index 4 is E"),
-    ("mmlu_pro", mmlu_row(answer="", answer_index=None), "field 'answer_index': saw None"),
-    ("mmlu_pro", mmlu_row(options=["one"]), "field 'options'"),
-    ("mmlu_pro", mmlu_row(options="AB"), "field 'options': saw 'AB'"),
-    ("mmlu_pro", mmlu_row(options=[str(i) for i in range(11)]), "expected a list of 2 to 10 texts"),
-])
-def test_a_row_that_cannot_be_graded_is_named_with_file_and_line(tmp_path: Path, name: str, row: dict[str, Any], message: str) -> None:
-    good: dict[str, dict[str, Any]] = {"gpqa_diamond": gpqa_row(), "mmlu_pro": mmlu_row(question_id=1, question="First?")}
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("math500", {"question": "Q"}, "field 'answer': saw None; expected a gold answer"),
+        ("math500", {"question": "Q", "answer": "  "}, "field 'answer'"),
+        ("math500", {"answer": "4"}, "field 'problem': saw None; expected the question as text; the row has: answer"),
+        ("math500", {"problem": 3, "answer": "4"}, "field 'problem': saw 3"),
+        ("gsm8k", {"question": "Q", "answer": "It is 4.\n#### "}, "nothing stands behind its ####"),
+        ("gsm8k", {"question": "Q", "answer": None}, "expected a gold answer"),
+        (
+            "math", {"problem": "Q", "solution": "So it is 4."},
+            r"it ends 'So it is 4.'; expected a gold answer in \boxed{}",
+        ),
+        ("math", {"problem": "Q", "solution": r"So \boxed{4"}, r"expected a gold answer in \boxed{}"),
+        ("math", {"problem": "Q"}, "neither 'answer' nor 'solution' has a gold answer; the row has: problem"),
+        ("olympiadbench", {"question": "Q", "final_answer": []}, "saw []; expected a list of answers"),
+        ("olympiadbench", {"question": "Q", "final_answer": ["4", 5]}, "saw ['4', 5]"),
+        ("olympiadbench", {"question": "Q", "final_answer": None}, "field 'final_answer': saw None"),
+        (
+            "gpqa_diamond", {**gpqa_row(), "Incorrect Answer 2": None},
+            "field 'Incorrect Answer 2': saw None; expected the text of an option",
+        ),
+        ("gpqa_diamond", gpqa_row(Question=""), "field 'Question'"),
+        ("gpqa_diamond", {"question": "Q", "answer": "Xenon"}, "saw 'Xenon'; expected the letter of an option"),
+        (
+            "mmlu_pro", mmlu_row(answer_index=10, answer=None),
+            "field 'answer_index': saw 10; expected the number of the right option, 0 to 9",
+        ),
+        ("mmlu_pro", mmlu_row(answer_index=True), "saw True"),
+        ("mmlu_pro", mmlu_row(answer="D"), "saw 'D', and answer_index 4 is E"),
+        ("mmlu_pro", mmlu_row(answer="", answer_index=None), "field 'answer_index': saw None"),
+        ("mmlu_pro", mmlu_row(options=["one"]), "field 'options'"),
+        ("mmlu_pro", mmlu_row(options="AB"), "field 'options': saw 'AB'"),
+        ("mmlu_pro", mmlu_row(options=[str(i) for i in range(11)]), "expected a list of 2 to 10 texts"),
+    ],
+)
+def test_a_row_that_cannot_be_graded_is_named_with_file_and_line(
+    tmp_path: Path, name: str, row: dict[str, Any], message: str
+) -> None:
+    good: dict[str, dict[str, Any]] = {
+        "gpqa_diamond": gpqa_row(), "mmlu_pro": mmlu_row(question_id=1, question="First?")}
     text = refusal(tmp_path, name, good.get(name, {"question": "First?", "answer": "1", "final_answer": ["1"]}), row)
     assert message in text
     assert f"{name}: {tmp_path / BY_NAME[name].files[0]}:2: " in text
@@ -312,7 +374,9 @@ def test_a_copy_of_another_size_and_repeated_questions_are_told(tmp_path: Path) 
     loaded = loaded_from(tmp_path, "aime24", *rows)
     assert (len(loaded.questions), loaded.num_rows, loaded.num_duplicates, loaded.num_contradicting) == (3, 4, 1, 1)
     assert len(loaded.warnings) == 2
-    assert "has 4 rows; AIME 2024, I and II has 30" in loaded.warnings[0] and "1 of 4 rows repeat an earlier question" in loaded.warnings[1]
+    assert (
+        "has 4 rows; AIME 2024, I and II has 30" in loaded.warnings[0]
+        and "1 of 4 rows repeat an earlier question" in loaded.warnings[1])
 
 
 def test_later_names_of_a_file_are_tried(tmp_path: Path) -> None:
@@ -321,23 +385,31 @@ def test_later_names_of_a_file_are_tried(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_file_in_its_place_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"--data-dir: .*nowhere does not exist; expected a folder with math500.jsonl \(math"):
+    with pytest.raises(
+        BenchmarkError, match=r"--data-dir: .*nowhere does not exist; expected a folder with math500.jsonl \(math"
+    ):
         load_benchmark(BY_NAME["math500"], tmp_path / "nowhere")
     with pytest.raises(BenchmarkError, match=r"--data-dir: .*file.jsonl is a file; expected a folder"):
         load_benchmark(BY_NAME["math500"], write(tmp_path / "file.jsonl", {}))
 
 
 def test_a_folder_without_the_file_tells_what_was_looked_for_and_what_is_near(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"no file for amc23; looked for amc23_40.jsonl, amc23.jsonl; it has: no such files. Remedy"):
+    with pytest.raises(
+        BenchmarkError,
+        match=r"no file for amc23; looked for amc23_40.jsonl, amc23.jsonl; it has: no such files. Remedy",
+    ):
         load_benchmark(BY_NAME["amc23"], tmp_path)
     for name in ("amc23_test.jsonl", "notes.txt", "unlike.jsonl"):
         (tmp_path / name).touch()
-    with pytest.raises(BenchmarkError, match=r"near ones there: amc23_test.jsonl. Remedy: put the benchmark there under one of"):
+    with pytest.raises(
+        BenchmarkError, match=r"near ones there: amc23_test.jsonl. Remedy: put the benchmark there under one of"
+    ):
         load_benchmark(BY_NAME["amc23"], tmp_path)
 
 
 def test_two_rows_with_one_id_are_refused_without_speaking_of_a_configuration(tmp_path: Path) -> None:
-    text = refusal(tmp_path, "aime24", {"id": "a", "question": "1?", "answer": "1"}, {"id": "a", "question": "2?", "answer": "2"})
+    text = refusal(
+        tmp_path, "aime24", {"id": "a", "question": "1?", "answer": "1"}, {"id": "a", "question": "2?", "answer": "2"})
     assert "aime24.jsonl:2: field 'id': the id 'a' is also that of" in text and text.endswith("Rename one")
 
 
@@ -384,9 +456,13 @@ def test_a_file_of_ones_own_may_lie_in_the_data_folder(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_exist_or_has_no_answers_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "questions.jsonl", {"question": "1+1=?"})
-    with pytest.raises(BenchmarkError, match=r"questions: .*questions.jsonl:1: field 'answer': saw None; .*the row has: question"):
+    with pytest.raises(
+        BenchmarkError, match=r"questions: .*questions.jsonl:1: field 'answer': saw None; .*the row has: question"
+    ):
         load_benchmark(find_benchmark(str(path)))
-    with pytest.raises(BenchmarkError, match=r"no such file; did you mean .*questions.jsonl\? \(--benchmarks; a relative path"):
+    with pytest.raises(
+        BenchmarkError, match=r"no such file; did you mean .*questions.jsonl\? \(--benchmarks; a relative path"
+    ):
         load_benchmark(find_benchmark(str(tmp_path / "question.jsonl")))
 
 
@@ -395,9 +471,13 @@ def test_a_reasoning_gym_task_is_a_benchmark_with_its_own_scorer() -> None:
     benchmark = find_benchmark("reasoning_gym:chain_sum")
     loaded = load_benchmark(benchmark, limit=5)
     assert benchmark.name == "reasoning_gym:chain_sum" and len(loaded.questions) == 5 and loaded.warnings == ()
-    assert all(question.id.startswith("chain_sum-1000000000-") for question in loaded.questions), "the seed of held-out questions"
+    assert all(
+        question.id.startswith("chain_sum-1000000000-") for question in loaded.questions
+    ), "the seed of held-out questions"
     assert accuracies(loaded, [rf"\boxed{{{loaded.questions[0].answer}}}", r"\boxed{x}"]) == (1, 0)
-    with pytest.raises(BenchmarkError, match=r"--benchmarks: reasoning-gym has no task 'chain_sm'; did you mean 'chain_sum'"):
+    with pytest.raises(
+        BenchmarkError, match=r"--benchmarks: reasoning-gym has no task 'chain_sm'; did you mean 'chain_sum'"
+    ):
         load_benchmark(find_benchmark("reasoning_gym:chain_sm"))
 
 
@@ -409,7 +489,9 @@ def test_without_network_the_message_names_the_folder_that_helps(
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(BenchmarkError, match=f"{benchmark.name}: {benchmark.hub}: cannot be loaded as a Hugging Face data set") as caught:
+    with pytest.raises(
+        BenchmarkError, match=f"{benchmark.name}: {benchmark.hub}: cannot be loaded as a Hugging Face data set"
+    ) as caught:
         load_benchmark(benchmark)
     assert f"Remedy: --data-dir FOLDER with a file {benchmark.files[0]} in it" in str(caught.value)
     assert ("accepted its terms" in str(caught.value)) == benchmark.is_gated

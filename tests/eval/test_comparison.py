@@ -20,9 +20,17 @@ from tests.reference.evaluation import literal_sign_flip_p
 
 def graded(name: str, verdicts: str) -> GradedQuestion:
     """One sample per letter: r right, w wrong (all wrong ones agree), x, y wrong in other ways, - no answer."""
-    return GradedQuestion("made", name, f"question {name}", "r", {}, tuple(
-        Sample(letter, None if letter == "-" else letter, float(letter == "r"), 1000 + place if letter == "-" else ord(letter), False)
-        for place, letter in enumerate(verdicts)))
+    return GradedQuestion(
+        "made",
+        name,
+        f"question {name}",
+        "r",
+        {},
+        tuple(
+            Sample(
+                letter, None if letter == "-" else letter, float(letter == "r"),
+                1000 + place if letter == "-" else ord(letter), False)
+            for place, letter in enumerate(verdicts)))
 
 
 def evaluation(verdicts: Sequence[str]) -> list[GradedQuestion]:
@@ -51,8 +59,9 @@ def test_sign_flips_are_the_permutation_test_of_scipy(size: int) -> None:
     chance = random.Random(size)
     a = [chance.randint(0, 8) / 8 for _ in range(size)]
     b = [min(1.0, max(0.0, value + chance.choice([-0.25, 0.0, 0.125, 0.25, 0.25]))) for value in a]
-    theirs = stats.permutation_test((b, a), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
-                                    n_resamples=40_000, rng=np.random.default_rng(3))
+    theirs = stats.permutation_test(
+        (b, a), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
+        n_resamples=40_000, rng=np.random.default_rng(3))
     p_value, is_exact = sign_flip_test([y - x for x, y in zip(a, b, strict=True)])
     assert 0.001 < p_value < 0.9, "a case that tells nothing"
     if is_exact:
@@ -79,20 +88,23 @@ def test_drawn_signs_of_the_largest_benchmark_fit_into_memory_and_agree_with_the
 
 def test_a_true_null_is_rejected_as_rarely_as_it_should_be() -> None:
     chance = np.random.default_rng(0)
-    p_values = [sign_flip_test((chance.binomial(4, 0.5, 40) / 4 - chance.binomial(4, 0.5, 40) / 4).tolist(), seed=run)[0]
-                for run in range(100)]
+    p_values = [
+        sign_flip_test((chance.binomial(4, 0.5, 40) / 4 - chance.binomial(4, 0.5, 40) / 4).tolist(), seed=run)[0]
+        for run in range(100)]
     assert 0 < sum(p_value < 0.05 for p_value in p_values) <= 12
 
 
 def test_greedy_evaluations_by_hand() -> None:
-    """Ten questions: 1 right in both, 6 gained, 1 lost, 2 wrong in both. Sums of 7 signs at least 5 from 0: 2 * (1 + 7) of 128."""
+    """Ten questions: 1 right in both, 6 gained, 1 lost, 2 wrong in both. Sums of 7 signs at least 5 from 0: 2 * (1 + 7)
+    of 128."""
     result = compare_questions(evaluation("rwwwwwwrww"), evaluation("rrrrrrrwww"))
     assert (result.num_questions, result.num_samples_a, result.num_samples_b) == (10, 1, 1)
     assert (result.accuracy_a, result.accuracy_b) == (0.2, 0.7)
     assert result.difference == mean_with_interval([0.0, *[100.0] * 6, -100.0, 0.0, 0.0])
     assert result.p_value == 16 / 128 and result.is_exact
     assert [flip.id for flip in result.gained] == list("123456") and [flip.id for flip in result.lost] == ["7"]
-    assert (result.gained[0].accuracy_a, result.gained[0].accuracy_b, result.gained[0].question) == (0.0, 1.0, "question 1")
+    assert (result.gained[0].accuracy_a, result.gained[0].accuracy_b, result.gained[0].question) == (
+        0.0, 1.0, "question 1")
     assert result.points_per_question == 10.0
     # Variance (6 * 50^2 + 150^2 + 3 * 50^2) / 9 = 5000 around 50 points: 7.849 * 2 = 15.7.
     assert result.num_needed == 16 and result.is_too_small and result.verdict == "too few questions"
@@ -120,7 +132,9 @@ def test_exchanging_the_evaluations_turns_the_difference_around() -> None:
     assert there.difference.low == pytest.approx(-back.difference.high, abs=1e-9)
     assert there.p_value == back.p_value and there.num_needed == back.num_needed
     for flips, turned in ((there.gained, back.lost), (there.lost, back.gained)):
-        assert flips == tuple(replace(flip, accuracy_a=flip.accuracy_b, accuracy_b=flip.accuracy_a) for flip in turned) and flips
+        assert (
+            flips == tuple(replace(flip, accuracy_a=flip.accuracy_b, accuracy_b=flip.accuracy_a) for flip in turned)
+            and flips)
 
 
 def test_questions_are_paired_by_id_and_those_of_one_side_are_named() -> None:
@@ -135,7 +149,11 @@ def test_questions_are_paired_by_id_and_those_of_one_side_are_named() -> None:
 def test_equal_evaluations_show_nothing() -> None:
     result = compare_questions(evaluation("rrww"), evaluation("rrww"))
     assert result.difference.value == result.difference.low == result.difference.high == 0.0
-    assert result.p_value == 1.0 and result.num_needed is None and result.verdict == "no difference shown" and not result.is_too_small
+    assert (
+        result.p_value == 1.0
+        and result.num_needed is None
+        and result.verdict == "no difference shown"
+        and not result.is_too_small)
 
 
 def test_aime_is_too_small_for_a_few_questions_and_large_enough_for_many() -> None:
@@ -149,12 +167,14 @@ def test_aime_is_too_small_for_a_few_questions_and_large_enough_for_many() -> No
 
 
 def test_needed_questions_give_the_promised_power() -> None:
-    """Greedy differences of 100, 0, -100 with probabilities 0.2, 0.7, 0.1: so many questions show it about 4 times out of 5."""
+    """Greedy differences of 100, 0, -100 with probabilities 0.2, 0.7, 0.1: so many questions show it about 4 times out
+    of 5."""
     needed = questions_needed([100.0] * 20 + [0.0] * 70 + [-100.0] * 10)
     assert needed == 230  # variance (0.3 - 0.01) * 100 / 99 around 0.1: 7.849 * 29.293 = 229.9
     chance = np.random.default_rng(2)
-    shown = sum(sign_flip_test(chance.choice([100.0, 0.0, -100.0], needed, p=[0.2, 0.7, 0.1]).tolist(), seed=run)[0] < 0.05
-                for run in range(60))
+    shown = sum(
+        sign_flip_test(chance.choice([100.0, 0.0, -100.0], needed, p=[0.2, 0.7, 0.1]).tolist(), seed=run)[0] < 0.05
+        for run in range(60))
     assert 38 <= shown <= 57
 
 
@@ -170,7 +190,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare_questions(a, [graded("other", "r")])
     with pytest.raises(ComparisonError, match="'0' stands twice in B"):
         compare_questions(a, [*evaluation("r"), *evaluation("r")])
-    with pytest.raises(ComparisonError, match=r"question '1' is 'question 1' with .*'r' in A, and 'another question' with .*'r' in B"):
+    with pytest.raises(
+        ComparisonError, match=r"question '1' is 'question 1' with .*'r' in A, and 'another question' with .*'r' in B"
+    ):
         compare_questions(a, [a[0], replace(a[1], question="another question")])
     with pytest.raises(ComparisonError, match=r"question '1' is .* and 'question 1' with the answer '7' in B"):
         compare_questions(a, [a[0], replace(a[1], gold="7")])

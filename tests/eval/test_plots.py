@@ -1,4 +1,5 @@
-"""The numbers that are drawn, by hand; and that each picture shows them: equal numbers, equal bytes, other numbers, other bytes."""
+"""The numbers that are drawn, by hand; and that each picture shows them: equal numbers, equal bytes, other numbers,
+other bytes."""
 
 from __future__ import annotations
 
@@ -20,14 +21,24 @@ ROOT = Path(__file__).parents[2]
 
 
 def graded(name: str, verdicts: str, tokens: int | None = 10) -> GradedQuestion:
-    """One sample per letter: r right, t truncated without an answer, - no answer, other letters wrong; lengths tokens, 2 tokens, ..."""
-    return GradedQuestion("made", name, f"question {name}", "r", {}, tuple(
-        Sample(letter * (place + 1), None if letter in "-t" else letter, float(letter == "r"),
-               1000 + place if letter in "-t" else ord(letter), letter == "t", None if tokens is None else tokens * (place + 1))
-        for place, letter in enumerate(verdicts)))
+    """One sample per letter: r right, t truncated without an answer, - no answer, other letters wrong; lengths tokens,
+    2 tokens, ..."""
+    return GradedQuestion(
+        "made",
+        name,
+        f"question {name}",
+        "r",
+        {},
+        tuple(
+            Sample(
+                letter * (place + 1), None if letter in "-t" else letter, float(letter == "r"),
+                1000 + place if letter in "-t" else ord(letter), letter == "t",
+                None if tokens is None else tokens * (place + 1))
+            for place, letter in enumerate(verdicts)))
 
 
-QUESTIONS = [graded("1", "rrrr"), graded("2", "rrww"), graded("3", "rwxy"), graded("4", "wwww"), graded("5", "rt-w", 20)]
+QUESTIONS = [
+    graded("1", "rrrr"), graded("2", "rrww"), graded("3", "rwxy"), graded("4", "wwww"), graded("5", "rt-w", 20)]
 
 
 def size_of(png: Path) -> tuple[int, int]:
@@ -57,13 +68,19 @@ def test_entropy_bins_hold_each_question_once_with_its_accuracies() -> None:
     bins = entropy_bins(QUESTIONS)
     # H / ln 4: 0 of rrrr and wwww, 0.5 of rrww, 1 of rwxy and of rt-w, where nobody agrees with anybody.
     assert [(each.low, each.high, each.num_questions) for each in bins] == [(0.0, 0.2, 2), (0.4, 0.6, 1), (0.8, 1.0, 2)]
-    assert [each.accuracy for each in bins] == [mean_with_interval([1.0, 0.0]), mean_with_interval([0.5]), mean_with_interval([0.25, 0.25])]
-    assert [each.majority for each in bins] == [mean_with_interval([1.0, 0.0]), mean_with_interval([0.5]), mean_with_interval([0.25, 0.5])]
+    assert [each.accuracy for each in bins] == [
+        mean_with_interval([1.0, 0.0]), mean_with_interval([0.5]), mean_with_interval([0.25, 0.25])]
+    assert [each.majority for each in bins] == [
+        mean_with_interval([1.0, 0.0]), mean_with_interval([0.5]), mean_with_interval([0.25, 0.5])]
 
 
 def test_length_histogram_counts_every_completion_under_its_verdict() -> None:
     histogram = length_histogram(QUESTIONS)
-    assert histogram.unit == "tokens" and histogram.edges[0] == 0.0 and histogram.edges[-1] == 80.0 and len(histogram.edges) == 41
+    assert (
+        histogram.unit == "tokens"
+        and histogram.edges[0] == 0.0
+        and histogram.edges[-1] == 80.0
+        and len(histogram.edges) == 41)
     assert {verdict: sum(counts) for verdict, counts in histogram.counts.items()} == {
         "right": 8, "wrong": 10, "truncated": 1, "no answer": 1}
     # Bins of 2 tokens: 20 begins bin 10; the truncated one has 40 tokens, the one without an answer 60.
@@ -79,16 +96,21 @@ def test_lengths_are_characters_where_somebody_else_sampled() -> None:
     assert sum(map(sum, histogram.counts.values())) == 22
 
 
-@pytest.mark.parametrize(("correct", "answer", "truncated", "expected"), [
-    (1.0, "a", True, "right"), (0.5, None, False, "right"), (0.0, "a", True, "truncated"), (0.0, None, True, "truncated"),
-    (0.0, None, False, "no answer"), (0.25, "a", False, "wrong")])
+@pytest.mark.parametrize(
+    ("correct", "answer", "truncated", "expected"),
+    [
+        (1.0, "a", True, "right"), (0.5, None, False, "right"), (0.0, "a", True, "truncated"),
+        (0.0, None, True, "truncated"), (0.0, None, False, "no answer"), (0.25, "a", False, "wrong"),
+    ],
+)
 def test_each_completion_has_one_verdict(correct: float, answer: str | None, truncated: bool, expected: str) -> None:
     assert verdict_of(Sample("text", answer, correct, 0, truncated)) == expected
 
 
 def test_pictures_are_named_by_benchmark_and_no_file_is_left_beside_them(tmp_path: Path) -> None:
     folder = tmp_path / "plots"
-    written = draw_all({"math500": QUESTIONS, "my file/plain": [graded("1", "r"), graded("2", "w")], "none": []}, folder)
+    written = draw_all(
+        {"math500": QUESTIONS, "my file/plain": [graded("1", "r"), graded("2", "w")], "none": []}, folder)
     assert [path.name for path in written] == [
         "math500_pass_maj.png", "math500_entropy.png", "math500_lengths.png", "my_file_plain_lengths.png"]
     assert sorted(folder.iterdir()) == sorted(written)
@@ -114,8 +136,12 @@ def test_several_evaluations_share_a_picture_that_depends_on_each(tmp_path: Path
 @pytest.mark.parametrize("verdicts", [["w"], ["r"], ["----", "tttt"], ["rrrr", "rrrr"], ["wx"]])
 def test_extreme_evaluations_can_be_drawn(tmp_path: Path, verdicts: list[str]) -> None:
     questions = [graded(str(place), each) for place, each in enumerate(verdicts)]
-    for place, draw in enumerate((lambda out: draw_curves({"": questions}, out, "t"), lambda out: draw_entropy(questions, out, "t"),
-                                  lambda out: draw_lengths(questions, out, "t"))):
+    for place, draw in enumerate(
+        (
+            lambda out: draw_curves({"": questions}, out, "t"), lambda out: draw_entropy(questions, out, "t"),
+            lambda out: draw_lengths(questions, out, "t"),
+        )
+    ):
         draw(tmp_path / f"{place}.png")
         assert size_of(tmp_path / f"{place}.png") == (960, 576)
 

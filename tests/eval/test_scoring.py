@@ -1,4 +1,5 @@
-"""pass@k, maj@k and best@k against every draw looked at one by one, against numbers by hand, and what must not change them."""
+"""pass@k, maj@k and best@k against every draw looked at one by one, against numbers by hand, and what must not change
+them."""
 
 from __future__ import annotations
 
@@ -21,11 +22,16 @@ from rl.runs.intervals import mean_with_interval
 from tests.reference.evaluation import literal_best_at_k, literal_majority_at_k, literal_pass_at_k
 
 
-def graded(name: str, answers: str, right: str, *, truncated: str = "", ranks_by: list[float] | None = None) -> GradedQuestion:
-    """One sample per letter of `answers`; equal letters are equivalent, '-' is no answer, the letters in `right` are right."""
+def graded(
+    name: str, answers: str, right: str, *, truncated: str = "", ranks_by: list[float] | None = None
+) -> GradedQuestion:
+    """One sample per letter of `answers`; equal letters are equivalent, '-' is no answer, the letters in `right` are
+    right."""
     samples = tuple(
-        Sample(letter, None if letter == "-" else letter, float(letter in right), 1000 + place if letter == "-" else ord(letter),
-               letter in truncated, 10 * (place + 1), place, None if ranks_by is None else ranks_by[place])
+        Sample(
+            letter, None if letter == "-" else letter, float(letter in right),
+            1000 + place if letter == "-" else ord(letter), letter in truncated, 10 * (place + 1), place,
+            None if ranks_by is None else ranks_by[place])
         for place, letter in enumerate(answers))
     return GradedQuestion("made", name, f"question {name}", right, {}, samples)
 
@@ -47,17 +53,23 @@ def groups(draw: st.DrawFn) -> Drawn:
 def test_majority_is_exactly_the_mean_over_all_draws(group: Drawn) -> None:
     labels, answered, correct = group
     ks = range(1, len(labels) + 1)
-    expected = [float(literal_majority_at_k(labels, answered, [Fraction(verdict) for verdict in correct], k)) for k in ks]
+    expected = [
+        float(literal_majority_at_k(labels, answered, [Fraction(verdict) for verdict in correct], k)) for k in ks]
     assert list(majority_curve(labels, answered, correct, ks)) == expected
     assert [majority_at_k(labels, answered, correct, k) for k in ks] == expected
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([-1.5, 0.0, 0.5, 2.0]), st.sampled_from([0.0, 0.25, 1.0])), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([-1.5, 0.0, 0.5, 2.0]), st.sampled_from([0.0, 0.25, 1.0])), min_size=1, max_size=8
+    )
+)
 def test_best_is_exactly_the_mean_over_all_draws(pairs: list[tuple[float, float]]) -> None:
     values, correct = [value for value, _ in pairs], [verdict for _, verdict in pairs]
     for k in range(1, len(pairs) + 1):
-        assert best_at_k(values, correct, k) == float(literal_best_at_k(values, [Fraction(verdict) for verdict in correct], k))
+        assert best_at_k(values, correct, k) == float(
+            literal_best_at_k(values, [Fraction(verdict) for verdict in correct], k))
 
 
 @settings(max_examples=200, deadline=None)
@@ -65,7 +77,8 @@ def test_best_is_exactly_the_mean_over_all_draws(pairs: list[tuple[float, float]
 def test_pass_is_exactly_the_share_of_draws_with_a_right_one_and_the_expected_best_verdict(right: list[bool]) -> None:
     verdicts = [float(is_right) for is_right in right]
     for k in range(1, len(right) + 1):
-        assert pass_at_k(len(right), sum(right), k) == float(literal_pass_at_k([int(is_right) for is_right in right], k))
+        assert pass_at_k(len(right), sum(right), k) == float(
+            literal_pass_at_k([int(is_right) for is_right in right], k))
         assert best_at_k(verdicts, verdicts, k) == pass_at_k(len(right), sum(right), k)
 
 
@@ -123,7 +136,8 @@ def test_many_samples_stay_exact() -> None:
     labels, verdicts = [0] * 40 + [1] * 24, [1.0] * 40 + [0.0] * 24
     lost = math.comb(24, 3) + math.comb(24, 2) * 40
     assert majority_at_k(labels, [True] * 64, verdicts, 3) == float(1 - Fraction(lost, math.comb(64, 3)))
-    # 256 different answers, one right: whatever k is, all drawn are tied, and the right one is drawn with probability k / 256.
+    # 256 different answers, one right: whatever k is, all drawn are tied, and the right one is drawn with probability k
+    # / 256.
     for k in (1, 2, 17, 256):
         assert majority_at_k(list(range(256)), [True] * 256, [1.0] + [0.0] * 255, k) == 1 / 256
 
@@ -139,7 +153,8 @@ def test_scores_of_three_questions_by_hand() -> None:
     scores = score_questions(questions, [1, 2, 4])
     assert scores.num_questions == 3 and scores.num_samples == 4
     assert scores.avg == mean_with_interval([0.5, 1.0, 0.0])
-    assert scores.pass_at == {1: scores.avg, 2: mean_with_interval([1 - 1 / 6, 1.0, 0.0]), 4: mean_with_interval([1.0, 1.0, 0.0])}
+    assert scores.pass_at == {
+        1: scores.avg, 2: mean_with_interval([1 - 1 / 6, 1.0, 0.0]), 4: mean_with_interval([1.0, 1.0, 0.0])}
     # Pairs of aab-: aa, a- twice right; ab twice tied; b- wrong: (3 + 1) / 6.
     assert scores.maj_at[2] == mean_with_interval([float(Fraction(4, 6)), 1.0, 0.0])
     assert scores.maj_at[4] == mean_with_interval([1.0, 1.0, 0.0])
@@ -161,14 +176,17 @@ def test_best_is_scored_where_every_sample_has_a_value_and_tokens_where_all_are_
 
 def test_parts_of_a_point_pass_by_the_best_verdict() -> None:
     question = graded("1", "ab", "")
-    question = replace(question, samples=(replace(question.samples[0], correct=0.25), replace(question.samples[1], correct=0.75)))
+    question = replace(
+        question, samples=(replace(question.samples[0], correct=0.25), replace(question.samples[1], correct=0.75)))
     scores = score_questions([question], [1, 2])
     assert [scores.pass_at[k].value for k in (1, 2)] == [0.5, 0.75]
 
 
 @pytest.mark.parametrize("k", [0, -1, 5])
 def test_a_k_that_cannot_be_drawn_is_named_with_its_question(k: int) -> None:
-    with pytest.raises(ValueError, match=rf"k is {k}, and question 'short' of made has 4 samples; expected 1 <= k <= 4"):
+    with pytest.raises(
+        ValueError, match=rf"k is {k}, and question 'short' of made has 4 samples; expected 1 <= k <= 4"
+    ):
         score_questions([graded("short", "aabb", "a"), graded("long", "aabbccdd", "a")], [1, k])
     for function in (lambda: pass_at_k(4, 1, k), lambda: best_at_k([1.0] * 4, [1.0] * 4, k),
                      lambda: majority_at_k([1] * 4, [True] * 4, [1.0] * 4, k)):
@@ -189,13 +207,17 @@ def test_nothing_to_score_is_refused() -> None:
 def test_intervals_are_those_of_scipy(right_share: float) -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy, the oracle of this test, is not installed")
     chance = random.Random(7)
-    questions = [graded(str(number), "".join("a" if chance.random() < right_share else chance.choice("bc-") for _ in range(8)), "a")
-                 for number in range(60)]
+    questions = [
+        graded(
+            str(number), "".join("a" if chance.random() < right_share else chance.choice("bc-") for _ in range(8)), "a")
+        for number in range(60)]
     scores = score_questions(questions, [4])
-    values = {"avg": [question.accuracy for question in questions],
-              "pass": [pass_at_k(8, sum(sample.correct == 1 for sample in question.samples), 4) for question in questions]}
+    values = {
+        "avg": [question.accuracy for question in questions],
+        "pass": [pass_at_k(8, sum(sample.correct == 1 for sample in question.samples), 4) for question in questions]}
     for ours, name in ((scores.avg, "avg"), (scores.pass_at[4], "pass")):
-        theirs = stats.bootstrap((values[name],), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1))
+        theirs = stats.bootstrap(
+            (values[name],), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1))
         width = theirs.confidence_interval.high - theirs.confidence_interval.low
         assert ours.value == pytest.approx(np.mean(values[name]))
         assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.06 * width)
@@ -216,7 +238,9 @@ def test_recorded_groups_score_to_their_reviewed_verdicts_and_majorities() -> No
             for place, sample in enumerate(row["samples"]))))
         right, passed = right + sum(verdicts), passed + any(verdicts)
         answered = [place for place, sample in enumerate(row["samples"]) if sample["answer"] is not None]
-        sizes = {number: sum(label[place] == number for place in answered) for number in {label[place] for place in answered}}
+        sizes = {
+            number: sum(label[place] == number for place in answered) for number in {label[place] for place in answered}
+        }
         tied = [number for number, size in sizes.items() if size == max(sizes.values())]
         for number in tied:
             members = [place for place in answered if label[place] == number]

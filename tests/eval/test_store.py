@@ -35,7 +35,9 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(0, 1400, 13))
-def test_wherever_a_kill_cuts_the_file_whole_chunks_are_kept_and_the_rest_is_done_again(tmp_path: Path, cut: int) -> None:
+def test_wherever_a_kill_cuts_the_file_whole_chunks_are_kept_and_the_rest_is_done_again(
+    tmp_path: Path, cut: int
+) -> None:
     fill(tmp_path, 3)
     whole = (tmp_path / COMPLETIONS).read_bytes()
     (tmp_path / COMPLETIONS).write_bytes(whole[:cut])

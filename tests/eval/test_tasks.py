@@ -1,4 +1,5 @@
-"""What an evaluation asks for: the protocol where the user is silent, and messages that name the option where it cannot be done."""
+"""What an evaluation asks for: the protocol where the user is silent, and messages that name the option where it cannot
+be done."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ def subject() -> Subject:
     return find_subject("models/tiny-arith", None)
 
 
-def task(subject: Subject, benchmark: str = "tiny_arith", limit: int | None = 4, context: int | None = 256, **asked: object) -> Task:
+def task(
+    subject: Subject, benchmark: str = "tiny_arith", limit: int | None = 4, context: int | None = 256, **asked: object
+) -> Task:
     found = find_benchmark(benchmark)
     return build_task(found, load_benchmark(found, None, limit), Asked(**asked), subject.tokenizer, context)  # type: ignore[arg-type]
 
@@ -60,15 +63,24 @@ def test_a_protocol_longer_than_the_context_is_cut_and_said(subject: Subject) ->
     assert "not at the protocol's 48" in found.notes[0]
 
 
-@pytest.mark.parametrize(("asked", "words"), [
-    ({"ks": (0,)}, "-k: saw 0; expected whole numbers >= 1"),
-    ({"ks": (8,), "samples": 4}, "-k: pass@8 needs at least 8 samples of each question, and --samples is 4. Remedy: --samples 8, or -k 4"),
-    ({"samples": 0}, "--samples: saw 0"),
-    ({"temperature": -1.0}, "--temperature: saw -1"),
-    ({"top_p": 0.0}, "--top-p: saw 0"),
-    ({"max_tokens": 500}, "--max-tokens: saw 500; the longest prompt of tiny_arith has"),
-    ({"grader": "rewards.confidence:self_certainty"}, "--grader: self_certainty judges by the policy's own probabilities"),
-])
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"ks": (0,)}, "-k: saw 0; expected whole numbers >= 1"),
+        (
+            {"ks": (8,), "samples": 4},
+            "-k: pass@8 needs at least 8 samples of each question, and --samples is 4. Remedy: --samples 8, or -k 4",
+        ),
+        ({"samples": 0}, "--samples: saw 0"),
+        ({"temperature": -1.0}, "--temperature: saw -1"),
+        ({"top_p": 0.0}, "--top-p: saw 0"),
+        ({"max_tokens": 500}, "--max-tokens: saw 500; the longest prompt of tiny_arith has"),
+        (
+            {"grader": "rewards.confidence:self_certainty"},
+            "--grader: self_certainty judges by the policy's own probabilities",
+        ),
+    ],
+)
 def test_what_cannot_be_done_names_the_option(subject: Subject, asked: dict[str, object], words: str) -> None:
     with pytest.raises(EvaluationError, match=r".") as caught:
         task(subject, **asked)  # type: ignore[arg-type]

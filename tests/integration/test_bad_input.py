@@ -1,4 +1,5 @@
-"""What a person may get wrong: one message that names it and the remedy, exit code 2, no traceback, and nothing saved is lost."""
+"""What a person may get wrong: one message that names it and the remedy, exit code 2, no traceback, and nothing saved
+is lost."""
 
 from __future__ import annotations
 
@@ -38,10 +39,18 @@ def other_signature(texts):
 constant = 3
 '''
 FILES = {
-    "rewards.py": REWARDS, "broken.py": "def reward(:\n", "empty.jsonl": "", "malformed.jsonl": '{"question": "1+1=?"}\n{"question": "1+\n',
-    "other_column.jsonl": '{"problem": "1+1=?"}\n', "no_answer.jsonl": '{"question": "1+1=?", "answer": "2"}\n{"question": "1+2=?"}\n',
-    "blank.jsonl": '{"question": "1+1=?"}\n{"question": "  "}\n', "array.jsonl": "[1, 2]\n", "text.txt": "1+1=?\n",
-    "not.parquet": "PAR", "config.yaml": "optim:\n  weight_decay: heavy\nstep: 3\n", "yaml.yaml": "optim: {lr: 1\n",
+    "rewards.py": REWARDS,
+    "broken.py": "def reward(:\n",
+    "empty.jsonl": "",
+    "malformed.jsonl": '{"question": "1+1=?"}\n{"question": "1+\n',
+    "other_column.jsonl": '{"problem": "1+1=?"}\n',
+    "no_answer.jsonl": '{"question": "1+1=?", "answer": "2"}\n{"question": "1+2=?"}\n',
+    "blank.jsonl": '{"question": "1+1=?"}\n{"question": "  "}\n',
+    "array.jsonl": "[1, 2]\n",
+    "text.txt": "1+1=?\n",
+    "not.parquet": "PAR",
+    "config.yaml": "optim:\n  weight_decay: heavy\nstep: 3\n",
+    "yaml.yaml": "optim: {lr: 1\n",
 }
 # Words of the command, with {d} for the folder of FILES, and parts of the message.
 BEFORE_THE_RUN = {
@@ -49,45 +58,61 @@ BEFORE_THE_RUN = {
     "missing held-out file": (["evaluation.path=nothing.jsonl"], ["nothing.jsonl: no such file", "evaluation.path"]),
     "missing config": (["--config", "{d}/nothing.yaml"], ["{d}/nothing.yaml: no such file"]),
     "empty file": (["data.path={d}/empty.jsonl"], ["{d}/empty.jsonl: has no questions", "expected at least one row"]),
-    "malformed line": (["data.path={d}/malformed.jsonl"], ["{d}/malformed.jsonl:2: malformed JSON at column", "expected one JSON object"]),
+    "malformed line": (
+        ["data.path={d}/malformed.jsonl"],
+        ["{d}/malformed.jsonl:2: malformed JSON at column", "expected one JSON object"]),
     "no object": (["data.path={d}/array.jsonl"], ["{d}/array.jsonl:1: saw '[1, 2]'; expected a JSON object"]),
     "other ending": (["data.path={d}/text.txt"], ["saw the ending '.txt'; expected one of"]),
     "broken parquet": (["data.path={d}/not.parquet"], ["{d}/not.parquet: not a readable parquet file"]),
-    "missing column": (["data.path={d}/other_column.jsonl"], [":1: no 'question' field; the row has: problem", "data.columns.question="]),
+    "missing column": (
+        ["data.path={d}/other_column.jsonl"],
+        [":1: no 'question' field; the row has: problem", "data.columns.question="]),
     "empty question": (["data.path={d}/blank.jsonl"], ["{d}/blank.jsonl:2: field 'question': the question is empty"]),
     "no answer": (
-        [*GRPO, "data.path={d}/no_answer.jsonl"], ["{d}/no_answer.jsonl", "needs a gold answer, and question 'line-2' has none"]),
+        [*GRPO, "data.path={d}/no_answer.jsonl"],
+        ["{d}/no_answer.jsonl", "needs a gold answer, and question 'line-2' has none"]),
     "answers not read": (
-        [*GRPO, "data.columns.answer=null"], ["data.columns.answer: null reads no answers", "Remedy: data.columns.answer="]),
-    "held-out without answers": (["evaluation.path={d}/no_answer.jsonl"], ["evaluation.path", "question 'line-2' has none", "Remedy"]),
+        [*GRPO, "data.columns.answer=null"],
+        ["data.columns.answer: null reads no answers", "Remedy: data.columns.answer="]),
+    "held-out without answers": (
+        ["evaluation.path={d}/no_answer.jsonl"], ["evaluation.path", "question 'line-2' has none", "Remedy"]),
     "missing reward file": (["rewards.0.use={d}/nothing.py:reward"], ["there is no file {d}/nothing.py"]),
     "missing reward module": (["rewards.0.use=rewards.nothing:reward"], ["there is no module 'rewards.nothing'"]),
     "missing reward function": (["rewards.0.use={d}/rewards.py:raise"], ["has no 'raise'; did you mean 'raises'?"]),
     "reward that is no function": (["rewards.0.use={d}/rewards.py:constant"], ["constant is int, expected a function"]),
-    "reward without a colon": (["rewards.0.use={d}/rewards.py"], ["names no function; write package.module:name or file.py:name"]),
+    "reward without a colon": (
+        ["rewards.0.use={d}/rewards.py"], ["names no function; write package.module:name or file.py:name"]),
     "reward file with an error": (["rewards.0.use={d}/broken.py:reward"], ["broken.py raised SyntaxError"]),
     "unknown key": (["optim.lrn=1"], ["optim.lrn: unknown key; did you mean optim.lr?"]),
     "unknown key and wrong type in a file": (
-        ["--config", "{d}/config.yaml"], ["optim.weight_decay: saw 'heavy'", "step: unknown key; did you mean steps?"]),
+        ["--config", "{d}/config.yaml"],
+        ["optim.weight_decay: saw 'heavy'", "step: unknown key; did you mean steps?"]),
     "malformed YAML": (["--config", "{d}/yaml.yaml"], ["{d}/yaml.yaml:2: column 1: not valid YAML"]),
     "wrong type": (["steps=many"], ["steps: saw 'many'; expected a whole number >= 1"]),
     "group of one": (["sampling.group_size=1"], ["sampling.group_size: saw 1; expected a whole number >= 2"]),
     "crossing thresholds": (
-        ["selection.low=0.9", "selection.high=0.2"], ["selection: the thresholds cross: low 0.9 must be below high 0.2"]),
-    "longer than the context": (["sampling.max_completion_tokens=300"], ["above the model's context of 256", "max_completion_tokens=242"]),
+        ["selection.low=0.9", "selection.high=0.2"],
+        ["selection: the thresholds cross: low 0.9 must be below high 0.2"]),
+    "longer than the context": (
+        ["sampling.max_completion_tokens=300"], ["above the model's context of 256", "max_completion_tokens=242"]),
     "all prompts too long": (["data.max_prompt_tokens=2"], ["longer than data.max_prompt_tokens=2", "raise it"]),
     "unknown template": (["prompt=questionline"], ["no template 'questionline'; did you mean question_line?"]),
     "no chat template": (["prompt.chat_template=always"], ["the tokenizer has no chat template; use auto or never"]),
     "missing model": (["model=/nothing/there"], ["model.path: there is no folder /nothing/there"]),
     "model not made yet": (["model=models/not-made-yet"], ["model.path: there is no folder", "models/not-made-yet"]),
     "model without config": (["model={d}"], ["holds no config.json; expected a Hugging Face checkpoint"]),
-    "unknown sampler": (["generator=vlm"], ["generator.backend: saw 'vlm'; expected one of: transformers, vllm, vllm_server"]),
-    "stop token outside the vocabulary": (["sampling.stop_token_ids=[99999]"], ["sampling.stop_token_ids: saw 99999; expected ids below"]),
+    "unknown sampler": (
+        ["generator=vlm"], ["generator.backend: saw 'vlm'; expected one of: transformers, vllm, vllm_server"]),
+    "stop token outside the vocabulary": (
+        ["sampling.stop_token_ids=[99999]"], ["sampling.stop_token_ids: saw 99999; expected ids below"]),
     "unknown LoRA targets": (
-        ["lora.targets=[nothing]"], ["lora.targets: ['nothing'] cannot be adapted", "Remedy: lora.targets=all-linear"]),
+        ["lora.targets=[nothing]"],
+        ["lora.targets: ['nothing'] cannot be adapted", "Remedy: lora.targets=all-linear"]),
     "missing adapter": (["model.adapter=/nothing"], ["model.adapter: /nothing holds no adapter_config.json"]),
-    "attention that is not installed": (["model.attention=flash_attention_3"], ["cannot be loaded", "model.attention=auto"]),
-    "too large for the memory": (["generator.max_sequences=100000000"], ["GB free; the largest part is cache", "generator.max_sequences"]),
+    "attention that is not installed": (
+        ["model.attention=flash_attention_3"], ["cannot be loaded", "model.attention=auto"]),
+    "too large for the memory": (
+        ["generator.max_sequences=100000000"], ["GB free; the largest part is cache", "generator.max_sequences"]),
     "tracker that is not installed": (["tracking.trackers=[wandb]"], ["wandb is not installed. Remedy: pip install"]),
     "nothing to resume": (["--resume", "nothing"], ["no run 'nothing'", "runs there: "]),
 }
@@ -110,7 +135,10 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file below the folder with its digest."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()}
 
 
 def the_message(capfd: pytest.CaptureFixture[str]) -> str:
@@ -181,7 +209,9 @@ def test_a_checkpoint_that_is_cut_short_is_refused_and_the_one_before_goes_on(
     words = ("steps=3", "checkpoint.every=1", "evaluation.path=null", "--resume", str(run_dir))
     assert train(run_dir, *words) == 2
     message = the_message(capfd)
-    assert f"checkpoint {newest} is damaged: " in message and f"Remedy: remove {newest} to go on from step-000001" in message
+    assert (
+        f"checkpoint {newest} is damaged: " in message
+        and f"Remedy: remove {newest} to go on from step-000001" in message)
     assert contents(run_dir) == before
     shutil.rmtree(newest)
     assert train(run_dir, *words) == 0
@@ -197,7 +227,10 @@ def test_a_checkpoint_of_another_configuration_is_refused(
     word: str, part: str, tmp_path: Path, finished_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(finished_run)
-    assert train(finished_run, "steps=3", "checkpoint.every=1", "evaluation.path=null", "--resume", str(finished_run), word) == 2
+    assert (
+        train(
+            finished_run, "steps=3", "checkpoint.every=1", "evaluation.path=null", "--resume", str(finished_run), word)
+        == 2)
     message = the_message(capfd)
     assert part in message and "Remedy: " in message
     assert contents(finished_run) == before
@@ -235,7 +268,9 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_and_left_alone(
     assert contents(tmp_path) == before
 
 
-def test_a_full_disk_while_saving_leaves_the_checkpoints_before_and_the_run_goes_on_later(tmp_path: Path, finished_run: Path) -> None:
+def test_a_full_disk_while_saving_leaves_the_checkpoints_before_and_the_run_goes_on_later(
+    tmp_path: Path, finished_run: Path
+) -> None:
     """A limit on the size of a file fails like a full disk, in the middle of writing the optimiser's state."""
     run_dir = tmp_path / "run"
     shutil.copytree(finished_run, run_dir, symlinks=True)
@@ -243,7 +278,9 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_before_and_the_run_goes
     saved = {path.name: contents(path) for path in list_checkpoints(RunFolder(run_dir).checkpoints)}
     full = train_elsewhere(run_dir, *words, file_size_limit=800_000)
     assert full.returncode == 2
-    assert full.stderr.startswith("error: could not write checkpoint ") and full.stderr.count("error: ") == 1, full.stderr
+    assert (
+        full.stderr.startswith("error: could not write checkpoint ") and full.stderr.count("error: ") == 1
+    ), full.stderr
     assert "Earlier checkpoints are untouched: step-000001, step-000002. Remedy: free disk space" in full.stderr
     assert "Traceback" not in full.stderr
     assert {path.name: contents(path) for path in list_checkpoints(RunFolder(run_dir).checkpoints)} == saved
@@ -267,23 +304,33 @@ def test_a_full_disk_while_logging_leaves_whole_lines(tmp_path: Path) -> None:
     assert all(json.loads(line)["completions"] for line in lines)
 
 
-def test_questions_that_are_left_out_are_counted_on_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_questions_that_are_left_out_are_counted_on_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rows = ["1+1=?", "1+1=?", "1+1+1+1+1+1+1+1+1=?", *(f"{n}-3=?" for n in range(4, 12))]
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps({"question": text}) + "\n" for text in rows))
-    assert train(tmp_path / "run", f"data.path={path}", "data.max_prompt_tokens=15", "steps=1", "evaluation.path=null") == 0
+    assert (
+        train(tmp_path / "run", f"data.path={path}", "data.max_prompt_tokens=15", "steps=1", "evaluation.path=null")
+        == 0)
     assert "questions left out: 1 duplicates, 1 too long" in capfd.readouterr().out
 
 
-def test_held_out_questions_among_the_training_questions_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_held_out_questions_among_the_training_questions_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     questions = "models/tiny-arith/questions/train_with_answers.jsonl"
     assert train(tmp_path / "run", *GRPO, f"evaluation.path={questions}", "steps=1") == 0
     shown = capfd.readouterr()
-    assert shown.err.startswith("warning: 16 of 16 held-out questions are training questions too") and shown.err.count("\n") == 1
+    assert (
+        shown.err.startswith("warning: 16 of 16 held-out questions are training questions too")
+        and shown.err.count("\n") == 1)
     assert len(metrics_of(tmp_path / "run")) == 3 and summary_of(tmp_path / "run")["steps"] == 1
 
 
-def test_a_checkpoint_without_weights_is_refused_with_the_key_and_the_remedy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_without_weights_is_refused_with_the_key_and_the_remedy(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "no_weights"
     folder.mkdir()
     for file in (project_root() / "models/tiny-arith").glob("*.json"):

@@ -1,4 +1,5 @@
-"""The benchmark scripts run and print what their readers parse; their figures are not tested, they are the machine's."""
+"""The benchmark scripts run and print what their readers parse; their figures are not tested, they are the
+machine's."""
 
 from __future__ import annotations
 
@@ -17,14 +18,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def stdout_of(script: str, *arguments: str) -> str:
     finished = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script), *arguments], cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=300)
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return finished.stdout
 
 
 def test_step_benchmark_prints_one_line_of_json_and_nothing_else() -> None:
-    lines = stdout_of("step_vs_trl.py", "--json", "--steps", "1", "--warmup", "1", "--questions", "2", "--group-size", "2").splitlines()
+    lines = stdout_of(
+        "step_vs_trl.py", "--json", "--steps", "1", "--warmup", "1", "--questions", "2", "--group-size", "2"
+    ).splitlines()
     assert len(lines) == 1
     result = json.loads(lines[0])
     assert set(result) == {"ours_s", "trl_s", "ratio"}

@@ -41,13 +41,17 @@ def test_help_names_every_key_at_once() -> None:
 
 
 def test_help_and_config_need_no_torch() -> None:
-    finished = python("-c", "import sys\nfrom rl.train import main\nassert main(['--help']) == main(['--print-config']) == 0\n"
-                            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    finished = python(
+        "-c",
+        "import sys\nfrom rl.train import main\nassert main(['--help']) == main(['--print-config']) == 0\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
     assert finished.returncode == 0, finished.stderr
 
 
 def test_the_printed_configuration_reads_back_as_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", "configs/tiny_grpo.yaml", "optim.lr=3e-6", "lora.targets=[q_proj, v_proj]", f"run_dir={tmp_path / 'run'}"]
+    words = [
+        "--config", "configs/tiny_grpo.yaml", "optim.lr=3e-6", "lora.targets=[q_proj, v_proj]",
+        f"run_dir={tmp_path / 'run'}"]
     assert train(tmp_path / "run", *words, "--print-config") == 0
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
@@ -59,8 +63,10 @@ def test_the_dry_run_of_the_quick_start_shows_all_and_makes_nothing(tmp_path: Pa
     seconds, finished = process_seconds("-m", "rl.train", "--dry-run", f"run_dir={tmp_path / 'run'}")
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
-    for part in ("--- configuration ---", "questions_per_step: 32", "--- prompt of the first question ---", "'19+28=?\\n'", "--- sizes ---",
-                 "32 questions x 8 = 256 completions", "--- memory ---", "total, about"):
+    for part in (
+        "--- configuration ---", "questions_per_step: 32", "--- prompt of the first question ---", "'19+28=?\\n'",
+        "--- sizes ---", "32 questions x 8 = 256 completions", "--- memory ---", "total, about",
+    ):
         assert part in finished.stdout
     assert list(tmp_path.iterdir()) == []
     assert seconds < DRY_RUN_SECONDS
@@ -72,7 +78,8 @@ def test_the_dry_run_refuses_a_vllm_of_an_unknown_version(
 ) -> None:
     # All that pip leaves of a package and that says its version; found before a vLLM that is really there.
     (tmp_path / f"vllm-{version}.dist-info").mkdir()
-    (tmp_path / f"vllm-{version}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    (tmp_path / f"vllm-{version}.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert train(tmp_path / "run", "generator=vllm", "--dry-run") == 2
     shown = capsys.readouterr()
@@ -84,7 +91,10 @@ def test_the_dry_run_says_whether_vllm_is_there(tmp_path: Path, capsys: pytest.C
     is_there = installed_version() is not None
     assert train(tmp_path / "run", "generator=vllm", "--dry-run") == (0 if is_there else 2)
     shown = capsys.readouterr()
-    assert "Everything was read" in shown.out if is_there else "generator.backend: vllm is not installed. Remedy: " in shown.err
+    assert (
+        "Everything was read" in shown.out
+        if is_there
+        else "generator.backend: vllm is not installed. Remedy: " in shown.err)
 
 
 def test_a_run_tells_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -97,14 +107,17 @@ def test_a_run_tells_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixt
 @pytest.mark.parametrize("command", [["-m", "rl.train"], [str(project_root() / "rl" / "train.py")]])
 def test_the_command_runs_from_another_folder_as_a_module_and_as_a_script(tmp_path: Path, command: list[str]) -> None:
     """Shipped files are found in the project, the run's folder is made where the person is."""
-    finished = python(*command, *SMALL, "--config", "configs/tiny_grpo.yaml", "run_dir=runs/here", "steps=1", folder=tmp_path)
+    finished = python(
+        *command, *SMALL, "--config", "configs/tiny_grpo.yaml", "run_dir=runs/here", "steps=1", folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert trained_steps(tmp_path / "runs" / "here") == [1]
 
 
 def test_accelerate_launch_runs_the_script_and_passes_its_failure_on(tmp_path: Path) -> None:
-    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", str(project_root() / "rl" / "train.py"), *SMALL, "run_dir=launched"]
+    launch = [
+        str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", str(project_root() / "rl" / "train.py"), *SMALL,
+        "run_dir=launched"]
     for words, is_well in ((["steps=1"], True), (["stps=1"], False)):
         finished = subprocess.run(
             [*launch, *words], cwd=tmp_path, env=own_environment(), capture_output=True, text=True, timeout=300)
@@ -125,24 +138,34 @@ def test_latest_is_the_newest_run_beside_the_configured_one(tmp_path: Path, monk
     os.utime(RunFolder(Path("runs/old")).metrics_file, (1, 1))
     for place in [RunFolder(Path("runs/old")).checkpoints, *RunFolder(Path("runs/old")).checkpoints.iterdir()]:
         os.utime(place, (1, 1))
-    assert parse(["--resume"]).resume == parse(["--resume", "latest"]).resume == parse(["--resume", "steps=2"]).resume == Path("runs/new")
+    assert (
+        parse(["--resume"]).resume
+        == parse(["--resume", "latest"]).resume
+        == parse(["--resume", "steps=2"]).resume
+        == Path("runs/new"))
     assert parse(["--resume", "old"]).resume == parse(["--resume", "runs/old"]).resume == Path("runs/old")
     assert parse(["--resume", "run_dir=runs/old"]).resume == Path("runs/old")
     command = parse(["--resume", "old", "steps=2"])
     assert (command.config.steps, command.config.run_dir, command.config.evaluation.path) == (2, Path("runs/old"), None)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["optim.lrate=1"], "optim.lrate: unknown key; did you mean optim.lr?"),
-    (["--dryrun"], "'--dryrun': expected an option or key=value (did you mean --dry-run?); see --help"),
-    (["--steps=5"], "'--steps=5': expected an option or key=value (did you mean steps=5?); see --help"),
-    (["--optim.lr", "1e-4"], "'--optim.lr': expected an option or key=value (did you mean optim.lr=VALUE?); see --help"),
-    (["steps"], "'steps': expected an option or key=value (did you mean steps=VALUE?); see --help"),
-    (["nonsense"], "'nonsense': expected an option or key=value; see --help"),
-    (["configs/tiny_grpo.yaml"], "(did you mean --config configs/tiny_grpo.yaml?)"),
-    (["--config"], "argument --config: expected one argument; see --help"),
-    (["--config", "configs/tiny_grp.yaml"], "configs/tiny_grp.yaml: no such file; similar: configs/tiny_grpo.yaml"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim.lrate=1"], "optim.lrate: unknown key; did you mean optim.lr?"),
+        (["--dryrun"], "'--dryrun': expected an option or key=value (did you mean --dry-run?); see --help"),
+        (["--steps=5"], "'--steps=5': expected an option or key=value (did you mean steps=5?); see --help"),
+        (
+            ["--optim.lr", "1e-4"],
+            "'--optim.lr': expected an option or key=value (did you mean optim.lr=VALUE?); see --help",
+        ),
+        (["steps"], "'steps': expected an option or key=value (did you mean steps=VALUE?); see --help"),
+        (["nonsense"], "'nonsense': expected an option or key=value; see --help"),
+        (["configs/tiny_grpo.yaml"], "(did you mean --config configs/tiny_grpo.yaml?)"),
+        (["--config"], "argument --config: expected one argument; see --help"),
+        (["--config", "configs/tiny_grp.yaml"], "configs/tiny_grp.yaml: no such file; similar: configs/tiny_grpo.yaml"),
+    ],
+)
 def test_a_word_that_is_not_understood_is_named_with_what_was_probably_meant(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse(words)
@@ -159,7 +182,9 @@ def test_no_file_shadows_a_module_that_is_imported_absolutely() -> None:
         assert folder == "eval" or {"trainer", "generate"} <= names
 
 
-def test_resuming_in_a_folder_without_a_run_does_not_go_on_with_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_in_a_folder_without_a_run_does_not_go_on_with_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert train(Path("runs") / "other", "steps=1", "evaluation.path=null") == 0
     with pytest.raises(ConfigError, match="run_dir: --resume found no run in runs/none"):

@@ -91,13 +91,16 @@ def test_the_function_in_a_file_trains_and_its_metric_is_logged(tmp_path: Path) 
 def test_the_async_call_trains_against_a_real_service_that_stumbles(tmp_path: Path, url: str) -> None:
     run_dir = tmp_path / "run"
     Service.failures_left = 2
-    assert train(run_dir, *OPEN, f'rewards=[{{use: {EXAMPLES}/ask_service.py:judged, arguments: {{url: "{url}"}}}}]') == 0
+    assert (
+        train(run_dir, *OPEN, f'rewards=[{{use: {EXAMPLES}/ask_service.py:judged, arguments: {{url: "{url}"}}}}]') == 0)
     completions = completions_of(run_dir)
     assert len(completions) == 2 * 8 * 4 and len(Service.asked) == len(completions) + 2
     assert all(completion["reward"] == len(str(completion["text"])) % 7 / 7 for completion in completions)
 
 
-def test_a_service_that_is_down_stops_the_run_and_scores_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_service_that_is_down_stops_the_run_and_scores_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run_dir = tmp_path / "run"
     words = f'rewards=[{{use: {EXAMPLES}/ask_service.py:judged, arguments: {{url: "http://127.0.0.1:9/score"}}}}]'
     assert train(run_dir, *OPEN, words) == 2
@@ -117,11 +120,17 @@ def test_the_trl_function_trains_unchanged(tmp_path: Path) -> None:
 def test_the_examples_keep_the_contract(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check([f"{EXAMPLES}/show_work.py:show_work"]) == 0
     assert check([f"{EXAMPLES}/trl_reward.py:ends_early", "--style", "trl", "--arguments", '{"limit": 100}']) == 0
-    assert check([f"{EXAMPLES}/ask_service.py:judged", "--arguments", json.dumps({"url": url})]) == 0, capsys.readouterr().out
+    assert (
+        check([f"{EXAMPLES}/ask_service.py:judged", "--arguments", json.dumps({"url": url})]) == 0
+    ), capsys.readouterr().out
 
 
 def test_the_pages_explanation_is_what_the_command_says(capsys: pytest.CaptureFixture[str]) -> None:
-    assert explain(["--reward", "rewards.accuracy:accuracy", "--question", "1/4 + 1/4?", "--answer", "1/2", "--completion", r"\boxed{0.5}",
-                    "--completion", "It is 0.6."]) == 0
+    assert (
+        explain(
+            [
+                "--reward", "rewards.accuracy:accuracy", "--question", "1/4 + 1/4?", "--answer", "1/2", "--completion",
+                r"\boxed{0.5}", "--completion", "It is 0.6."])
+        == 0)
     shown = capsys.readouterr().out
     assert "extracted  0.5   by rule: boxed" in shown and "extracted  nothing" in shown

@@ -18,7 +18,8 @@ from rewards.accuracy import grade
 from tests.reference.whole_run import GRPO, python, train
 
 MODEL = ("--model", "models/tiny-arith")
-needs_data = pytest.mark.skipif("OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with the benchmark data) is not set")
+needs_data = pytest.mark.skipif(
+    "OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with the benchmark data) is not set")
 
 # Kills its process when it has been called so many times; grades like accuracy.
 KILLER = '''
@@ -90,7 +91,8 @@ def test_every_completion_is_kept_with_its_answer_and_verdict(evaluated: Path) -
 
 
 def test_greedy_completions_are_those_of_transformers(tmp_path: Path) -> None:
-    finished = evaluate(tmp_path / "out", *MODEL, "--benchmarks", "tiny_arith", "-k", "1", "--limit", "12", "--no-plots")
+    finished = evaluate(
+        tmp_path / "out", *MODEL, "--benchmarks", "tiny_arith", "-k", "1", "--limit", "12", "--no-plots")
     assert finished.returncode == 0, finished.stderr
     model = AutoModelForCausalLM.from_pretrained(MODEL[1], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(MODEL[1])
@@ -105,7 +107,8 @@ def test_a_killed_evaluation_goes_on_and_ends_as_the_uninterrupted_one(tmp_path:
     """In the first chunk, of 32 questions, and in the second one."""
     grader = tmp_path / "killer.py"
     grader.write_text(KILLER)
-    words = (*MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "80", "--grader", f"{grader}:killer", "--no-plots")
+    words = (
+        *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "80", "--grader", f"{grader}:killer", "--no-plots")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert evaluate(whole, *words).returncode == 0
     assert evaluate(cut, *words, environment={"KILL_AT_CALL": str(kill_at)}).returncode == -9
@@ -126,7 +129,9 @@ def test_an_adapter_is_what_is_evaluated_and_is_compared_with_its_base(adapter: 
     exported = tmp_path / "exported"
     assert python("-m", "rl.export", str(adapter), str(exported)).returncode == 0
     words = ("--benchmarks", "tiny_arith", "-k", "4", "--limit", "32", "--no-plots")
-    for name, subject in (("base", MODEL), ("adapter", ("--adapter", str(adapter))), ("exported", ("--model", str(exported)))):
+    for name, subject in (
+        ("base", MODEL), ("adapter", ("--adapter", str(adapter))), ("exported", ("--model", str(exported))),
+    ):
         finished = evaluate(tmp_path / name, *subject, *words)
         assert finished.returncode == 0, finished.stderr
     texts = {name: [sample.text for question in read_completions(tmp_path / name) for sample in question.samples]
@@ -147,12 +152,14 @@ def test_several_prompts_are_compared_side_by_side(tmp_path: Path) -> None:
 
 
 def test_best_of_n_takes_the_completion_that_a_reward_likes(tmp_path: Path) -> None:
-    """With the right answer as the reward, best@k is pass@k; with the wrong ones liked, what is right only where all are."""
+    """With the right answer as the reward, best@k is pass@k; with the wrong ones liked, what is right only where all
+    are."""
     out = tmp_path / "out"
     for reward, check in (("rewards.accuracy:accuracy", lambda e: e["best@4"] == e["pass@4"]),
                           ("rewards.controls:inverted_accuracy", lambda e: e["best@4"]["value"] < e["avg@4"]["value"])):
-        finished = evaluate(out, *MODEL, "--benchmarks", "tiny_arith", "-k", "4", "--limit", "16", "--no-plots", "--restart",
-                            "--best-of", reward)
+        finished = evaluate(
+            out, *MODEL, "--benchmarks", "tiny_arith", "-k", "4", "--limit", "16", "--no-plots", "--restart",
+            "--best-of", reward)
         assert finished.returncode == 0 and "best@k" in finished.stdout, finished.stderr
         assert check(result_of(out)["benchmarks"]["tiny_arith"])
 
@@ -164,7 +171,8 @@ def test_grading_again_changes_the_verdicts_and_samples_nothing(evaluated: Path,
     inverted = python("-m", "eval.grade", str(evaluated), "--out", str(tmp_path / "other"), "--grader",
                       "rewards.controls:inverted_accuracy", "--no-plots")
     assert "384 of 384 verdicts changed" in inverted.stdout
-    before, after = (result_of(folder)["benchmarks"]["tiny_arith"]["avg@8"]["value"] for folder in (evaluated, tmp_path / "other"))
+    before, after = (
+        result_of(folder)["benchmarks"]["tiny_arith"]["avg@8"]["value"] for folder in (evaluated, tmp_path / "other"))
     assert after == pytest.approx(1 - before)
 
 
@@ -174,7 +182,8 @@ def test_grading_again_changes_the_verdicts_and_samples_nothing(evaluated: Path,
 def test_recorded_groups_score_as_their_source_states(tmp_path: Path, file: str, key: str, accuracy: float) -> None:
     path = Path(os.environ["OTHERHALF_DATA"]) / "samples" / file
     stated = [bool(sample[key]) for line in path.read_text().splitlines() for sample in json.loads(line)["samples"]]
-    finished = python("-m", "eval.grade", "--samples", str(path.resolve()), "--recorded", key, "--out", str(tmp_path), "--no-plots")
+    finished = python(
+        "-m", "eval.grade", "--samples", str(path.resolve()), "--recorded", key, "--out", str(tmp_path), "--no-plots")
     assert finished.returncode == 0, finished.stderr
     (entry,) = result_of(tmp_path)["benchmarks"].values()
     assert entry["recorded_accuracy"] == pytest.approx(sum(stated) / len(stated)) == pytest.approx(accuracy, abs=1e-6)
@@ -187,7 +196,8 @@ def test_benchmarks_are_read_from_the_data_folder(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for name, total in (("amc23_40", 9), ("amc22_23_83", 8)):
-        (data / f"{name}.jsonl").write_text(json.dumps({"id": "a", "question": f"{total}-1=?", "answer": f"{total - 1}.0"}) + "\n")
+        (data / f"{name}.jsonl").write_text(
+            json.dumps({"id": "a", "question": f"{total}-1=?", "answer": f"{total - 1}.0"}) + "\n")
     finished = evaluate(tmp_path / "out", *MODEL, "--benchmarks", "amc23,amc22_23", "--data-dir", str(data), "-k", "2",
                         "--max-tokens", "40", "--temperature", "1.0", "--prompt", "question_line", "--no-plots")
     assert finished.returncode == 0, finished.stderr
@@ -220,7 +230,9 @@ def test_an_answer_comes_with_its_share_and_entropy() -> None:
     (("--benchmarks", "tiny_arith", "--model", "no/such/model"), "--model: there is no folder"),
     (("--benchmarks", "tiny_arith", "--adapter", "configs"), "no run 'configs'"),
 ])
-def test_bad_input_is_one_line_with_the_remedy_and_leaves_nothing(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+def test_bad_input_is_one_line_with_the_remedy_and_leaves_nothing(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
     finished = evaluate(tmp_path / "out", *MODEL, *words)
     assert finished.returncode == 2
     errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
@@ -242,7 +254,8 @@ def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path: Path) ->
         model.get_input_embeddings().weight.add_(0.1)
     model.save_pretrained(other)
     AutoTokenizer.from_pretrained("models/tiny-arith").save_pretrained(other)
-    finished = evaluate(tmp_path / "out", "--model", str(other), "--adapter", str(adapter), "--benchmarks", "tiny_arith")
+    finished = evaluate(
+        tmp_path / "out", "--model", str(other), "--adapter", str(adapter), "--benchmarks", "tiny_arith")
     assert finished.returncode == 2 and "--adapter: " in finished.stderr and "was trained on" in finished.stderr
 
 
@@ -258,16 +271,23 @@ def test_a_folder_that_was_graded_anew_is_no_longer_the_first_graders(evaluated:
     """Otherwise the same command would go on with the other grader's verdicts under the first one's name."""
     folder = tmp_path / "folder"
     shutil.copytree(evaluated, folder)
-    assert python("-m", "eval.grade", str(folder), "--grader", "rewards.controls:inverted_accuracy", "--no-plots").returncode == 0
+    assert (
+        python(
+            "-m", "eval.grade", str(folder), "--grader", "rewards.controls:inverted_accuracy", "--no-plots"
+        ).returncode
+        == 0)
     finished = evaluate(folder, *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "48")
     assert finished.returncode == 2 and "grader" in finished.stderr and "--restart" in finished.stderr
 
 
 def test_a_grader_that_was_changed_in_between_is_another_grader(tmp_path: Path) -> None:
     grader = tmp_path / "mine.py"
-    words = (*MODEL, "--benchmarks", "tiny_arith", "-k", "2", "--limit", "4", "--grader", f"{grader}:all_equal", "--no-plots")
+    words = (
+        *MODEL, "--benchmarks", "tiny_arith", "-k", "2", "--limit", "4", "--grader", f"{grader}:all_equal",
+        "--no-plots")
     for value, code in ((0.0, 0), (1.0, 2)):
-        grader.write_text(f"def all_equal(*, completions, answer, **columns):\n    return [{value}] * len(completions)\n")
+        grader.write_text(
+            f"def all_equal(*, completions, answer, **columns):\n    return [{value}] * len(completions)\n")
         finished = evaluate(tmp_path / "out", *words)
         assert finished.returncode == code, finished.stderr
     assert "grader_digest is" in finished.stderr
@@ -279,6 +299,8 @@ def test_a_grader_without_a_verdict_stops_with_what_was_graded_kept(tmp_path: Pa
         "from rewards.contract import GroupScore\n\ncalls = 0\n\n"
         "def judge(*, completions, answer, **columns):\n    global calls\n    calls += 1\n"
         "    return GroupScore([1.0] * len(completions), skipped=calls > 40)\n")
-    finished = evaluate(tmp_path / "out", *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "80", "--grader", f"{grader}:judge")
+    finished = evaluate(
+        tmp_path / "out", *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "80", "--grader",
+        f"{grader}:judge")
     assert finished.returncode == 2 and "no verdict is neither right nor wrong" in finished.stderr, finished.stderr
     assert len(read_completions(tmp_path / "out")) == 32

@@ -34,7 +34,8 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def logits(model: torch.nn.Module) -> torch.Tensor:
-    tokens = AutoTokenizer.from_pretrained(BASE)(["12+7-3=?\n", "5-4+11=?\n"], return_tensors="pt", padding=True)["input_ids"]
+    tokens = AutoTokenizer.from_pretrained(BASE)(["12+7-3=?\n", "5-4+11=?\n"], return_tensors="pt", padding=True)[
+        "input_ids"]
     result: torch.Tensor = model.eval()(input_ids=tokens).logits
     return result
 

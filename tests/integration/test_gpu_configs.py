@@ -1,5 +1,5 @@
-"""configs/qwen2.5_*.yaml, which no machine here can run: everything that is checked before weights are loaded, on a checkpoint of the
-model's shapes without weights, and the memory that their headers name."""
+"""configs/qwen2.5_*.yaml, which no machine here can run: everything that is checked before weights are loaded, on a
+checkpoint of the model's shapes without weights, and the memory that their headers name."""
 
 from __future__ import annotations
 
@@ -55,12 +55,16 @@ def test_a_gpu_config_passes_all_checks_and_fits_the_gpu_that_its_header_names(p
                          f"evaluation.path={questions}"])
     with pytest.warns(UserWarning, match="held-out questions are training questions too"):
         inputs = read_inputs(config)
-    assert len(inputs.prompts) == len(QUESTIONS) and (inputs.prompts[0].question.answer is None) == path.stem.endswith("empo")
-    estimate = estimate_memory(config, inputs.model_config, config.data.max_prompt_tokens, bytes_per_weight=2, on_gpu=True)
+    assert len(inputs.prompts) == len(QUESTIONS) and (inputs.prompts[0].question.answer is None) == path.stem.endswith(
+        "empo")
+    estimate = estimate_memory(
+        config, inputs.model_config, config.data.max_prompt_tokens, bytes_per_weight=2, on_gpu=True)
     assert estimate is not None
     header = path.read_text().split("\nseed:")[0]
     assert f"one GPU with {GPU_GB[size]} GB" in header
-    assert f"about {estimate.total / 1e9:.0f} GB" in header and f"{estimate.trainer_bytes / 1e9:.0f} GB are the trainer's" in header
+    assert (
+        f"about {estimate.total / 1e9:.0f} GB" in header
+        and f"{estimate.trainer_bytes / 1e9:.0f} GB are the trainer's" in header)
     check_memory(config, estimate, GPU_GB[size] * 10**9, "cuda")
     # In what the engine is given a quarter of its sequences has room at full length.
     left = 0.9 * (GPU_GB[size] * 1e9 - estimate.trainer_bytes) - estimate.sampler_copy
@@ -74,7 +78,9 @@ def test_empo_and_grpo_differ_in_nothing_but_the_reward_and_what_it_reads(size: 
         "run_dir", "rewards.0.use", "data.columns.answer", "selection.low", "selection.high"}
 
 
-@pytest.mark.parametrize("path", sorted((project_root() / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((project_root() / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_accelerate_files_name_as_many_processes_as_their_name(path: Path) -> None:
     numbers = {"one": 1, "two": 2, "four": 4, "eight": 8}
     found = yaml.safe_load(path.read_text())
@@ -84,12 +90,17 @@ def test_accelerate_files_name_as_many_processes_as_their_name(path: Path) -> No
 
 def test_the_papers_questions_become_a_file_that_the_configs_read(tmp_path: Path) -> None:
     request = " Let's think step by step and output the final answer within \\boxed{}."
-    rows = [{"prompt": [{"role": "user", "content": "What is $1+1$?" + request}], "reward_model": {"ground_truth": ["2"], "style": "rule"}}]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "What is $1+1$?" + request}],
+            "reward_model": {"ground_truth": ["2"], "style": "rule"}}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "questions.parquet")
     script = project_root() / "docs" / "numinamath_20k.py"
-    made = subprocess.run([sys.executable, str(script), str(tmp_path / "questions.parquet")], capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "questions.parquet")], capture_output=True, text=True, check=True)
     assert json.loads(made.stdout) == {"id": "nm20k/0", "question": "What is $1+1$?", "answer": "2"}
     rows[0]["prompt"][0]["content"] = "What is $1+1$?"  # type: ignore[index]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "questions.parquet")
-    refused = subprocess.run([sys.executable, str(script), str(tmp_path / "questions.parquet")], capture_output=True, text=True)
+    refused = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "questions.parquet")], capture_output=True, text=True)
     assert refused.returncode != 0 and "row 0: saw a prompt that ends in 'What is $1+1$?'" in refused.stderr

@@ -1,4 +1,5 @@
-"""The main job does what it is for: held-out accuracy rises with GRPO and with EMPO, and does not with random rewards."""
+"""The main job does what it is for: held-out accuracy rises with GRPO and with EMPO, and does not with random
+rewards."""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from rl.runs.folder import RunFolder
 from tests.reference.whole_run import GRPO, held_out_gain, metrics_of, summary_of, train
 
 # Fifteen steps of 16 x 8, about ten seconds. The quick start's forty steps of 32 x 8 gain twice as much.
-SHORT = ("steps=15", "seed=0", "sampling.questions_per_step=16", "sampling.max_completion_tokens=48", "sampling.group_size=8",
-         "data.limit=4096", "evaluation.num_questions=128", "evaluation.samples=4", "evaluation.every=0")
+SHORT = (
+    "steps=15", "seed=0", "sampling.questions_per_step=16", "sampling.max_completion_tokens=48",
+    "sampling.group_size=8", "data.limit=4096", "evaluation.num_questions=128", "evaluation.samples=4",
+    "evaluation.every=0")
 RANDOM = ("rewards.0.use=rewards.controls:random_reward", "selection.low=null", "selection.high=null")
 
 
@@ -61,8 +64,13 @@ def test_the_summary_holds_what_others_read(tmp_path: Path) -> None:
     assert 0.1 < summary["peak_rss_gb"] < 20
 
 
-@pytest.mark.parametrize("name", ["config.resolved.yaml", "metrics.jsonl", "rollouts.jsonl", "curve.png", "summary.json",
-                                  "checkpoints/best/adapter/adapter_model.safetensors", "checkpoints/step-000001/manifest.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.resolved.yaml", "metrics.jsonl", "rollouts.jsonl", "curve.png", "summary.json",
+        "checkpoints/best/adapter/adapter_model.safetensors", "checkpoints/step-000001/manifest.json",
+    ],
+)
 def test_a_run_leaves_its_files(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.getbasetemp() / "one-step-run"
     if not folder.exists():

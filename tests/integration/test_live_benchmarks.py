@@ -42,7 +42,10 @@ def test_benchmarks_are_metrics_before_during_and_after(run: Path) -> None:
         assert 0 <= low <= value <= high <= 1
         assert line["benchmark/tiny_arith/pass@4"] >= line["benchmark/tiny_arith/maj@4"]
     summary = summary_of(run)
-    assert set(summary["benchmarks_before"]) == set(summary["benchmarks_after"]) == {f"tiny_arith {k}@4" for k in ("avg", "pass", "maj")}
+    assert (
+        set(summary["benchmarks_before"])
+        == set(summary["benchmarks_after"])
+        == {f"tiny_arith {k}@4" for k in ("avg", "pass", "maj")})
 
 
 def test_completions_are_kept_as_an_evaluation_keeps_them(run: Path) -> None:
@@ -50,20 +53,24 @@ def test_completions_are_kept_as_an_evaluation_keeps_them(run: Path) -> None:
     for folder, line in zip(folders, benchmark_lines(run).values(), strict=True):
         questions = read_completions(folder)
         assert len(questions) == 12 and all(len(question.samples) == 4 for question in questions)
-        assert line["benchmark/tiny_arith/avg@4"] == pytest.approx(sum(question.accuracy for question in questions) / 12)
+        assert line["benchmark/tiny_arith/avg@4"] == pytest.approx(
+            sum(question.accuracy for question in questions) / 12)
     compared = python("-m", "eval.compare", str(folders[0]), str(folders[2]))
     assert compared.returncode == 0 and "tiny_arith" in compared.stdout
 
 
 def test_the_live_sampler_gives_what_eval_run_gives_for_the_same_weights(run: Path, tmp_path: Path) -> None:
     """Before training, the policy is the base model: the seeds are the same, and so are the completions."""
-    live = json.loads((run / "evaluations/step-000000/tiny_arith/result.json").read_text())["benchmarks"]["tiny_arith"]["protocol"]
-    words = ("--model", "models/tiny-arith", "--benchmarks", "tiny_arith", "-n", "4", "--limit", "12", "--max-tokens", "32",
-             "--temperature", str(live["temperature"]), "--top-p", str(live["top_p"]), "--no-plots")
+    live = json.loads((run / "evaluations/step-000000/tiny_arith/result.json").read_text())["benchmarks"]["tiny_arith"][
+        "protocol"]
+    words = (
+        "--model", "models/tiny-arith", "--benchmarks", "tiny_arith", "-n", "4", "--limit", "12", "--max-tokens", "32",
+        "--temperature", str(live["temperature"]), "--top-p", str(live["top_p"]), "--no-plots")
     alone = python("-m", "eval.run", *words, "--out", str(tmp_path / "out"))
     assert alone.returncode == 0, alone.stderr
     first = read_completions(run / "evaluations/step-000000/tiny_arith")
-    assert [[s.text for s in q.samples] for q in read_completions(tmp_path / "out")] == [[s.text for s in q.samples] for q in first]
+    assert [[s.text for s in q.samples] for q in read_completions(tmp_path / "out")] == [
+        [s.text for s in q.samples] for q in first]
 
 
 def test_the_best_checkpoint_is_that_of_the_named_number(run: Path) -> None:
@@ -89,15 +96,29 @@ def test_a_resumed_run_evaluates_the_same_benchmarks_once(run: Path, tmp_path: P
     assert summary_of(folder)["benchmarks_after"] == summary_of(run)["benchmarks_after"]
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["evaluation.benchmarks=[mat500]"], "evaluation.benchmarks.0.name: there is no benchmark 'mat500'; did you mean math500?"),
-    (["evaluation.benchmarks=[{name: tiny_arith, max_tokens: 900}]"], "evaluation.benchmarks.0.max_tokens: saw 900"),
-    (["evaluation.benchmarks=[tiny_arith]", "checkpoint.best_by=tiny_arith/avg@4"], "checkpoint.best_by: saw 'tiny_arith/avg@4'"),
-    (["evaluation.benchmarks=[{name: tiny_arith, samples: 1}]", "checkpoint.best_by=tiny_arith/maj@1"],
-     "Expected one of: held_out, tiny_arith/avg@1 "),
-    (["checkpoint.best_by=math500/avg@1"], "Expected one of: held_out"),
-    (["evaluation.benchmarks=[tiny_arith, tiny_arith]"], "evaluation.benchmarks.1.name: tiny_arith is named twice"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["evaluation.benchmarks=[mat500]"],
+            "evaluation.benchmarks.0.name: there is no benchmark 'mat500'; did you mean math500?",
+        ),
+        (
+            ["evaluation.benchmarks=[{name: tiny_arith, max_tokens: 900}]"],
+            "evaluation.benchmarks.0.max_tokens: saw 900",
+        ),
+        (
+            ["evaluation.benchmarks=[tiny_arith]", "checkpoint.best_by=tiny_arith/avg@4"],
+            "checkpoint.best_by: saw 'tiny_arith/avg@4'",
+        ),
+        (
+            ["evaluation.benchmarks=[{name: tiny_arith, samples: 1}]", "checkpoint.best_by=tiny_arith/maj@1"],
+            "Expected one of: held_out, tiny_arith/avg@1 ",
+        ),
+        (["checkpoint.best_by=math500/avg@1"], "Expected one of: held_out"),
+        (["evaluation.benchmarks=[tiny_arith, tiny_arith]"], "evaluation.benchmarks.1.name: tiny_arith is named twice"),
+    ],
+)
 def test_what_cannot_be_evaluated_is_refused_before_the_run(words: list[str], message: str) -> None:
     config = load(project_root() / "configs" / "quickstart.yaml", words)
     with pytest.raises(ConfigError) as caught:
@@ -129,7 +150,8 @@ def test_a_grader_that_fails_ends_no_training(tmp_path: Path) -> None:
     grader = tmp_path / "service.py"
     grader.write_text("def judge(*, completions, **columns):\n    raise RuntimeError('the service is down')\n")
     words = f"evaluation.benchmarks=[{{name: tiny_arith, every: 0, samples: 2, limit: 4, grader: '{grader}:judge'}}]"
-    finished = python("-m", "rl.train", "steps=1", f"run_dir={tmp_path / 'run'}", words, "sampling.questions_per_step=4",
-                      "evaluation.path=null", "tracking.progress=lines", "data.limit=16")
+    finished = python(
+        "-m", "rl.train", "steps=1", f"run_dir={tmp_path / 'run'}", words, "sampling.questions_per_step=4",
+        "evaluation.path=null", "tracking.progress=lines", "data.limit=16")
     assert finished.returncode == 0, finished.stderr
     assert "tiny_arith at step 0: not evaluated" in finished.stdout and "the service is down" in finished.stdout

@@ -1,7 +1,8 @@
-"""The sampler does not answer for a while: the run waits, says so, and is saved such that it could be gone on with from there.
+"""The sampler does not answer for a while: the run waits, says so, and is saved such that it could be gone on with from
+there.
 
-The sampler is the embedded one, which at a certain call tells of an outage as one in other processes does. During the outage the run's
-folder is copied; the copy, resumed, must end where the run ends that waited.
+The sampler is the embedded one, which at a certain call tells of an outage as one in other processes does. During the
+outage the run's folder is copied; the copy, resumed, must end where the run ends that waited.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from tests.integration.test_resume import assert_same_end
 from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, run
 from tests.reference.whole_run import SMALL, summary_of, trained_steps
 
-SIX_STEPS = ("steps=6", "checkpoint.every=4", "evaluation.every=3", "seed=5", "selection.mode=refill", "selection.low=0.3",
-             "lora.dropout=0.1", "optim.epochs=2")
+SIX_STEPS = (
+    "steps=6", "checkpoint.every=4", "evaluation.every=3", "seed=5", "selection.mode=refill", "selection.low=0.3",
+    "lora.dropout=0.1", "optim.epochs=2")
 CALLS_S = 0.05  # between two messages
 
 
 class FailingGenerator(EmbeddedGenerator):
-    """Does not answer at the given call of generate or take_over (counted together from the build on) until `waits` returns."""
+    """Does not answer at the given call of generate or take_over (counted together from the build on) until `waits`
+    returns."""
 
     def __init__(self, policy: Policy, call: int, waits: Callable[[FailingGenerator], None]) -> None:
         super().__init__(policy)
@@ -84,10 +87,17 @@ def position(calls: list[str], what: str) -> int:
     rounds = [i for i, call in enumerate(calls, start=1) if call.startswith("generate")]
     evaluated = [i for i in rounds if calls[i - 1] == "generate 16"]
     versions = [i for i, call in enumerate(calls, start=1) if call.startswith("take over")]
-    refills = [later for earlier, later in itertools.pairwise(rounds) if later == earlier + 1 and not {earlier, later} & {*evaluated}]
+    refills = [
+        later
+        for earlier, later in itertools.pairwise(rounds)
+        if later == earlier + 1 and not {earlier, later} & {*evaluated}]
     return {
-        "the first evaluation": evaluated[0], "the first step": rounds[1], "a refill": refills[-1],
-        "handing over a version": versions[2], "handing over before an evaluation": versions[3], "an evaluation": evaluated[1],
+        "the first evaluation": evaluated[0],
+        "the first step": rounds[1],
+        "a refill": refills[-1],
+        "handing over a version": versions[2],
+        "handing over before an evaluation": versions[3],
+        "an evaluation": evaluated[1],
         "the last evaluation": evaluated[-1],
     }[what]
 
@@ -106,7 +116,9 @@ def test_what_was_saved_in_an_outage_goes_on_to_the_same_end(
             assert generator.on_message is not None
             generator.on_message("still no server answers")
 
-    assert run(words(tmp_path / "run", *SERVERS), lambda policy: FailingGenerator(policy, position(calls, what), copy)) == 0
+    assert (
+        run(words(tmp_path / "run", *SERVERS), lambda policy: FailingGenerator(policy, position(calls, what), copy))
+        == 0)
     assert_same_end(tmp_path / "run", whole)
     shown = capsys.readouterr().out
     assert shown.count("no server answers; the run is saved up to step-") == 1
@@ -130,7 +142,11 @@ def wait_for_ever(generator: FailingGenerator) -> None:
 def test_a_signal_ends_a_run_that_waits(tmp_path: Path, waited_for: tuple[Path, list[str]], what: str) -> None:
     whole, calls = waited_for
     started = time.monotonic()
-    assert run(words(tmp_path / "run", *SERVERS), lambda policy: FailingGenerator(policy, position(calls, what), wait_for_ever)) == 0
+    assert (
+        run(
+            words(tmp_path / "run", *SERVERS),
+            lambda policy: FailingGenerator(policy, position(calls, what), wait_for_ever))
+        == 0)
     assert time.monotonic() - started < 50
     assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM"
     assert resume(tmp_path / "run", *SERVERS) == 0
@@ -140,7 +156,8 @@ def test_a_signal_ends_a_run_that_waits(tmp_path: Path, waited_for: tuple[Path, 
 def test_an_outage_of_what_is_sampled_ahead_is_saved_by_the_thread_that_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Saved behind the step that trained meanwhile; resumed, the next step samples with the newest version, not the one before."""
+    """Saved behind the step that trained meanwhile; resumed, the next step samples with the newest version, not the one
+    before."""
     folder = tmp_path / "run"
     settings = (*AHEAD, "evaluation.path=null", "checkpoint.every=100", "selection.mode=drop")
 

@@ -1,4 +1,5 @@
-"""`python -m rl.pipeline` on the tiny model: all four kinds of stages, killed in the middle of each, changed and run again."""
+"""`python -m rl.pipeline` on the tiny model: all four kinds of stages, killed in the middle of each, changed and run
+again."""
 
 from __future__ import annotations
 
@@ -29,12 +30,22 @@ RL = {**QUIET, "steps": 4, "lora.rank": 4, "sampling.questions_per_step": 8, "sa
 STAGES: list[dict[str, Any]] = [
     {"name": "cold", "kind": "warmup", "config": "configs/warmup_tiny.yaml", "set": WARMUP},
     {"name": "rl", "kind": "rl", "config": "configs/tiny_grpo.yaml", "set": RL},
-    {"name": "reject", "kind": "reject", "config": "configs/reject_tiny.yaml",
-     "set": {**QUIET, "data.limit": 24, "sampling.samples": 2, "sampling.questions_per_chunk": 4, "generator.max_sequences": 4}},
-    {"name": "sft", "kind": "warmup", "policy": "base", "config": "configs/warmup_tiny.yaml",
-     "set": {**WARMUP, "data.limit": None, "data.held_out_rows": 2, "steps": 2}},
-    {"name": "eval", "kind": "eval", "set": {"benchmarks": HELD_OUT, "limit": 16, "k": 2, "prompt": "question_line", "temperature": 1,
-                                            "max-tokens": 48, "max-sequences": 4, "no-plots": True}}]
+    {
+        "name": "reject",
+        "kind": "reject",
+        "config": "configs/reject_tiny.yaml",
+        "set": {
+            **QUIET, "data.limit": 24, "sampling.samples": 2, "sampling.questions_per_chunk": 4,
+            "generator.max_sequences": 4}},
+    {
+        "name": "sft", "kind": "warmup", "policy": "base", "config": "configs/warmup_tiny.yaml",
+        "set": {**WARMUP, "data.limit": None, "data.held_out_rows": 2, "steps": 2}},
+    {
+        "name": "eval",
+        "kind": "eval",
+        "set": {
+            "benchmarks": HELD_OUT, "limit": 16, "k": 2, "prompt": "question_line", "temperature": 1, "max-tokens": 48,
+            "max-sequences": 4, "no-plots": True}}]
 FOLDERS = ("1-cold", "2-rl", "3-reject", "4-sft", "5-eval")
 
 
@@ -78,10 +89,13 @@ def test_a_pipeline_leaves_one_folder_one_summary_and_one_picture(whole: Path) -
     assert [stage["name"] for stage in stages] == ["cold", "rl", "reject", "sft", "eval"]
     assert [stage["starts_from"] for stage in stages] == ["its own model", "cold", "rl", "its own model", "sft"]
     rl, own = stages[1], summary_of(run / "2-rl")
-    assert rl["after"]["value"] == own["held_out_after"]["avg@2"]["value"] and rl["num_sampled_tokens"] == own["num_sampled_tokens"]
+    assert (
+        rl["after"]["value"] == own["held_out_after"]["avg@2"]["value"]
+        and rl["num_sampled_tokens"] == own["num_sampled_tokens"])
     # The RL stage began where the warm-up ended, and the evaluation is of the second warm-up's policy.
     config = yaml.safe_load((run / "configs" / "2-rl.yaml").read_text())
-    assert config["model"] == {**config["model"], "path": "models/tiny-arith", "adapter": str(run / "1-cold" / "adapter")}
+    assert config["model"] == {
+        **config["model"], "path": "models/tiny-arith", "adapter": str(run / "1-cold" / "adapter")}
     assert json.loads((run / "5-eval" / "result.json").read_text())["adapter"] == str(run / "4-sft" / "adapter")
     tokens = stages[2]["num_sampled_tokens"]
     files = sorted((run / "3-reject" / "samples").glob("*.jsonl"))
@@ -92,8 +106,9 @@ def test_a_pipeline_leaves_one_folder_one_summary_and_one_picture(whole: Path) -
 
 
 def begin(file: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "rl.pipeline", "--config", str(file)], cwd=project_root(), env=own_environment(),
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "rl.pipeline", "--config", str(file)], cwd=project_root(), env=own_environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_until(is_there: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
@@ -107,13 +122,18 @@ def holds(file: Path, text: str) -> bool:
     return file.exists() and text in file.read_text()
 
 
-def test_killed_in_the_middle_of_each_kind_of_stage_it_ends_as_the_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
+def test_killed_in_the_middle_of_each_kind_of_stage_it_ends_as_the_uninterrupted_one(
+    whole: Path, tmp_path: Path
+) -> None:
     file, run = write(tmp_path, *STAGES), tmp_path / "run"
     middles: list[tuple[str, Callable[[], bool]]] = [
         ("cold", lambda: holds(run / "1-cold" / "metrics.jsonl", '"step": 2')),
         ("rl", lambda: holds(run / "2-rl" / "metrics.jsonl", '"step": 2')),
         ("reject", lambda: len(list((run / "3-reject" / "samples").glob("*.jsonl"))) >= 2),
-        ("eval", lambda: (run / "5-eval" / "completions.jsonl").exists() and (run / "5-eval" / "completions.jsonl").stat().st_size > 0)]
+        (
+            "eval",
+            lambda: (run / "5-eval" / "completions.jsonl").exists()
+            and (run / "5-eval" / "completions.jsonl").stat().st_size > 0)]
     for name, is_there in middles:
         process = begin(file)
         wait_until(is_there, process)
@@ -125,7 +145,9 @@ def test_killed_in_the_middle_of_each_kind_of_stage_it_ends_as_the_uninterrupted
         assert not json.loads((run / "pipeline.json").read_text())["stages"][name]["is_done"], "killed too late"
     done = pipeline(file)
     assert done.returncode == 0, done.stderr
-    assert "stage 2 of 5, rl (rl): done already" in done.stdout and "stage 5 of 5, eval (eval), policy of sft: goes on" in done.stdout
+    assert (
+        "stage 2 of 5, rl (rl): done already" in done.stdout
+        and "stage 5 of 5, eval (eval), policy of sft: goes on" in done.stdout)
     found, expected = results(run), results(whole / "run")
     assert [name for name in expected if found[name] != expected[name]] == []
     starts = [json.loads((folder / "pipeline.json").read_text())["stages"] for folder in (run, whole / "run")]
@@ -167,15 +189,21 @@ def test_a_stage_that_fails_says_so_and_the_stages_before_it_are_kept(tmp_path: 
     file, run = write(tmp_path, {**STAGES[1], "set": {**RL, "steps": 1}}, impossible, STAGES[3]), tmp_path / "run"
     done = pipeline(file)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "stage reject (reject) ended with exit code 2" in done.stderr and "the same command goes on there" in done.stderr
+    assert (
+        "stage reject (reject) ended with exit code 2" in done.stderr
+        and "the same command goes on there" in done.stderr)
     assert not (run / "2-reject" / "solutions.jsonl").exists() and not (run / "3-sft").exists()
     mended = pipeline(file, "stages.1.set.keep.reward_at_least=0")
     assert mended.returncode == 0, mended.stderr
     assert "stage 1 of 3, rl (rl): done already" in mended.stdout
-    # Another choice that keeps nothing: the solutions of the earlier one are not taken for its result, and the summary is not either.
+    # Another choice that keeps nothing: the solutions of the earlier one are not taken for its result, and the summary
+    # is not either.
     for _ in range(2):
         again = pipeline(file)
-        assert again.returncode == 2 and "stages.1.set.KEY=VALUE" in again.stderr and "reject (reject): done already" not in again.stdout
+        assert (
+            again.returncode == 2
+            and "stages.1.set.KEY=VALUE" in again.stderr
+            and "reject (reject): done already" not in again.stdout)
         assert not (run / "2-reject" / "solutions.jsonl").exists() and not (run / "summary.md").exists()
 
 
@@ -187,7 +215,9 @@ def test_a_stage_that_fails_says_so_and_the_stages_before_it_are_kept(tmp_path: 
     (("--resume",), "--resume: the same command without it goes on"),
     (("run_dir=models/tiny-arith",), "is not empty and holds no run"),
 ])
-def test_bad_input_is_told_in_one_message_and_leaves_nothing_behind(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_bad_input_is_told_in_one_message_and_leaves_nothing_behind(
+    words: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
     done = pipeline(write(tmp_path, *STAGES[:2]), *words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "1-cold").exists()
@@ -203,8 +233,9 @@ def test_another_commands_run_is_not_taken_for_a_pipeline(whole: Path, tmp_path:
 
 def launch(file: Path) -> list[str]:
     """What `accelerate launch` starts several processes with."""
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "rl/pipeline.py",
-            "--config", str(file)]
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),
+        "rl/pipeline.py", "--config", str(file)]
 
 
 ON_CPU = {"ACCELERATE_USE_CPU": "true"}
@@ -218,15 +249,18 @@ def test_two_processes_run_the_training_stages_together_and_the_others_on_the_ma
         launch(file), cwd=project_root(), env=own_environment() | ON_CPU, capture_output=True, text=True, timeout=300)
     assert launched.returncode == 0, launched.stderr[-3000:]
     assert launched.stdout.count("stage 1 of 3, rl (rl): runs") == 1
-    states = [json.loads((run / folder / "checkpoints" / "step-000001" / "state.json").read_text()) for folder in ("1-rl", "3-again")]
+    states = [
+        json.loads((run / folder / "checkpoints" / "step-000001" / "state.json").read_text())
+        for folder in ("1-rl", "3-again")]
     assert [state["num_ranks"] for state in states] == [2, 2]
     assert (run / "2-eval" / "result.json").is_file() and len(summary_of(run)["stages"]) == 3
 
 
 def test_the_death_of_one_ranks_process_ends_all(tmp_path: Path) -> None:
     file = write(tmp_path, {**STAGES[1], "set": {**RL, "steps": 200}})
-    launcher = subprocess.Popen(launch(file), cwd=project_root(), env=own_environment() | ON_CPU, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, text=True)
+    launcher = subprocess.Popen(
+        launch(file), cwd=project_root(), env=own_environment() | ON_CPU, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "1-rl" / "metrics.jsonl"
     wait_until(lambda: holds(metrics, '"step": 1'), launcher)
     family = psutil.Process(launcher.pid).children(recursive=True)

@@ -65,7 +65,9 @@ def test_a_relative_reward_file_is_found_in_the_working_directory(
 
 
 @pytest.mark.parametrize("name", ["has_box", "later"])
-def test_a_reward_written_for_trl_trains_a_run_unchanged(tmp_path: Path, rewards_file: Path, questions: str, name: str) -> None:
+def test_a_reward_written_for_trl_trains_a_run_unchanged(
+    tmp_path: Path, rewards_file: Path, questions: str, name: str
+) -> None:
     rewards = f"rewards=[{{use: {rewards_file}:{name}, style: trl}}]"
     assert train(tmp_path / "run", questions, rewards, "selection.low=null", "selection.high=null", "steps=2") == 0
     for completion in completions_of(tmp_path / "run"):

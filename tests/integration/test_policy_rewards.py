@@ -1,4 +1,5 @@
-"""Whole runs with rewards that ask the policy, in one process, over two, and resumed; and R1's three rewards on the tiny model."""
+"""Whole runs with rewards that ask the policy, in one process, over two, and resumed; and R1's three rewards on the
+tiny model."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from tests.integration.test_two_ranks import free_port
 from tests.integration.test_two_ranks import train as launch
 from tests.reference.whole_run import GRPO, metrics_of, train
 
-ASKING = ("rewards=[{use: 'rewards.confidence:self_certainty', weight: 0.1}, {use: 'rewards.confidence:token_entropy'}, "
-          "{use: 'rewards.reference_likelihood:reference_likelihood'}]")
+ASKING = (
+    "rewards=[{use: 'rewards.confidence:self_certainty', weight: 0.1}, {use: 'rewards.confidence:token_entropy'}, "
+    "{use: 'rewards.reference_likelihood:reference_likelihood'}]")
 NAMES = ("self_certainty", "token_entropy", "reference_likelihood")
 SUM = {"self_certainty": 0.1, "token_entropy": 1.0, "reference_likelihood": 1.0}
 
@@ -46,8 +48,11 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(tmp_path: Path) -> 
     assert train(tmp_path / "parts", *words, "steps=2") == 0
     assert train(tmp_path / "parts", *words, "steps=4", "--resume", str(tmp_path / "parts")) == 0
     assert train_lines(tmp_path / "parts") == train_lines(tmp_path / "whole")
-    weights = [(list_checkpoints(RunFolder(tmp_path / name).checkpoints)[-1] / "adapter" / "adapter_model.safetensors").read_bytes()
-               for name in ("whole", "parts")]
+    weights = [
+        (
+            list_checkpoints(RunFolder(tmp_path / name).checkpoints)[-1] / "adapter" / "adapter_model.safetensors"
+        ).read_bytes()
+        for name in ("whole", "parts")]
     assert weights[0] == weights[1]
 
 
@@ -56,25 +61,38 @@ def test_two_ranks_score_their_shares_as_one_rank_scores_all(tmp_path: Path) -> 
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
                 "--main_process_port", str(free_port())]
     two = launch(tmp_path / "two", [sys.executable, *launcher], ASKING)
-    first = [next(json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if json.loads(line)["kind"] == "train")
-             for run in (one, two)]
+    first = [
+        next(
+            json.loads(line)
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+            if json.loads(line)["kind"] == "train")
+        for run in (one, two)]
     for key in ("reward", "groups/trained", "tokens/sampled", "loss/value", *(f"reward/{name}" for name in NAMES)):
         assert first[1][key] == pytest.approx(first[0][key], rel=1e-4, abs=1e-6)
-    rollouts = [[record for line in (run / "rollouts.jsonl").read_text().splitlines() if (record := json.loads(line))["step"] == 1]
-                for run in (one, two)]
+    rollouts = [
+        [
+            record
+            for line in (run / "rollouts.jsonl").read_text().splitlines()
+            if (record := json.loads(line))["step"] == 1]
+        for run in (one, two)]
     assert [record["question"] for record in rollouts[0]] == [record["question"] for record in rollouts[1]]
 
 
 def test_r1s_rewards_add_up_with_their_weights(tmp_path: Path) -> None:
-    """Its own template asks for tags that the tiny model has no tokens for: format_think is 0 throughout, the others are not."""
+    """Its own template asks for tags that the tiny model has no tokens for: format_think is 0 throughout, the others
+    are not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert main([
-            "--config", str(project_root() / "configs" / "r1_rewards.yaml"), f"run_dir={tmp_path / 'run'}", "model=models/tiny-arith",
-            "data.path=models/tiny-arith/questions/train_with_answers.jsonl", "data.limit=64", "prompt=question_line", "steps=3",
-            "sampling.questions_per_step=8", "sampling.group_size=4", "sampling.max_completion_tokens=32", "evaluation.path=null",
-            "tracking.progress=off", "optim.micro_batch_tokens=2048"]) == 0
+        assert (
+            main(
+                [
+                    "--config", str(project_root() / "configs" / "r1_rewards.yaml"), f"run_dir={tmp_path / 'run'}",
+                    "model=models/tiny-arith", "data.path=models/tiny-arith/questions/train_with_answers.jsonl",
+                    "data.limit=64", "prompt=question_line", "steps=3", "sampling.questions_per_step=8",
+                    "sampling.group_size=4", "sampling.max_completion_tokens=32", "evaluation.path=null",
+                    "tracking.progress=off", "optim.micro_batch_tokens=2048"])
+            == 0)
     finally:
         torch.set_num_threads(threads)
     lines = train_lines(tmp_path / "run")

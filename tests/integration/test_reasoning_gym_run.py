@@ -1,4 +1,5 @@
-"""A reasoning-gym task through the command: dry run, training with its scorer, held-out accuracy with it, resuming, explaining."""
+"""A reasoning-gym task through the command: dry run, training with its scorer, held-out accuracy with it, resuming,
+explaining."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def test_a_task_trains_and_is_graded_by_its_own_scorer(tmp_path: Path, capsys: p
     right = graded = 0
     for group in groups:
         completions, reference = group["completions"], group["columns"]
-        assert isinstance(completions, list) and isinstance(reference, dict) and reference["reasoning_gym"]["task"] == "chain_sum"  # type: ignore[index, call-overload]
+        assert isinstance(completions, list) and isinstance(reference, dict)
+        assert reference["reasoning_gym"]["task"] == "chain_sum"  # type: ignore[index, call-overload]
         for completion in completions:
             assert isinstance(completion, dict)
             answer, reward = completion["answer"], completion["reward"]
@@ -48,20 +50,32 @@ def test_a_task_trains_and_is_graded_by_its_own_scorer(tmp_path: Path, capsys: p
     assert "rewards.reasoning_gym:score" in shown and "recorded" in shown and "differs" not in shown
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["data.task.max_terms=1"], "refused by chain_sum"), (["data.path=reasoning_gym:chian_sum"], "did you mean 'chain_sum'?"),
-    (["data.columns.answer=null"], "needs the column 'reasoning_gym'"),
-    (["data.path=models/tiny-arith/questions/train.jsonl", "data.task={}"],
-     "data.path: models/tiny-arith/questions/train.jsonl: reward 'score'"),
-])
-def test_wrong_input_is_one_error_before_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.task.max_terms=1"], "refused by chain_sum"),
+        (["data.path=reasoning_gym:chian_sum"], "did you mean 'chain_sum'?"),
+        (["data.columns.answer=null"], "needs the column 'reasoning_gym'"),
+        (
+            ["data.path=models/tiny-arith/questions/train.jsonl", "data.task={}"],
+            "data.path: models/tiny-arith/questions/train.jsonl: reward 'score'",
+        ),
+    ],
+)
+def test_wrong_input_is_one_error_before_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     assert train(tmp_path / "run", *SMALL, *words) == 2
     shown = capfd.readouterr()
     assert shown.err.startswith("error: ") and message in shown.err and "Traceback" not in shown.err
     assert not (tmp_path / "run").exists()
 
 
-def test_the_dry_run_says_how_many_held_out_questions_were_training_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dry_run_says_how_many_held_out_questions_were_training_questions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(tmp_path / "run", *SMALL, "data.limit=500", "evaluation.num_questions=64", "--dry-run") == 0
     shown = capsys.readouterr().out
-    assert "held-out that are training questions" in shown and "'State" not in shown.partition("prompt of the first question")[2]
+    assert (
+        "held-out that are training questions" in shown
+        and "'State" not in shown.partition("prompt of the first question")[2])

@@ -1,4 +1,5 @@
-"""Recorded model samples through extraction, grading and clustering, by the benchmarks that use them; their numerics by hand."""
+"""Recorded model samples through extraction, grading and clustering, by the benchmarks that use them; their numerics by
+hand."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_samples = pytest.mark.skipif("OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with samples/) is not set")
+needs_samples = pytest.mark.skipif(
+    "OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with samples/) is not set")
 
 
 def json_of(script: str, *arguments: str) -> object:
@@ -55,11 +57,17 @@ def test_grading_benchmark_counts_what_it_does() -> None:
     assert cold["algebra"] == emptied["algebra"] and cached["algebra"] == 0
 
 
-def test_summary_of_four_small_groups_is_as_computed_by_hand(tmp_path: Path, entropy_and_correctness: ModuleType) -> None:
+def test_summary_of_four_small_groups_is_as_computed_by_hand(
+    tmp_path: Path, entropy_and_correctness: ModuleType
+) -> None:
     """Majorities: right, wrong, tied between right and wrong, tied among four. Entropies: 0, 0.406, 0.5, 1."""
-    answers = {"all agree": ("1111", "1"), "wrong majority": ("2223", "3"), "tie": ("1212", "1"), "all differ": ("1234", "4")}
-    rows = [{"id": name, "answer": gold, "samples": [{"text": f"\\boxed{{{answer}}}", "correct": answer == gold} for answer in given]}
-            for name, (given, gold) in answers.items()]
+    answers = {
+        "all agree": ("1111", "1"), "wrong majority": ("2223", "3"), "tie": ("1212", "1"), "all differ": ("1234", "4")}
+    rows = [
+        {
+            "id": name, "answer": gold,
+            "samples": [{"text": f"\\boxed{{{answer}}}", "correct": answer == gold} for answer in given]}
+        for name, (given, gold) in answers.items()]
     rows[0]["samples"][0]["correct"] = False  # type: ignore[index]
     rows[1].update(clusters=[[0, 1], [2, 3]], contested_pairs=[[2, 1]])  # type: ignore[list-item]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -72,14 +80,21 @@ def test_summary_of_four_small_groups_is_as_computed_by_hand(tmp_path: Path, ent
     assert summary.majority_accuracy == 1.75 / 4
     assert summary.auroc == pytest.approx((2.25 + 0.125 + 0.375 + 0.09375) / (1.75 * 2.25))
     assert (summary.lowest_third, summary.highest_third) == (1.0, 0.25)
-    assert entropy_and_correctness.disagreements(groups) == ["| all agree | 0 | `1` | `1` | boxed | False | equal for us |"]
+    assert entropy_and_correctness.disagreements(groups) == [
+        "| all agree | 0 | `1` | `1` | boxed | False | equal for us |"]
 
 
-def test_groups_of_equal_entropy_count_as_their_mean_in_thirds(tmp_path: Path, entropy_and_correctness: ModuleType) -> None:
-    rows = [{"id": str(k), "answer": "1", "samples": [{"text": f"\\boxed{{{answer}}}", "correct": True} for answer in given]}
-            for k, given in enumerate(["22", "11", "12"])]
+def test_groups_of_equal_entropy_count_as_their_mean_in_thirds(
+    tmp_path: Path, entropy_and_correctness: ModuleType
+) -> None:
+    rows = [
+        {
+            "id": str(k), "answer": "1",
+            "samples": [{"text": f"\\boxed{{{answer}}}", "correct": True} for answer in given]}
+        for k, given in enumerate(["22", "11", "12"])]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert entropy_and_correctness.tie_averaged(entropy_and_correctness.read(tmp_path / "rows.jsonl", "correct")) == [0.5, 0.5, 0.5]
+    assert entropy_and_correctness.tie_averaged(entropy_and_correctness.read(tmp_path / "rows.jsonl", "correct")) == [
+        0.5, 0.5, 0.5]
 
 
 def test_score_interval_has_the_published_values(entropy_and_correctness: ModuleType) -> None:

@@ -1,4 +1,5 @@
-"""`python -m rl.reject` on the tiny model: what it keeps is right and warms up, it goes on after a kill, and bad input leaves no result."""
+"""`python -m rl.reject` on the tiny model: what it keeps is right and warms up, it goes on after a kill, and bad input
+leaves no result."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ def answers() -> dict[str, str]:
 
 def samples_of(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of all chunks."""
-    return [json.loads(line) for file in sorted((run_dir / "samples").glob("chunk-*.jsonl")) for line in file.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for file in sorted((run_dir / "samples").glob("chunk-*.jsonl"))
+        for line in file.read_text().splitlines()]
 
 
 def result_of(run_dir: Path) -> dict[str, bytes]:
@@ -78,7 +82,10 @@ def test_every_kept_solution_is_right_and_the_wrong_ones_are_counted(whole: Path
     gold, rows, report = answers(), rows_of(whole), report_of(whole)
     assert rows and all(grade(row["solution"], gold[row["question"]]).correct for row in rows)
     assert all(row.keys() == {"id", "question", "solution"} for row in rows)
-    graded = [grade(completion["text"], gold[line["question"]]).correct for line in samples_of(whole) for completion in line["completions"]]
+    graded = [
+        grade(completion["text"], gold[line["question"]]).correct
+        for line in samples_of(whole)
+        for completion in line["completions"]]
     assert len(graded) == 160 == report["completions"] and 0.2 < sum(graded) / 160 < 0.7
     assert report["mean_reward"] == pytest.approx(sum(graded) / 160)
     assert sum(graded) == report["kept"] + report["dropped"]["near_duplicate"] + report["dropped"]["over_limit"]
@@ -134,7 +141,8 @@ def test_another_spelling_of_the_same_text_is_not_called_exact() -> None:
     assert inputs.is_exact(prompt, rollout(*ids, eos))
     assert not inputs.is_exact(prompt, rollout(*ids, ids[0], eos))  # a token without text, say
     assert not inputs.is_exact(prompt, rollout(*ids[1:], eos))
-    assert inputs.is_exact(prompt, rollout(*ids, ids[0], text="19+28=47"))  # ended by a stop string, which the text lacks
+    # ended by a stop string, which the text lacks
+    assert inputs.is_exact(prompt, rollout(*ids, ids[0], text="19+28=47"))
 
 
 def test_without_labels_the_majority_of_agreeing_groups_is_kept(label_free: Path) -> None:
@@ -145,9 +153,13 @@ def test_without_labels_the_majority_of_agreeing_groups_is_kept(label_free: Path
     for row in rows:
         line = lines[row["id"]]
         sizes = Counter(completion["cluster"] for completion in line["completions"])
-        (chosen,) = {completion["cluster"] for completion in line["completions"] if completion["text"] == row["solution"]}
+        (chosen,) = {
+            completion["cluster"] for completion in line["completions"] if completion["text"] == row["solution"]}
         assert sizes[chosen] == max(sizes.values()) and line["normalised_entropy"] < 0.9
-    sampled = [grade(completion["text"], gold[line["question"]]).correct for line in lines.values() for completion in line["completions"]]
+    sampled = [
+        grade(completion["text"], gold[line["question"]]).correct
+        for line in lines.values()
+        for completion in line["completions"]]
     kept = [grade(row["solution"], gold[row["question"]]).correct for row in rows]
     assert sum(kept) / len(kept) > 0.8 > 0.6 > sum(sampled) / len(sampled)
 
@@ -174,14 +186,18 @@ def test_a_run_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrupted_
     assert result_of(folder) == result_of(label_free)
 
 
-def test_other_settings_or_other_data_are_no_resumption(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_or_other_data_are_no_resumption(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     before = result_of(folder)
     assert command("--resume", str(folder), "sampling.temperature=0.7", "seed=1", "rewards.0.weight=2") == 2
     said = capsys.readouterr().err
-    for part in (f"sampling.temperature: 0.7, but the run in {folder} has 1.0", "seed: 1, but", "rewards.0.weight: 2.0, but",
-                 "Remedy: --resume"):
+    for part in (
+        f"sampling.temperature: 0.7, but the run in {folder} has 1.0", "seed: 1, but", "rewards.0.weight: 2.0, but",
+        "Remedy: --resume",
+    ):
         assert part in said
     identity = json.loads((folder / "samples" / "identity.json").read_text())
     for key in identity:
@@ -203,7 +219,9 @@ def test_a_changed_data_file_is_noticed(tmp_path: Path, capsys: pytest.CaptureFi
     assert "error: data.path: the questions, their answers or their prompts differ" in capsys.readouterr().err
 
 
-def test_other_keep_and_mix_choose_again_without_sampling(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_keep_and_mix_choose_again_without_sampling(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     chunks = {file.name: file.stat().st_mtime_ns for file in (folder / "samples").iterdir()}
@@ -215,8 +233,11 @@ def test_other_keep_and_mix_choose_again_without_sampling(whole: Path, tmp_path:
     assert report["dropped"]["near_duplicate"] == report["dropped"]["over_limit"] == 0
     assert report["kept"] == 160 - sum(report["dropped"].values()) > report_of(whole)["kept"]
     (mixed,) = report["mix"]
-    assert mixed["rows"] == int(report["kept"] / 2 + 0.5) == report["rows"] - report["kept"] and mixed["rows_in_file"] == 1024
-    others = [json.loads(line) for line in resolve_path("models/tiny-arith/questions/warmup.jsonl").read_text().splitlines()]
+    assert (
+        mixed["rows"] == int(report["kept"] / 2 + 0.5) == report["rows"] - report["kept"]
+        and mixed["rows_in_file"] == 1024)
+    others = [
+        json.loads(line) for line in resolve_path("models/tiny-arith/questions/warmup.jsonl").read_text().splitlines()]
     assert len(rows) == report["rows"] and all(row in others for row in rows[report["kept"]:])
     assert load(folder / "config.resolved.yaml", [], RejectConfig).keep.per_question is None
     assert {file.name: file.stat().st_mtime_ns for file in (folder / "samples").iterdir()} == chunks
@@ -232,7 +253,9 @@ def test_where_nothing_is_kept_no_file_is_written_and_the_samples_can_be_chosen_
     assert reject(folder, "keep.reward_at_least=1.5") == 2
     (said,) = capsys.readouterr().err.strip().splitlines()
     assert said.startswith("error: keep: nothing is left of 160 completions of 40 questions, so no file is written: 1")
-    assert "reward below keep.reward_at_least" in said and f"keep.reward_at_least=1 or less with --resume {folder}" in said
+    assert (
+        "reward below keep.reward_at_least" in said and f"keep.reward_at_least=1 or less with --resume {folder}" in said
+    )
     assert sorted(entry.name for entry in folder.iterdir()) == ["config.resolved.yaml", "samples"]
     assert command("--resume", str(folder), "keep.reward_at_least=1") == 0
     assert len(rows_of(folder)) > 20
@@ -244,8 +267,14 @@ def test_where_nothing_is_kept_no_file_is_written_and_the_samples_can_be_chosen_
 
 
 def test_cut_completions_are_never_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert reject(tmp_path / "run", *LABEL_FREE, "sampling.max_completion_tokens=2", "keep.high=null", "keep.reward_at_least=0") == 2
-    assert "160 cut at sampling.max_completion_tokens. Remedy: a higher sampling.max_completion_tokens" in capsys.readouterr().err
+    assert (
+        reject(
+            tmp_path / "run", *LABEL_FREE, "sampling.max_completion_tokens=2", "keep.high=null",
+            "keep.reward_at_least=0")
+        == 2)
+    assert (
+        "160 cut at sampling.max_completion_tokens. Remedy: a higher sampling.max_completion_tokens"
+        in capsys.readouterr().err)
 
 
 def test_what_is_wrong_is_one_line_before_anything_is_sampled_and_an_earlier_run_stays(
@@ -256,22 +285,37 @@ def test_what_is_wrong_is_one_line_before_anything_is_sampled_and_an_earlier_run
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     policy_reward = tmp_path / "asks.py"
     policy_reward.write_text(
-        "def asks(*, completions, policy, **columns):\n    return [0.0] * len(completions)\n\n\nasks.needs_policy = True\n")
+        "def asks(*, completions, policy, **columns):\n    return [0.0] * len(completions)\n\n\nasks.needs_policy = "
+        "True\n")
     capsys.readouterr()
     for words, said in (
         (["rewards.0.use=rewards.accuracy:acuracy"], "acuracy"),
-        ([f"rewards.0.use={policy_reward}:asks"], "error: rewards: one of asks asks for the policy's own probabilities"),
+        (
+            [f"rewards.0.use={policy_reward}:asks"],
+            "error: rewards: one of asks asks for the policy's own probabilities",
+        ),
         ([f"data={UNANSWERED}"], f"error: {UNANSWERED}, column 'answer' (data.columns.answer): "),
         ([f"mix=[{ANSWERED}]"], f"error: mix.0.path: {resolve_path(ANSWERED)}:1: no 'solution' field"),
-        (["generator.backend=vllm_server", "generator.urls=[http://localhost:1]", "generator.start_timeout_s=0.5"],
-         "error: generator.urls: after 0.5 s (generator.start_timeout_s) no vLLM server answers at http://localhost:1"),
-        (["sampling.max_completion_tokens=250"], "error: sampling.max_completion_tokens: 250 tokens after the longest prompt"),
+        (
+            ["generator.backend=vllm_server", "generator.urls=[http://localhost:1]", "generator.start_timeout_s=0.5"],
+            (
+                "error: generator.urls: after 0.5 s (generator.start_timeout_s) no vLLM server answers at "
+                "http://localhost:1"
+            ),
+        ),
+        (
+            ["sampling.max_completion_tokens=250"],
+            "error: sampling.max_completion_tokens: 250 tokens after the longest prompt",
+        ),
         (["sampling.temperature=0"], "error: override sampling: temperature 0 makes all 4 samples"),
         (["sampling.samples=1", "keep.low=0.1"], "error: keep.low and keep.high are bounds on the semantic entropy"),
         (["keep.low=0.5", "keep.high=0.5"], "error: override keep: the bounds cross"),
         (["keep.threshold=1"], "error: override keep.threshold: unknown key; keep has: reward_at_least, low"),
         (["model=models/none"], "error: model.path: there is no folder"),
-        (["reject_tiny.yaml"], "error: 'reject_tiny.yaml': expected an option or key=value (did you mean --config reject_tiny.yaml?)"),
+        (
+            ["reject_tiny.yaml"],
+            "error: 'reject_tiny.yaml': expected an option or key=value (did you mean --config reject_tiny.yaml?)",
+        ),
     ):
         assert reject(folder, *words) == 2
         (message,) = capsys.readouterr().err.strip().splitlines()
@@ -327,12 +371,18 @@ def test_latest_is_the_newest_rejection_run_and_not_another_commands(
     assert "did you mean older?" in capsys.readouterr().err
 
 
-def test_the_help_names_every_key_and_a_dry_run_samples_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finished = python("-c", "import sys\nfrom rl.reject import main\nassert main(['--help']) == main(['--print-config']) == 0\n"
-                            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+def test_the_help_names_every_key_and_a_dry_run_samples_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = python(
+        "-c",
+        "import sys\nfrom rl.reject import main\nassert main(['--help']) == main(['--print-config']) == 0\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
     assert finished.returncode == 0, finished.stderr
     assert all(key.name in finished.stdout for key in all_keys(RejectConfig)) and "--resume [RUN]" in finished.stdout
     assert reject(tmp_path / "run", "--dry-run") == 0
     shown = capsys.readouterr().out
-    assert "prompt of the first question  '19+28=?\\n', 8 tokens" in shown and "160, in 3 chunks of at most 16 questions x 4" in shown
+    assert (
+        "prompt of the first question  '19+28=?\\n', 8 tokens" in shown
+        and "160, in 3 chunks of at most 16 questions x 4" in shown)
     assert list(tmp_path.iterdir()) == []

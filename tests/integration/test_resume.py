@@ -1,7 +1,8 @@
-"""A run that was killed, or stopped by a signal, and resumed ends bit for bit where the uninterrupted run ends (on the CPU).
+"""A run that was killed, or stopped by a signal, and resumed ends bit for bit where the uninterrupted run ends (on the
+CPU).
 
-The reward of these runs raises a signal in its own process when it has been called so many times: always at the same place, in the
-middle of a step. SIGKILL needs a process of its own; SIGTERM and SIGINT do not.
+The reward of these runs raises a signal in its own process when it has been called so many times: always at the same
+place, in the middle of a step. SIGKILL needs a process of its own; SIGTERM and SIGINT do not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ import pytest
 from rl.checkpoint import list_checkpoints, read_state
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
-from tests.reference.whole_run import SMALL, metrics_of, own_environment, summary_of, train, train_elsewhere, trained_steps
+from tests.reference.whole_run import (
+    SMALL,
+    metrics_of,
+    own_environment,
+    summary_of,
+    train,
+    train_elsewhere,
+    trained_steps,
+)
 
 REWARD = '''
 import os
@@ -41,7 +50,8 @@ def agreement(*, question, completions, answer, **columns):
     return semantic_entropy(completions=completions)
 '''
 EIGHT_STEPS = ("steps=8", "checkpoint.every=2", "evaluation.every=3", "seed=5")
-# What else has a state: groups left over for the next step, dropout's random numbers, several updates per batch, a schedule.
+# What else has a state: groups left over for the next step, dropout's random numbers, several updates per batch, a
+# schedule.
 DEMANDING = ("selection.mode=refill", "selection.low=0.3", "lora.dropout=0.1", "optim.epochs=2", "optim.minibatches=2",
              "optim.schedule=cosine", "optim.warmup_steps=2")
 
@@ -77,7 +87,8 @@ def assert_same_end(run_dir: Path, other: Path) -> None:
     for name in ("adapter/adapter_model.safetensors", "rng.pt", "optimizer.pt"):
         assert digest(newest / name) == digest(newest_expected / name), name
     state, state_expected = read_state(newest), read_state(newest_expected)
-    assert (state.step, state.policy_version, state.order) == (state_expected.step, state_expected.policy_version, state_expected.order)
+    assert (state.step, state.policy_version, state.order) == (
+        state_expected.step, state_expected.policy_version, state_expected.order)
     assert state.surplus == state_expected.surplus
     assert (folder.checkpoints / "best").resolve().name == (expected.checkpoints / "best").resolve().name
     for key in ("steps", "stop_reason", "held_out_before", "held_out_after", "best", "num_sampled_tokens"):
@@ -88,7 +99,9 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_run_killed_in_the_middle_and_resumed_equals_the_uninterrupted_one(tmp_path: Path, reward: str, uninterrupted: Path) -> None:
+def test_a_run_killed_in_the_middle_and_resumed_equals_the_uninterrupted_one(
+    tmp_path: Path, reward: str, uninterrupted: Path
+) -> None:
     killed = train_elsewhere(tmp_path / "run", *EIGHT_STEPS, reward, environment=at_call(5 * 8 + 3, "SIGKILL"))
     assert killed.returncode == -signal.SIGKILL
     assert trained_steps(tmp_path / "run") == [1, 2, 3, 4, 5]
@@ -103,9 +116,15 @@ def test_a_run_killed_twice_and_resumed_without_naming_its_settings_equals_the_u
 ) -> None:
     """The second kill comes before the first resumed checkpoint: steps 3 and 4 run three times."""
     run_dir = tmp_path / "run"
-    assert train_elsewhere(run_dir, *EIGHT_STEPS, reward, environment=at_call(3 * 8 + 1, "SIGKILL")).returncode == -signal.SIGKILL
+    assert (
+        train_elsewhere(run_dir, *EIGHT_STEPS, reward, environment=at_call(3 * 8 + 1, "SIGKILL")).returncode
+        == -signal.SIGKILL)
     resumed = subprocess.run(
-        [sys.executable, "-m", "rl.train", "--resume", str(run_dir)], cwd=project_root(), capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "rl.train", "--resume", str(run_dir)],
+        cwd=project_root(),
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=own_environment() | at_call(9, "SIGKILL"))
     assert resumed.returncode == -signal.SIGKILL
     assert "going on from step-000003" in resumed.stdout
@@ -124,7 +143,9 @@ def test_refilling_dropout_and_several_updates_resume_to_the_same_end(tmp_path: 
 
 
 @pytest.mark.parametrize("has_checkpoint", [True, False])
-def test_a_run_killed_in_its_first_steps_resumes_from_the_start(tmp_path: Path, reward: str, has_checkpoint: bool) -> None:
+def test_a_run_killed_in_its_first_steps_resumes_from_the_start(
+    tmp_path: Path, reward: str, has_checkpoint: bool
+) -> None:
     """From the checkpoint before the first step, or, where the kill came before even that, without one."""
     settings = ("steps=3", "evaluation.path=null", reward)
     assert train(tmp_path / "whole", *settings) == 0
@@ -141,7 +162,12 @@ def test_a_run_killed_in_its_first_steps_resumes_from_the_start(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_ends_well_and_the_run_goes_on_to_the_same_end(
-    tmp_path: Path, reward: str, uninterrupted: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    reward: str,
+    uninterrupted: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = tmp_path / "run"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -166,20 +192,28 @@ def raise_in_this_process(monkeypatch: pytest.MonkeyPatch, environment: dict[str
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once_and_it_goes_on_from_what_was_saved(
-    tmp_path: Path, reward: str, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    reward: str,
+    uninterrupted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = tmp_path / "run"
     raise_in_this_process(monkeypatch, at_call(4 * 8 + 5, "SIGINT SIGINT"))
     assert train(run_dir, *EIGHT_STEPS, reward) == 130
     monkeypatch.delenv("SIGNAL_AT_CALL")
     message = capsys.readouterr().err
-    assert message.startswith("error: interrupted") and f"saved up to step-000004: go on with --resume {run_dir}" in message
+    assert (
+        message.startswith("error: interrupted")
+        and f"saved up to step-000004: go on with --resume {run_dir}" in message)
     assert trained_steps(run_dir) == [1, 2, 3, 4]
     assert resume(run_dir, *EIGHT_STEPS, reward) == 0
     assert_same_end(run_dir, uninterrupted)
 
 
-def test_the_link_to_the_best_checkpoint_is_mended_on_resuming(tmp_path: Path, reward: str, uninterrupted: Path) -> None:
+def test_the_link_to_the_best_checkpoint_is_mended_on_resuming(
+    tmp_path: Path, reward: str, uninterrupted: Path
+) -> None:
     """A kill between writing the best checkpoint and pointing `best` at it leaves the link where it was."""
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir, symlinks=True)
@@ -210,9 +244,14 @@ def test_the_end_of_the_launcher_stops_and_saves_the_run(tmp_path: Path) -> None
     """`accelerate launch` does not hand SIGTERM on to the process that trains."""
     run_dir = tmp_path / "run"
     launcher = subprocess.Popen(
-        [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision",
-         "no", "--dynamo_backend", "no", "rl/train.py", *SMALL, f"run_dir={run_dir}", "steps=100000"],
-        cwd=project_root(), env=own_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        [
+            str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", "rl/train.py", *SMALL, f"run_dir={run_dir}",
+            "steps=100000"],
+        cwd=project_root(),
+        env=own_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: RunFolder(run_dir).metrics_file.exists() and len(trained_steps(run_dir)) >= 2)
     finally:

@@ -1,4 +1,5 @@
-"""The study of rewards runs what is missing, repeats nothing, and prints one row per reward; its figures are not tested."""
+"""The study of rewards runs what is missing, repeats nothing, and prints one row per reward; its figures are not
+tested."""
 
 from __future__ import annotations
 
@@ -14,15 +15,21 @@ from rl.configuration.loading import load
 from rl.paths import project_root
 from rl.questions.inputs import read_inputs
 
-SMALL = ("steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "sampling.questions_per_step=4", "data.limit=16")
+SMALL = (
+    "steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "sampling.questions_per_step=4", "data.limit=16")
 
 
 def study(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     root = project_root()
     return subprocess.run(
-        [sys.executable, str(root / "benchmarks" / "reward_study.py"), "--only", "self-certainty", "--seeds", "3",
-         "--folder", str(folder), "--out", str(folder / "study.png"), "--set", *SMALL, *more],
-        cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=300)
+        [
+            sys.executable, str(root / "benchmarks" / "reward_study.py"), "--only", "self-certainty", "--seeds", "3",
+            "--folder", str(folder), "--out", str(folder / "study.png"), "--set", *SMALL, *more],
+        cwd=root,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300)
 
 
 @pytest.mark.parametrize("name", STUDY)

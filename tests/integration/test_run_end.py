@@ -13,7 +13,8 @@ from rl.runs.folder import RunFolder
 from tests.reference.whole_run import metrics_of, summary_of, train, trained_steps
 
 # So high a rate that the first update breaks the policy.
-BREAKING = ("steps=2", "optim.lr=0.1", "selection.low=null", "selection.high=null", "evaluation.every=0", "checkpoint.every=1")
+BREAKING = (
+    "steps=2", "optim.lr=0.1", "selection.low=null", "selection.high=null", "evaluation.every=0", "checkpoint.every=1")
 
 
 def test_a_collapse_since_the_last_evaluation_is_no_completion(tmp_path: Path) -> None:
@@ -42,7 +43,11 @@ def test_a_run_that_had_ended_and_goes_on_is_evaluated_at_its_new_end(tmp_path: 
 def test_checkpoints_are_ranked_by_the_samples_that_all_evaluations_have(tmp_path: Path) -> None:
     """Nothing is learnt: every evaluation sees the same completions, so that only the start can be best."""
     run = tmp_path / "run"
-    assert train(run, "steps=4", "optim.lr=1e-12", "evaluation.every=1", "evaluation.samples=4", "evaluation.samples_during=1") == 0
+    assert (
+        train(
+            run, "steps=4", "optim.lr=1e-12", "evaluation.every=1", "evaluation.samples=4",
+            "evaluation.samples_during=1")
+        == 0)
     accuracies = {record["held_out/accuracy"] for record in metrics_of(run) if record["kind"] == "eval"}
     assert len(accuracies) == 2  # avg@4 and avg@1 of the same policy differ
     assert summary_of(run)["best"]["step"] == 0 and summary_of(run)["best"]["metric"] == "avg@1"
@@ -67,5 +72,9 @@ def test_resuming_with_edited_questions_is_refused_by_the_files_key(
     capsys.readouterr()
     assert train(tmp_path / "run", *settings, "steps=3", "--resume") == 2
     message = capsys.readouterr().err
-    assert "Traceback" not in message and "the questions have changed since" in message and key in message and "Remedy" in message
+    assert (
+        "Traceback" not in message
+        and "the questions have changed since" in message
+        and key in message
+        and "Remedy" in message)
     assert train(tmp_path / "run", f"{key}={questions}", "data.limit=5", "evaluation.num_questions=5", "--resume") == 2

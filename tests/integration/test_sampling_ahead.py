@@ -1,4 +1,5 @@
-"""Whole runs with generator.max_staleness: 1: one version old, resumed bit for bit, and faster where sampler and trainer are apart."""
+"""Whole runs with generator.max_staleness: 1: one version old, resumed bit for bit, and faster where sampler and
+trainer are apart."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from rl.paths import project_root
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import read_json_lines
 from rl.update import Updater, UpdateReport
-from tests.integration.test_resume import DEMANDING, EIGHT_STEPS, REWARD, assert_same_end, at_call, raise_in_this_process
+from tests.integration.test_resume import (
+    DEMANDING,
+    EIGHT_STEPS,
+    REWARD,
+    assert_same_end,
+    at_call,
+    raise_in_this_process,
+)
 from tests.integration.test_two_ranks import free_port
 from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, run
 from tests.reference.whole_run import GRPO, SMALL, metrics_of, own_environment, summary_of, trained_steps
@@ -33,8 +41,10 @@ def words(folder: Path, *more: str) -> list[str]:
 
 
 def elsewhere(folder: Path, *more: str, environment: dict[str, str]) -> int:
-    return subprocess.run([sys.executable, "-m", "tests.reference.sampling_ahead", *words(folder, *more)], cwd=project_root(),
-                          env=own_environment() | environment, capture_output=True, timeout=300).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "tests.reference.sampling_ahead", *words(folder, *more)], cwd=project_root(),
+        env=own_environment() | environment, capture_output=True, timeout=300,
+    ).returncode
 
 
 def train_lines(folder: Path) -> list[dict[str, Any]]:
@@ -64,17 +74,23 @@ def test_without_staleness_every_step_is_on_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("demanding", [(), DEMANDING])
-def test_a_killed_run_and_the_uninterrupted_one_end_alike(tmp_path: Path, reward: str, demanding: tuple[str, ...]) -> None:
-    """The checkpoint holds the groups that were sampled ahead; the kill comes in the middle of a step, after further ones were drawn."""
+def test_a_killed_run_and_the_uninterrupted_one_end_alike(
+    tmp_path: Path, reward: str, demanding: tuple[str, ...]
+) -> None:
+    """The checkpoint holds the groups that were sampled ahead; the kill comes in the middle of a step, after further
+    ones were drawn."""
     assert run(words(tmp_path / "whole", *EIGHT_STEPS, *demanding, reward)) == 0
-    assert elsewhere(tmp_path / "run", *EIGHT_STEPS, *demanding, reward, environment=at_call(5 * 8 + 3, "SIGKILL")) == -signal.SIGKILL
+    assert (
+        elsewhere(tmp_path / "run", *EIGHT_STEPS, *demanding, reward, environment=at_call(5 * 8 + 3, "SIGKILL"))
+        == -signal.SIGKILL)
     newest = list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]
     state = read_state(newest)
     assert 0 < state.step < 8 and state.ahead is not None and len(state.ahead["groups"]) + len(state.surplus) == 8
     assert run([*words(tmp_path / "run", *EIGHT_STEPS, *demanding, reward), "--resume", str(tmp_path / "run")]) == 0
     assert trained_steps(tmp_path / "run") == list(range(1, 9))
     assert_same_end(tmp_path / "run", tmp_path / "whole")
-    assert read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).ahead is None  # the last step samples nothing
+    # the last step samples nothing
+    assert read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).ahead is None
 
 
 def test_a_signal_waits_for_what_is_in_flight_and_saves_it(
@@ -95,7 +111,9 @@ class SlowGenerator(EmbeddedGenerator):
     max_together, generate_s = 64, 1.0
 
 
-def test_a_step_takes_the_longer_of_sampling_and_training_and_not_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_takes_the_longer_of_sampling_and_training_and_not_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Updater.update
 
     def slow_update(self: Updater, *arguments: Any, **keywords: Any) -> UpdateReport:
@@ -107,7 +125,9 @@ def test_a_step_takes_the_longer_of_sampling_and_training_and_not_both(tmp_path:
     monkeypatch.setattr(Updater, "update", slow_update)
     seconds = {}
     for name, settings in (("in turn", SERVERS), ("ahead", AHEAD)):
-        assert run([*SMALL, f"run_dir={tmp_path / name}", *settings, "steps=5", "evaluation.path=null"], SlowGenerator) == 0
+        assert (
+            run([*SMALL, f"run_dir={tmp_path / name}", *settings, "steps=5", "evaluation.path=null"], SlowGenerator)
+            == 0)
         seconds[name] = [line["step_s"] for line in train_lines(tmp_path / name)][1:]
     assert min(seconds["in turn"]) >= 2.0
     assert sorted(seconds["ahead"])[1] < 1.6  # the second best of four
@@ -117,8 +137,12 @@ def test_two_ranks_sample_ahead_and_meet_in_the_main_thread(tmp_path: Path) -> N
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "-m"]
     settings = (*GRPO, "steps=4", "sampling.questions_per_step=5", "checkpoint.every=1", "evaluation.path=null")
     finished = subprocess.run(
-        [sys.executable, *launcher, "tests.reference.sampling_ahead", *words(tmp_path / "two", *settings)], cwd=project_root(),
-        env=own_environment() | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300)
+        [sys.executable, *launcher, "tests.reference.sampling_ahead", *words(tmp_path / "two", *settings)],
+        cwd=project_root(),
+        env=own_environment() | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
     assert run(words(tmp_path / "one", *settings)) == 0
     one, two = (metrics_of(tmp_path / name) for name in ("one", "two"))

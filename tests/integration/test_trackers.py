@@ -1,4 +1,5 @@
-"""Services get the same numbers as metrics.jsonl, through accelerate; one that is not installed is refused before the run."""
+"""Services get the same numbers as metrics.jsonl, through accelerate; one that is not installed is refused before the
+run."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def test_tensorboard_gets_the_numbers_of_the_metrics_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
-def test_a_service_that_is_not_installed_is_refused_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_that_is_not_installed_is_refused_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(tmp_path / "run", "tracking.trackers=[wandb]") == 2
     message = capsys.readouterr().err
     assert "tracking.trackers: wandb is not installed" in message and "pip install" in message

@@ -21,10 +21,21 @@ from tests.reference.two_rank_update import CASES, updated
 
 torch.set_num_threads(1)
 RUN = (
-    f"data.path={ANSWERED}", "data.columns.answer=answer", "rewards.0.use=rewards.accuracy:accuracy", "lora.rank=4", "steps=3",
-    "sampling.questions_per_step=5", "sampling.group_size=4", f"evaluation.path={HELD_OUT}", "evaluation.num_questions=7",
-    "evaluation.samples=2", "model.dtype=float32", "tracking.progress=off",
-    "optim.micro_batch_tokens=120", "optim.eps=1e-4", "watchdog.enabled=false")
+    f"data.path={ANSWERED}",
+    "data.columns.answer=answer",
+    "rewards.0.use=rewards.accuracy:accuracy",
+    "lora.rank=4",
+    "steps=3",
+    "sampling.questions_per_step=5",
+    "sampling.group_size=4",
+    f"evaluation.path={HELD_OUT}",
+    "evaluation.num_questions=7",
+    "evaluation.samples=2",
+    "model.dtype=float32",
+    "tracking.progress=off",
+    "optim.micro_batch_tokens=120",
+    "optim.eps=1e-4",
+    "watchdog.enabled=false")
 
 
 def free_port() -> int:
@@ -99,8 +110,14 @@ def test_shares_of_any_size_come_together_in_order(ranks: Path) -> None:
 
 def train(folder: Path, launcher: list[str], *more: str) -> Path:
     finished = subprocess.run(
-        [*launcher, "rl/train.py", *RUN, *more, f"run_dir={folder}"], cwd=project_root(), env=environment(), timeout=150, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        [*launcher, "rl/train.py", *RUN, *more, f"run_dir={folder}"],
+        cwd=project_root(),
+        env=environment(),
+        timeout=150,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False)
     assert finished.returncode == 0, finished.stdout[-3000:]
     return folder
 
@@ -115,7 +132,9 @@ def test_a_run_of_two_processes_samples_and_trains_as_a_run_of_one(tmp_path: Pat
     metrics = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
     steps = [[record for record in records if record["kind"] == "train"] for records in metrics]
     assert [record["step"] for record in steps[1]] == [1, 2, 3]
-    same = ("reward", "groups/trained", "tokens/sampled", "loss/value", "optim/grad_norm", "refused/equal_rewards", "loss/tokens")
+    same = (
+        "reward", "groups/trained", "tokens/sampled", "loss/value", "optim/grad_norm", "refused/equal_rewards",
+        "loss/tokens")
     for key in same:
         assert steps[1][0][key] == pytest.approx(steps[0][0][key], rel=1e-4, abs=1e-6)
     before = [next(record for record in records if record["kind"] == "eval") for records in metrics]

@@ -1,5 +1,5 @@
-"""`python -m rl.warmup` on the tiny model: its result is the policy that rl/train.py starts from, it goes on after a kill, and bad input
-leaves nothing behind."""
+"""`python -m rl.warmup` on the tiny model: its result is the policy that rl/train.py starts from, it goes on after a
+kill, and bad input leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -49,8 +49,12 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def policy_of(model: Path, adapter: Path | None = None, lora: LoraSection | None = None) -> Policy:
     return load_policy(
-        ModelSection(path=str(model), adapter=None if adapter is None else str(adapter), dtype="float32"), lora or LoraSection(rank=4),
-        AutoTokenizer.from_pretrained(BASE), seed=0, device=torch.device("cpu"), keep_reference=False)
+        ModelSection(path=str(model), adapter=None if adapter is None else str(adapter), dtype="float32"),
+        lora or LoraSection(rank=4),
+        AutoTokenizer.from_pretrained(BASE),
+        seed=0,
+        device=torch.device("cpu"),
+        keep_reference=False)
 
 
 def logprobs(policy: Policy) -> torch.Tensor:
@@ -77,9 +81,11 @@ def result_of(kind: str, request: pytest.FixtureRequest) -> tuple[Path, Path, Pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_results_log_probabilities_are_those_of_the_warmed_up_policy(kind: str, request: pytest.FixtureRequest) -> None:
-    """The warm-up's last held-out loss, computed from the weights that it trained, is minus their mean. On a merged checkpoint a new
-    adapter is stacked, which changes nothing before it is trained."""
+def test_the_results_log_probabilities_are_those_of_the_warmed_up_policy(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """The warm-up's last held-out loss, computed from the weights that it trained, is minus their mean. On a merged
+    checkpoint a new adapter is stacked, which changes nothing before it is trained."""
     folder, model, adapter = result_of(kind, request)
     rows = read_warmup_inputs(load(RunFolder(folder).config_file, [], WarmupConfig)).held_out_rows
     policy = policy_of(model, adapter, LoraSection(enabled=False) if kind == "full parameters" else None)
@@ -89,7 +95,9 @@ def test_the_results_log_probabilities_are_those_of_the_warmed_up_policy(kind: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_warm_up_and_training_the_export_is_the_trained_policy(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_after_warm_up_and_training_the_export_is_the_trained_policy(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     _, model, adapter = result_of(kind, request)
     words = ["lora.enabled=false"] if kind == "full parameters" else ["lora.rank=4"]
     start = [f"model={model}", *([] if adapter is None else [f"model.adapter={adapter}"])]
@@ -102,10 +110,15 @@ def test_after_warm_up_and_training_the_export_is_the_trained_policy(kind: str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_run_begins_where_the_warm_up_ended_and_trains(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_training_run_begins_where_the_warm_up_ended_and_trains(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     warmup: Path = request.getfixturevalue("full_run" if kind == "full parameters" else "lora_run")
-    words = {"adapter": ["lora.rank=4", f"model.adapter={warmup / 'adapter'}"], "merged": ["lora.rank=4", f"model={warmup / 'model'}"],
-             "full parameters": ["lora.enabled=false", f"model={warmup / 'model'}"]}[kind]
+    words = {
+        "adapter": ["lora.rank=4", f"model.adapter={warmup / 'adapter'}"],
+        "merged": ["lora.rank=4", f"model={warmup / 'model'}"],
+        "full parameters": ["lora.enabled=false", f"model={warmup / 'model'}"],
+    }[kind]
     assert train(tmp_path / "run", *GRPO, *words, "steps=2", "sampling.max_completion_tokens=48") == 0
     assert trained_steps(tmp_path / "run") == [1, 2]
     # The same questions, random numbers and weights: the same accuracy to the last digit.
@@ -113,7 +126,8 @@ def test_a_training_run_begins_where_the_warm_up_ended_and_trains(kind: str, req
     assert before["avg@2"]["value"] == after_warmup["avg@2"]["value"]
     assert metrics_of(tmp_path / "run")[1]["optim/grad_norm"] > 0  # type: ignore[operator]
     if kind == "adapter":
-        trained = load_file(RunFolder(tmp_path / "run").checkpoints / "step-000002" / "adapter" / "adapter_model.safetensors")
+        trained = load_file(
+            RunFolder(tmp_path / "run").checkpoints / "step-000002" / "adapter" / "adapter_model.safetensors")
         assert trained.keys() == load_file(warmup / "adapter" / "adapter_model.safetensors").keys()
 
 
@@ -121,7 +135,15 @@ def test_a_warm_up_learns_and_records_it_as_a_run_does(lora_run: Path, full_run:
     for folder in (lora_run, full_run):
         metrics = metrics_of(folder)
         assert [(line["step"], line["kind"]) for line in metrics] == [
-            (0, "eval"), (1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train"), (4, "eval"), (5, "train"), (6, "train"),
+            (0, "eval"),
+            (1, "train"),
+            (2, "train"),
+            (2, "eval"),
+            (3, "train"),
+            (4, "train"),
+            (4, "eval"),
+            (5, "train"),
+            (6, "train"),
             (6, "eval")]
         losses: list[Any] = [line["held_out/loss"] for line in metrics if line["kind"] == "eval"]
         assert losses[-1] < 0.8 * losses[0]
@@ -131,7 +153,8 @@ def test_a_warm_up_learns_and_records_it_as_a_run_does(lora_run: Path, full_run:
 
 def test_an_earlier_warm_up_goes_on_as_an_adapter(lora_run: Path, tmp_path: Path) -> None:
     assert warm_up(tmp_path / "more", "evaluation.path=null", f"model.adapter={lora_run / 'adapter'}", "steps=1") == 0
-    first, last = (metrics_of(folder)[where]["held_out/loss"] for folder, where in ((tmp_path / "more", 0), (lora_run, -1)))
+    first, last = (
+        metrics_of(folder)[where]["held_out/loss"] for folder, where in ((tmp_path / "more", 0), (lora_run, -1)))
     assert first == pytest.approx(last, rel=1e-6)
 
 
@@ -164,36 +187,45 @@ def test_a_warm_up_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrup
 
 
 def test_two_processes_train_as_one(lora_run: Path, tmp_path: Path) -> None:
-    finished = python("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "rl/warmup.py", *SMALL, HELD_OUT,
-                      f"run_dir={tmp_path / 'warmup'}", environment={"ACCELERATE_USE_CPU": "true"})
+    finished = python(
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "rl/warmup.py", *SMALL, HELD_OUT,
+        f"run_dir={tmp_path / 'warmup'}", environment={"ACCELERATE_USE_CPU": "true"})
     assert finished.returncode == 0, finished.stderr
     assert "error" not in finished.stderr
     for mine, theirs in zip(metrics_of(tmp_path / "warmup"), metrics_of(lora_run), strict=True):
         assert mine.keys() == theirs.keys() and mine["kind"] == theirs["kind"]
         # TRL's entropy and accuracy are means over micro-batches, weighted otherwise over ranks.
         compared = mine.keys() - {"kind", "policy/token_entropy", "loss/token_accuracy"}
-        assert {name: mine[name] for name in compared} == pytest.approx({name: theirs[name] for name in compared}, rel=1e-5)
+        assert {name: mine[name] for name in compared} == pytest.approx(
+            {name: theirs[name] for name in compared}, rel=1e-5)
     assert (tmp_path / "warmup" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_other_settings_and_other_data_are_no_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "warmup"
     process = subprocess.Popen(
-        [sys.executable, "-m", "rl.warmup", *SMALL, HELD_OUT, "steps=2000", "evaluation.every=0", f"run_dir={folder}"], cwd=project_root(),
-        env=own_environment(), stdout=subprocess.DEVNULL)
+        [sys.executable, "-m", "rl.warmup", *SMALL, HELD_OUT, "steps=2000", "evaluation.every=0", f"run_dir={folder}"],
+        cwd=project_root(),
+        env=own_environment(),
+        stdout=subprocess.DEVNULL)
     wait_for('"step": 5', RunFolder(folder).metrics_file, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 0
     before = RunFolder(folder).config_file.read_text()
-    assert warm_up(folder, HELD_OUT, "steps=2000", "evaluation.every=0", "optim.lr=1e-4", "data.limit=32", "--resume") == 2
+    assert (
+        warm_up(folder, HELD_OUT, "steps=2000", "evaluation.every=0", "optim.lr=1e-4", "data.limit=32", "--resume") == 2
+    )
     said = capsys.readouterr().err
-    assert "optim.lr: 0.0001, but the run in" in said and "data.limit: 32" in said and "data.path: the rows differ" in said
+    assert (
+        "optim.lr: 0.0001, but the run in" in said and "data.limit: 32" in said and "data.path: the rows differ" in said
+    )
     assert RunFolder(folder).config_file.read_text() == before
 
 
 @pytest.fixture(scope="module")
 def other_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoints: the tiny model's shape with other weights, another shape, and an output layer with weights of its own."""
+    """Checkpoints: the tiny model's shape with other weights, another shape, and an output layer with weights of its
+    own."""
     folders = {}
     for name, width in (("same shape", None), ("other shape", 64), ("untied", None)):
         config = LlamaConfig.from_pretrained(BASE)
@@ -219,7 +251,9 @@ def test_an_adapter_on_the_wrong_base_is_refused_by_training_and_warm_up(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_wrong_with_the_file_is_one_line_and_an_earlier_run_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_with_the_file_is_one_line_and_an_earlier_run_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     questions = resolve_path("models/tiny-arith/questions/train_with_answers.jsonl")
     long = tmp_path / "long.jsonl"
     long.write_text(json.dumps({"question": "1+1=?", "solution": "2" * 300}) + "\n")
@@ -233,8 +267,14 @@ def test_what_is_wrong_with_the_file_is_one_line_and_an_earlier_run_stays(tmp_pa
         (["data.max_tokens=300"], "error: data.max_tokens: 300 tokens, above the model's context of 256"),
         (["optim.learning_rate=1"], "error: override optim.learning_rate: unknown key; optim has: lr, betas"),
         (["data.held_out_rows=64"], "error: data.held_out_rows: 64 of 64 rows leave none to train on"),
-        ([HELD_OUT, "evaluation.max_completion_tokens=250"], "error: evaluation.max_completion_tokens: 250 tokens after the longest"),
-        (["warmup_tiny.yaml"], "error: 'warmup_tiny.yaml': expected an option or key=value (did you mean --config warmup_tiny.yaml?)"),
+        (
+            [HELD_OUT, "evaluation.max_completion_tokens=250"],
+            "error: evaluation.max_completion_tokens: 250 tokens after the longest",
+        ),
+        (
+            ["warmup_tiny.yaml"],
+            "error: 'warmup_tiny.yaml': expected an option or key=value (did you mean --config warmup_tiny.yaml?)",
+        ),
     ):
         assert warm_up(earlier, "evaluation.path=null", *words) == 2
         said_of_it = capsys.readouterr().err.strip().splitlines()
@@ -247,20 +287,31 @@ def test_an_adapter_on_the_output_layer_which_trl_would_not_train_is_refused(
     other_bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert warm_up(tmp_path / "warmup", f"model={other_bases['untied']}", "lora.targets=[lm_head]") == 2
-    assert "error: lora.targets: TRL's trainer reads the output layer's weight without its adapter" in capsys.readouterr().err
+    assert (
+        "error: lora.targets: TRL's trainer reads the output layer's weight without its adapter"
+        in capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_or_other_trl_is_one_line_before_anything_is_read(tmp_path: Path) -> None:
-    """The metadata of installed packages decide: a folder before them says another version; a finder that passes over trl's hides it."""
+    """The metadata of installed packages decide: a folder before them says another version; a finder that passes over
+    trl's hides it."""
     metadata = tmp_path / "trl-1.9.2.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: trl\nVersion: 1.9.2\n")
     for begin, said in (
-        (f"sys.path.insert(0, {str(tmp_path)!r})", "trl 1.9.2 is installed; a warm-up was tested with trl>=1.16,<1.17."),
-        ("import importlib.metadata as m; find = m.MetadataPathFinder.find_distributions; "
-         "m.MetadataPathFinder.find_distributions = lambda c=m.DistributionFinder.Context(): [] if c.name == 'trl' else find(c)",
-         "trl is not installed, and a warm-up trains with its SFTTrainer; expected trl>=1.16,<1.17."),
+        (
+            f"sys.path.insert(0, {str(tmp_path)!r})",
+            "trl 1.9.2 is installed; a warm-up was tested with trl>=1.16,<1.17.",
+        ),
+        (
+            (
+                "import importlib.metadata as m; find = m.MetadataPathFinder.find_distributions; "
+                "m.MetadataPathFinder.find_distributions = lambda c=m.DistributionFinder.Context(): [] if c.name == "
+                "'trl' else find(c)"
+            ),
+            "trl is not installed, and a warm-up trains with its SFTTrainer; expected trl>=1.16,<1.17.",
+        ),
     ):
         finished = python("-c", f"import sys; {begin}\nfrom rl.warmup import main\nsys.exit(main(sys.argv[1:]))",
                           "data=missing.jsonl", f"run_dir={tmp_path / 'warmup'}")

@@ -1,4 +1,5 @@
-"""models/make_tiny_arith.py: documents of the tiny bases, and that a checkpoint is made, and trained further, by a recipe."""
+"""models/make_tiny_arith.py: documents of the tiny bases, and that a checkpoint is made, and trained further, by a
+recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def test_a_worked_document_carries_the_sum_out_and_ends_in_the_answers_form() ->
     assert hasty_guess(SOME, Random(0), right_share=1.0) == "\\boxed{16}"
 
 
-@pytest.mark.parametrize(("name", "has_answer"), [("tiny-arith", True), ("tiny-arith-brief", True), ("tiny-arith-plain", False)])
+@pytest.mark.parametrize(
+    ("name", "has_answer"), [("tiny-arith", True), ("tiny-arith-brief", True), ("tiny-arith-plain", False)]
+)
 def test_only_the_documents_of_the_plain_base_have_no_answer_that_is_read(name: str, has_answer: bool) -> None:
     random, line = Random(0), recipe(name).answer_line
     documents = [draw_document(random, 0.5, line).removesuffix(EOS) for _ in range(200)]
@@ -47,9 +50,11 @@ def test_the_bases_read_the_same_sums_and_guesses_in_the_order_of_the_seed() -> 
 def test_a_recipe_makes_a_checkpoint_and_start_from_trains_it_further(tmp_path: Path) -> None:
     small = {"steps": 1, "documents_per_step": 2, "num_layers": 1, "width": 16, "num_heads": 2, "intermediate_size": 16}
     pretrain(recipe("tiny-arith-brief", out=tmp_path / "first", **small))
-    pretrain(recipe("tiny-arith-plain", out=tmp_path / "second", start_from=tmp_path / "first", warmup_steps=1, **small))
+    pretrain(
+        recipe("tiny-arith-plain", out=tmp_path / "second", start_from=tmp_path / "first", warmup_steps=1, **small))
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
-    assert {name: tensor.shape for name, tensor in first.items()} == {name: tensor.shape for name, tensor in second.items()}
+    assert {name: tensor.shape for name, tensor in first.items()} == {
+        name: tensor.shape for name, tensor in second.items()}
     moved = max((first[name] - second[name]).abs().max().item() for name in first)
     assert 0 < moved < 2e-3  # one step of AdamW at a rate of 1e-3; other random weights would be further away
     assert all(torch.isfinite(tensor).all() for tensor in second.values())

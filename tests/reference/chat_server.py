@@ -54,7 +54,8 @@ class ChatServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                call = Call(self.path, dict(self.headers), body, pair_of(body["messages"][-1]["content"]), time.monotonic())
+                call = Call(
+                    self.path, dict(self.headers), body, pair_of(body["messages"][-1]["content"]), time.monotonic())
                 with outer._lock:
                     number = len(outer.calls)
                     outer.calls.append(call)
@@ -98,7 +99,8 @@ class ChatServer:
 
 def says(text: str | None, **fields: Any) -> Reply:
     """A chat completion with this text."""
-    return Reply(json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}).encode(), **fields)
+    return Reply(
+        json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}).encode(), **fields)
 
 
 def pair_of(prompt: str) -> Pair:

@@ -1,4 +1,5 @@
-"""The numbers of an evaluation by their definitions: every draw of k out of n is looked at, every assignment of signs is tried."""
+"""The numbers of an evaluation by their definitions: every draw of k out of n is looked at, every assignment of signs
+is tried."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ def literal_pass_at_k(correct: Sequence[int], k: int) -> Fraction:
     return Fraction(sum(any(correct[index] for index in draw) for draw in draws), len(draws))
 
 
-def literal_majority_at_k(labels: Sequence[int], answered: Sequence[bool], correct: Sequence[Fraction], k: int) -> Fraction:
-    """Mean over the draws of the accuracy of the largest answered cluster of the draw; of several, the mean of their accuracies.
+def literal_majority_at_k(
+    labels: Sequence[int], answered: Sequence[bool], correct: Sequence[Fraction], k: int
+) -> Fraction:
+    """Mean over the draws of the accuracy of the largest answered cluster of the draw; of several, the mean of their
+    accuracies.
 
     A cluster's accuracy is that of its members in the draw."""
     draws = list(combinations(range(len(labels)), k))
@@ -34,7 +38,8 @@ def literal_majority_at_k(labels: Sequence[int], answered: Sequence[bool], corre
 
 
 def literal_best_at_k(values: Sequence[float], correct: Sequence[Fraction], k: int) -> Fraction:
-    """Mean over the draws of the verdict of the sample with the highest value; of several, the mean of their verdicts."""
+    """Mean over the draws of the verdict of the sample with the highest value; of several, the mean of their
+    verdicts."""
     draws = list(combinations(range(len(values)), k))
     total = Fraction(0)
     for draw in draws:

@@ -13,7 +13,8 @@ def reference_token_logprobs(
     """([N], [N]): ln p(token), entropy."""
     logprobs, entropies = [], []
     for hidden_H, token_id in zip(hidden_NH, token_ids_N.tolist(), strict=True):
-        logits_V = weight_VH @ hidden_H * logit_scale if bias_V is None else (weight_VH @ hidden_H + bias_V) * logit_scale
+        logits_V = (
+            weight_VH @ hidden_H * logit_scale if bias_V is None else (weight_VH @ hidden_H + bias_V) * logit_scale)
         if softcap is not None:
             logits_V = softcap * torch.tanh(logits_V / softcap)
         log_p_V = torch.log_softmax(logits_V / temperature, dim=-1)

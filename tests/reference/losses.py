@@ -1,4 +1,5 @@
-"""The whole loss as nested loops over sequences and tokens, one scalar at a time; autograd gives the reference gradients.
+"""The whole loss as nested loops over sequences and tokens, one scalar at a time; autograd gives the reference
+gradients.
 
 Sequences are lists of scalar tensors here; nothing is flat, nothing is a weight, every mean is written out.
 """
@@ -73,5 +74,6 @@ def reference_loss(
         if aggregation == "sequence":
             sequence_total = sequence_total / length
         total = total + sequence_total
-    denominator = {"token": num_tokens, "sequence": num_sequences, "constant": num_sequences * max_completion_tokens}[aggregation]
+    denominator = {"token": num_tokens, "sequence": num_sequences, "constant": num_sequences * max_completion_tokens}[
+        aggregation]
     return -total / denominator - entropy_bonus * entropy_total / num_tokens

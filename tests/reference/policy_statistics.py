@@ -11,7 +11,9 @@ from rl.policy.policy import Policy
 
 
 @torch.no_grad()
-def literal_distributions(policy: Policy, context: Sequence[int], scored: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
+def literal_distributions(
+    policy: Policy, context: Sequence[int], scored: Sequence[int], temperature: float = 1.0
+) -> torch.Tensor:
     """[T, V] float64: the distribution that each of `scored` is drawn from, from one forward over one sequence."""
     was_training = policy.model.training
     policy.model.eval()
@@ -20,16 +22,22 @@ def literal_distributions(policy: Policy, context: Sequence[int], scored: Sequen
     return torch.softmax(logits_LV[len(context) - 1 : -1] / temperature, dim=-1)
 
 
-def literal_statistics(policy: Policy, context: Sequence[int], scored: Sequence[int], temperature: float) -> list[tuple[float, float]]:
+def literal_statistics(
+    policy: Policy, context: Sequence[int], scored: Sequence[int], temperature: float
+) -> list[tuple[float, float]]:
     """(entropy, KL(uniform || pi)) of each position, by their definitions."""
     found = []
     for row in literal_distributions(policy, context, scored, temperature).tolist():
         uniform = 1.0 / len(row)
-        found.append((-math.fsum(p * math.log(p) for p in row if p > 0), math.fsum(uniform * math.log(uniform / p) for p in row)))
+        found.append(
+            (-math.fsum(p * math.log(p) for p in row if p > 0), math.fsum(uniform * math.log(uniform / p) for p in row))
+        )
     return found
 
 
-def literal_probabilities(policy: Policy, context: Sequence[int], scored: Sequence[int], temperature: float = 1.0) -> list[float]:
+def literal_probabilities(
+    policy: Policy, context: Sequence[int], scored: Sequence[int], temperature: float = 1.0
+) -> list[float]:
     """pi(token) of each of `scored`."""
     rows = literal_distributions(policy, context, scored, temperature)
     return [float(rows[t, token]) for t, token in enumerate(scored)]

@@ -16,13 +16,15 @@ ANSWERED = "models/tiny-arith/questions/train_with_answers.jsonl"
 UNANSWERED = "models/tiny-arith/questions/train.jsonl"
 
 # A run of about two seconds: 3 chunks of 16, 16 and 8 questions x 4 completions.
-SMALL = (f"data={ANSWERED}", "data.limit=40", "sampling.samples=4", "sampling.questions_per_chunk=16", "keep.order=shortest",
-         "keep.per_question=4", "tracking.progress=lines")
+SMALL = (
+    f"data={ANSWERED}", "data.limit=40", "sampling.samples=4", "sampling.questions_per_chunk=16", "keep.order=shortest",
+    "keep.per_question=4", "tracking.progress=lines")
 LABEL_FREE = (f"data={UNANSWERED}", "rewards.0.use=rewards.majority:majority_vote", "keep.high=0.9")
 
 
 def reject(run_dir: Path, *words: str) -> int:
-    """`python -m rl.reject` in this process on one thread, with the settings of SMALL, then `words`; returns the exit code."""
+    """`python -m rl.reject` in this process on one thread, with the settings of SMALL, then `words`; returns the exit
+    code."""
     return command(*SMALL, f"run_dir={run_dir}", *words)
 
 

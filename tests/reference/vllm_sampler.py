@@ -18,13 +18,22 @@ TINY = "models/tiny-arith"
 def sampler_plan(path: str = TINY, **changes: Any) -> SamplerPlan:
     """For prompts and completions of 160 tokens together, float32."""
     values: dict[str, Any] = dict(
-        max_tokens=160, cache_bytes_per_token=cache_bytes_per_token(load_model_config(ModelSection(path=path)), 4), trainer_bytes=0,
-        base_path=path, revision=None, trust_remote_code=False, logprobs_mode="processed_logprobs", num_ranks=1, seed=0, run_dir=Path())
+        max_tokens=160,
+        cache_bytes_per_token=cache_bytes_per_token(load_model_config(ModelSection(path=path)), 4),
+        trainer_bytes=0,
+        base_path=path,
+        revision=None,
+        trust_remote_code=False,
+        logprobs_mode="processed_logprobs",
+        num_ranks=1,
+        seed=0,
+        run_dir=Path())
     return SamplerPlan(**(values | changes))
 
 
 def vllm_sampler(policy: Policy, plan: SamplerPlan | None = None, **settings: Any) -> VllmGenerator:
     """An engine with the policy's present weights; `settings` of GeneratorSection."""
-    generator = build_generator(GeneratorSection(backend="vllm", max_sequences=64, **settings), policy, plan or sampler_plan())
+    generator = build_generator(
+        GeneratorSection(backend="vllm", max_sequences=64, **settings), policy, plan or sampler_plan())
     assert isinstance(generator, VllmGenerator)
     return generator

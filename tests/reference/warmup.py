@@ -17,12 +17,15 @@ from rl.warmup import main
 from tests.reference.tiny_run import change_adapter, literal_logprobs
 
 # A warm-up of about two seconds.
-SMALL = ("lora.rank=4", "steps=6", "optim.batch_rows=8", "optim.micro_batch_rows=4", "evaluation.num_questions=16", "evaluation.samples=2",
-         "evaluation.every=2", "checkpoint.every=2", "data.limit=64", "data.held_out_rows=8", "tracking.progress=lines")
+SMALL = (
+    "lora.rank=4", "steps=6", "optim.batch_rows=8", "optim.micro_batch_rows=4", "evaluation.num_questions=16",
+    "evaluation.samples=2", "evaluation.every=2", "checkpoint.every=2", "data.limit=64", "data.held_out_rows=8",
+    "tracking.progress=lines")
 
 
 def warm_up(run_dir: Path, *words: str) -> int:
-    """`python -m rl.warmup` in this process on one thread, with the settings of SMALL, then `words`; returns the exit code."""
+    """`python -m rl.warmup` in this process on one thread, with the settings of SMALL, then `words`; returns the exit
+    code."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -22,8 +22,10 @@ GRPO = ("data.path=models/tiny-arith/questions/train_with_answers.jsonl", "data.
         "rewards.0.use=rewards.accuracy:accuracy", "selection.low=null", "selection.high=null")
 
 # A run of about a second: 8 questions x 4 completions a step.
-SMALL = ("steps=3", "sampling.questions_per_step=8", "sampling.group_size=4", "sampling.max_completion_tokens=32", "data.limit=64",
-         "evaluation.num_questions=16", "evaluation.samples=2", "tracking.progress=lines", "optim.schedule=constant", "optim.lr=5e-4")
+SMALL = (
+    "steps=3", "sampling.questions_per_step=8", "sampling.group_size=4", "sampling.max_completion_tokens=32",
+    "data.limit=64", "evaluation.num_questions=16", "evaluation.samples=2", "tracking.progress=lines",
+    "optim.schedule=constant", "optim.lr=5e-4")
 
 
 def train(run_dir: Path, *words: str) -> int:
@@ -42,11 +44,16 @@ def train_elsewhere(
     run_dir: Path, *words: str, environment: dict[str, str] | None = None, file_size_limit: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The same in a process of its own, for what may kill it. file_size_limit: bytes that no file of it may exceed."""
-    return python("-m", "rl.train", *SMALL, f"run_dir={run_dir}", *words, environment=environment, file_size_limit=file_size_limit)
+    return python(
+        "-m", "rl.train", *SMALL, f"run_dir={run_dir}", *words, environment=environment, file_size_limit=file_size_limit
+    )
 
 
 def python(
-    *words: str, environment: dict[str, str] | None = None, folder: Path | None = None, file_size_limit: int | None = None
+    *words: str,
+    environment: dict[str, str] | None = None,
+    folder: Path | None = None,
+    file_size_limit: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run this interpreter with `words` in `folder` (the project's root), on one thread, and wait for its end."""
     limited = ["prlimit", f"--fsize={file_size_limit}"] if file_size_limit is not None else []

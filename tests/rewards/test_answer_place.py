@@ -10,12 +10,21 @@ from rewards.answer_place import answer_place
 from rewards.extraction import Extraction, extract
 
 
-@pytest.mark.parametrize(("completion", "opening", "answer"), [
-    (r"so \boxed{7}.", r"\boxed{", "7"), (r"\boxed{1} no, \boxed{ \frac{1}{2} } ok", r"\boxed{ ", r"\frac{1}{2} "),
-    (r"\boxed{\{1, 2\}}", r"\boxed{", r"\{1, 2\}"), (r"\boxed 7 apples", r"\boxed ", "7"), (r"\boxed 7", r"\boxed ", "7"),
-    ("3+4\n#### 7\nmore", "#### ", "7"), ("#### 7", "#### ", "7"), ("<answer>\n7 </answer> x", "<answer>\n", "7 "),
-    ("The answer is 7. So\n8", "answer is ", "7. So"), ("答案是 7。", "答案是 ", "7。"),
-])
+@pytest.mark.parametrize(
+    ("completion", "opening", "answer"),
+    [
+        (r"so \boxed{7}.", r"\boxed{", "7"),
+        (r"\boxed{1} no, \boxed{ \frac{1}{2} } ok", r"\boxed{ ", r"\frac{1}{2} "),
+        (r"\boxed{\{1, 2\}}", r"\boxed{", r"\{1, 2\}"),
+        (r"\boxed 7 apples", r"\boxed ", "7"),
+        (r"\boxed 7", r"\boxed ", "7"),
+        ("3+4\n#### 7\nmore", "#### ", "7"),
+        ("#### 7", "#### ", "7"),
+        ("<answer>\n7 </answer> x", "<answer>\n", "7 "),
+        ("The answer is 7. So\n8", "answer is ", "7. So"),
+        ("答案是 7。", "答案是 ", "7。"),
+    ],
+)
 def test_the_answer_as_written(completion: str, opening: str, answer: str) -> None:
     place = answer_place(completion, extract(completion))
     assert place is not None
@@ -34,8 +43,17 @@ def test_no_answer_has_no_place(text: str) -> None:
     assert answer_place(text, extract(text)) is None
 
 
-@pytest.mark.parametrize("text", ["\\boxed{" * 150_000, "{" * 1_000_000, "<answer>" * 100_000, "answer is " * 100_000, "####" * 200_000,
-                                  "\\boxed{}" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{" * 150_000,
+        "{" * 1_000_000,
+        "<answer>" * 100_000,
+        "answer is " * 100_000,
+        "####" * 200_000,
+        "\\boxed{}" * 100_000,
+    ],
+)
 def test_hostile_text_takes_linear_time(text: str) -> None:
     started = time.process_time()
     for rule in ("boxed", "answer_tag", "phrase", "hash", "last_number"):
@@ -43,10 +61,13 @@ def test_hostile_text_takes_linear_time(text: str) -> None:
     assert time.process_time() - started < 5.0
 
 
-@pytest.mark.parametrize(("completion", "before"), [
-    ("The final answer should be 7", "The final "), ("so the correct option is (B).", "so the "), ("故选：C", ""), ("最终答案应该是 5",
-    "最终"),
-])
+@pytest.mark.parametrize(
+    ("completion", "before"),
+    [
+        ("The final answer should be 7", "The final "), ("so the correct option is (B).", "so the "), ("故选：C", ""),
+        ("最终答案应该是 5", "最终"),
+    ],
+)
 def test_every_phrase_of_extraction_is_an_opening(completion: str, before: str) -> None:
     place = answer_place(completion, extract(completion))
     assert place is not None

@@ -1,4 +1,5 @@
-"""`python -m rewards.check`: good rewards pass, and for each check there is a reward that breaks it and is caught by that check."""
+"""`python -m rewards.check`: good rewards pass, and for each check there is a reward that breaks it and is caught by
+that check."""
 
 from __future__ import annotations
 
@@ -139,7 +140,8 @@ def test_every_built_in_reward_keeps_the_contract(use: str) -> None:
     assert [finding for finding in findings if finding.level == "FAIL"] == []
     assert len(findings) == 1 + len(CHECKS)
     warned = {finding.check for finding in findings if finding.level == "WARN"}
-    # A draw depends on the place in the group on purpose; what needs algebra takes a worker's deadline for a tower of factorials.
+    # A draw depends on the place in the group on purpose; what needs algebra takes a worker's deadline for a tower of
+    # factorials.
     assert warned <= ({"order"} if "random" in use else {"time"})
 
 
@@ -212,7 +214,10 @@ def test_a_slow_import_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_trl_function_is_called_as_trl_calls_it(file: Path) -> None:
     findings = check_reward(f"{file}:trl_needs_solution", style="trl", columns={"solution": "42"})
     assert [finding.check for finding in findings if finding.level != "OK"] == ["missing answer and columns"]
-    assert "cannot be called" in by_name(check_reward(f"{file}:trl_needs_solution", columns={"solution": "42"}))["values"].seen
+    assert (
+        "cannot be called" in by_name(check_reward(f"{file}:trl_needs_solution", columns={"solution": "42"}))[
+            "values"
+        ].seen)
 
 
 def test_the_command_reports_and_exits_as_it_says(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,10 +245,14 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(words: list[str], message: 
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("use", "arguments", "seen"), [
-    ("rewards.accuracy:acuracy", {}, "did you mean 'accuracy'?"), ("rewards.nothing:x", {}, "there is no module 'rewards.nothing'"),
-    ("rewards.accuracy:accuracy", {"last_numbre": True}, "which its arguments set; did you mean 'last_number'"),
-])
+@pytest.mark.parametrize(
+    ("use", "arguments", "seen"),
+    [
+        ("rewards.accuracy:acuracy", {}, "did you mean 'accuracy'?"),
+        ("rewards.nothing:x", {}, "there is no module 'rewards.nothing'"),
+        ("rewards.accuracy:accuracy", {"last_numbre": True}, "which its arguments set; did you mean 'last_number'"),
+    ],
+)
 def test_a_reward_that_cannot_be_loaded_is_a_finding(use: str, arguments: dict[str, object], seen: str) -> None:
     (finding,) = check_reward(use, arguments=arguments)
     assert (finding.check, finding.level) == ("load", "FAIL") and seen in finding.seen

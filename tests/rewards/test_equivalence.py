@@ -27,26 +27,77 @@ from rewards.scoring import RewardSpec, RewardSum
 from tests.rewards.answers.answer_pairs import COMPLETIONS, DIFFERENT, EQUAL
 
 DECIDED_HERE = [
-    ("601", "601"), ("007", "7"), ("+5", "5"), ("5.0", "5"), ("-0", "0"), ("1/2", "0.5"), (r"\frac12", "0.5"),
+    ("601", "601"),
+    ("007", "7"),
+    ("+5", "5"),
+    ("5.0", "5"),
+    ("-0", "0"),
+    ("1/2", "0.5"),
+    (r"\frac12", "0.5"),
     (r"\dfrac{1}{2}", r"\frac{2}{4}"),
-    (r"\frac{-3}{8}", r"-\frac38"), (r"3\frac{1}{2}", "3.5"), ("3 1/2", "7/2"), (r"-2\frac14", r"-\frac{9}{4}"),
+    (r"\frac{-3}{8}", r"-\frac38"),
+    (r"3\frac{1}{2}", "3.5"),
+    ("3 1/2", "7/2"),
+    (r"-2\frac14", r"-\frac{9}{4}"),
     ("1,250", "1250"),
-    ("10{,}080", r"10,\!080"), (r"2 \times 10^{-5}", "0.00002"), ("3.5e4", "35000"), ("10^6", "1,000,000"),
+    ("10{,}080", r"10,\!080"),
+    (r"2 \times 10^{-5}", "0.00002"),
+    ("3.5e4", "35000"),
+    ("10^6", "1,000,000"),
     ("1e999999999", "10e999999998"),
-    (r"0.\overline{3}", "1/3"), ("50%", "50"), (r"25\%", "25%"), ("x = 5", "5"), (r"\$36", "36"), ("36 dollars", "$36"),
+    (r"0.\overline{3}", "1/3"),
+    ("50%", "50"),
+    (r"25\%", "25%"),
+    ("x = 5", "5"),
+    (r"\$36", "36"),
+    ("36 dollars", "$36"),
     (r"90^\circ", "90"),
-    ("90 degrees", r"90^{\circ}"), (r"12 \text{ cm}^2", "12"), ("3 miles", "3"), ("5 million", "5000000"), ("Yes", "yes"),
+    ("90 degrees", r"90^{\circ}"),
+    (r"12 \text{ cm}^2", "12"),
+    ("3 miles", "3"),
+    ("5 million", "5000000"),
+    ("Yes", "yes"),
     (r"\text{even}", "Even."),
-    (r"\text{(C)}", "C"), (r"\text{E. Hyperbola}", "(E)"), ("$7$", "7"), (r"\left( x+1 \right)", "(x + 1)"),
-    ("\uff13\uff16", "36"), ("\u22127", "-7"),
-    ("5\u200b", "5"), ("9" * 5000, "0" + "9" * 5000), ("f(x) = x^2", "x^2"), ("2^3", "8"), ("(r+5)(r+5)", "(r+5)^2"),
-    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), ("2*pi", r"2\pi"), (r"x \in [-2,7]", r"-2 \le x \le 7"),
+    (r"\text{(C)}", "C"),
+    (r"\text{E. Hyperbola}", "(E)"),
+    ("$7$", "7"),
+    (r"\left( x+1 \right)", "(x + 1)"),
+    ("\uff13\uff16", "36"),
+    ("\u22127", "-7"),
+    ("5\u200b", "5"),
+    ("9" * 5000, "0" + "9" * 5000),
+    ("f(x) = x^2", "x^2"),
+    ("2^3", "8"),
+    ("(r+5)(r+5)", "(r+5)^2"),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+    ("2*pi", r"2\pi"),
+    (r"x \in [-2,7]", r"-2 \le x \le 7"),
 ]
 FURTHER_DIFFERENT = [
-    ("601", "600"), ("0.33", "1/3"), ("50%", "0.5"), ("5 cm", "5 kg"), ("x = 5", "y = 5"), ("12", "1,2"), ("5.001", "5"),
-    ("9" * 5000, "9" * 4999 + "8"), ("1e999999999", "1e999999998"), ("A", "B"), ("5", "five"), ("52_8", "52_7"), ("3R^2", "3r^2"),
-    ("7 = 11a+c", "11a+c"), (r"5\frac12", r"\frac{51}{2}"), (r"\$36", r"\$3.60"), ("3/0", "4/0"), (r"\sqrt{2}", "1.414214"), ("> 5", "5"),
-    ("(5,-1)", "(7,3)"), (r"\{5\}", r"\{6\}"), ("x > 1", "y > 1"), ("[1, 2)", "(1, 2]"), ("1:2", "1:3"),
+    ("601", "600"),
+    ("0.33", "1/3"),
+    ("50%", "0.5"),
+    ("5 cm", "5 kg"),
+    ("x = 5", "y = 5"),
+    ("12", "1,2"),
+    ("5.001", "5"),
+    ("9" * 5000, "9" * 4999 + "8"),
+    ("1e999999999", "1e999999998"),
+    ("A", "B"),
+    ("5", "five"),
+    ("52_8", "52_7"),
+    ("3R^2", "3r^2"),
+    ("7 = 11a+c", "11a+c"),
+    (r"5\frac12", r"\frac{51}{2}"),
+    (r"\$36", r"\$3.60"),
+    ("3/0", "4/0"),
+    (r"\sqrt{2}", "1.414214"),
+    ("> 5", "5"),
+    ("(5,-1)", "(7,3)"),
+    (r"\{5\}", r"\{6\}"),
+    ("x > 1", "y > 1"),
+    ("[1, 2)", "(1, 2]"),
+    ("1:2", "1:3"),
 ]
 GROUPS = [("5", "5.0", "10/2", "x = 5", r"\frac{25}{5}"), (r"\sqrt{12}", r"2\sqrt3", "2*sqrt(3)", r"12^{1/2}"),
           ("(1, 2]", "1 < x <= 2", r"x \in (1,2]", r"\{x \mid 1 < x \le 2\}"),
@@ -116,8 +167,9 @@ def test_numbers_words_and_structures_never_start_a_worker(monkeypatch: pytest.M
 
 
 def test_algebra_decides_what_the_grammar_does_not_know() -> None:
-    pairs = [(r"\sum_{i=1}^{\infty} 2^{-i}", "1"), (r"\int_0^1 x dx", "1/2"), (r"\int_0^1 x dx", "1"), (r"(\int_0^1 x dx, 2)", "(0.5, 2)"),
-             (r"\{\int_0^2 x dx, \int_0^1 2x dx\}", r"\{1, 2\}")]
+    pairs = [
+        (r"\sum_{i=1}^{\infty} 2^{-i}", "1"), (r"\int_0^1 x dx", "1/2"), (r"\int_0^1 x dx", "1"),
+        (r"(\int_0^1 x dx, 2)", "(0.5, 2)"), (r"\{\int_0^2 x dx, \int_0^1 2x dx\}", r"\{1, 2\}")]
     assert [comparison.equal for comparison in compare_many(pairs)] == [True, True, False, True, True]
 
 
@@ -148,9 +200,21 @@ def test_what_hangs_in_algebra_is_timed_out_within_its_deadline_and_counted() ->
     assert equivalent(r"\int_0^1 x dx", "0.5"), "the pool goes on"
 
 
-@pytest.mark.parametrize("text",
-                         ["9" * 1_000_000, "{" * 100_000, r"\frac" * 50_000, "\\text{" * 50_000, "$" * 100_000, ("1," * 300_000),
-                                  "\\boxed{" * 50_000 + "}" * 50_000, "x = " * 100_000, "1 000" * 50_000, "a " * 200_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9" * 1_000_000,
+        "{" * 100_000,
+        r"\frac" * 50_000,
+        "\\text{" * 50_000,
+        "$" * 100_000,
+        ("1," * 300_000),
+        "\\boxed{" * 50_000 + "}" * 50_000,
+        "x = " * 100_000,
+        "1 000" * 50_000,
+        "a " * 200_000,
+    ],
+)
 def test_hostile_length_is_answered_quickly(text: str) -> None:
     start = time.perf_counter()
     assert equivalent(text, text)
@@ -158,13 +222,79 @@ def test_hostile_length_is_answered_quickly(text: str) -> None:
     assert time.perf_counter() - start < 3.0
 
 
-_PIECES = st.sampled_from([
-    "1", "23", "0", ".", ",", "/", "-", "+", "%", "\\frac", "{", "}", "^", "10", "e", "x", "=", " ", "\\text{", "cm", "$",
-    "\\times", "\\overline", "(", ")", "[", "]", "\\{", "\\}", "_", "yes", "\x00", "\u202e", "\\", "\\boxed{", "\\cup", "\\infty", "<",
-    "\\le", "\\in", "\\pm",
-    "|", "\\sqrt", "\\sin", "\\begin{pmatrix}", "\\end{pmatrix}", "\\begin{vmatrix}", "\\end{vmatrix}", "&", "\\\\", " and ", " or ",
-    "!", ":", "°",
-    "\\pi", "i", "\\mathbb{R}", "\\setminus", "A", "(B)", "log", "'", ";", "\\approx", "\\neq", "m", "n", "\\text{ or }", "\\mid", "U"])
+_PIECES = st.sampled_from(
+    [
+        "1",
+        "23",
+        "0",
+        ".",
+        ",",
+        "/",
+        "-",
+        "+",
+        "%",
+        "\\frac",
+        "{",
+        "}",
+        "^",
+        "10",
+        "e",
+        "x",
+        "=",
+        " ",
+        "\\text{",
+        "cm",
+        "$",
+        "\\times",
+        "\\overline",
+        "(",
+        ")",
+        "[",
+        "]",
+        "\\{",
+        "\\}",
+        "_",
+        "yes",
+        "\x00",
+        "\u202e",
+        "\\",
+        "\\boxed{",
+        "\\cup",
+        "\\infty",
+        "<",
+        "\\le",
+        "\\in",
+        "\\pm",
+        "|",
+        "\\sqrt",
+        "\\sin",
+        "\\begin{pmatrix}",
+        "\\end{pmatrix}",
+        "\\begin{vmatrix}",
+        "\\end{vmatrix}",
+        "&",
+        "\\\\",
+        " and ",
+        " or ",
+        "!",
+        ":",
+        "°",
+        "\\pi",
+        "i",
+        "\\mathbb{R}",
+        "\\setminus",
+        "A",
+        "(B)",
+        "log",
+        "'",
+        ";",
+        "\\approx",
+        "\\neq",
+        "m",
+        "n",
+        "\\text{ or }",
+        "\\mid",
+        "U"])
 _ANSWERS = st.lists(_PIECES, max_size=14).map("".join) | st.text(max_size=15)
 
 
@@ -207,7 +337,8 @@ def test_grade_reads_completions_bare_answers_and_whole_golds() -> None:
     assert [verdict.extracted for verdict in verdicts] == ["1/2", "0.5", "3", None, None]
 
 
-needs_data = pytest.mark.skipif("OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with the benchmark data) is not set")
+needs_data = pytest.mark.skipif(
+    "OTHERHALF_DATA" not in os.environ, reason="OTHERHALF_DATA (folder with the benchmark data) is not set")
 
 
 @needs_data
@@ -215,36 +346,51 @@ def test_agreement_with_labelled_pairs_is_at_least_97_percent() -> None:
     with (Path(os.environ["OTHERHALF_DATA"]) / "equivalence_dev.jsonl").open() as file:
         rows = [json.loads(line) for line in file]
     verdicts = grade_many([(row["prediction"], row["gold"]) for row in rows])
-    disagreements = [row["id"] for row, verdict in zip(rows, verdicts, strict=True) if verdict.correct != row["equivalent"]]
+    disagreements = [
+        row["id"] for row, verdict in zip(rows, verdicts, strict=True) if verdict.correct != row["equivalent"]]
     assert len(disagreements) <= 0.03 * len(rows), disagreements
 
 
 @needs_data
 def test_real_gold_answers_equal_themselves_rewritten_and_rarely_one_another() -> None:
-    """Golds of MATH-500: spaces, \\dfrac and \\left do not matter; of different golds none are equal but those with the same value."""
+    """Golds of MATH-500: spaces, \\dfrac and \\left do not matter; of different golds none are equal but those with the
+    same value."""
     with (Path(os.environ["OTHERHALF_DATA"]) / "math500.jsonl").open() as file:
         golds = sorted({json.loads(line)["answer"] for line in file})
     rewritten = [gold.replace(r"\frac{", r"\dfrac{").replace("(", r"\left(").replace(")", r"\right)") for gold in golds]
     assert all(comparison.equal for comparison in compare_many(list(zip(golds, rewritten, strict=True))))
     trees = [read(gold) for gold in golds]
-    equal = [(golds[i], golds[j]) for i in range(len(golds)) for j in range(i) if decide_now(trees[i], trees[j]) == Comparison(True)]
+    equal = [
+        (golds[i], golds[j])
+        for i in range(len(golds))
+        for j in range(i)
+        if decide_now(trees[i], trees[j]) == Comparison(True)]
     assert len(equal) < 0.002 * len(golds) ** 2 / 2
     assert all(_plain(first) == _plain(second) for first, second in equal), equal
 
 
 def _plain(answer: str) -> str:
     """Digits, letters and signs only, without units: a crude key of its own that equal golds must share."""
-    plain = re.sub(r"\\(?:text|mbox)\{[^}]*\}(?:\^\d)?|\\(?:circ|!|%|\$|left|right|dfrac|frac|tfrac)|[a-z] ?=|[\s{}^,$\\]", "", answer)
+    plain = re.sub(
+        r"\\(?:text|mbox)\{[^}]*\}(?:\^\d)?|\\(?:circ|!|%|\$|left|right|dfrac|frac|tfrac)|[a-z] ?=|[\s{}^,$\\]",
+        "",
+        answer)
     return "".join(sorted(plain.lstrip("0")))
 
 
-@pytest.mark.parametrize(("first", "second", "words"), [
-    ("1/2", "0.5", ["number 1/2", "equal, decided by the same canonical form"]),
-    ("x = 5 cm", "6", ["naming x", "unit cm", "not equal, decided by exact values"]),
-    (r"\int_0^1 x dx", "1/2", ["left to computer algebra", r"equal, decided by computer algebra: is 1/2 equal to \int_0^1 x dx?"]),
-    (r"\{1, 2\}", "(1, 2]", ["set of 2", "2 items in order in (...]", "not equal"]),
-    (r"9^{9^{9^9}}", "5", ["undecided", "too large to be computed"]),
-])
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("1/2", "0.5", ["number 1/2", "equal, decided by the same canonical form"]),
+        ("x = 5 cm", "6", ["naming x", "unit cm", "not equal, decided by exact values"]),
+        (
+            r"\int_0^1 x dx", "1/2",
+            ["left to computer algebra", r"equal, decided by computer algebra: is 1/2 equal to \int_0^1 x dx?"],
+        ),
+        (r"\{1, 2\}", "(1, 2]", ["set of 2", "2 items in order in (...]", "not equal"]),
+        (r"9^{9^{9^9}}", "5", ["undecided", "too large to be computed"]),
+    ],
+)
 def test_an_explanation_says_how_both_were_read_and_what_decided(first: str, second: str, words: list[str]) -> None:
     text = "\n".join(explain(first, second))
     assert all(word in text for word in words), text
@@ -258,9 +404,13 @@ def test_a_group_and_a_batch_with_hanging_answers_take_one_deadline_and_not_one_
     start = time.monotonic()
     assert cluster(HANGING[:10]).num_clusters == 10
     assert time.monotonic() - start < 9.0
-    groups = [GroupInput(str(i), "q", [rf"\boxed{{{HANGING[10 + i]}}}", r"\boxed{4}", r"\boxed{x^2}"], answer="4") for i in range(8)]
+    groups = [
+        GroupInput(str(i), "q", [rf"\boxed{{{HANGING[10 + i]}}}", r"\boxed{4}", r"\boxed{x^2}"], answer="4")
+        for i in range(8)]
     start = time.monotonic()
-    results = RewardSum([RewardSpec("rewards.semantic_entropy:semantic_entropy"), RewardSpec("rewards.accuracy:accuracy")]).score(groups)
+    results = RewardSum(
+        [RewardSpec("rewards.semantic_entropy:semantic_entropy"), RewardSpec("rewards.accuracy:accuracy")]
+    ).score(groups)
     assert time.monotonic() - start < 9.0
     assert all(result.scores["accuracy"] == (0.0, 1.0, 0.0) for result in results)
     # sympy gives some of these integrals up at once.

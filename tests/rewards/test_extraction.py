@@ -51,12 +51,16 @@ def test_each_rule_finds_its_answer(text: str, answer: str, rule: str) -> None:
     assert extract(text) == Extraction(answer, rule)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("text", "answer"), [
-    ("42", "42"), (r"\frac{1}{2}", r"\frac{1}{2}"), ("Therefore, the probability that she wins is 2/3. I hope it is correct.", "2/3"),
-    ("Thus $x <= 2$ is our answer.", "$x <= 2$"), ("I counted 12 apples on the tree", "12"), ("D. None of the above",
-    "D. None of the above"),
-    ("the number is not 10 which is 1,000.99€", "1,000.99€"), ("two circles", "two circles"), ("", None), ("  ", None),
-])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("42", "42"), (r"\frac{1}{2}", r"\frac{1}{2}"),
+        ("Therefore, the probability that she wins is 2/3. I hope it is correct.", "2/3"),
+        ("Thus $x <= 2$ is our answer.", "$x <= 2$"), ("I counted 12 apples on the tree", "12"),
+        ("D. None of the above", "D. None of the above"), ("the number is not 10 which is 1,000.99€", "1,000.99€"),
+        ("two circles", "two circles"), ("", None), ("  ", None),
+    ],
+)
 def test_a_bare_answer_is_itself_or_what_its_last_sentence_states(text: str, answer: str | None) -> None:
     assert bare_answer(text) == answer
 
@@ -68,12 +72,16 @@ def test_shares_of_rules_count_every_completion_once() -> None:
     assert sum(shares.values()) == 1.0
 
 
-@pytest.mark.parametrize("text", ["", "no answer here, only 12", r"\boxed{}", r"\boxed{ }", "####", "<answer></answer>"])
+@pytest.mark.parametrize(
+    "text", ["", "no answer here, only 12", r"\boxed{}", r"\boxed{ }", "####", "<answer></answer>"]
+)
 def test_nothing_found_is_none_and_no_empty_string(text: str) -> None:
     assert extract(text).answer is None
 
 
-@pytest.mark.parametrize("text", [r"the answer is \boxed{12", r"\boxed{5} no wait \boxed{6", r"\boxed{ {5 }", r"#### 3 \boxed{"])
+@pytest.mark.parametrize(
+    "text", [r"the answer is \boxed{12", r"\boxed{5} no wait \boxed{6", r"\boxed{ {5 }", r"#### 3 \boxed{"]
+)
 def test_an_unclosed_last_box_finds_nothing(text: str) -> None:
     assert extract(text).answer is None
 
@@ -85,11 +93,38 @@ def test_the_last_number_counts_only_on_request() -> None:
     assert extract("it is -3/4", last_number=True).answer == "-3/4"
 
 
-@pytest.mark.parametrize("piece",
-                         ["\\boxed{", "{", "}", "\\boxed", "\\boxed ", " ", "answer is", "answer ", "####", "<answer>", "1,", "9",
-                                   "\\boxed{1},", "</answer>",
-                                   "\\[", "\\(", "$$", "answer to ", "the answer to x ", "答案", "故选", " is", "<|im_end|>", "\n", ". ",
-                                   "\\text{", " because"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "\\boxed{",
+        "{",
+        "}",
+        "\\boxed",
+        "\\boxed ",
+        " ",
+        "answer is",
+        "answer ",
+        "####",
+        "<answer>",
+        "1,",
+        "9",
+        "\\boxed{1},",
+        "</answer>",
+        "\\[",
+        "\\(",
+        "$$",
+        "answer to ",
+        "the answer to x ",
+        "答案",
+        "故选",
+        " is",
+        "<|im_end|>",
+        "\n",
+        ". ",
+        "\\text{",
+        " because",
+    ],
+)
 def test_time_is_linear_for_hostile_repetition(piece: str) -> None:
     start = time.perf_counter()
     extract(piece * (400_000 // len(piece)), last_number=True)
@@ -99,9 +134,34 @@ def test_time_is_linear_for_hostile_repetition(piece: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(["\\boxed", "\\fbox{", "{", "}", "\\", "$", "####", "<answer>", "</answer>", "the answer is",
-                                 "1", ",", " ",
-                                 "\n", "x", "\x00", "\u202e", "."]), max_size=25).map("".join) | st.text(max_size=40))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "\\boxed",
+                "\\fbox{",
+                "{",
+                "}",
+                "\\",
+                "$",
+                "####",
+                "<answer>",
+                "</answer>",
+                "the answer is",
+                "1",
+                ",",
+                " ",
+                "\n",
+                "x",
+                "\x00",
+                "\u202e",
+                ".",
+            ]
+        ),
+        max_size=25,
+    ).map("".join)
+    | st.text(max_size=40)
+)
 def test_extraction_never_raises_and_never_gives_an_empty_answer(text: str) -> None:
     found = extract(text, last_number=True)
     assert found.answer is None or found.answer.strip() == found.answer != ""

@@ -1,4 +1,5 @@
-"""Answers that only game agreement: the question copied, or text without end. They count as unanswered and agree with nobody."""
+"""Answers that only game agreement: the question copied, or text without end. They count as unanswered and agree with
+nobody."""
 
 from __future__ import annotations
 
@@ -22,12 +23,16 @@ def call(use: str, **arguments: object) -> GroupScore:
     return score
 
 
-@pytest.mark.parametrize(("answer", "question", "is_copy"), [
-    ("What is 17 + 25?", QUESTION, True), ("what is\n17+25", QUESTION, True), ("so what is 17 + 25? I wonder", QUESTION, True),
-    ("42", QUESTION, False), ("17 + 25", QUESTION, False), ("19+28=47", "19+28=?", True), ("47", "19+28=?", False),
-    ("7", "7", False), ("7", "7?", False), ("x^2 + 1", "Simplify x^2 + 1", False), ("", "", False), ("anything", "", False),
-    ("十七加二十五是多少", "十七加二十五是多少？", True),
-])
+@pytest.mark.parametrize(
+    ("answer", "question", "is_copy"),
+    [
+        ("What is 17 + 25?", QUESTION, True), ("what is\n17+25", QUESTION, True),
+        ("so what is 17 + 25? I wonder", QUESTION, True), ("42", QUESTION, False), ("17 + 25", QUESTION, False),
+        ("19+28=47", "19+28=?", True), ("47", "19+28=?", False), ("7", "7", False), ("7", "7?", False),
+        ("x^2 + 1", "Simplify x^2 + 1", False), ("", "", False), ("anything", "", False),
+        ("十七加二十五是多少", "十七加二十五是多少？", True),
+    ],
+)
 def test_a_copy_holds_the_whole_question(answer: str, question: str, is_copy: bool) -> None:
     assert copies_question(answer, question) == is_copy
 
@@ -48,9 +53,16 @@ def test_refused_answers_are_none_and_the_shares_say_how_many() -> None:
         guarded(completions, max_answer_length=0)
 
 
-@pytest.mark.parametrize("completion", [
-    COPY, r"\boxed{\text{What is 17 + 25?}}", "#### What is 17+25?", "<answer>What is 17 + 25</answer>", "The answer is: what is 17 + 25?",
-])
+@pytest.mark.parametrize(
+    "completion",
+    [
+        COPY,
+        r"\boxed{\text{What is 17 + 25?}}",
+        "#### What is 17+25?",
+        "<answer>What is 17 + 25</answer>",
+        "The answer is: what is 17 + 25?",
+    ],
+)
 def test_a_copy_is_seen_whatever_extraction_makes_of_it(completion: str) -> None:
     """It cuts sentences down to the value that they state, and 17+25 would count as 42."""
     assert guarded([completion], copied_question=True).answers == [None]

@@ -1,4 +1,5 @@
-"""Language consistency by hand: what counts as a letter, whose script is wanted, and that hostile text costs linear time."""
+"""Language consistency by hand: what counts as a letter, whose script is wanted, and that hostile text costs linear
+time."""
 
 from __future__ import annotations
 
@@ -64,8 +65,19 @@ def test_an_opening_that_is_never_closed_opens_nothing() -> None:
     assert count_scripts(r"\( ab \[cd\] ef") == {"latin": 4}
 
 
-@pytest.mark.parametrize("text", ["\\(" * 400_000, "$" * 1_000_001, "\\[\\(" * 200_000, "x" * 1_000_000, "\\begin{" * 100_000,
-                                  "<" * 500_000, "\\" * 1_000_000, "é" * 500_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\(" * 400_000,
+        "$" * 1_000_001,
+        "\\[\\(" * 200_000,
+        "x" * 1_000_000,
+        "\\begin{" * 100_000,
+        "<" * 500_000,
+        "\\" * 1_000_000,
+        "é" * 500_000,
+    ],
+)
 def test_hostile_text_takes_linear_time(text: str) -> None:
     started = time.process_time()
     assert 0.0 <= share("How many?", text) <= 1.0

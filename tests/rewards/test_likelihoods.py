@@ -1,4 +1,5 @@
-"""Confidence, overlong penalty and reference likelihood on numbers made by hand; the policy itself is in tests/rl/policy/test_scorer.py."""
+"""Confidence, overlong penalty and reference likelihood on numbers made by hand; the policy itself is in
+tests/rl/policy/test_scorer.py."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class TablePolicy:
 
 
 def test_confidence_is_the_mean_over_tokens() -> None:
-    rollouts = [Sampled([1, 2], entropies=(0.5, 1.5), self_certainties=(2.0, 4.0)), Sampled([1], entropies=(0.0,), self_certainties=(9.0,))]
+    rollouts = [
+        Sampled([1, 2], entropies=(0.5, 1.5), self_certainties=(2.0, 4.0)),
+        Sampled([1], entropies=(0.0,), self_certainties=(9.0,))]
     assert self_certainty(rollouts=rollouts).scores == [3.0, 9.0]
     assert token_entropy(rollouts=rollouts).scores == [-1.0, 0.0]
     for reward in (self_certainty, token_entropy):
@@ -41,7 +44,9 @@ def test_confidence_is_the_mean_over_tokens() -> None:
             reward(rollouts=[Sampled([1])])
 
 
-@pytest.mark.parametrize(("length", "expected"), [(1, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (130, -1.0)])
+@pytest.mark.parametrize(
+    ("length", "expected"), [(1, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1.0), (130, -1.0)]
+)
 def test_the_overlong_penalty_falls_linearly_over_the_cache(length: int, expected: float) -> None:
     for cache in (20, None):
         score = overlong_penalty(rollouts=[Sampled([0] * length)], max_completion_tokens=100, cache_tokens=cache)
@@ -55,13 +60,24 @@ def test_a_cache_outside_of_the_limit_is_refused(cache: int) -> None:
         overlong_penalty(rollouts=[Sampled([0])], max_completion_tokens=100, cache_tokens=cache)
 
 
-@pytest.mark.parametrize(("completion", "expected"), [
-    (r"3+4=7 so \boxed{7}.", ("3+4=7 so ", r"\boxed{")), (r"\boxed{1} no, \boxed{ 7 }", (r"\boxed{1} no, ", r"\boxed{ ")),
-    (r"\boxed 7", ("", r"\boxed ")), ("3+4\n#### 7", ("3+4\n", "#### ")), ("<answer>7</answer>", ("", "<answer>")),
-    ("7 it is. The answer is 7. Is it 7?", ("7 it is. The ", "answer is ")), ("答案是 7。", ("", "答案是 ")), ("seven", None),
-    (r"\boxed{7", None), ("", None),
-])
-def test_the_answers_container_is_found_where_extraction_found_it(completion: str, expected: tuple[str, str] | None) -> None:
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (r"3+4=7 so \boxed{7}.", ("3+4=7 so ", r"\boxed{")),
+        (r"\boxed{1} no, \boxed{ 7 }", (r"\boxed{1} no, ", r"\boxed{ ")),
+        (r"\boxed 7", ("", r"\boxed ")),
+        ("3+4\n#### 7", ("3+4\n", "#### ")),
+        ("<answer>7</answer>", ("", "<answer>")),
+        ("7 it is. The answer is 7. Is it 7?", ("7 it is. The ", "answer is ")),
+        ("答案是 7。", ("", "答案是 ")),
+        ("seven", None),
+        (r"\boxed{7", None),
+        ("", None),
+    ],
+)
+def test_the_answers_container_is_found_where_extraction_found_it(
+    completion: str, expected: tuple[str, str] | None
+) -> None:
     assert reasoning_and_opening(completion) == expected
 
 
@@ -70,7 +86,9 @@ def test_a_last_number_stands_in_no_container() -> None:
 
 
 def test_rlpr_by_hand() -> None:
-    policy = TablePolicy({r"3+4=7 \boxed{": [0.9, 0.7], r"\boxed{": [0.2, 0.4], "so #### ": [0.1, 0.1], "#### ": [0.5, 0.5]})
+    policy = TablePolicy(
+        {r"3+4=7 \boxed{": [0.9, 0.7], r"\boxed{": [0.2, 0.4], "so #### ": [0.1, 0.1], "#### ": [0.5, 0.5]}
+    )
     completions = [r"3+4=7 \boxed{7}", r"\boxed{1}", "so #### 2", "none"]
     score = reference_likelihood(completions=completions, answer="42", policy=policy)
     assert score.scores == pytest.approx([0.8 - 0.3, 0.0, 0.0, 0.0])  # 0.1 - 0.5 is clipped at 0

@@ -25,18 +25,26 @@ def rows(task: str, size: int = 4, **parameters: Any) -> list[dict[str, Any]]:
 
 
 def scored(row: dict[str, Any], *completions: str) -> GroupScore:
-    return score(question=row["question"], completions=list(completions), reasoning_gym=row["reasoning_gym"], answer=row["answer"])
+    return score(
+        question=row["question"], completions=list(completions), reasoning_gym=row["reasoning_gym"],
+        answer=row["answer"])
 
 
 def test_the_score_is_the_tasks_own() -> None:
     row = rows("chain_sum", min_terms=2, max_terms=2, min_digits=2, max_digits=2)[1]
     right = int(row["answer"])
     result = scored(
-        row, f"\\boxed{{{right}}}", f"\\boxed{{{right}.0}}", f"<answer> {right} </answer>", f"\\boxed{{{right + 1}}}", "no idea")
+        row,
+        f"\\boxed{{{right}}}",
+        f"\\boxed{{{right}.0}}",
+        f"<answer> {right} </answer>",
+        f"\\boxed{{{right + 1}}}",
+        "no idea")
     task = reasoning_gym.create_dataset("chain_sum", **row["reasoning_gym"]["config"])
     entry = task[1]
     assert entry["question"] == row["question"]
-    expected = [float(task.score_answer(text, entry)) for text in (str(right), f"{right}.0", str(right), str(right + 1))]
+    expected = [
+        float(task.score_answer(text, entry)) for text in (str(right), f"{right}.0", str(right), str(right + 1))]
     assert list(result.scores) == [*expected, 0.0] and expected[0] == 1.0 and expected[3] < 0.1
     assert result.answers == [str(right), f"{right}.0", str(right), str(right + 1), None]
     assert result.metrics == {"timed_out_share": 0.0, "failed_share": 0.0}
@@ -46,7 +54,10 @@ def test_several_right_answers_are_right_and_solved_pays_the_full_mark_alone() -
     row = next(row for row in rows("number_sorting", 6))
     numbers = row["answer"]
     result = scored(
-        row, f"<answer>{numbers}</answer>", f"####  not this\n<answer>{numbers.replace(', ', ',')}</answer>", "<answer>[]</answer>")
+        row,
+        f"<answer>{numbers}</answer>",
+        f"####  not this\n<answer>{numbers.replace(', ', ',')}</answer>",
+        "<answer>[]</answer>")
     assert result.scores[0] == 1.0 and result.answers is not None and result.answers[0] == numbers
     assert result.scores[2] is not None and result.scores[2] < 1.0
     whole = solved(question=row["question"], completions=[f"<answer>{numbers}</answer>", "<answer>[]</answer>"],
@@ -65,7 +76,9 @@ def test_the_last_answer_tag_is_the_answer_and_else_the_usual_rules(completion: 
 
 # Tasks whose questions follow the order of a set, and so Python's hash seed; and tasks whose questions depend on the
 # size, or on Python's global random numbers.
-@pytest.mark.parametrize("task", ["ransom_note", "isomorphic_strings", "polynomial_multiplication", "list_functions", "word_ladder", "gcd"])
+@pytest.mark.parametrize(
+    "task", ["ransom_note", "isomorphic_strings", "polynomial_multiplication", "list_functions", "word_ladder", "gcd"]
+)
 def test_the_entry_is_made_again_from_its_reference_in_another_process(task: str) -> None:
     made = rows(task, 3)
     for row in made[::-1]:
@@ -79,14 +92,19 @@ def test_a_reference_that_leads_to_another_question_is_an_error_and_no_score() -
 
 
 def test_answers_that_are_programs_do_nothing(tmp_path: Path) -> None:
-    """countdown's scorer evaluates the answer: files, processes and sockets are refused, a failed answer is counted and worth 0."""
+    """countdown's scorer evaluates the answer: files, processes and sockets are refused, a failed answer is counted and
+    worth 0."""
     row = rows("countdown", 1)[0]
     target, kept = tmp_path / "made", tmp_path / "kept"
     kept.touch()
     attacks = [
-        f"open('{target}', 'w')", f"__import__('os').system('touch {target}')", f"__import__('subprocess').call(['touch', '{target}'])",
-        f"__import__('os').open('{target}', 65)", f"__import__('pathlib').Path('{target}').mkdir()",
-        "__import__('socket').create_connection(('127.0.0.1', 9))", f"__import__('os').remove('{kept}')",
+        f"open('{target}', 'w')",
+        f"__import__('os').system('touch {target}')",
+        f"__import__('subprocess').call(['touch', '{target}'])",
+        f"__import__('os').open('{target}', 65)",
+        f"__import__('pathlib').Path('{target}').mkdir()",
+        "__import__('socket').create_connection(('127.0.0.1', 9))",
+        f"__import__('os').remove('{kept}')",
         "__import__('os').execv('/bin/true', ['true'])"]
     result = scored(row, *(f"<answer>{attack}</answer>" for attack in attacks), f"<answer>{row['answer']}</answer>")
     assert not target.exists() and kept.exists()
@@ -107,7 +125,8 @@ def test_any_text_gets_a_score(task: str) -> None:
     row = rows(task, 1)[0]
     texts = ["", "\x00", "\u202e7", "{" * 100_000, "9" * 1_000_000, "\ud800", r"\def\a{\a\a}\a", "[[[[", "None"]
     result = scored(row, *(f"<answer>{text}</answer>" for text in texts), *texts)
-    assert len(result.scores) == 2 * len(texts) and all(value is not None and 0.0 <= value < 1.0 for value in result.scores)
+    assert len(result.scores) == 2 * len(texts) and all(
+        value is not None and 0.0 <= value < 1.0 for value in result.scores)
 
 
 @pytest.mark.parametrize("name", ["score", "solved"])
@@ -117,21 +136,28 @@ def test_questions_without_a_reference_are_refused_before_anything_is_sampled(na
         rewards.check_columns("q1", {"level": 3})
     row = rows("chain_sum", 1)[0]
     rewards.check_columns("q1", {"reasoning_gym": row["reasoning_gym"]})
-    group = GroupInput("q1", row["question"], [f"\\boxed{{{row['answer']}}}"], None, {"reasoning_gym": row["reasoning_gym"]})
+    group = GroupInput(
+        "q1", row["question"], [f"\\boxed{{{row['answer']}}}"], None, {"reasoning_gym": row["reasoning_gym"]})
     (result,) = rewards.score([group])
     assert result.rewards == (1.0,)
 
 
 def test_without_the_library_the_message_is_the_line_to_type() -> None:
     """In a process where it cannot be found, as on a machine without it."""
-    code = ("import sys, importlib.util\nfind = importlib.util.find_spec\n"
-            "importlib.util.find_spec = lambda name, *rest: None if name == 'reasoning_gym' else find(name, *rest)\n"
-            "from rewards.reasoning_gym import score\nscore(question='q', completions=['<answer>1</answer>'], reasoning_gym={})")
+    code = (
+        "import sys, importlib.util\nfind = importlib.util.find_spec\nimportlib.util.find_spec = lambda name, *rest: "
+        "None if name == 'reasoning_gym' else find(name, *rest)\nfrom rewards.reasoning_gym import "
+        "score\nscore(question='q', completions=['<answer>1</answer>'], reasoning_gym={})")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
-    assert "RewardError: reasoning-gym is not installed. Remedy: pip install -c constraints.txt -e '.[reasoning-gym]'" in done.stderr
+    assert (
+        "RewardError: reasoning-gym is not installed. Remedy: pip install -c constraints.txt -e '.[reasoning-gym]'"
+        in done.stderr)
 
 
 def test_importing_the_reward_does_not_import_the_library() -> None:
-    code = "import sys, rewards.reasoning_gym; print([m for m in ('reasoning_gym', 'sympy', 'torch') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, rewards.reasoning_gym; print([m for m in ('reasoning_gym', 'sympy', 'torch') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]")
     assert load("rewards.reasoning_gym:score") is score

@@ -15,12 +15,22 @@ from rewards.loading import load
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
 
 BUILT_IN = [
-    "rewards.accuracy:accuracy", "rewards.format:format_boxed", "rewards.format:format_think", "rewards.majority:majority_vote",
-    "rewards.semantic_entropy:semantic_entropy", "rewards.controls:random_reward", "rewards.controls:inverted_accuracy",
-    "rewards.confidence:self_certainty", "rewards.confidence:token_entropy", "rewards.reference_likelihood:reference_likelihood",
-    "rewards.language:language_consistency", "rewards.overlong:overlong_penalty",
+    "rewards.accuracy:accuracy",
+    "rewards.format:format_boxed",
+    "rewards.format:format_think",
+    "rewards.majority:majority_vote",
+    "rewards.semantic_entropy:semantic_entropy",
+    "rewards.controls:random_reward",
+    "rewards.controls:inverted_accuracy",
+    "rewards.confidence:self_certainty",
+    "rewards.confidence:token_entropy",
+    "rewards.reference_likelihood:reference_likelihood",
+    "rewards.language:language_consistency",
+    "rewards.overlong:overlong_penalty",
 ]
-NEEDS_ANSWER = ("rewards.accuracy:accuracy", "rewards.controls:inverted_accuracy", "rewards.reference_likelihood:reference_likelihood")
+NEEDS_ANSWER = (
+    "rewards.accuracy:accuracy", "rewards.controls:inverted_accuracy",
+    "rewards.reference_likelihood:reference_likelihood")
 COMPLETIONS = [r"\boxed{4}", r"so \boxed{4.0}", r"\boxed{5}", "no idea"]
 
 
@@ -54,17 +64,29 @@ class CharacterPolicy:
         return [[math.log(0.9 if "so" in before else 0.5) for _ in text] for before, text in continuations]
 
 
-def call(use: str, completions: Sequence[str] = COMPLETIONS, answer: str | None = "4", **arguments: object) -> GroupScore:
-    needed: dict[str, object] = {"rollouts": [CharacterRollout(text) for text in completions], "policy": CharacterPolicy(),
-                                 "max_completion_tokens": 1000}
-    keywords = {"question": "2 + 2?", "completions": list(completions), "answer": answer, "level": "easy"} | needed | arguments
+def call(
+    use: str, completions: Sequence[str] = COMPLETIONS, answer: str | None = "4", **arguments: object
+) -> GroupScore:
+    needed: dict[str, object] = {
+        "rollouts": [CharacterRollout(text) for text in completions], "policy": CharacterPolicy(),
+        "max_completion_tokens": 1000}
+    keywords = (
+        {"question": "2 + 2?", "completions": list(completions), "answer": answer, "level": "easy"} | needed | arguments
+    )
     result = load(use)(**keywords)
     return result if isinstance(result, GroupScore) else GroupScore(result)
 
 
 @pytest.mark.parametrize("use", BUILT_IN)
 def test_every_reward_keeps_the_contract(use: str) -> None:
-    hostile = [*COMPLETIONS, "", "\x00", "\\boxed{" * 1000, "9" * 10_000, "\u202e}{", "<think></think><answer></answer>"]
+    hostile = [
+        *COMPLETIONS,
+        "",
+        "\x00",
+        "\\boxed{" * 1000,
+        "9" * 10_000,
+        "\u202e}{",
+        "<think></think><answer></answer>"]
     completions = list(hostile)
     first, second = call(use, completions), call(use, completions)
     assert completions == hostile, "inputs are unchanged"
@@ -72,8 +94,9 @@ def test_every_reward_keeps_the_contract(use: str) -> None:
     assert all(isinstance(score, float) and math.isfinite(score) for score in first.scores)
     assert first == second, "the same input gives the same values"
     assert len(set(first.scores)) > 1 or use.endswith(("format_think", "language_consistency"))
-    group = GroupInput("q1", "2 + 2?", hostile, "4", {"level": "easy"}, rollouts=[CharacterRollout(text) for text in hostile],
-                       policy=CharacterPolicy())
+    group = GroupInput(
+        "q1", "2 + 2?", hostile, "4", {"level": "easy"}, rollouts=[CharacterRollout(text) for text in hostile],
+        policy=CharacterPolicy())
     result = RewardSum([RewardSpec(use)], run_arguments={"max_completion_tokens": 1000}).score([group])[0]
     assert result.rewards == tuple(first.scores)
     assert len(call(use, hostile[:1]).scores) == 1, "a group of one"
@@ -133,7 +156,8 @@ def test_format_think_wants_each_tag_once_and_in_order(text: str, kept: float) -
 
 
 def test_format_boxed_wants_a_closed_box_with_something_in_it() -> None:
-    assert call("rewards.format:format_boxed", [r"\boxed{x}", r"\boxed{}", r"\boxed{1", "1"]).scores == [1.0, 0.0, 0.0, 0.0]
+    assert call("rewards.format:format_boxed", [r"\boxed{x}", r"\boxed{}", r"\boxed{1", "1"]).scores == [
+        1.0, 0.0, 0.0, 0.0]
 
 
 def test_random_reward_is_fair_repeatable_and_depends_on_its_seed() -> None:

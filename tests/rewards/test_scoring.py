@@ -12,7 +12,7 @@ import pytest
 from rewards.contract import RewardError
 from rewards.scoring import GroupInput, GroupResult, RewardSpec, RewardSum
 
-MODULE = '''
+MODULE = """
 import asyncio
 import numpy as np
 from rewards.contract import GroupScore
@@ -44,7 +44,8 @@ def raises(*, completions, **columns):
     return table["missing"]
 
 def returns(*, completions, value, **columns):
-    special = {"nan": [float("nan"), 1.0], "inf": [1.0, float("inf")], "none_item": [None, 1.0], "text_item": ["1", 1.0]}
+    special = {"nan": [float("nan"), 1.0], "inf": [1.0, float("inf")], "none_item": [None, 1.0],
+               "text_item": ["1", 1.0]}
     return special.get(value, value) if isinstance(value, str) else value
 
 def fixed(*, completions, values, **columns):
@@ -79,7 +80,7 @@ def trl_state(completions, trainer_state, **kwargs):
 
 def trl_nan(completions, **kwargs):
     return [0.0] * (len(completions) - 1) + [float("nan")]
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def group(i: int = 1, completions: tuple[str, ...] = (r"\boxed{4}", r"so \boxed{5}"), answer: str | None = "4") -> GroupInput:
+def group(
+    i: int = 1, completions: tuple[str, ...] = (r"\boxed{4}", r"so \boxed{5}"), answer: str | None = "4"
+) -> GroupInput:
     rollouts = [Sampled((1,) * (j + 1), (-0.5,) * (j + 1)) for j in range(len(completions))]
     return GroupInput(f"q{i}", f"question {i}", completions, answer, {"level": i}, f"P{i}", rollouts)
 
@@ -106,8 +109,9 @@ def score(folder: Path, *specs: RewardSpec, groups: list[GroupInput] | None = No
 
 
 def test_rewards_are_summed_with_their_weights(folder: Path) -> None:
-    [result] = score(folder, RewardSpec("rewards.accuracy:accuracy", weight=2.0), RewardSpec("mine.py:length", -0.1, "long"),
-                     RewardSpec("mine.py:length", 1.0, "scaled", arguments={"scale": 0.5}))
+    [result] = score(
+        folder, RewardSpec("rewards.accuracy:accuracy", weight=2.0), RewardSpec("mine.py:length", -0.1, "long"),
+        RewardSpec("mine.py:length", 1.0, "scaled", arguments={"scale": 0.5}))
     assert result.scores == {"accuracy": (1.0, 0.0), "long": (9.0, 12.0), "scaled": (4.5, 6.0)}
     assert result.rewards == pytest.approx((2.0 - 0.9 + 4.5, -1.2 + 6.0))
     assert result.metrics["accuracy/timed_out_share"] == 0.0
@@ -290,7 +294,8 @@ def test_a_question_without_answer_is_refused_only_by_rewards_that_need_one(fold
 
 
 def test_the_order_of_groups_changes_nothing(folder: Path) -> None:
-    rewards = RewardSum([RewardSpec("rewards.semantic_entropy:semantic_entropy"), RewardSpec("mine.py:level", 0.3)], folder)
+    rewards = RewardSum(
+        [RewardSpec("rewards.semantic_entropy:semantic_entropy"), RewardSpec("mine.py:level", 0.3)], folder)
     groups = [group(1), group(2, ("x", r"\boxed{1}", r"\boxed{1.0}")), group(3)]
     assert rewards.score(groups) == rewards.score(groups[::-1])[::-1]
     assert rewards.score([]) == []

@@ -27,7 +27,8 @@ def test_grpo_pushes_weak_agreement_hardest() -> None:
     [advantages] = compute_advantages([three_agree], "grpo", std="sample", eps=1e-4)
     assert advantages[0] == pytest.approx(2.01, abs=0.005)
     # sqrt(13/3) is the population's value: the published figure is the sample's.
-    assert compute_advantages([three_agree], "grpo", std="population", eps=0.0)[0][0] == pytest.approx(math.sqrt(13 / 3))
+    assert compute_advantages([three_agree], "grpo", std="population", eps=0.0)[0][0] == pytest.approx(
+        math.sqrt(13 / 3))
 
 
 def test_grpo_pushes_the_lone_dissenter_down() -> None:

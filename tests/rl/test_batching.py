@@ -1,4 +1,5 @@
-"""Plans, micro-batch tensors, and that layout, split and order change neither log-probabilities nor gradients of a real model."""
+"""Plans, micro-batch tensors, and that layout, split and order change neither log-probabilities nor gradients of a real
+model."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ SHAPES = [(3, (4, 1, 12), (1.0, -0.5, -0.5)), (7, (2, 9), (0.7, -0.7)), (1, (1, 
           (4, (6, 2), (-2.0, 2.0))]
 
 
-def make_group(index: int, prompt_length: int, lengths: tuple[int, ...], advantages: tuple[float, ...]) -> TrainingGroup:
+def make_group(
+    index: int, prompt_length: int, lengths: tuple[int, ...], advantages: tuple[float, ...]
+) -> TrainingGroup:
     generator = random.Random(index)
 
     def ids(count: int) -> tuple[int, ...]:
@@ -58,8 +61,9 @@ def groups() -> tuple[TrainingGroup, ...]:
 @functools.cache
 def model(attention: Literal["sdpa", "eager"] = "sdpa") -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=1, max_position_embeddings=64, attn_implementation=attention, initializer_range=0.3)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, attn_implementation=attention, initializer_range=0.3)
     return LlamaForCausalLM(config)
 
 
@@ -76,19 +80,37 @@ def run(
     total = torch.zeros(())
     for sequences in plan_micro_batches(batch, max_tokens=max_tokens, layout=layout):
         micro = build_micro_batch(
-            batch, sequences, layout=layout, pad_token_id=pad_token_id, aggregation=aggregation, num_loss_tokens=num_loss_tokens,
-            num_sequences=num_sequences, max_completion_tokens=MAX_COMPLETION_TOKENS)
+            batch,
+            sequences,
+            layout=layout,
+            pad_token_id=pad_token_id,
+            aggregation=aggregation,
+            num_loss_tokens=num_loss_tokens,
+            num_sequences=num_sequences,
+            max_completion_tokens=MAX_COMPLETION_TOKENS)
         output = policy.model(input_ids=micro.token_ids_BL, position_ids=micro.position_ids_BL, use_cache=False)
-        scored = token_logprobs(output.last_hidden_state.flatten(0, 1)[micro.predictor_T], policy.lm_head, micro.completion_ids_T,
-                                chunk_tokens=5, entropy_grad=True)
+        scored = token_logprobs(
+            output.last_hidden_state.flatten(0, 1)[micro.predictor_T], policy.lm_head, micro.completion_ids_T,
+            chunk_tokens=5, entropy_grad=True)
         result = policy_loss(
-            "gspo", logprobs_T=scored.logprobs_N, old_logprobs_T=micro.sampler_logprobs_T,
-            sampler_logprobs_T=micro.sampler_logprobs_T, advantages_T=micro.advantages_T, entropies_T=scored.entropies_N,
-            weights_T=micro.weights_T, sequence_ids_T=micro.sequence_ids_T, num_sequences=micro.num_sequences,
-            num_loss_tokens=num_loss_tokens, clip_low=0.9, clip_high=9.0, entropy_bonus=0.1)
+            "gspo",
+            logprobs_T=scored.logprobs_N,
+            old_logprobs_T=micro.sampler_logprobs_T,
+            sampler_logprobs_T=micro.sampler_logprobs_T,
+            advantages_T=micro.advantages_T,
+            entropies_T=scored.entropies_N,
+            weights_T=micro.weights_T,
+            sequence_ids_T=micro.sequence_ids_T,
+            num_sequences=micro.num_sequences,
+            num_loss_tokens=num_loss_tokens,
+            clip_low=0.9,
+            clip_high=9.0,
+            entropy_bonus=0.1)
         result.loss.backward()
         total += result.loss.detach()
-        for sequence, values in zip(micro.sequences, scored.logprobs_N.detach().split(list(micro.sequence_lengths)), strict=True):
+        for sequence, values in zip(
+            micro.sequences, scored.logprobs_N.detach().split(list(micro.sequence_lengths)), strict=True
+        ):
             logprobs[batch[sequence.group].group.question.id, sequence.rollout] = values
     gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
     return logprobs, total, gradient
@@ -110,9 +132,13 @@ def test_log_probabilities_are_those_of_each_row_alone() -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-@pytest.mark.parametrize(("max_tokens", "layout", "attention"), [
-    (1, "padded", "sdpa"), (20, "padded", "sdpa"), (40, "padded", "eager"), (20, "packed", "sdpa"), (1000, "packed", "sdpa"),
-    (1000, "packed", "eager")])
+@pytest.mark.parametrize(
+    ("max_tokens", "layout", "attention"),
+    [
+        (1, "padded", "sdpa"), (20, "padded", "sdpa"), (40, "padded", "eager"), (20, "packed", "sdpa"),
+        (1000, "packed", "sdpa"), (1000, "packed", "eager"),
+    ],
+)
 def test_loss_and_gradient_do_not_depend_on_layout_or_budget(
     aggregation: Aggregation, max_tokens: int, layout: Layout, attention: Literal["sdpa", "eager"]
 ) -> None:
@@ -125,18 +151,20 @@ def test_loss_and_gradient_do_not_depend_on_layout_or_budget(
 
 
 def with_a_repeat() -> tuple[TrainingGroup, tuple[TrainingGroup, ...]]:
-    """A group whose third completion has the first one's tokens (other advantage, other sampler log-probabilities), and the same
-    completions as two groups, between which nothing is shared."""
+    """A group whose third completion has the first one's tokens (other advantage, other sampler log-probabilities), and
+    the same completions as two groups, between which nothing is shared."""
     whole = make_group(0, 3, (4, 6, 4), (1.0, -0.5, -0.25))
     first, second, third = whole.group.rollouts
     third = replace(third, token_ids=first.token_ids)
 
     def group(rollouts: tuple[Rollout, ...], advantages: tuple[float, ...]) -> TrainingGroup:
         size = len(rollouts)
-        scored = ScoredGroup(Group(whole.group.prompt, rollouts), (0.0,) * size, {}, (None,) * size, tuple(range(size)), 0.0, {})
+        scored = ScoredGroup(
+            Group(whole.group.prompt, rollouts), (0.0,) * size, {}, (None,) * size, tuple(range(size)), 0.0, {})
         return TrainingGroup(scored, advantages)
 
-    return group((first, second, third), whole.advantages), (group((first, second), (1.0, -0.5)), group((third,), (-0.25,)))
+    return group((first, second, third), whole.advantages), (
+        group((first, second), (1.0, -0.5)), group((third,), (-0.25,)))
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -149,10 +177,16 @@ def test_completions_with_the_same_tokens_share_a_row_and_each_counts(layout: La
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-5
 
     plan = plan_micro_batches((together,), max_tokens=max_tokens, layout=layout)
-    assert sorted((s.rollout, s.is_repeat) for sequences in plan for s in sequences) == [(0, False), (1, False), (2, True)]
+    assert sorted((s.rollout, s.is_repeat) for sequences in plan for s in sequences) == [
+        (0, False), (1, False), (2, True)]
     micro = build_micro_batch(
-        (together,), [s for sequences in plan for s in sequences], pad_token_id=PAD, aggregation="token", num_loss_tokens=14,
-        num_sequences=3, max_completion_tokens=MAX_COMPLETION_TOKENS)
+        (together,),
+        [s for sequences in plan for s in sequences],
+        pad_token_id=PAD,
+        aggregation="token",
+        num_loss_tokens=14,
+        num_sequences=3,
+        max_completion_tokens=MAX_COMPLETION_TOKENS)
     assert micro.token_ids_BL.shape[0] == 2 and micro.num_sequences == 3 and micro.predictor_T.shape == (14,)
 
 
@@ -205,8 +239,9 @@ def test_a_sequence_longer_than_the_budget_has_its_own_micro_batch() -> None:
 def test_hand_built_padded_micro_batch() -> None:
     group = make_group(0, 2, (3, 1), (0.5, -0.5)).group
     batch = [TrainingGroup(make_group(0, 2, (3, 1), (0.5, -0.5)).scored, (0.5, -0.5))]
-    micro = build_micro_batch(batch, plan_micro_batches(batch, max_tokens=100)[0], pad_token_id=PAD, aggregation="sequence",
-                              num_loss_tokens=8, num_sequences=4, max_completion_tokens=5)
+    micro = build_micro_batch(
+        batch, plan_micro_batches(batch, max_tokens=100)[0], pad_token_id=PAD, aggregation="sequence",
+        num_loss_tokens=8, num_sequences=4, max_completion_tokens=5)
     (a, b), (c, d, e), (f,) = group.prompt.token_ids, group.rollouts[0].token_ids, group.rollouts[1].token_ids
     assert micro.token_ids_BL.tolist() == [[a, b, c, d], [a, b, PAD, PAD]]
     assert micro.position_ids_BL.tolist() == [[0, 1, 2, 3]] * 2
@@ -215,7 +250,8 @@ def test_hand_built_padded_micro_batch() -> None:
     assert micro.sequence_ids_T.tolist() == [0, 0, 0, 1]
     assert micro.advantages_T.tolist() == [0.5, 0.5, 0.5, -0.5]
     assert micro.weights_T.tolist() == pytest.approx([1 / 12] * 3 + [0.25])
-    assert micro.sampler_logprobs_T.tolist() == pytest.approx([*group.rollouts[0].logprobs, *group.rollouts[1].logprobs])
+    assert micro.sampler_logprobs_T.tolist() == pytest.approx(
+        [*group.rollouts[0].logprobs, *group.rollouts[1].logprobs])
     assert micro.num_sequences == 2
     moved = micro.to("meta")
     assert moved.token_ids_BL.is_meta and moved.weights_T.is_meta and not micro.token_ids_BL.is_meta
@@ -224,8 +260,9 @@ def test_hand_built_padded_micro_batch() -> None:
 def test_hand_built_packed_micro_batch() -> None:
     batch = [make_group(0, 2, (3, 1), (0.5, -0.5))]
     [sequences] = plan_micro_batches(batch, max_tokens=100, layout="packed")
-    micro = build_micro_batch(batch, sequences, layout="packed", pad_token_id=PAD, aggregation="token", num_loss_tokens=4,
-                              num_sequences=2, max_completion_tokens=5)
+    micro = build_micro_batch(
+        batch, sequences, layout="packed", pad_token_id=PAD, aggregation="token", num_loss_tokens=4, num_sequences=2,
+        max_completion_tokens=5)
     prompt, first = batch[0].group.prompt.token_ids, batch[0].group.rollouts[0].token_ids
     assert micro.token_ids_BL.tolist() == [[*prompt, *first[:-1], *prompt]]
     assert micro.position_ids_BL.tolist() == [[0, 1, 2, 3, 0, 1]]

@@ -42,10 +42,17 @@ torch.set_num_threads(1)
 
 def state(step: int = 3) -> TrainerState:
     return TrainerState(
-        step=step, policy_version=5, num_ranks=1, order={"epoch": 1, "position": 7, "postponed": [2, 3]}, watchdog={"falls": 1},
-        memory={"rewards_since_evaluation": [0.1 + 0.2]}, best={"step": 2, "value": 1 / 3, "checkpoint": "checkpoints/best"},
-        held_out_before={"avg@8": {"value": 0.1, "low": 0.0, "high": 0.2}}, positions={"metrics": 1234, "rollouts": 5},
-        surplus=[scored_group_to_json(scored_group("q", ["1", "2", None]))], totals={"wall_s": 1.5})
+        step=step,
+        policy_version=5,
+        num_ranks=1,
+        order={"epoch": 1, "position": 7, "postponed": [2, 3]},
+        watchdog={"falls": 1},
+        memory={"rewards_since_evaluation": [0.1 + 0.2]},
+        best={"step": 2, "value": 1 / 3, "checkpoint": "checkpoints/best"},
+        held_out_before={"avg@8": {"value": 0.1, "low": 0.0, "high": 0.2}},
+        positions={"metrics": 1234, "rollouts": 5},
+        surplus=[scored_group_to_json(scored_group("q", ["1", "2", None]))],
+        totals={"wall_s": 1.5})
 
 
 def optimiser(policy: Policy) -> torch.optim.Optimizer:
@@ -68,7 +75,8 @@ def policy() -> Policy:
 
 def save(folder: Path, policy: Policy, step: int = 3, config: RunConfig | None = None) -> Path:
     optimizer = optimiser(policy)
-    return save_checkpoint(folder, state(step), policy, optimizer, [{"cpu": torch.get_rng_state()}], config or tiny_config())
+    return save_checkpoint(
+        folder, state(step), policy, optimizer, [{"cpu": torch.get_rng_state()}], config or tiny_config())
 
 
 @contextlib.contextmanager
@@ -97,7 +105,8 @@ def test_weights_optimiser_and_rng_come_back_bit_for_bit(tmp_path: Path, overrid
     again = tiny_policy(config)
     optimizer_again = optimiser(again)
     states = load_weights(path, again, optimizer_again)
-    assert all(torch.equal(one, two) for one, two in zip((s["cpu"] for s in states), (r["cpu"] for r in rng), strict=True))
+    assert all(
+        torch.equal(one, two) for one, two in zip((s["cpu"] for s in states), (r["cpu"] for r in rng), strict=True))
     saved = trained(policy)
     assert all(torch.equal(weight, saved[name]) for name, weight in trained(again).items())
     for one, two in ((policy, optimizer), (again, optimizer_again)):
@@ -131,7 +140,8 @@ def test_nothing_in_a_checkpoint_needs_pickle(tmp_path: Path, policy: Policy) ->
     path = save(tmp_path, policy)
     for name in ("optimizer.pt", "rng.pt"):
         torch.load(path / name, weights_only=True)
-    assert {file.suffix for file in path.rglob("*") if file.is_file()} <= {".pt", ".json", ".yaml", ".safetensors", ".md"}
+    assert {file.suffix for file in path.rglob("*") if file.is_file()} <= {
+        ".pt", ".json", ".yaml", ".safetensors", ".md"}
 
 
 def test_code_hidden_in_a_checkpoint_is_not_run(tmp_path: Path, policy: Policy) -> None:
@@ -194,11 +204,17 @@ def damaged_by_another_manifest(path: Path) -> str:
     return r"manifest\.json cannot be read"
 
 
-@pytest.mark.parametrize("damage", [
-    damaged_by_cutting, damaged_by_one_byte, damaged_by_a_missing_file, damaged_by_a_missing_manifest, damaged_by_a_cut_manifest,
-    damaged_by_another_manifest])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damaged_by_cutting, damaged_by_one_byte, damaged_by_a_missing_file, damaged_by_a_missing_manifest,
+        damaged_by_a_cut_manifest, damaged_by_another_manifest,
+    ],
+)
 @pytest.mark.parametrize("with_older", [True, False])
-def test_damage_is_found_and_the_message_says_how_to_go_on(tmp_path: Path, policy: Policy, damage: object, with_older: bool) -> None:
+def test_damage_is_found_and_the_message_says_how_to_go_on(
+    tmp_path: Path, policy: Policy, damage: object, with_older: bool
+) -> None:
     if with_older:
         save(tmp_path, policy, 2)
     path = save(tmp_path, policy, 3)
@@ -220,11 +236,14 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path, policy: Policy) -
 @pytest.mark.parametrize("num_bytes", [100, 50_000, 300_000])
 @pytest.mark.parametrize("step", [4, 3])
 def test_a_full_disk_leaves_the_previous_checkpoints_as_they_were(tmp_path: Path, num_bytes: int, step: int) -> None:
-    """100 bytes stop at the first file, 50 000 within the adapter, 300 000 within the optimiser's state; step 3 is there already."""
+    """100 bytes stop at the first file, 50 000 within the adapter, 300 000 within the optimiser's state; step 3 is
+    there already."""
     policy = tiny_policy()
     optimizer = optimiser(policy)
     take_step(policy, optimizer, 0)
-    paths = [save_checkpoint(tmp_path, state(s), policy, optimizer, [{"cpu": torch.get_rng_state()}], tiny_config()) for s in (2, 3)]
+    paths = [
+        save_checkpoint(tmp_path, state(s), policy, optimizer, [{"cpu": torch.get_rng_state()}], tiny_config())
+        for s in (2, 3)]
     mark_best(tmp_path, paths[0])
     sizes = {file.name: file.stat().st_size for file in paths[1].rglob("*")}
     assert 50_000 < sizes["adapter_model.safetensors"] < 300_000 < sizes["optimizer.pt"]
@@ -248,7 +267,9 @@ def test_the_limit_of_this_test_is_the_kernels(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path, policy: Policy) -> None:
     (tmp_path / "checkpoints").write_text("a file is in the way")
-    with pytest.raises(CheckpointError, match=r"could not write checkpoint .*Earlier checkpoints are untouched: none yet"):
+    with pytest.raises(
+        CheckpointError, match=r"could not write checkpoint .*Earlier checkpoints are untouched: none yet"
+    ):
         save(tmp_path / "checkpoints", policy)
 
 
@@ -310,7 +331,9 @@ def test_another_teacher_than_at_the_start_is_refused_by_its_key() -> None:
     path = Path("runs/x/checkpoints/step-000003")
     check_same_run(path, tiny_config(), tiny_config(), began, 1, began.data)
     check_same_run(path, tiny_config(), tiny_config(), replace(began, data={"data.path": "aa"}), 1, began.data)
-    with pytest.raises(CheckpointError, match=r"^teacher\.adapter: the weights differ from those that the run began with .*Remedy"):
+    with pytest.raises(
+        CheckpointError, match=r"^teacher\.adapter: the weights differ from those that the run began with .*Remedy"
+    ):
         check_same_run(path, tiny_config(), tiny_config(), began, 1, {**began.data, "teacher.adapter": "changed"})
     servers = ["teacher.path=x", "teacher.backend=vllm_server", "teacher.urls=[http://a:1]"]
     check(tiny_config(*servers), tiny_config(*servers[:2], "teacher.urls=[http://b:1]"))
@@ -318,11 +341,15 @@ def test_another_teacher_than_at_the_start_is_refused_by_its_key() -> None:
         check(tiny_config(*servers, "teacher.served_model=a"), tiny_config(*servers, "teacher.served_model=b"))
 
 
-@pytest.mark.parametrize(("override", "key"), [
-    ("optim.lr=1e-6", r"optim\.lr: 0\.0005 then, 1e-06 now"), ("seed=5", "seed: 0 then, 5 now"), ("lora.rank=8", r"lora\.rank: 4 then"),
-    ("rewards.0.weight=2", r"rewards\.0\.weight"), ("sampling.group_size=8", r"sampling\.group_size"), ("data.limit=3", r"data\.limit"),
-    ("optim.epochs=2", r"optim\.epochs"), ("evaluation.samples=3", r"evaluation\.samples"),
-])
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optim.lr=1e-6", r"optim\.lr: 0\.0005 then, 1e-06 now"), ("seed=5", "seed: 0 then, 5 now"),
+        ("lora.rank=8", r"lora\.rank: 4 then"), ("rewards.0.weight=2", r"rewards\.0\.weight"),
+        ("sampling.group_size=8", r"sampling\.group_size"), ("data.limit=3", r"data\.limit"),
+        ("optim.epochs=2", r"optim\.epochs"), ("evaluation.samples=3", r"evaluation\.samples"),
+    ],
+)
 def test_another_configuration_is_refused_by_its_key(override: str, key: str) -> None:
     with pytest.raises(CheckpointError, match=f"belongs to another configuration: .*{key}.*Remedy"):
         check(tiny_config(), tiny_config(override))

@@ -1,4 +1,5 @@
-"""Collecting a batch: what each selection mode does with refused groups, how refilling fills, and what is left for the next step.
+"""Collecting a batch: what each selection mode does with refused groups, how refilling fills, and what is left for the
+next step.
 
 The reward is a plug-in that decides by a column of the question's row whether its group will be kept.
 """
@@ -22,15 +23,16 @@ from rl.records import ScoredGroup
 from tests.reference.tiny_run import tiny_config, tiny_policy
 
 torch.set_num_threads(1)
-REWARD = '''
+REWARD = """
 from rewards.contract import GroupScore
 
 def by_kind(*, question, completions, answer, kind, **_):
     size = len(completions)
-    labels = {"kept": [i // 2 for i in range(size)], "equal": [i // 2 for i in range(size)], "low": [0] * size, "high": list(range(size))}
+    labels = {"kept": [i // 2 for i in range(size)], "equal": [i // 2 for i in range(size)], "low": [0] * size,
+              "high": list(range(size))}
     scores = [0.0] * size if kind == "equal" else [float(i == 0) for i in range(size)]
     return GroupScore(scores, labels=labels[kind], answers=[str(label) for label in labels[kind]])
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,21 @@ def policy() -> Policy:
 class Setting:
     """A collector over questions of the given kinds in this order, four to a step."""
 
-    def __init__(self, folder: Path, policy: Policy, kinds: Sequence[str], *overrides: str, rank: int = 0, num_ranks: int = 1) -> None:
+    def __init__(
+        self, folder: Path, policy: Policy, kinds: Sequence[str], *overrides: str, rank: int = 0, num_ranks: int = 1
+    ) -> None:
         (folder / "reward.py").write_text(REWARD)
         rows = [{"id": f"q{i}", "question": f"{i}+{i}=?", "kind": kind} for i, kind in enumerate(kinds)]
         (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.config = tiny_config(
-            f"data.path={folder / 'questions.jsonl'}", f"rewards.0.use={folder / 'reward.py'}:by_kind", "data.limit=null",
-            "selection.low=0.1", "selection.high=0.9", "sampling.max_completion_tokens=2", "data.shuffle=false", *overrides)
+            f"data.path={folder / 'questions.jsonl'}",
+            f"rewards.0.use={folder / 'reward.py'}:by_kind",
+            "data.limit=null",
+            "selection.low=0.1",
+            "selection.high=0.9",
+            "sampling.max_completion_tokens=2",
+            "data.shuffle=false",
+            *overrides)
         self.inputs: Inputs = read_inputs(self.config)
         self.generator = TransformersGenerator(policy, merge=False, max_sequences=64)
         self.collector = Collector(
@@ -100,7 +110,8 @@ def test_a_full_batch_is_not_refilled(tmp_path: Path, policy: Policy) -> None:
 
 
 def test_the_surplus_of_refilling_trains_first_in_the_next_step(tmp_path: Path, policy: Policy) -> None:
-    """Of the first four one is kept; at that rate three missing ones ask for a whole batch, of which all four are kept: one is left."""
+    """Of the first four one is kept; at that rate three missing ones ask for a whole batch, of which all four are kept:
+    one is left."""
     setting = Setting(tmp_path, policy, ["low", "low", "low", *["kept"] * 20], "selection.mode=refill")
     first = setting.collector.collect(0)
     assert ids(first.batch) == [3, 4, 5, 6] and ids(setting.collector.surplus) == [7]
@@ -129,7 +140,9 @@ def test_refilling_gives_up_after_max_refills_rounds(tmp_path: Path, policy: Pol
 
 
 def test_max_refills_is_not_read_without_refilling(tmp_path: Path, policy: Policy) -> None:
-    collected = Setting(tmp_path, policy, ["low"] * 40, "selection.mode=drop", "selection.max_refills=3").collector.collect(0)
+    collected = Setting(
+        tmp_path, policy, ["low"] * 40, "selection.mode=drop", "selection.max_refills=3"
+    ).collector.collect(0)
     assert len(collected.sampled) == 4
 
 
@@ -148,11 +161,14 @@ def test_questions_come_in_the_shuffled_order_of_the_seed(tmp_path: Path, policy
 
 
 def test_request_seeds_name_the_step_the_round_and_the_sample(tmp_path: Path, policy: Policy) -> None:
-    collected = Setting(tmp_path, policy, ["low"] * 4 + ["kept"] * 4, "selection.mode=refill", "seed=5").collector.collect(9)
+    collected = Setting(
+        tmp_path, policy, ["low"] * 4 + ["kept"] * 4, "selection.mode=refill", "seed=5"
+    ).collector.collect(9)
     for group in collected.sampled:
         number = group.group.question.id
         round_number = 0 if int(number[1:]) < 4 else 1
-        assert [r.seed for r in group.group.rollouts] == [request_seed(5, f"train-{round_number}", 9, number, i) for i in range(4)]
+        assert [r.seed for r in group.group.rollouts] == [
+            request_seed(5, f"train-{round_number}", 9, number, i) for i in range(4)]
 
 
 def test_a_collector_resumed_from_order_and_surplus_goes_on_the_same(tmp_path: Path, policy: Policy) -> None:

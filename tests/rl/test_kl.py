@@ -22,7 +22,8 @@ def logits_of(*probabilities: float) -> Tensor:
 
 
 def random_logits(num_positions: int, vocab_size: int, seed: int) -> Tensor:
-    return 2.0 * torch.randn(num_positions, vocab_size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 2.0 * torch.randn(
+        num_positions, vocab_size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def literal_kl(p: list[float], q: list[float]) -> float:
@@ -104,10 +105,14 @@ def test_the_expected_gradient_of_k2_is_that_of_the_exact_divergence() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_the_expected_gradient_of_the_distillation_loss_is_that_of_the_exact_reverse_kl(name: str, temperature: float) -> None:
-    """Every token of the vocabulary at every context once, weighted with its probability of being sampled: the expectation, exactly.
+def test_the_expected_gradient_of_the_distillation_loss_is_that_of_the_exact_reverse_kl(
+    name: str, temperature: float
+) -> None:
+    """Every token of the vocabulary at every context once, weighted with its probability of being sampled: the
+    expectation, exactly.
 
-    The student at its sampling temperature, the teacher at temperature 1, three tokens a sequence: each has an advantage of its own."""
+    The student at its sampling temperature, the teacher at temperature 1, three tokens a sequence: each has an
+    advantage of its own."""
     weight, num_positions, vocab_size = 0.3, 4, 6
     logits = random_logits(num_positions, vocab_size, seed=11).requires_grad_()
     teacher = random_logits(num_positions, vocab_size, seed=12)
@@ -117,9 +122,17 @@ def test_the_expected_gradient_of_the_distillation_loss_is_that_of_the_exact_rev
     old_T = logprobs_T.detach()
     zeros_T = torch.zeros_like(old_T)
     loss = policy_loss(
-        name, logprobs_T=logprobs_T, old_logprobs_T=old_T, sampler_logprobs_T=old_T,
-        advantages_T=distilled_advantages(zeros_T, old_T, teacher.log_softmax(-1).flatten(), weight=weight), entropies_T=zeros_T,
-        weights_T=old_T.exp(), sequence_ids_T=torch.arange(len(old_T)) // 3, num_sequences=len(old_T) // 3, num_loss_tokens=len(old_T)).loss
+        name,
+        logprobs_T=logprobs_T,
+        old_logprobs_T=old_T,
+        sampler_logprobs_T=old_T,
+        advantages_T=distilled_advantages(zeros_T, old_T, teacher.log_softmax(-1).flatten(), weight=weight),
+        entropies_T=zeros_T,
+        weights_T=old_T.exp(),
+        sequence_ids_T=torch.arange(len(old_T)) // 3,
+        num_sequences=len(old_T) // 3,
+        num_loss_tokens=len(old_T),
+    ).loss
     (found,) = torch.autograd.grad(loss, logits)
     assert_exact(found, exact)
 

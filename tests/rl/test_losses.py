@@ -58,9 +58,20 @@ def random_sequences(lengths: tuple[int, ...] = (5, 1, 3, 7)) -> Sequences:
 
 
 def ours(
-    data: Sequences, subset: list[int], *, name: str = "clip", aggregation: Aggregation = "token", kl_weight: float = 0.0,
-    entropy_bonus: float = 0.0, min_entropy: float = -math.inf, mode: CorrectionMode = "none", clip_low: float = 0.2,
-    clip_high: float = 0.28, cap: float = 1.3, low: float = 0.7, high: float = 1.4,
+    data: Sequences,
+    subset: list[int],
+    *,
+    name: str = "clip",
+    aggregation: Aggregation = "token",
+    kl_weight: float = 0.0,
+    entropy_bonus: float = 0.0,
+    min_entropy: float = -math.inf,
+    mode: CorrectionMode = "none",
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    cap: float = 1.3,
+    low: float = 0.7,
+    high: float = 1.4,
 ) -> LossOutput:
     """policy_loss on the micro-batch of the sequences in `subset`, with the denominators of all sequences."""
     lengths = [len(data.logprobs[index]) for index in subset]
@@ -72,14 +83,28 @@ def ours(
         return torch.cat([tensors[index] for index in subset])
 
     return policy_loss(
-        name, logprobs_T=flat(data.logprobs), old_logprobs_T=flat(data.old), sampler_logprobs_T=flat(data.sampler),
-        advantages_T=torch.tensor([data.advantages[index] for index in subset])[sequence_ids_T], entropies_T=flat(data.entropies),
-        ref_logprobs_T=flat(data.ref), num_sequences=len(subset), num_loss_tokens=num_loss_tokens,
-        weights_T=token_weights(lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=len(data.logprobs),
-                                max_completion_tokens=MAX_COMPLETION_TOKENS),
-        sequence_ids_T=sequence_ids_T, clip_low=clip_low, clip_high=clip_high,
-        kl_weight=kl_weight, entropy_bonus=entropy_bonus, min_entropy=min_entropy, correction_mode=mode, correction_cap=cap,
-        correction_low=low, correction_high=high,
+        name,
+        logprobs_T=flat(data.logprobs),
+        old_logprobs_T=flat(data.old),
+        sampler_logprobs_T=flat(data.sampler),
+        advantages_T=torch.tensor([data.advantages[index] for index in subset])[sequence_ids_T],
+        entropies_T=flat(data.entropies),
+        ref_logprobs_T=flat(data.ref),
+        num_sequences=len(subset),
+        num_loss_tokens=num_loss_tokens,
+        weights_T=token_weights(
+            lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=len(data.logprobs),
+            max_completion_tokens=MAX_COMPLETION_TOKENS),
+        sequence_ids_T=sequence_ids_T,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        kl_weight=kl_weight,
+        entropy_bonus=entropy_bonus,
+        min_entropy=min_entropy,
+        correction_mode=mode,
+        correction_cap=cap,
+        correction_low=low,
+        correction_high=high,
     )
 
 
@@ -94,16 +119,35 @@ def gradients(loss: Tensor, data: Sequences) -> list[Tensor]:
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_loss_and_gradients_equal_the_nested_loops(
-    name: str, aggregation: Aggregation, mode: CorrectionMode, kl_weight: float, entropy_bonus: float, min_entropy: float
+    name: str,
+    aggregation: Aggregation,
+    mode: CorrectionMode,
+    kl_weight: float,
+    entropy_bonus: float,
+    min_entropy: float,
 ) -> None:
     data = random_sequences()
     result = ours(data, [0, 1, 2, 3], name=name, aggregation=aggregation, mode=mode, kl_weight=kl_weight,
                   entropy_bonus=entropy_bonus, min_entropy=min_entropy)
     expected = reference_loss(
-        name=name, aggregation=aggregation, logprobs=data.logprobs, old_logprobs=data.old, sampler_logprobs=data.sampler,
-        ref_logprobs=data.ref, entropies=data.entropies, advantages=data.advantages, max_completion_tokens=MAX_COMPLETION_TOKENS,
-        clip_low=0.2, clip_high=0.28, kl_weight=kl_weight, entropy_bonus=entropy_bonus, min_entropy=min_entropy, mode=mode,
-        cap=1.3, low=0.7, high=1.4)
+        name=name,
+        aggregation=aggregation,
+        logprobs=data.logprobs,
+        old_logprobs=data.old,
+        sampler_logprobs=data.sampler,
+        ref_logprobs=data.ref,
+        entropies=data.entropies,
+        advantages=data.advantages,
+        max_completion_tokens=MAX_COMPLETION_TOKENS,
+        clip_low=0.2,
+        clip_high=0.28,
+        kl_weight=kl_weight,
+        entropy_bonus=entropy_bonus,
+        min_entropy=min_entropy,
+        mode=mode,
+        cap=1.3,
+        low=0.7,
+        high=1.4)
     torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-7)
     for gradient, reference in zip(gradients(result.loss, data), gradients(expected, data), strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-7)
@@ -118,7 +162,8 @@ def test_micro_batches_in_any_order_add_up_to_the_same_loss_gradient_and_metrics
     data = random_sequences()
 
     def run(subset: list[int]) -> LossOutput:
-        return ours(data, subset, name=name, aggregation=aggregation, kl_weight=0.1, entropy_bonus=0.05, mode="mask_sequence")
+        return ours(
+            data, subset, name=name, aggregation=aggregation, kl_weight=0.1, entropy_bonus=0.05, mode="mask_sequence")
 
     whole, parts = run([0, 1, 2, 3]), [run(subset) for subset in split]
     total = torch.stack([part.loss for part in parts]).sum()
@@ -131,8 +176,9 @@ def test_micro_batches_in_any_order_add_up_to_the_same_loss_gradient_and_metrics
 def one_token(ratio: float, advantage: float, name: str = "clip") -> tuple[float, float]:
     """Loss and its gradient with respect to ln pi of a single token, clip bounds 0.8 and 1.28."""
     logprob_T = torch.tensor([-1.0], requires_grad=True)
-    data = Sequences([logprob_T], [torch.tensor([-1.0 - math.log(ratio)])], [torch.tensor([-1.0])], [torch.tensor([-1.0])],
-                     [torch.tensor([0.5])], [advantage])
+    data = Sequences(
+        [logprob_T], [torch.tensor([-1.0 - math.log(ratio)])], [torch.tensor([-1.0])], [torch.tensor([-1.0])],
+        [torch.tensor([0.5])], [advantage])
     loss = ours(data, [0], name=name).loss
     [gradient_T] = torch.autograd.grad(loss, logprob_T)
     return float(loss.detach()), float(gradient_T)
@@ -155,8 +201,9 @@ def test_hand_computed_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
 
 def test_gspo_clips_the_sequence_and_not_the_token() -> None:
     # Token ratios 2 and 1/2: clip touches the first; the sequence's ratio is their geometric mean, 1.
-    data = Sequences([torch.tensor([-1.0, -1.0], requires_grad=True)], [torch.tensor([-1 - math.log(2), -1 + math.log(2)])],
-                     [torch.zeros(2)], [torch.zeros(2)], [torch.zeros(2, requires_grad=True)], [1.0])
+    data = Sequences(
+        [torch.tensor([-1.0, -1.0], requires_grad=True)], [torch.tensor([-1 - math.log(2), -1 + math.log(2)])],
+        [torch.zeros(2)], [torch.zeros(2)], [torch.zeros(2, requires_grad=True)], [1.0])
     gspo, clip = ours(data, [0], name="gspo"), ours(data, [0], name="clip")
     assert gradients(gspo.loss, data)[0].tolist() == pytest.approx([-0.5, -0.5])
     assert gradients(clip.loss, data)[0].tolist() == pytest.approx([0.0, -0.25])
@@ -165,15 +212,18 @@ def test_gspo_clips_the_sequence_and_not_the_token() -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-def test_gspos_gradient_is_that_of_the_sequences_ratio_where_its_tokens_share_an_advantage(aggregation: Aggregation) -> None:
+def test_gspos_gradient_is_that_of_the_sequences_ratio_where_its_tokens_share_an_advantage(
+    aggregation: Aggregation,
+) -> None:
     torch.manual_seed(3)
     old_T, ids_T, advantages_B = torch.randn(7), torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0.7, -1.2])
     logprobs_T = (old_T + 0.1 * torch.randn(7)).requires_grad_()
     weights_T = token_weights([3, 4], aggregation, num_loss_tokens=7, num_sequences=2, max_completion_tokens=5)
     ratio_T = torch.exp(sequence_means(logprobs_T - old_T, ids_T, 2))
     (expected,) = torch.autograd.grad((weights_T * ratio_T * advantages_B[ids_T]).sum(), logprobs_T)
-    found = gspo(logprobs_T=logprobs_T, old_logprobs_T=old_T, advantages_T=advantages_B[ids_T], sequence_ids_T=ids_T, num_sequences=2,
-                 clip_low=0.5, clip_high=0.5)
+    found = gspo(
+        logprobs_T=logprobs_T, old_logprobs_T=old_T, advantages_T=advantages_B[ids_T], sequence_ids_T=ids_T,
+        num_sequences=2, clip_low=0.5, clip_high=0.5)
     torch.testing.assert_close(found.ratio_T, ratio_T.detach())
     torch.testing.assert_close(torch.autograd.grad((weights_T * found.objective_T).sum(), logprobs_T)[0], expected)
 
@@ -257,8 +307,9 @@ def test_entropy_threshold_keeps_ties_and_refuses_bad_shares() -> None:
 def correction_weights(mode: CorrectionMode, low: float = 0.5, high: float = 2.0) -> tuple[list[float], list[bool]]:
     """Two sequences with s = (4, 1/4, 1) and (3, 3)."""
     log_s_T = torch.tensor([4.0, 0.25, 1.0, 3.0, 3.0]).log()
-    result = sampler_correction(mode, old_logprobs_T=log_s_T - 1, sampler_logprobs_T=torch.full((5,), -1.0),
-                                sequence_ids_T=torch.tensor([0, 0, 0, 1, 1]), num_sequences=2, cap=2.0, low=low, high=high)
+    result = sampler_correction(
+        mode, old_logprobs_T=log_s_T - 1, sampler_logprobs_T=torch.full((5,), -1.0),
+        sequence_ids_T=torch.tensor([0, 0, 0, 1, 1]), num_sequences=2, cap=2.0, low=low, high=high)
     return result.weights_T.tolist(), result.is_corrected_T.tolist()
 
 
@@ -278,7 +329,9 @@ def test_inputs_stay_unchanged() -> None:
     tensors = [*data.logprobs, *data.old, *data.sampler, *data.ref, *data.entropies]
     before = [tensor.detach().clone() for tensor in tensors]
     for name in LOSSES:
-        ours(data, [0, 1, 2, 3], name=name, kl_weight=0.1, entropy_bonus=0.1, mode="mask_token", min_entropy=0.5).loss.backward()
+        ours(
+            data, [0, 1, 2, 3], name=name, kl_weight=0.1, entropy_bonus=0.1, mode="mask_token", min_entropy=0.5
+        ).loss.backward()
     assert all(torch.equal(first, second) for first, second in zip(before, tensors, strict=True))
 
 

@@ -14,7 +14,15 @@ from transformers import AutoConfig, Gemma3Config
 from rl.config import ModelSection, RunConfig
 from rl.configuration.loading import ConfigError
 from rl.generate.sampler_plan import MERGE_BELOW_BYTES, engine_cache_bytes
-from rl.memory import LIBRARIES_BYTES, MemoryEstimate, available_memory, check_memory, checkpoint_folder, estimate_memory, weight_shapes
+from rl.memory import (
+    LIBRARIES_BYTES,
+    MemoryEstimate,
+    available_memory,
+    check_memory,
+    checkpoint_folder,
+    estimate_memory,
+    weight_shapes,
+)
 from rl.paths import resolve_path
 from tests.reference.tiny_run import tiny_config, tiny_policy
 
@@ -23,8 +31,11 @@ BASE = resolve_path("models/tiny-arith")
 NUM_PARAMETERS = 99 * 128 + 4 * (4 * 128 * 128 + 3 * 128 * 352 + 2 * 128) + 128
 
 
-def estimate(config: RunConfig, longest_prompt: int = 10, bytes_per_weight: int = 4, *, on_gpu: bool = False) -> MemoryEstimate:
-    found = estimate_memory(config, AutoConfig.from_pretrained(BASE), longest_prompt, bytes_per_weight=bytes_per_weight, on_gpu=on_gpu)
+def estimate(
+    config: RunConfig, longest_prompt: int = 10, bytes_per_weight: int = 4, *, on_gpu: bool = False
+) -> MemoryEstimate:
+    found = estimate_memory(
+        config, AutoConfig.from_pretrained(BASE), longest_prompt, bytes_per_weight=bytes_per_weight, on_gpu=on_gpu)
     assert found is not None
     return found
 
@@ -90,9 +101,11 @@ def test_only_merging_counts_a_copy(sync: str, copies: int) -> None:
 
 def test_the_total_is_the_sum_of_the_lines() -> None:
     found = estimate(tiny_config())
-    parts = [found.base, found.sampler_copy, found.trained, found.activations, found.logits, found.cache, LIBRARIES_BYTES]
+    parts = [
+        found.base, found.sampler_copy, found.trained, found.activations, found.logits, found.cache, LIBRARIES_BYTES]
     assert found.total == sum(parts)
-    assert [line.split()[-2:] for line in found.lines()] == [[f"{size / 1e9:.2f}", "GB"] for size in (*parts, found.total)]
+    assert [line.split()[-2:] for line in found.lines()] == [
+        [f"{size / 1e9:.2f}", "GB"] for size in (*parts, found.total)]
 
 
 TOKEN_BYTES = 4 * 2 * 4 * 32 * 4  # layers, keys and values, heads, width, bytes
@@ -100,7 +113,8 @@ TOKEN_BYTES = 4 * 2 * 4 * 32 * 4  # layers, keys and values, heads, width, bytes
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_servers_need_nothing_on_the_trainers_device(on_gpu: bool) -> None:
-    found = estimate(tiny_config("generator={backend: vllm_server, urls: [http://localhost:1], sync: merge}"), on_gpu=on_gpu)
+    found = estimate(
+        tiny_config("generator={backend: vllm_server, urls: [http://localhost:1], sync: merge}"), on_gpu=on_gpu)
     assert found.sampler_copy == found.cache == 0
     assert found.total == found.trainer_bytes == estimate(tiny_config()).trainer_bytes
     assert not [line for line in found.lines() if "cache" in line or "copy" in line or "vLLM" in line]
@@ -111,14 +125,21 @@ def test_the_engine_on_a_cpu_holds_the_weights_and_the_cache_that_it_is_told_to_
     found = estimate(config, longest_prompt=10)
     assert found.sampler_copy == 4 * NUM_PARAMETERS
     # 140 tokens are two blocks of 128, and one more.
-    assert found.cache == 50 * 3 * 128 * TOKEN_BYTES == engine_cache_bytes(config.generator, 140, TOKEN_BYTES, on_gpu=False)
+    assert (
+        found.cache
+        == 50 * 3 * 128 * TOKEN_BYTES
+        == engine_cache_bytes(config.generator, 140, TOKEN_BYTES, on_gpu=False))
     names = [line[:42].rstrip() for line in found.lines()]
     assert names[1] == "vLLM's weights" and names[5] == "vLLM's key/value cache"
 
 
 @pytest.mark.parametrize("sync", ["auto", "adapter", "merge"])
-def test_the_engine_on_a_gpu_needs_its_weights_and_the_cache_of_one_sequence_however_many_it_may_decode(sync: str) -> None:
-    config = tiny_config("generator=vllm", f"generator.sync={sync}", "generator.max_sequences=5000", "sampling.max_completion_tokens=130")
+def test_the_engine_on_a_gpu_needs_its_weights_and_the_cache_of_one_sequence_however_many_it_may_decode(
+    sync: str,
+) -> None:
+    config = tiny_config(
+        "generator=vllm", f"generator.sync={sync}", "generator.max_sequences=5000", "sampling.max_completion_tokens=130"
+    )
     found = estimate(config, bytes_per_weight=2, on_gpu=True)
     assert (found.sampler_copy, found.cache) == (2 * NUM_PARAMETERS, 3 * 128 * TOKEN_BYTES / 2)
     assert found.lines()[5].startswith("vLLM's key/value cache, at least  ")
@@ -149,8 +170,10 @@ def test_headers_of_several_files_are_read_together_and_a_hub_id_has_none(tmp_pa
     shutil.copy(BASE / "model.safetensors", tmp_path / "model-00002-of-00002.safetensors")
     assert weight_shapes(tmp_path) == shapes
     assert weight_shapes(Path("org/some-model")) is None
-    assert estimate_memory(
-        tiny_config("model=org/some-model"), AutoConfig.from_pretrained(BASE), 5, bytes_per_weight=4, on_gpu=False) is None
+    assert (
+        estimate_memory(
+            tiny_config("model=org/some-model"), AutoConfig.from_pretrained(BASE), 5, bytes_per_weight=4, on_gpu=False)
+        is None)
 
 
 EMPTY = MemoryEstimate(0, 0, 0, 0, 0, 0, 0, 0)
@@ -161,10 +184,14 @@ def with_part(estimate: MemoryEstimate, part: str, size: int) -> MemoryEstimate:
     return dataclasses.replace(estimate, **change)
 
 
-@pytest.mark.parametrize(("part", "remedy"), [
-    ("activations", r"optim\.micro_batch_tokens or model\.gradient_checkpointing=true"), ("cache", r"generator\.max_sequences"),
-    ("sampler_copy", r"generator\.sync=shared"), ("base", r"model\.dtype=bfloat16"), ("trained", r"lora\.rank"),
-    ("logits", r"optim\.micro_batch_tokens")])
+@pytest.mark.parametrize(
+    ("part", "remedy"),
+    [
+        ("activations", r"optim\.micro_batch_tokens or model\.gradient_checkpointing=true"),
+        ("cache", r"generator\.max_sequences"), ("sampler_copy", r"generator\.sync=shared"),
+        ("base", r"model\.dtype=bfloat16"), ("trained", r"lora\.rank"), ("logits", r"optim\.micro_batch_tokens"),
+    ],
+)
 def test_the_refusal_names_the_largest_part_and_what_makes_it_smaller(part: str, remedy: str) -> None:
     needed = with_part(EMPTY, part, 40 * 10**9)
     sizes = rf"needs about 40\.6 GB and here has 8\.0 GB free; the largest part is {part} with 40\.0 GB"
@@ -172,14 +199,23 @@ def test_the_refusal_names_the_largest_part_and_what_makes_it_smaller(part: str,
         check_memory(tiny_config(), needed, 8 * 10**9, "here")
 
 
-@pytest.mark.parametrize(("part", "overrides", "on_gpu", "remedy"), [
-    ("cache", [], False, "generator.max_sequences=1"), ("cache", [], True, "sampling.max_completion_tokens=1"),
-    ("cache", ["generator.cache_gb=9"], True, "generator.cache_gb=1"), ("sampler_copy", [], True, "generator.sleep=offload"),
-    ("sampler_copy", [], False, "model.dtype=bfloat16"), ("sampler_copy", ["generator.sleep=offload"], True, "model.dtype=bfloat16")])
-def test_the_remedies_for_an_engine_are_settings_that_it_accepts(part: str, overrides: list[str], on_gpu: bool, remedy: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "overrides", "on_gpu", "remedy"),
+    [
+        ("cache", [], False, "generator.max_sequences=1"), ("cache", [], True, "sampling.max_completion_tokens=1"),
+        ("cache", ["generator.cache_gb=9"], True, "generator.cache_gb=1"),
+        ("sampler_copy", [], True, "generator.sleep=offload"), ("sampler_copy", [], False, "model.dtype=bfloat16"),
+        ("sampler_copy", ["generator.sleep=offload"], True, "model.dtype=bfloat16"),
+    ],
+)
+def test_the_remedies_for_an_engine_are_settings_that_it_accepts(
+    part: str, overrides: list[str], on_gpu: bool, remedy: str
+) -> None:
     config = tiny_config("generator=vllm", *overrides)
     needed = with_part(estimate(config, on_gpu=on_gpu), part, 40 * 10**9)
-    with pytest.raises(ConfigError, match=rf"the largest part is {part} .*Remedy: (a lower )?{remedy.split('=')[0]}") as refused:
+    with pytest.raises(
+        ConfigError, match=rf"the largest part is {part} .*Remedy: (a lower )?{remedy.split('=')[0]}"
+    ) as refused:
         check_memory(config, needed, 8 * 10**9, "here")
     assert "shared" not in str(refused.value)
     tiny_config("generator=vllm", *overrides, remedy)  # is a valid configuration
@@ -198,7 +234,8 @@ def test_this_machine_has_some_memory() -> None:
 
 
 def test_a_git_lfs_pointer_is_named_and_not_read(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3270592\n")
+    (tmp_path / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3270592\n")
     with pytest.raises(ConfigError, match="git lfs pull"):
         weight_shapes(tmp_path)
 
@@ -216,8 +253,10 @@ def test_a_hub_id_is_found_in_the_cache_and_unknown_where_it_was_not_downloaded(
 def test_a_multimodal_models_language_model_counts() -> None:
     """Its sizes are in a configuration of their own, which the outer one does not repeat."""
     plain = AutoConfig.from_pretrained(str(resolve_path("models/tiny-arith")))
-    outer = Gemma3Config(text_config={"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 99, "intermediate_size": 352,
-                                      "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32})
+    outer = Gemma3Config(
+        text_config={
+            "hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 99, "intermediate_size": 352,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32})
     assert not hasattr(outer, "hidden_size")
     config = tiny_config()
     assert estimate_memory(config, outer, 10, bytes_per_weight=4, on_gpu=False) == estimate_memory(

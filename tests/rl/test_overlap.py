@@ -90,8 +90,11 @@ def collector(policy: Policy, *overrides: str) -> tuple[Collector, dict[str, lis
     rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
     generator = SlowGenerator(policy, merge=False, max_sequences=config.generator.max_sequences)
     noted = rewards._terms[0][1].function.__globals__
-    return Collector(
-        config, read_inputs(config).prompts, generator, sampling_parameters(config.sampling), rewards, rank=0, num_ranks=1), noted
+    return (
+        Collector(
+            config, read_inputs(config).prompts, generator, sampling_parameters(config.sampling), rewards, rank=0,
+            num_ranks=1),
+        noted)
 
 
 def without_times(collected: Collected) -> Collected:
@@ -131,11 +134,15 @@ def test_where_all_groups_end_together_no_thread_is_started(policy: Policy, file
     assert noted["threads"] == [True] * 4
 
 
-@pytest.mark.parametrize("use", ["rewards.confidence:self_certainty", "rewards.reference_likelihood:reference_likelihood"])
+@pytest.mark.parametrize(
+    "use", ["rewards.confidence:self_certainty", "rewards.reference_likelihood:reference_likelihood"]
+)
 def test_rewards_that_ask_the_policy_wait_for_the_end_and_are_refused_with_staleness(use: str) -> None:
     config = tiny_config(f"rewards.0.use={use}")
     assert not build_rewards(config.rewards, config.sampling.max_completion_tokens).any_thread
-    with pytest.raises(ConfigError, match=r"generator\.max_staleness: 1 .* asks the policy itself.*Remedy: generator\.max_staleness=0"):
+    with pytest.raises(
+        ConfigError, match=r"generator\.max_staleness: 1 .* asks the policy itself.*Remedy: generator\.max_staleness=0"
+    ):
         read_inputs(tiny_config(f"rewards.0.use={use}", *AHEAD))
 
 
@@ -154,7 +161,8 @@ def test_an_error_of_a_reward_surfaces_as_from_the_main_thread(policy: Policy, f
 
 
 def test_grading_in_worker_processes_begins_in_the_thread_and_goes_on_outside_it(tmp_path: Path) -> None:
-    """The pool's processes are started from a thread that ends, and serve the main thread afterwards; what hangs is killed from both."""
+    """The pool's processes are started from a thread that ends, and serve the main thread afterwards; what hangs is
+    killed from both."""
     config = tiny_config()
     rewards = build_rewards(config.rewards, 24)
     pairs = [(r"\boxed{\frac{x^2-1}{x-1}}", r"\boxed{\sin(x)^2+\cos(x)^2}"), (r"\boxed{x+1}", r"\boxed{x+2}")]
@@ -207,7 +215,8 @@ def test_an_exception_in_the_generator_does_not_wait_for_the_reward() -> None:
 
 
 def test_sampling_ahead_gives_the_groups_that_sampling_in_turn_gives(policy: Policy, tmp_path: Path) -> None:
-    """The same sampler's weights throughout: only the time of sampling differs, under refilling with its surplus too."""
+    """The same sampler's weights throughout: only the time of sampling differs, under refilling with its surplus
+    too."""
     kinds = tmp_path / "kinds.py"
     kinds.write_text("def every_other(*, question, completions, **_):\n"
                      "    return [float(i == 0) * (len(question) % 2) for i in range(len(completions))]\n")
@@ -220,7 +229,8 @@ def test_sampling_ahead_gives_the_groups_that_sampling_in_turn_gives(policy: Pol
         ahead.move_on()
         before = ahead.state()
         ahead.sample_ahead(step + 1)
-        assert ahead.state() == before  # until the groups are there, the step can only be repeated from before their draw
+        # until the groups are there, the step can only be repeated from before their draw
+        assert ahead.state() == before
         ahead.settle()
         assert not ahead.in_flight
 

@@ -1,4 +1,5 @@
-"""Which rank takes which questions. What gathering does over real processes is in tests/integration/test_two_ranks.py."""
+"""Which rank takes which questions. What gathering does over real processes is in
+tests/integration/test_two_ranks.py."""
 
 from __future__ import annotations
 

@@ -31,16 +31,22 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
         return Rollout(tuple(tokens), tuple(draw(finite) for _ in tokens), draw(texts), draw(st.sampled_from(reasons)),
                        draw(st.integers(0, 10**6)), draw(st.integers(0, 2**63 - 1)))
 
-    question = Question(draw(texts), draw(texts), draw(st.none() | texts), draw(st.dictionaries(texts, json_values, max_size=2)))
-    prompt = Prompt(question, draw(texts), tuple(draw(st.lists(st.integers(0, 99), min_size=1, max_size=3))), draw(texts))
+    question = Question(
+        draw(texts), draw(texts), draw(st.none() | texts), draw(st.dictionaries(texts, json_values, max_size=2)))
+    prompt = Prompt(
+        question, draw(texts), tuple(draw(st.lists(st.integers(0, 99), min_size=1, max_size=3))), draw(texts))
 
     def numbers() -> tuple[float, ...]:
         return tuple(draw(finite) for _ in range(size))
 
     return ScoredGroup(
-        Group(prompt, tuple(rollout() for _ in range(size))), numbers(), draw(st.fixed_dictionaries({"a": st.just(numbers())})),
-        tuple(draw(st.none() | texts) for _ in range(size)), tuple(range(size)),
-        draw(finite), draw(st.dictionaries(texts, finite, max_size=2)))
+        Group(prompt, tuple(rollout() for _ in range(size))),
+        numbers(),
+        draw(st.fixed_dictionaries({"a": st.just(numbers())})),
+        tuple(draw(st.none() | texts) for _ in range(size)),
+        tuple(range(size)),
+        draw(finite),
+        draw(st.dictionaries(texts, finite, max_size=2)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,9 +59,12 @@ def test_there_and_back_is_the_same_group(group: ScoredGroup) -> None:
 @pytest.mark.parametrize("value", [0.1 + 0.2, 1 / 3, 5e-324, -1.7976931348623157e308, math.nextafter(1, 2), -0.0])
 def test_numbers_come_back_bit_for_bit(value: float) -> None:
     group = scored_group("q", ["1", "2"])
-    changed = ScoredGroup(group.group, (value, 0.0), {"r": (value, 0.0)}, group.answers, group.labels, value, {"m": value})
+    changed = ScoredGroup(
+        group.group, (value, 0.0), {"r": (value, 0.0)}, group.answers, group.labels, value, {"m": value})
     again = scored_group_from_json(json.loads(json.dumps(scored_group_to_json(changed))))
-    assert [x.hex() for x in (again.rewards[0], again.scores["r"][0], again.entropy, again.metrics["m"])] == [value.hex()] * 4
+    assert [x.hex() for x in (again.rewards[0], again.scores["r"][0], again.entropy, again.metrics["m"])] == [
+        value.hex()
+    ] * 4
 
 
 def test_the_group_written_is_not_changed() -> None:

@@ -35,7 +35,8 @@ def test_each_threshold_acts_on_its_side() -> None:
     assert [(g.group.question.id, reason) for g, reason in both.refused] == [
         ("unanimous", "too_low"), ("three-to-one", "too_low"), ("all-different", "too_high")]
     assert [g.group.question.id for g in select(groups, 0.45, None).kept] == ["halves", "mixed", "all-different"]
-    assert [g.group.question.id for g in select(groups, None, 0.8).kept] == ["unanimous", "three-to-one", "halves", "mixed"]
+    assert [g.group.question.id for g in select(groups, None, 0.8).kept] == [
+        "unanimous", "three-to-one", "halves", "mixed"]
     assert len(select(groups, None, None).kept) == 5
 
 
@@ -76,7 +77,8 @@ def test_a_threshold_is_named_before_equal_rewards() -> None:
 
 def test_shares_are_of_all_sampled_groups() -> None:
     selection = select([UNANIMOUS, UNANIMOUS, MIXED, ALL_DIFFERENT, with_rewards(HALVES, 1, 1, 1, 1)], 0.1, 0.9)
-    assert selection.shares() == {"refused/skipped": 0.0, "refused/too_low": 0.4, "refused/too_high": 0.2, "refused/equal_rewards": 0.2}
+    assert selection.shares() == {
+        "refused/skipped": 0.0, "refused/too_low": 0.4, "refused/too_high": 0.2, "refused/equal_rewards": 0.2}
     assert set(Selection((), ()).shares().values()) == {0.0}
 
 

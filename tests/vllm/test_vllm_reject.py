@@ -37,7 +37,8 @@ def test_greedy_solutions_of_an_adapter_are_those_of_the_embedded_sampler(tmp_pa
     words = (*GREEDY, f"model.path={BASE}", f"model.adapter={adapter}")
     mine, theirs = (reject(tmp_path / name, *words, f"generator={name}") for name in ("vllm", "transformers"))
     assert mine == theirs and len(mine) > 30
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["transformers", "vllm"]  # the merged checkpoint is gone
+    # the merged checkpoint is gone
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["transformers", "vllm"]
     assert reject(tmp_path / "base", *GREEDY) != mine
 
 
@@ -50,9 +51,12 @@ def test_sampled_solutions_are_right_and_repeat_themselves(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
-def test_solutions_of_an_adapter_through_servers_are_those_of_the_embedded_sampler(way: str, tmp_path: Path, adapter: Path) -> None:
+def test_solutions_of_an_adapter_through_servers_are_those_of_the_embedded_sampler(
+    way: str, tmp_path: Path, adapter: Path
+) -> None:
     """Two servers that run the base: the policy is brought to them."""
-    arguments = ["--max-model-len", "256", "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
+    arguments = [
+        "--max-model-len", "256", "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
     variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     servers = [VllmProcess(tmp_path / f"server{number}.log", arguments, variables) for number in range(2)]
     words = (*GREEDY, f"model.path={BASE}", f"model.adapter={adapter}")
@@ -61,7 +65,9 @@ def test_solutions_of_an_adapter_through_servers_are_those_of_the_embedded_sampl
             server.start()
         for server in servers:
             server.wait_until_healthy()
-        backend = (f"generator={{backend: vllm_server, sync: {way}, urls: [{', '.join(server.url for server in servers)}]}}",)
+        backend = (
+            f"generator={{backend: vllm_server, sync: {way}, urls: [{', '.join(server.url for server in servers)}]}}",
+        )
         mine = reject(tmp_path / "runs" / "servers", *words, *backend)
     finally:
         for server in servers:

@@ -1,5 +1,5 @@
-"""Whole runs with `generator: vllm`, in processes of their own: the tiny model learns as it does with the embedded sampler, several
-training processes have an engine each, and what cannot run is refused with one message."""
+"""Whole runs with `generator: vllm`, in processes of their own: the tiny model learns as it does with the embedded
+sampler, several training processes have an engine each, and what cannot run is refused with one message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ STEPS = 20
 def train(*arguments: str, launcher: tuple[str, ...] = (sys.executable, "-m", "rl.train"), code: int = 0) -> str:
     """What the command printed."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launcher, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*launcher, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -43,10 +44,13 @@ def accuracies(run: Path) -> dict[int, float]:
 
 
 def test_the_tiny_model_learns_as_with_the_embedded_sampler(tmp_path: Path) -> None:
-    """The same seed does not give the same tokens: the curves agree within the spread of seeds (LOG.md), about 0.06 while they climb."""
+    """The same seed does not give the same tokens: the curves agree within the spread of seeds (LOG.md), about 0.06
+    while they climb."""
     curves = {}
     for backend in ("vllm", "transformers"):
-        train("--config", "configs/vllm_tiny.yaml", f"generator={backend}", f"run_dir={tmp_path / backend}", f"steps={STEPS}")
+        train(
+            "--config", "configs/vllm_tiny.yaml", f"generator={backend}", f"run_dir={tmp_path / backend}",
+            f"steps={STEPS}")
         curves[backend] = accuracies(tmp_path / backend)
     assert curves["vllm"].keys() == curves["transformers"].keys() and max(curves["vllm"]) == STEPS
     assert curves["vllm"][0] < 0.45 and curves["vllm"][STEPS] > 0.8
@@ -54,7 +58,10 @@ def test_the_tiny_model_learns_as_with_the_embedded_sampler(tmp_path: Path) -> N
         assert abs(accuracy - curves["transformers"][step]) < 0.1, f"step {step}: {curves}"
     steps = metrics(tmp_path / "vllm", "train")
     assert all(step["mismatch/mean"] < 1e-4 for step in steps if "mismatch/mean" in step)
-    assert all(0.99 < step["mismatch/effective_sample_share"] <= 1.0 for step in steps if "mismatch/effective_sample_share" in step)
+    assert all(
+        0.99 < step["mismatch/effective_sample_share"] <= 1.0
+        for step in steps
+        if "mismatch/effective_sample_share" in step)
     proven = [step for step in steps if step.get("proof/inconclusive") == 0.0 and step["proof/moved"] > 1e-3]
     assert proven and all(step["proof/agreement"] < 1e-4 < step["proof/from_base"] for step in proven)
     rollouts = [json.loads(line) for line in (tmp_path / "vllm" / "rollouts.jsonl").read_text().splitlines()]
@@ -66,20 +73,26 @@ def versions_of(record: dict[str, Any]) -> set[int]:
 
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
-def test_each_of_two_training_processes_has_an_engine(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_two_training_processes_has_an_engine(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "rl/train.py")
-    train("--config", "configs/quickstart.yaml", "generator=vllm", f"generator.sync={way}", f"run_dir={tmp_path / 'two'}", "steps=3",
-          "evaluation.every=0", "evaluation.num_questions=32", launcher=torchrun)
+    torchrun = (
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
+        "rl/train.py")
+    train(
+        "--config", "configs/quickstart.yaml", "generator=vllm", f"generator.sync={way}", f"run_dir={tmp_path / 'two'}",
+        "steps=3", "evaluation.every=0", "evaluation.num_questions=32", launcher=torchrun)
     steps = metrics(tmp_path / "two", "train")
     assert [step["groups/sampled"] for step in steps] == [32, 32, 32]
     assert all(step["mismatch/mean"] < 1e-4 for step in steps) and steps[-1]["policy/version"] == 3
 
 
 def test_a_run_that_is_resumed_ends_where_the_uninterrupted_one_ends(tmp_path: Path) -> None:
-    common = ("--config", "configs/quickstart.yaml", "generator=vllm", "evaluation.every=0", "evaluation.num_questions=16",
-              "optim.schedule=constant", "checkpoint.every=1")
+    common = (
+        "--config", "configs/quickstart.yaml", "generator=vllm", "evaluation.every=0", "evaluation.num_questions=16",
+        "optim.schedule=constant", "checkpoint.every=1")
     train(*common, f"run_dir={tmp_path / 'whole'}", "steps=4")
     train(*common, f"run_dir={tmp_path / 'halves'}", "steps=2")
     train(*common, "steps=4", "--resume", str(tmp_path / "halves"))

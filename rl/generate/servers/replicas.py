@@ -1,9 +1,9 @@
 """Servers that do the same work: who gets which request, what happens when one is lost, and how it comes back.
 
-Requests that belong together have a Home: one server, so that its prefix cache serves them all. A request whose server fails is sent
-again, after exponential back-off, to another one. A server that does not answer, or answers and no longer has the policy version (it was
-started anew), is lost: left out, asked again and again in the background, and taken back once it is prepared. While none is left
-requests wait, for as long as it takes. Everything here runs in one event loop.
+Requests that belong together have a Home: one server, so that its prefix cache serves them all. A request whose server
+fails is sent again, after exponential back-off, to another one. A server that does not answer, or answers and no longer
+has the policy version (it was started anew), is lost: left out, asked again and again in the background, and taken back
+once it is prepared. While none is left requests wait, for as long as it takes. Everything here runs in one event loop.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ class Counts:
 
 
 class ReplicaPool(Generic[S]):
-    """max_requests: under way on one server at the same time. say: progress for people. outage: called when something begins to wait
-    because no server answers, once until one answers again. section: of the configuration; role: what messages call the servers."""
+    """max_requests: under way on one server at the same time. say: progress for people. outage: called when something
+    begins to wait because no server answers, once until one answers again. section: of the configuration; role: what
+    messages call the servers."""
 
     def __init__(
         self, servers: Sequence[S], max_requests: int, say: Callable[[str], None], outage: Callable[[str], None], *,
@@ -112,7 +113,8 @@ class ReplicaPool(Generic[S]):
             replica.under_way = 0
 
     async def open_home(self, num_requests: int) -> Home[S]:
-        """The server with the fewest requests under way, as soon as one has room; the requests count as under way from here on."""
+        """The server with the fewest requests under way, as soon as one has room; the requests count as under way from
+        here on."""
         while True:
             replica = await self.some_ready()
             if replica.under_way < self._max_requests:
@@ -122,14 +124,17 @@ class ReplicaPool(Generic[S]):
                 await self._changed.wait()
 
     async def some_ready(self, beside: Replica[S] | None = None) -> Replica[S]:
-        """The ready server with the fewest requests under way, another than `beside` where there is another. Waits while there is none."""
+        """The ready server with the fewest requests under way, another than `beside` where there is another. Waits
+        while there is none."""
         while not (ready := self.ready()):
             await self._wait_out()
-        return min((replica for replica in ready if replica is not beside), key=lambda replica: replica.under_way, default=ready[0])
+        return min(
+            (replica for replica in ready if replica is not beside), key=lambda replica: replica.under_way,
+            default=ready[0])
 
     async def request(self, home: Home[S], ask: Callable[[S], Awaitable[T]]) -> T:
-        """The answer to one of the home's requests. Raises SamplerError where a server refuses it, or where it fails again and again on
-        servers that are well."""
+        """The answer to one of the home's requests. Raises SamplerError where a server refuses it, or where it fails
+        again and again on servers that are well."""
         seat, failures = home.replica, 0
         try:
             while True:
@@ -148,9 +153,10 @@ class ReplicaPool(Generic[S]):
                 if await self._probe(seat):
                     failures += 1
                     if failures == MAX_FAILURES:
-                        raise SamplerError(f"{self._section}.urls: {seat.server.url} answers, but a request failed {failures} times, at "
-                                           f"last with: {reason}. Remedy: see the server's log; a higher "
-                                           f"{self._section}.request_timeout_s where it is slow")
+                        raise SamplerError(
+                            f"{self._section}.urls: {seat.server.url} answers, but a request failed {failures} times, "
+                            f"at last with: {reason}. Remedy: see the server's log; a higher "
+                            f"{self._section}.request_timeout_s where it is slow")
                 else:
                     self.lose(seat, reason)
                 await asyncio.sleep(self._back_off_s(failures))
@@ -167,7 +173,9 @@ class ReplicaPool(Generic[S]):
         if replica.is_ready:
             self._counts.lost += 1
             num_left = len(self.ready()) - 1
-            self._say(f"{self._role}: {replica.server.url} is lost ({reason}); {num_left} of {len(self.replicas)} servers left")
+            self._say(
+                f"{self._role}: {replica.server.url} is lost ({reason}); {num_left} of {len(self.replicas)} servers "
+                "left")
             replica.is_ready = False
             # A server that hangs would keep its other requests until they time out.
             for task in replica.running:
@@ -175,7 +183,8 @@ class ReplicaPool(Generic[S]):
             self.leave_out(replica, reason)
 
     async def doubt(self, server: S) -> None:
-        """Something that the server answered is not to be had: it counts as a retry, and the server is lost unless it is well."""
+        """Something that the server answered is not to be had: it counts as a retry, and the server is lost unless it
+        is well."""
         self._counts.retries += 1
         replica = next(replica for replica in self.replicas if replica.server is server)
         if replica.is_ready and not await self._probe(replica):
@@ -225,7 +234,9 @@ class ReplicaPool(Generic[S]):
                 continue
             self._counts.taken_back += 1
             replica.is_ready, replica.reason = True, ""
-            self._say(f"{self._role}: {replica.server.url} is taken back; {len(self.ready())} of {len(self.replicas)} servers answer")
+            self._say(
+                f"{self._role}: {replica.server.url} is taken back; {len(self.ready())} of {len(self.replicas)} servers"
+                " answer")
             await self._notify()
             return
 
@@ -262,5 +273,3 @@ class ReplicaPool(Generic[S]):
 
     def _back_off_s(self, attempt: int) -> float:
         return float(min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * self._jitter.uniform(0.5, 1.0))
-
-

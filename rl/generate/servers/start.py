@@ -1,4 +1,5 @@
-"""Waiting until all servers of a list answer, and asking them many things at once: what every user of a `ReplicaPool` does alike."""
+"""Waiting until all servers of a list answer, and asking them many things at once: what every user of a `ReplicaPool`
+does alike."""
 
 from __future__ import annotations
 
@@ -34,7 +35,13 @@ R = TypeVar("R", bound=ScoringServer)
 
 
 async def start_servers(
-    pool: ReplicaPool[C], timeout_s: float, say: Callable[[str], None], remedy: str, *, section: str = "generator", role: str = "sampler"
+    pool: ReplicaPool[C],
+    timeout_s: float,
+    say: Callable[[str], None],
+    remedy: str,
+    *,
+    section: str = "generator",
+    role: str = "sampler",
 ) -> None:
     """Until every server has been checked. section: of the configuration; role: what messages call the servers.
 
@@ -46,8 +53,9 @@ async def start_servers(
                 tasks.create_task(_start_one(replica, missing, section))
             tasks.create_task(_say_who_is_missing(missing, say, role))
     except TimeoutError:
-        raise SamplerError(f"{section}.urls: after {timeout_s:g} s ({section}.start_timeout_s) no vLLM server answers at "
-                           f"{_listed(missing)}. Remedy: {remedy}") from None
+        raise SamplerError(
+            f"{section}.urls: after {timeout_s:g} s ({section}.start_timeout_s) no vLLM server answers at "
+            f"{_listed(missing)}. Remedy: {remedy}") from None
     except ExceptionGroup as errors:
         raise first_error(errors) from None
 
@@ -103,13 +111,15 @@ def first_error(errors: BaseExceptionGroup[Any]) -> BaseException:
 
 
 def addresses(urls: Sequence[str], section: str = "generator") -> list[str]:
-    """The addresses without a slash or /v1 at their end. Raises SamplerError for what is none, or for the same one twice."""
+    """The addresses without a slash or /v1 at their end. Raises SamplerError for what is none, or for the same one
+    twice."""
     found: list[str] = []
     for url in urls:
         address = url.rstrip("/").removesuffix("/v1").rstrip("/")
         if not address.startswith(("http://", "https://")):
-            raise SamplerError(f"{section}.urls: {url!r}, expected an address that begins with http:// or https://, such as "
-                               "http://localhost:8000")
+            raise SamplerError(
+                f"{section}.urls: {url!r}, expected an address that begins with http:// or https://, such as "
+                "http://localhost:8000")
         try:
             parts = urlsplit(address)
             fits = bool(parts.hostname) and parts.port != 0  # a port that is no number up to 65535 is a ValueError
@@ -117,8 +127,9 @@ def addresses(urls: Sequence[str], section: str = "generator") -> list[str]:
         except (ValueError, httpx2.InvalidURL):
             fits = False
         if not fits:
-            raise SamplerError(f"{section}.urls: {url!r}, expected http://HOST:PORT with a host and a port from 1 to 65535, such as "
-                               "http://localhost:8000 or http://[::1]:8000")
+            raise SamplerError(
+                f"{section}.urls: {url!r}, expected http://HOST:PORT with a host and a port from 1 to 65535, such as "
+                "http://localhost:8000 or http://[::1]:8000")
         if address in found:
             raise SamplerError(f"{section}.urls: {url} is given twice. Remedy: each server once")
         found.append(address)

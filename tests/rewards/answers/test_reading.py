@@ -9,13 +9,15 @@ from rewards.answers.region import region, same_region
 from rewards.answers.trees import Choice, Collection, Matrix, Ratio, Relation, Sequence, SetOperation
 
 
-@pytest.mark.parametrize(("answer", "kind", "num_items"), [
-    ("(1, 2, 3)", Sequence, 3), ("[0, 1)", Sequence, 2), (r"\langle 1, 2 \rangle", Sequence, 2), ("P(5, -1)", Sequence, 2), (r"\{1, 2\}",
-    Collection, 2),
-    ("1, 2 and 3", Collection, 3), ("x = 1 or x = 2", Collection, 2), (r"3 \pm \sqrt{2}", Collection, 2), (r"\{1 \pm \sqrt5, -2\}",
-    Collection, 3),
-    ("1,250, 3,400", Collection, 2), (r"a=4,\,-8,\,-10", Collection, 3), ("2:3:4", Ratio, 3),
-])
+@pytest.mark.parametrize(
+    ("answer", "kind", "num_items"),
+    [
+        ("(1, 2, 3)", Sequence, 3), ("[0, 1)", Sequence, 2), (r"\langle 1, 2 \rangle", Sequence, 2),
+        ("P(5, -1)", Sequence, 2), (r"\{1, 2\}", Collection, 2), ("1, 2 and 3", Collection, 3),
+        ("x = 1 or x = 2", Collection, 2), (r"3 \pm \sqrt{2}", Collection, 2), (r"\{1 \pm \sqrt5, -2\}", Collection, 3),
+        ("1,250, 3,400", Collection, 2), (r"a=4,\,-8,\,-10", Collection, 3), ("2:3:4", Ratio, 3),
+    ],
+)
 def test_items_are_found(answer: str, kind: type, num_items: int) -> None:
     node = read(answer)
     assert isinstance(node, kind)
@@ -23,14 +25,17 @@ def test_items_are_found(answer: str, kind: type, num_items: int) -> None:
     assert len(node.items) == num_items
 
 
-@pytest.mark.parametrize(("answer", "value"), [("1,250", "1250"), ("1,250,000", "1250000"), ("(5)", "5"), ("{5}", "5"), ("12^{th}",
-"12"), ("= 42", "42")])
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [("1,250", "1250"), ("1,250,000", "1250000"), ("(5)", "5"), ("{5}", "5"), ("12^{th}", "12"), ("= 42", "42")],
+)
 def test_what_looks_like_structure_and_is_a_number(answer: str, value: str) -> None:
     assert read(answer) == read(value)
 
 
 def test_matrices_take_their_factor_into_the_entries() -> None:
-    assert read(r"\frac{1}{2}\begin{pmatrix} 2 & 4 \\ 6 & 8 \end{pmatrix}") == read(r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}")
+    assert read(r"\frac{1}{2}\begin{pmatrix} 2 & 4 \\ 6 & 8 \end{pmatrix}") == read(
+        r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}")
     node = read(r"\begin{pmatrix} 1 & 2 \\[4pt] 3 & 4 \\ \end{pmatrix}")
     assert isinstance(node, Matrix) and [len(row) for row in node.rows] == [2, 2]
 
@@ -40,8 +45,17 @@ def test_determinants_are_values() -> None:
     assert read(r"\begin{vmatrix} 1 & 2 & 3 \\ 4 & 5 & 6 \\ 7 & 8 & 10 \end{vmatrix}") == read("-3")
 
 
-@pytest.mark.parametrize(("answer", "letter"), [("(B)", "b"), (r"\text{(B)}", "b"), ("B) 12", "b"), (r"\textbf{(B)}\ 12",
-"b"), ("**B)** 40%", "b"), ("option B", "b")])
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("(B)", "b"),
+        (r"\text{(B)}", "b"),
+        ("B) 12", "b"),
+        (r"\textbf{(B)}\ 12", "b"),
+        ("**B)** 40%", "b"),
+        ("option B", "b"),
+    ],
+)
 def test_options_have_their_letter(answer: str, letter: str) -> None:
     node = read(answer)
     assert isinstance(node, Choice)

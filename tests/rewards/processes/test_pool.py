@@ -59,7 +59,8 @@ def work(text):
         return True
     if text == "is warm": return seen[0] == "warm"
     if text == "is limited":
-        core, cpu_s, memory = (resource.getrlimit(what)[0] for what in (resource.RLIMIT_CORE, resource.RLIMIT_CPU, resource.RLIMIT_AS))
+        limits = (resource.RLIMIT_CORE, resource.RLIMIT_CPU, resource.RLIMIT_AS)
+        core, cpu_s, memory = (resource.getrlimit(what)[0] for what in limits)
         return core == 0 and 1 <= cpu_s <= time.process_time() + 0.7 + 2 and 2**30 <= memory <= 2**31
     if text == "has one thread": return len(list(Path("/proc/self/task").iterdir())) == 1
     return text.startswith("yes")
@@ -108,7 +109,10 @@ def is_alive(process: psutil.Process) -> bool:
 
 def descendants(pid: int | None = None) -> list[psutil.Process]:
     """Living ones, the template first, less those of pools that other tests have left open."""
-    return [process for process in psutil.Process(pid).children(recursive=True) if is_alive(process) and process not in OF_OTHERS]
+    return [
+        process
+        for process in psutil.Process(pid).children(recursive=True)
+        if is_alive(process) and process not in OF_OTHERS]
 
 
 def assert_gone(processes: list[psutil.Process], within_s: float = 4.0) -> None:
@@ -141,11 +145,13 @@ def output(process: subprocess.Popen[str]) -> str:
 # Single items
 
 def test_outcomes_come_in_order_whatever_single_items_do(pool: WorkerPool) -> None:
-    expected = {"yes": YES, "hang": TIMED_OUT, "no": NO, "raise": Outcome("failed", None, "ValueError"), "yes 2": YES, "die": DIED,
-                "exit": Outcome("failed", None, "SystemExit"), "a text": Outcome("failed", None, "returned str, neither bool nor number"),
-                "yes 3": YES}
+    expected = {
+        "yes": YES, "hang": TIMED_OUT, "no": NO, "raise": Outcome("failed", None, "ValueError"), "yes 2": YES,
+        "die": DIED, "exit": Outcome("failed", None, "SystemExit"),
+        "a text": Outcome("failed", None, "returned str, neither bool nor number"), "yes 3": YES}
     assert outcomes(pool, *expected) == list(expected.values())
-    assert pool.counts == {"items": 9, "timed_out": 1, "died": 1, "failed": 3, "memory_errors": 0, "recursion_errors": 0, "restarts": 2}
+    assert pool.counts == {
+        "items": 9, "timed_out": 1, "died": 1, "failed": 3, "memory_errors": 0, "recursion_errors": 0, "restarts": 2}
 
 
 @pytest.mark.parametrize("text", ["hang in C", "hang in a regex", "hang with a child"])
@@ -165,7 +171,9 @@ def test_a_worker_that_crashes_is_replaced(new_pool: Callable[..., WorkerPool], 
     assert pool.counts["died"] == pool.counts["restarts"] == 1
 
 
-@pytest.mark.parametrize(("text", "error"), [("eat", "MemoryError"), ("eat at once", "MemoryError"), ("recurse", "RecursionError")])
+@pytest.mark.parametrize(
+    ("text", "error"), [("eat", "MemoryError"), ("eat at once", "MemoryError"), ("recurse", "RecursionError")]
+)
 def test_want_of_memory_or_stack_fails_the_item_and_is_counted_apart(
         new_pool: Callable[..., WorkerPool], text: str, error: str) -> None:
     pool = new_pool(num_workers=1, deadline_s=5.0, memory_gb=0.25)
@@ -205,7 +213,8 @@ def test_workers_have_limits_as_a_second_line_of_defence(pool: WorkerPool) -> No
 
 # Many items
 
-# The bound holds on idle cores; items that burn CPU make room only as fast as a busy machine lets them, hence the second bound here.
+# The bound holds on idle cores; items that burn CPU make room only as fast as a busy machine lets them, hence the
+# second bound here.
 @pytest.mark.parametrize(("text", "bound_s"), [("hang", 2.0), ("hang in C", 4.0)])
 def test_ten_hanging_items_are_over_within_a_deadline_and_a_second(
         new_pool: Callable[..., WorkerPool], text: str, bound_s: float) -> None:
@@ -241,7 +250,8 @@ def test_a_slow_item_makes_room_and_yields_the_core(new_pool: Callable[..., Work
     assert outcomes(pool, "hang in C", "hang", "yes") == [TIMED_OUT, TIMED_OUT, YES]
     looking.join()
     normal = psutil.Process().nice()
-    assert sorted(niceness) == [normal, normal, normal, normal + 5]  # template, sleeper for which nobody waits, idle worker; spinner
+    # template, sleeper for which nobody waits, idle worker; spinner
+    assert sorted(niceness) == [normal, normal, normal, normal + 5]
 
 
 def test_an_item_slower_than_the_patience_still_gets_its_whole_deadline(new_pool: Callable[..., WorkerPool]) -> None:
@@ -405,9 +415,14 @@ if __name__ == "__main__":
         print(processes.map(call, ["yes", "no", "hang"]) == [[Outcome(*o), Outcome("died")] for o in
                                                              (("ok", True), ("ok", False), ("timed_out",))])
 """)
-    assert output(script(f"import runpy; runpy.run_path({str(program)!r}, run_name='__main__')") if method != "spawn" else
-                  subprocess.Popen([sys.executable, str(program)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})) == f"{[YES]}\nTrue"
+    assert (
+        output(
+            script(f"import runpy; runpy.run_path({str(program)!r}, run_name='__main__')")
+            if method != "spawn"
+            else subprocess.Popen(
+                [sys.executable, str(program)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}))
+        == f"{[YES]}\nTrue")
 
 
 @pytest.mark.parametrize("by_stdin", [False, True])

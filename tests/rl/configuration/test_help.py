@@ -17,7 +17,9 @@ def test_every_key_has_a_meaning_and_appears_in_the_help_with_type_default_and_m
         assert " ".join(f"{key.name}: {key.meaning}".split()) in page
     else:
         unit = f", in {key.unit}" if key.unit else ""
-        assert " ".join(f" {key.name} {key.expected}{unit}; default {key.default or 'none'} {key.meaning}".split()) in page
+        assert (
+            " ".join(f" {key.name} {key.expected}{unit}; default {key.default or 'none'} {key.meaning}".split()) in page
+        )
 
 
 def test_nested_and_listed_keys_are_dotted() -> None:

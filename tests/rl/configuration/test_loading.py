@@ -1,4 +1,5 @@
-"""rl/config.py and rl/configuration/loading.py: what a file and overrides become, and what is said when they are wrong."""
+"""rl/config.py and rl/configuration/loading.py: what a file and overrides become, and what is said when they are
+wrong."""
 
 from __future__ import annotations
 
@@ -71,9 +72,10 @@ def test_the_recipes_are_there() -> None:
 
 
 def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:
-    expected = {"quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym", "r1_rewards", "vllm_tiny",
-                "smollm2_grpo", "smollm2_empo", "warmup_tiny", "warmup_math", "reject_tiny",
-                *(f"qwen2.5_{size}_{method}" for size in ("1.5b", "7b") for method in ("empo", "grpo"))}
+    expected = {
+        "quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym", "r1_rewards", "vllm_tiny",
+        "smollm2_grpo", "smollm2_empo", "warmup_tiny", "warmup_math", "reject_tiny",
+        *(f"qwen2.5_{size}_{method}" for size in ("1.5b", "7b") for method in ("empo", "grpo"))}
     assert expected <= {path.stem for path in CONFIGS}
 
 
@@ -82,7 +84,8 @@ def test_the_quick_start_reads_no_answers_and_the_three_tiny_runs_differ_in_noth
     thresholds = {"selection.low", "selection.high"}  # on semantic entropy, which is EMPO's
     quick, grpo, random = (load(project_root() / "configs" / f"{name}.yaml", []) for name in names)
     assert quick.data.columns.answer is None and random.data.columns.answer is None
-    assert {key for key, _, _ in differences(quick, random)} == {"run_dir", "rewards.0.use", "watchdog.enabled", *thresholds}
+    assert {key for key, _, _ in differences(quick, random)} == {
+        "run_dir", "rewards.0.use", "watchdog.enabled", *thresholds}
     assert {key for key, _, _ in differences(quick, grpo)} == {
         "run_dir", "rewards.0.use", "data.path", "data.columns.answer", *thresholds}
 
@@ -103,13 +106,17 @@ SERVERS = "generator={backend: vllm_server, urls: [http://localhost:8000]}"
     ("generator=transformers", OF_ENGINES, "vllm"), (SERVERS, OF_ENGINES, "vllm")])
 def test_a_setting_that_the_backend_does_not_read_is_refused(generator: str, settings: list[str], reader: str) -> None:
     for setting in settings:
-        with pytest.raises(ConfigError, match=rf"{setting.split('=')[0]} is for backend {reader} .*Remedy: leave it out, or generator"):
+        with pytest.raises(
+            ConfigError, match=rf"{setting.split('=')[0]} is for backend {reader} .*Remedy: leave it out, or generator"
+        ):
             load(None, [generator, f"generator.{setting}"])
 
 
 @pytest.mark.parametrize(("generator", "settings"), [("generator=vllm", OF_ENGINES), (SERVERS, OF_SERVERS)])
 def test_a_backend_takes_the_settings_that_it_reads(generator: str, settings: list[str]) -> None:
-    found = load(None, [generator, *(f"generator.{setting}" for setting in settings), "loss.correction.mode=truncate"]).generator
+    found = load(
+        None, [generator, *(f"generator.{setting}" for setting in settings), "loss.correction.mode=truncate"]
+    ).generator
     assert found.model_fields_set >= {setting.split("=")[0] for setting in settings}
 
 
@@ -126,9 +133,20 @@ def test_numbers_in_files_follow_yaml_1_2(tmp_path: Path) -> None:
 
 
 def test_overrides_are_typed_by_the_models() -> None:
-    config = load(None, ["optim.lr=1e-6", "data.columns.answer=null", "sampling.stop_token_ids=[1,2]", "rewards.0.weight=0.5",
-                         "tracking.project=010", "run_dir=runs/1", "lora.targets=[q_proj, v_proj]", "optim.betas=[0.9, 0.95]",
-                         "model.gradient_checkpointing=true", "data.path=a: b #1.jsonl", "tracking.progress=off"])
+    config = load(
+        None,
+        [
+            "optim.lr=1e-6",
+            "data.columns.answer=null",
+            "sampling.stop_token_ids=[1,2]",
+            "rewards.0.weight=0.5",
+            "tracking.project=010",
+            "run_dir=runs/1",
+            "lora.targets=[q_proj, v_proj]",
+            "optim.betas=[0.9, 0.95]",
+            "model.gradient_checkpointing=true",
+            "data.path=a: b #1.jsonl",
+            "tracking.progress=off"])
     assert config.optim.lr == 1e-6 and config.optim.betas == (0.9, 0.95)
     assert config.data.columns.answer is None and config.data.path == "a: b #1.jsonl"
     assert config.sampling.stop_token_ids == [1, 2]
@@ -161,7 +179,8 @@ def test_later_overrides_win_and_the_file_is_not_changed_through_an_anchor(tmp_p
 
 def test_a_mapping_is_set_whole_or_by_its_names_and_the_file_is_not_changed_through_an_anchor(tmp_path: Path) -> None:
     path = write(tmp_path, "data: {task: &task {a: {b: 1, c: 2}}}\nevaluation: {task: *task}\n")
-    config = load(path, ["data.task.a.b=7", "data.task.seed=3", "rewards.0.arguments={longest: 30}", "data.task.word=two"])
+    config = load(
+        path, ["data.task.a.b=7", "data.task.seed=3", "rewards.0.arguments={longest: 30}", "data.task.word=two"])
     assert config.data.task == {"a": {"b": 7, "c": 2}, "seed": 3, "word": "two"}
     assert config.evaluation.task == {"a": {"b": 1, "c": 2}}
     assert config.rewards[0].arguments == {"longest": 30}
@@ -239,7 +258,9 @@ awkward_text = st.text(alphabet="1e-6. offnulltruea:#'\"\\\n\téλ~<=0x[]{}", ma
 
 
 @settings(max_examples=60, deadline=None)
-@given(project=awkward_text, lr=st.floats(1e-300, 1e300), targets=st.lists(awkward_text, max_size=2), argument=awkward_text)
+@given(
+    project=awkward_text, lr=st.floats(1e-300, 1e300), targets=st.lists(awkward_text, max_size=2), argument=awkward_text
+)
 @example(project="1e-6", lr=1e-6, targets=["off", "0x1F"], argument="1e5")
 @example(project="1:30", lr=1e22, targets=["2024-01-01", ".5"], argument="null")
 def test_the_resolved_config_round_trips_exactly(
@@ -277,8 +298,10 @@ def test_a_relative_path_is_found_from_any_directory(tmp_path: Path, monkeypatch
 
 
 def test_loading_a_config_imports_no_torch_and_no_transformers() -> None:
-    code = ("import sys, rl.config, rl.configuration.loading, rl.configuration.help, rl.records, rl.questions.prompting, rl.questions.files, rl.questions.order\n"
-            "found = [name for name in ('torch', 'transformers', 'datasets', 'pyarrow') if name in sys.modules]\n"
-            "sys.exit(str(found) if found else 0)")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root(), check=False)
+    code = (
+        "import sys, rl.config, rl.configuration.loading, rl.configuration.help, rl.records, rl.questions.prompting, "
+        "rl.questions.files, rl.questions.order\nfound = [name for name in ('torch', 'transformers', 'datasets', "
+        "'pyarrow') if name in sys.modules]\nsys.exit(str(found) if found else 0)")
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root(), check=False)
     assert result.returncode == 0, result.stderr

@@ -31,7 +31,8 @@ def held_out(seed: int = 0, rank: int = 0, num_ranks: int = 1) -> HeldOut:
 
 def test_accuracy_is_the_mean_over_questions_of_right_completions(policy: Policy) -> None:
     evaluation = held_out().evaluate(TransformersGenerator(policy, merge=False, max_sequences=64), 4)
-    groups = TransformersGenerator(policy, merge=False, max_sequences=64).generate(held_out().requests(4), held_out().parameters)
+    groups = TransformersGenerator(policy, merge=False, max_sequences=64).generate(
+        held_out().requests(4), held_out().parameters)
     shares = []
     for group in groups:
         boxes = [re.findall(r"\\boxed\{(-?\d+)\}", rollout.text)[-1:] for rollout in group.rollouts]
@@ -77,5 +78,6 @@ def test_shares_and_lengths_are_over_all_completions() -> None:
     assert found.mean_completion_tokens == pytest.approx(24 / 8)
     assert found.semantic_entropy == pytest.approx((0.5 * math.log(2) + 2 * 0.25 * math.log(4)) / 2)
     assert found.accuracy.value == pytest.approx(((0.5 + 0.5 + 0 + 0.25) / 4 + 1) / 2)
-    assert found.as_json() == {"avg@4": {"value": found.accuracy.value, "low": found.accuracy.low, "high": found.accuracy.high}}
+    assert found.as_json() == {
+        "avg@4": {"value": found.accuracy.value, "low": found.accuracy.low, "high": found.accuracy.high}}
     assert found.metrics()["held_out/accuracy"] == found.accuracy.value and found.metrics()["held_out/samples"] == 4

@@ -1,4 +1,5 @@
-"""What of a GPU's memory the vLLM engine is given beside the trainer: the arithmetic, on a GPU whose figures are set here."""
+"""What of a GPU's memory the vLLM engine is given beside the trainer: the arithmetic, on a GPU whose figures are set
+here."""
 
 from __future__ import annotations
 
@@ -17,17 +18,22 @@ DEVICE = torch.device("cuda", 0)
 
 
 def plan(trainer_gb: int, kept_gb: int) -> SamplerPlan:
-    return SamplerPlan(100, 1, trainer_gb * GB, "base", None, False, "processed_logprobs", 1, 0, Path(), kept_bytes=kept_gb * GB)
+    return SamplerPlan(
+        100, 1, trainer_gb * GB, "base", None, False, "processed_logprobs", 1, 0, Path(), kept_bytes=kept_gb * GB)
 
 
-def share(monkeypatch: pytest.MonkeyPatch, *, free: int, reserved: int, trainer: int, kept: int, **settings: Any) -> float | None:
+def share(
+    monkeypatch: pytest.MonkeyPatch, *, free: int, reserved: int, trainer: int, kept: int, **settings: Any
+) -> float | None:
     """Of a GPU with 80 GB; all other sizes in GB."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GB, 80 * GB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved * GB)
     return _memory_share(GeneratorSection(backend="vllm", **settings), plan(trainer, kept), DEVICE)
 
 
-@pytest.mark.parametrize(("sleep", "left"), [("off", 62 - (24 - 16)), ("offload", 62 - (18 - 16)), ("discard", 62 - (18 - 16))])
+@pytest.mark.parametrize(
+    ("sleep", "left"), [("off", 62 - (24 - 16)), ("offload", 62 - (18 - 16)), ("discard", 62 - (18 - 16))]
+)
 def test_the_engine_gets_what_is_free_less_what_the_trainer_will_add_while_it_is_awake(
     monkeypatch: pytest.MonkeyPatch, sleep: str, left: int
 ) -> None:
@@ -36,7 +42,9 @@ def test_the_engine_gets_what_is_free_less_what_the_trainer_will_add_while_it_is
 
 
 @pytest.mark.parametrize("sleep", ["off", "offload"])
-def test_what_the_trainer_has_reserved_beyond_its_need_is_not_given_twice(monkeypatch: pytest.MonkeyPatch, sleep: str) -> None:
+def test_what_the_trainer_has_reserved_beyond_its_need_is_not_given_twice(
+    monkeypatch: pytest.MonkeyPatch, sleep: str
+) -> None:
     found = share(monkeypatch, free=50, reserved=30, trainer=24, kept=18, sleep=sleep)
     assert found == pytest.approx(GPU_RESERVE * 50 / 80)
 

@@ -1,4 +1,5 @@
-"""The sampler on vLLM servers against scripted ones: what it makes of each accident, and that no completion is lost or counted twice.
+"""The sampler on vLLM servers against scripted ones: what it makes of each accident, and that no completion is lost or
+counted twice.
 
 Against real servers: tests/vllm/test_vllm_server.py."""
 
@@ -69,8 +70,10 @@ def sampler(policy: Policy, folder: Path, servers: list[ScriptedVllm], *, way: W
     with ExitStack() as stack:
         for server in servers:
             stack.enter_context(server)
-        plan = SamplerPlan(max_tokens, 1, 0, "models/tiny-arith", None, False, mode, 1, 0, folder, base_probe=base_probe)
-        section = GeneratorSection(backend="vllm_server", **{"urls": [server.url for server in servers], "sync": way, **settings})
+        plan = SamplerPlan(
+            max_tokens, 1, 0, "models/tiny-arith", None, False, mode, 1, 0, folder, base_probe=base_probe)
+        section = GeneratorSection(
+            backend="vllm_server", **{"urls": [server.url for server in servers], "sync": way, **settings})
         generator = ServerGenerator(section, policy, plan, Sync(way, "as configured"))
         stack.callback(generator.close)
         if version is not None:
@@ -105,8 +108,9 @@ def test_groups_come_whole_in_order_and_as_they_end(policy: Policy, tmp_path: Pa
         check(generator.generate(asked, SAMPLING, finished), asked)
         assert sorted(ended) == list(range(6)) and threads == {threading.current_thread()}
         assert generator.score([((1, 2), (5, 6, 7))]) == [(LOGPROB + 3,) * 3]
-        assert generator.metrics() == {"sampler/replicas": 2.0, "sampler/retries": 0.0, "sampler/lost": 0.0, "sampler/taken_back": 0.0,
-                                       "sampler/waited_s": 0.0}
+        assert generator.metrics() == {
+            "sampler/replicas": 2.0, "sampler/retries": 0.0, "sampler/lost": 0.0, "sampler/taken_back": 0.0,
+            "sampler/waited_s": 0.0}
         assert generator.description == f"sampler: 2 vLLM servers (0.32.0); new versions by {way}: as configured"
 
 
@@ -137,7 +141,10 @@ def test_a_failed_request_is_sent_again(policy: Policy, tmp_path: Path, accident
 
 def test_a_request_that_fails_on_healthy_servers_again_and_again_is_an_error(policy: Policy, tmp_path: Path) -> None:
     poison = ScriptedVllm(script=lambda body, number: SERVER_ERROR if body["seed"] == 101 else None)
-    with sampler(policy, tmp_path, [poison]) as generator, pytest.raises(SamplerError, match=r"failed 6 times.*out of luck.*Remedy"):
+    with (
+        sampler(policy, tmp_path, [poison]) as generator,
+        pytest.raises(SamplerError, match=r"failed 6 times.*out of luck.*Remedy"),
+    ):
         generator.generate(requests(3), SAMPLING)
 
 
@@ -178,8 +185,11 @@ def test_a_lost_server_is_left_out_and_taken_back_with_the_version(policy: Polic
 
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
-def test_a_server_that_was_started_anew_between_two_requests_is_noticed(policy: Policy, tmp_path: Path, way: Way) -> None:
-    """No request fails by itself: the new process serves the old weights under the same name (merge), or lacks the adapter."""
+def test_a_server_that_was_started_anew_between_two_requests_is_noticed(
+    policy: Policy, tmp_path: Path, way: Way
+) -> None:
+    """No request fails by itself: the new process serves the old weights under the same name (merge), or lacks the
+    adapter."""
     asked = requests(4)
     server = ScriptedVllm()
     with sampler(policy, tmp_path, [server], way=way) as generator:
@@ -277,7 +287,8 @@ def test_each_version_has_a_name_of_its_own_and_older_ones_are_removed(policy: P
             generator.take_over(policy, version)
             [name] = server.adapters
             names.append(name)
-        assert len(list((tmp_path / "sampler").glob("*/*"))) == 2  # a server that is being taken back may still read the last but one
+        # a server that is being taken back may still read the last but one
+        assert len(list((tmp_path / "sampler").glob("*/*"))) == 2
     assert len(set(names)) == 3 and server.adapters == {} and not list((tmp_path / "sampler").glob("*"))
 
 
@@ -298,31 +309,58 @@ def test_what_the_caller_raises_ends_the_sampling(policy: Policy, tmp_path: Path
         assert sorted(ended) == list(range(6))
 
 
-@pytest.mark.parametrize(("traits", "settings", "message"), [
-    (dict(version="0.24.0"), {}, r"runs vLLM 0\.24\.0.*>=0\.25\.1,<0\.33"),
-    (dict(version="0.33.1"), {}, r"runs vLLM 0\.33\.1"),
-    (dict(answers_as_page=True), {}, r"is no vLLM server .*<html>welcome.*without a path"),
-    (dict(models={"other": 256}), {"served_model": "tiny"}, r"generator\.served_model: tiny, but http.* serves other\."),
-    (dict(models={"tiny": 200}), {}, r"at most 200 tokens.*are 201\. Remedy: start it with VLLM.* --max-model-len 201"),
-    (dict(key="sesame"), {}, r"generator\.api_key_env: .* does not accept the API key"),
-    (dict(key="sesame"), {"api_key_env": "WRONG_KEY"}, r"does not accept the API key .*Bearer \*\*\*"),
-    (dict(), {"api_key_env": "NO_SUCH_KEY"}, r"generator\.api_key_env: NO_SUCH_KEY, but this environment variable is not set"),
-    (dict(has_lora=False), {}, r"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .* --enable-lora --max-lora-rank 8"),
-    (dict(has_dev_mode=False), {"way": "merge"}, r"does not load weights .*Remedy: start it with VLLM_SERVER_DEV_MODE=1 .*python -m vllm"),
-    (dict(), {"urls": ["localhost:8000"]}, r"'localhost:8000', expected an address that begins with http"),
-    (dict(), {"urls": ["http://localhost:80a"]}, r"generator\.urls: 'http://localhost:80a', expected http://HOST:PORT"),
-    (dict(), {"urls": ["http://localhost:99999"]}, r"generator\.urls: 'http://localhost:99999', expected http://HOST:PORT"),
-    (dict(), {"urls": ["http://[::1"]}, r"generator\.urls: 'http://\[::1', expected http://HOST:PORT"),
-    (dict(), {"urls": ["http://:8000"]}, r"generator\.urls: 'http://:8000', expected http://HOST:PORT"),
-    (dict(version=["Bearer open up"]), {"api_key_env": "WRONG_KEY"}, r"is no vLLM server .*Bearer \*\*\*"),
-    (dict(), {"urls": ["http://localhost:1", "http://localhost:1/v1/"]}, r"http://localhost:1/v1/ is given twice"),
-])
+@pytest.mark.parametrize(
+    ("traits", "settings", "message"),
+    [
+        (dict(version="0.24.0"), {}, r"runs vLLM 0\.24\.0.*>=0\.25\.1,<0\.33"),
+        (dict(version="0.33.1"), {}, r"runs vLLM 0\.33\.1"),
+        (dict(answers_as_page=True), {}, r"is no vLLM server .*<html>welcome.*without a path"),
+        (
+            dict(models={"other": 256}), {"served_model": "tiny"},
+            r"generator\.served_model: tiny, but http.* serves other\.",
+        ),
+        (
+            dict(models={"tiny": 200}), {},
+            r"at most 200 tokens.*are 201\. Remedy: start it with VLLM.* --max-model-len 201",
+        ),
+        (dict(key="sesame"), {}, r"generator\.api_key_env: .* does not accept the API key"),
+        (dict(key="sesame"), {"api_key_env": "WRONG_KEY"}, r"does not accept the API key .*Bearer \*\*\*"),
+        (
+            dict(), {"api_key_env": "NO_SUCH_KEY"},
+            r"generator\.api_key_env: NO_SUCH_KEY, but this environment variable is not set",
+        ),
+        (
+            dict(has_lora=False), {},
+            r"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .* --enable-lora --max-lora-rank 8",
+        ),
+        (
+            dict(has_dev_mode=False), {"way": "merge"},
+            r"does not load weights .*Remedy: start it with VLLM_SERVER_DEV_MODE=1 .*python -m vllm",
+        ),
+        (dict(), {"urls": ["localhost:8000"]}, r"'localhost:8000', expected an address that begins with http"),
+        (
+            dict(), {"urls": ["http://localhost:80a"]},
+            r"generator\.urls: 'http://localhost:80a', expected http://HOST:PORT",
+        ),
+        (
+            dict(), {"urls": ["http://localhost:99999"]},
+            r"generator\.urls: 'http://localhost:99999', expected http://HOST:PORT",
+        ),
+        (dict(), {"urls": ["http://[::1"]}, r"generator\.urls: 'http://\[::1', expected http://HOST:PORT"),
+        (dict(), {"urls": ["http://:8000"]}, r"generator\.urls: 'http://:8000', expected http://HOST:PORT"),
+        (dict(version=["Bearer open up"]), {"api_key_env": "WRONG_KEY"}, r"is no vLLM server .*Bearer \*\*\*"),
+        (dict(), {"urls": ["http://localhost:1", "http://localhost:1/v1/"]}, r"http://localhost:1/v1/ is given twice"),
+    ],
+)
 def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traits: dict[str, Any], settings: dict[str, Any],
     message: str,
 ) -> None:
     monkeypatch.setenv("WRONG_KEY", "open up")
-    with pytest.raises(SamplerError, match=message) as refused, sampler(policy, tmp_path, [ScriptedVllm(**traits)], **settings):
+    with (
+        pytest.raises(SamplerError, match=message) as refused,
+        sampler(policy, tmp_path, [ScriptedVllm(**traits)], **settings),
+    ):
         pass
     assert "open up" not in str(refused.value)
 
@@ -349,7 +387,10 @@ def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
     with (pytest.raises(SamplerError, match=r"serves under the name tiny another model than model\.path") as refused,
           sampler(policy, tmp_path, [server], base_probe=other, version=None)):
         pass
-    for part in (server.url, "is -9 there and -8.5 with the trainer's base", "is 0.5 nats, at most 0.001 expected", "--model models/tiny"):
+    for part in (
+        server.url, "is -9 there and -8.5 with the trainer's base", "is 0.5 nats, at most 0.001 expected",
+        "--model models/tiny",
+    ):
         assert part in str(refused.value)
     with sampler(policy, tmp_path, [ScriptedVllm()], way="merge", base_probe=other) as generator:
         check(generator.generate(requests(2), SAMPLING), requests(2))
@@ -366,7 +407,8 @@ def test_a_server_that_comes_back_with_another_model_is_not_taken_back(policy: P
             check(generator.generate(requests(4), SAMPLING), requests(4))
             if any("is not taken back" in message for message in messages):
                 break
-        refused = [message for message in messages if f"{servers[0].url} answers again and is not taken back" in message]
+        refused = [
+            message for message in messages if f"{servers[0].url} answers again and is not taken back" in message]
         assert refused and "another model than model.path" in refused[0]
         assert generator.metrics()["sampler/replicas"] == 1
 
@@ -380,12 +422,16 @@ def test_a_server_that_comes_back_with_another_model_is_not_taken_back(policy: P
 def test_the_line_that_starts_a_server_has_room_for_the_longest_completion(
     policy: Policy, tmp_path: Path, max_tokens: int, variable: str | None, flag: str | None
 ) -> None:
-    """One token more than the model's context needs a variable; a prompt in one piece, which a CPU needs, the room for it."""
+    """One token more than the model's context needs a variable; a prompt in one piece, which a CPU needs, the room for
+    it."""
     with (pytest.raises(SamplerError, match="does not load adapters") as refused,
           sampler(policy, tmp_path, [ScriptedVllm(has_lora=False, models={"tiny": 10**6})], max_tokens=max_tokens)):
         pass
     line = str(refused.value)
-    for part in (f" --max-model-len {max_tokens + 1} ", " --no-enable-chunked-prefill", " VLLM_CPU_KVCACHE_SPACE=1 ", " --dtype float32 "):
+    for part in (
+        f" --max-model-len {max_tokens + 1} ", " --no-enable-chunked-prefill", " VLLM_CPU_KVCACHE_SPACE=1 ",
+        " --dtype float32 ",
+    ):
         assert part in line
     assert [word for word in line.split() if word.startswith("VLLM_ALLOW_LONG")] == ([variable] if variable else [])
     assert (flag is None) == ("--max-num-batched-tokens" not in line) and (flag or "") in line
@@ -395,7 +441,9 @@ def test_a_key_that_is_refused_in_the_middle_of_a_run_has_the_remedy_of_the_star
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", "sesame")
-    server, message = ScriptedVllm(key="sesame"), r"generator\.api_key_env: http.* does not accept the API key .*Bearer \*\*\*.*Remedy: "
+    server, message = (
+        ScriptedVllm(key="sesame"),
+        r"generator\.api_key_env: http.* does not accept the API key .*Bearer \*\*\*.*Remedy: ")
     with sampler(policy, tmp_path, [server], api_key_env="SERVER_KEY") as generator:
         check(generator.generate(requests(2), SAMPLING), requests(2))
         server.key = "mustard"
@@ -415,7 +463,10 @@ def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(polic
 
 def test_log_probabilities_of_the_wrong_kind_are_refused(policy: Policy, tmp_path: Path) -> None:
     """The scripted server reports them before the temperature."""
-    with sampler(policy, tmp_path, [ScriptedVllm()]) as generator, pytest.raises(SamplerError, match="--logprobs-mode processed_logprobs"):
+    with (
+        sampler(policy, tmp_path, [ScriptedVllm()]) as generator,
+        pytest.raises(SamplerError, match="--logprobs-mode processed_logprobs"),
+    ):
         generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 24))
     with sampler(policy, tmp_path, [ScriptedVllm()], mode="raw_logprobs") as generator:
         check(generator.generate(requests(1), SamplingParameters(1.0, 0.9, 0, 24)), requests(1))
@@ -425,10 +476,13 @@ def test_the_right_key_is_sent_and_not_shown(policy: Policy, tmp_path: Path, mon
     monkeypatch.setenv("RIGHT_KEY", "sesame")
     with sampler(policy, tmp_path, [ScriptedVllm(key="sesame")], api_key_env="RIGHT_KEY") as generator:
         check(generator.generate(requests(1), SAMPLING), requests(1))
-        assert "sesame" not in repr(generator) + generator.description + repr(generator._clients) + repr(generator._pool.replicas)
+        assert "sesame" not in repr(generator) + generator.description + repr(generator._clients) + repr(
+            generator._pool.replicas)
 
 
-def test_a_reply_that_repeats_the_key_is_shown_without_it(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_that_repeats_the_key_is_shown_without_it(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RIGHT_KEY", 'se"same')
     bodies = [b'{"choices": "I got Bearer se\\"same"}', b'{"choices": [], "seen": "Bearer se\\"same"}']
     server = ScriptedVllm(key='se"same', script=lambda body, number: Accident(body=bodies[number % 2]))
@@ -516,9 +570,12 @@ def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: P
 
 def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_path: Path) -> None:
     """SIGKILL lets nobody clean up. Another program's folder stays, and that of a process that still runs."""
-    script = ("import pathlib, sys, time; from rl.generate.version_files import VersionFiles; "
-              "files = VersionFiles(pathlib.Path(sys.argv[1]), is_local=True); print('made', flush=True); time.sleep(120)")
-    processes = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    script = (
+        "import pathlib, sys, time; from rl.generate.version_files import VersionFiles; "
+        "files = VersionFiles(pathlib.Path(sys.argv[1]), is_local=True); print('made', flush=True); time.sleep(120)")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+        for _ in range(2)]
     try:
         for process in processes:
             assert process.stdout is not None and process.stdout.readline() == b"made\n"
@@ -575,8 +632,14 @@ def test_of_several_ranks_the_main_one_brings_each_version_once(tmp_path: Path, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        ranks = [subprocess.Popen([sys.executable, "-m", "tests.reference.two_rank_sampler", str(rank), str(port), way, str(tmp_path),
-                                   first.url, second.url], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+        ranks = [
+            subprocess.Popen(
+                [
+                    sys.executable, "-m", "tests.reference.two_rank_sampler", str(rank), str(port), way, str(tmp_path),
+                    first.url, second.url],
+                stdout=subprocess.PIPE,
+                text=True)
+            for rank in range(2)]
         lines = [line for rank in ranks for line in rank.communicate(timeout=180)[0].splitlines()]
         assert [rank.returncode for rank in ranks] == [0, 0]
         load = "/v1/load_lora_adapter" if way == "adapter" else "/collective_rpc"

@@ -48,7 +48,8 @@ def sampler(policy: Policy, sync: Sync = "shared", max_sequences: int = 64) -> T
 
 
 def requests(count: int = 6, size: int = 4) -> list[Request]:
-    return [Request(p, tuple(request_seed(0, "test", 0, p.question.id, i) for i in range(size))) for p in prompts(count)]
+    return [
+        Request(p, tuple(request_seed(0, "test", 0, p.question.id, i) for i in range(size))) for p in prompts(count)]
 
 
 def rollouts(groups: Sequence[Group]) -> list[Rollout]:
@@ -62,13 +63,19 @@ def tokens(groups: Sequence[Group]) -> list[tuple[int, ...]]:
 def worst_difference(policy: Policy, groups: Sequence[Group], temperature: float = 1.0) -> float:
     """Largest |reported - literal log-probability| over all tokens."""
     return max(
-        (torch.tensor(r.logprobs) - literal_logprobs(policy, g.prompt.token_ids, r.token_ids, temperature)).abs().max().item()
-        for g in groups for r in g.rollouts)
+        (torch.tensor(r.logprobs) - literal_logprobs(policy, g.prompt.token_ids, r.token_ids, temperature))
+        .abs()
+        .max()
+        .item()
+        for g in groups
+        for r in g.rollouts)
 
 
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
-def test_logprobs_equal_a_full_forward_at_the_sampling_temperature(policy: Policy, sync: Sync, temperature: float) -> None:
+def test_logprobs_equal_a_full_forward_at_the_sampling_temperature(
+    policy: Policy, sync: Sync, temperature: float
+) -> None:
     groups = sampler(policy, sync).generate(requests(), dataclasses.replace(PLAIN, temperature=temperature))
     assert any(r.finish_reason == "stop" for r in rollouts(groups))
     assert len({len(g.prompt.token_ids) for g in groups}) > 1
@@ -106,9 +113,11 @@ def test_stop_token_ids_end_a_completion_too(policy: Policy) -> None:
 
 
 def test_a_stop_string_ends_a_completion_and_rewards_see_the_text_before_it(policy: Policy) -> None:
-    """Against the same seeds without it: the tokens are the same up to the one that completes the string, which is kept and trained."""
+    """Against the same seeds without it: the tokens are the same up to the one that completes the string, which is kept
+    and trained."""
     without = rollouts(sampler(policy).generate(requests(), PLAIN))
-    found = rollouts(sampler(policy).generate(requests(), dataclasses.replace(PLAIN, stop_strings=("ed{", "never there"))))
+    found = rollouts(
+        sampler(policy).generate(requests(), dataclasses.replace(PLAIN, stop_strings=("ed{", "never there"))))
     assert any("ed{" in rollout.text for rollout in without)
     for plain, stopped in zip(without, found, strict=True):
         assert "ed{" not in stopped.text
@@ -166,7 +175,8 @@ def test_requests_may_want_different_numbers_of_completions(policy: Policy) -> N
 def test_never_more_than_max_sequences_decode_together(policy: Policy) -> None:
     generator = sampler(policy, max_sequences=3)
     rows: list[int] = []
-    hook = policy.causal_lm.get_input_embeddings().register_forward_hook(lambda _m, args, _out: rows.append(len(args[0])))
+    hook = policy.causal_lm.get_input_embeddings().register_forward_hook(
+        lambda _m, args, _out: rows.append(len(args[0])))
     groups = generator.generate(requests(4, 8), PLAIN)
     hook.remove()
     assert max(rows) <= 3 and [len(g.rollouts) for g in groups] == [8] * 4
@@ -186,7 +196,8 @@ def test_generating_leaves_the_module_in_training_mode_and_without_gradients(pol
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 def test_sampling_is_the_same_with_gradient_checkpointing(policy: Policy, sync: Sync) -> None:
     checkpointed = tiny_policy(tiny_config("model.gradient_checkpointing=true"), adapter_scale=0.02)
-    assert sampler(checkpointed, sync).generate(requests(3), PLAIN) == sampler(policy, sync).generate(requests(3), PLAIN)
+    assert sampler(checkpointed, sync).generate(requests(3), PLAIN) == sampler(policy, sync).generate(
+        requests(3), PLAIN)
 
 
 def test_near_temperature_zero_equals_transformers_greedy_decoding(policy: Policy) -> None:
@@ -195,7 +206,11 @@ def test_near_temperature_zero_equals_transformers_greedy_decoding(policy: Polic
     for group in groups:
         ids = torch.tensor([group.prompt.token_ids])
         output = policy.causal_lm.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_TOKENS, pad_token_id=0)
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=MAX_TOKENS,
+            pad_token_id=0)
         assert group.rollouts[0].token_ids == tuple(output[0, ids.shape[1]:].tolist())
     policy.model.train()
 
@@ -229,7 +244,9 @@ def test_top_p_and_top_k_draw_only_from_the_allowed_set(policy: Policy, top_p: f
                 probabilities = torch.softmax(logits_V, dim=-1).sort(descending=True)
                 allowed, share = set(), 0.0
                 total = sum(probabilities.values[: top_k or None].tolist())
-                for value, index in list(zip(probabilities.values.tolist(), probabilities.indices.tolist(), strict=True))[: top_k or None]:
+                for value, index in list(
+                    zip(probabilities.values.tolist(), probabilities.indices.tolist(), strict=True)
+                )[: top_k or None]:
                     if share >= top_p * total:
                         break
                     allowed.add(index)
@@ -314,7 +331,9 @@ def test_several_take_overs_merge_from_the_base_each_time() -> None:
         change_adapter(policy, scale)
         generator.take_over(policy, version)
     once = sampler(policy, "merge")
-    assert generator.generate(requests(2), PLAIN)[0].rollouts[0].logprobs == once.generate(requests(2), PLAIN)[0].rollouts[0].logprobs
+    assert (
+        generator.generate(requests(2), PLAIN)[0].rollouts[0].logprobs
+        == once.generate(requests(2), PLAIN)[0].rollouts[0].logprobs)
 
 
 def test_close_frees_the_merged_copy_and_may_be_called_twice(policy: Policy) -> None:
@@ -332,7 +351,8 @@ def test_closing_a_shared_sampler_leaves_the_policy_alone(policy: Policy) -> Non
 
 def test_each_group_is_told_of_once_when_it_is_whole(policy: Policy) -> None:
     told: list[tuple[int, Group]] = []
-    groups = sampler(policy, max_sequences=6).generate(requests(), PLAIN, lambda index, group: told.append((index, group)))
+    groups = sampler(policy, max_sequences=6).generate(
+        requests(), PLAIN, lambda index, group: told.append((index, group)))
     assert sorted(index for index, _ in told) == list(range(len(groups)))
     assert all(group == groups[index] for index, group in told)
 
@@ -347,7 +367,8 @@ def test_scores_are_the_sampled_log_probabilities(policy: Policy, sync: Sync) ->
 
 
 def test_the_growing_cache_gives_the_results_of_transformers_own(policy: Policy) -> None:
-    """Prompt, repeated rows, token by token past several reservations, rows removed on the way: the same logits and keys."""
+    """Prompt, repeated rows, token by token past several reservations, rows removed on the way: the same logits and
+    keys."""
     model = policy.causal_lm.eval()
     ids_BL = torch.randint(2, 99, (3, 6), generator=torch.Generator().manual_seed(1))
     caches: list[DynamicCache] = [growing_cache(model.config), DynamicCache(config=model.config)]
@@ -386,7 +407,9 @@ def test_the_growing_cache_moves_its_contents_seldom(policy: Policy) -> None:
 
 def test_request_seeds_differ_by_each_of_their_parts() -> None:
     base = (0, "train-0", 3, "q", 1)
-    others = [(1, *base[1:]), (0, "held_out", 3, "q", 1), (0, "train-0", 4, "q", 1), (0, "train-0", 3, "r", 1), (*base[:4], 2)]
+    others = [
+        (1, *base[1:]), (0, "held_out", 3, "q", 1), (0, "train-0", 4, "q", 1), (0, "train-0", 3, "r", 1),
+        (*base[:4], 2)]
     seeds = {request_seed(*parts) for parts in (base, *others)}
     assert len(seeds) == 6 and all(0 <= seed < 2**63 for seed in seeds)
     assert request_seed(*base) == request_seed(*base)

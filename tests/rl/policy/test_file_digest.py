@@ -14,7 +14,9 @@ def test_another_size_or_other_bytes_give_another_digest(size: int, tmp_path: Pa
     file = tmp_path / "file"
     file.write_bytes(bytes(size))
     digests = {file_digest(file)}
-    for content in (bytes(size + 1), *(bytes(at) + b"x" + bytes(size - at - 1) for at in {0, size // 2, size - 1} if size)):
+    for content in (
+        bytes(size + 1), *(bytes(at) + b"x" + bytes(size - at - 1) for at in {0, size // 2, size - 1} if size),
+    ):
         file.write_bytes(content)
         digests.add(file_digest(file))
     assert len(digests) == 2 + (3 if size > 1 else 0)

@@ -24,9 +24,10 @@ from rl.policy.policy import Policy, PolicyError
 from tests.reference.tiny_run import inputs, literal_logprobs, prompts, tiny_config, tiny_policy
 
 torch.set_num_threads(1)
-SIZES = {"vocab_size": 31, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
-         "initializer_range": 0.5}
+SIZES = {
+    "vocab_size": 31, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2,
+    "eos_token_id": 1, "initializer_range": 0.5}
 IDS = (5, 9, 3, 12, 7, 30, 2, 11)
 
 
@@ -93,7 +94,8 @@ def test_forward_equals_the_full_softmax_token_by_token(chunk_tokens: int | None
     row = torch.tensor([[*prompt, *completion[:-1]]])
     predicting = torch.arange(len(prompt) - 1, row.shape[1])
     found = forward(row, None, predicting, torch.tensor(completion))
-    torch.testing.assert_close(found.logprobs_N.detach(), literal_logprobs(policy, prompt, completion, 0.7), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        found.logprobs_N.detach(), literal_logprobs(policy, prompt, completion, 0.7), atol=1e-4, rtol=0)
 
 
 def test_the_reference_is_the_base_and_carries_no_gradient() -> None:

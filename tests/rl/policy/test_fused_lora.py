@@ -26,7 +26,8 @@ def adapted(*, bias: bool = False, dtype: torch.dtype = torch.float32, dropout: 
     """Two linear layers with an adapter whose B is not zero."""
     torch.manual_seed(0)
     model = get_peft_model(
-        TwoLayers(bias=bias, dtype=dtype), LoraConfig(r=3, lora_alpha=7, lora_dropout=dropout, target_modules=["first", "second"]))
+        TwoLayers(bias=bias, dtype=dtype),
+        LoraConfig(r=3, lora_alpha=7, lora_dropout=dropout, target_modules=["first", "second"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -34,7 +35,9 @@ def adapted(*, bias: bool = False, dtype: torch.dtype = torch.float32, dropout: 
     return model
 
 
-def output_and_gradients(model: PeftModel, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+def output_and_gradients(
+    model: PeftModel, x: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     x = x.clone().requires_grad_(True)
     result = model(x)
     (result * torch.arange(result.numel()).view_as(result)).sum().backward()

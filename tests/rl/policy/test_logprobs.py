@@ -37,8 +37,13 @@ def test_values_and_gradients_equal_those_of_full_logits(
     result = token_logprobs(hidden_NH, lm_head, token_ids_N, chunk_tokens=chunk_tokens, temperature=temperature,
                             entropy_grad=True, logit_scale=logit_scale, softcap=softcap)
     logprobs_N, entropies_N = reference_token_logprobs(
-        hidden_NH.double(), lm_head.weight.double(), None if lm_head.bias is None else lm_head.bias.double(), token_ids_N,
-        temperature, logit_scale, softcap)
+        hidden_NH.double(),
+        lm_head.weight.double(),
+        None if lm_head.bias is None else lm_head.bias.double(),
+        token_ids_N,
+        temperature,
+        logit_scale,
+        softcap)
     torch.testing.assert_close(result.logprobs_N.double(), logprobs_N, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.entropies_N.double(), entropies_N, rtol=1e-5, atol=1e-5)
     factors_N = torch.linspace(-1, 1, N)
@@ -103,7 +108,11 @@ class TensorsSeen(TorchDispatchMode):
         self.most_rows = 0
 
     def __torch_dispatch__(
-        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:

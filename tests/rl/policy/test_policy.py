@@ -1,4 +1,5 @@
-"""The policy on the tiny model: the base stays as it was, merging is literal, adapters load where they belong and nowhere else."""
+"""The policy on the tiny model: the base stays as it was, merging is literal, adapters load where they belong and
+nowhere else."""
 
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ def test_the_merged_model_computes_what_the_adapter_computes() -> None:
 def test_peft_loads_the_adapter_of_a_checkpoint_with_identical_logits(tmp_path: Path) -> None:
     policy = tiny_policy(adapter_scale=0.05)
     path = checkpoint_of(policy, tmp_path)
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), str(path / "adapter"))
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), str(path / "adapter"))
     assert torch.equal(logits(loaded), logits(policy.model))
 
 
@@ -151,7 +153,8 @@ def test_full_parameters_train_reach_the_sampler_and_load_as_a_plain_checkpoint(
             expected = literal_logprobs(policy, group.prompt.token_ids, rollout.token_ids)
             assert rollout.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
     path = checkpoint_of(policy, tmp_path)
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32)), logits(policy.model))
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32)), logits(policy.model))
 
 
 def test_the_reference_is_the_base_whatever_the_adapter_is() -> None:
@@ -175,10 +178,14 @@ def test_the_reference_of_full_parameters_stays_where_it_started() -> None:
     assert tiny_policy(tiny_config("lora.enabled=false")).reference is None
 
 
-def other_adapter(folder: Path, settings: dict[str, object] | None = None, *, hidden: int = 128, layers: int = 4) -> Path:
-    config = LlamaConfig(vocab_size=99, hidden_size=hidden, intermediate_size=352, num_hidden_layers=layers, num_attention_heads=4)
+def other_adapter(
+    folder: Path, settings: dict[str, object] | None = None, *, hidden: int = 128, layers: int = 4
+) -> Path:
+    config = LlamaConfig(
+        vocab_size=99, hidden_size=hidden, intermediate_size=352, num_hidden_layers=layers, num_attention_heads=4)
     model = LlamaForCausalLM(config)
-    get_peft_model(model, LoraConfig(r=4, **({"target_modules": "all-linear"} | (settings or {})))).save_pretrained(folder)
+    get_peft_model(model, LoraConfig(r=4, **({"target_modules": "all-linear"} | (settings or {})))).save_pretrained(
+        folder)
     return folder
 
 
@@ -257,5 +264,8 @@ def test_an_adapter_of_another_rank_or_scale_is_refused(tmp_path: Path, override
 
 def test_a_stored_adapter_trains_with_the_dropout_of_this_run(tmp_path: Path) -> None:
     path = checkpoint_of(tiny_policy(tiny_config("lora.dropout=0.3")), tmp_path)
-    dropouts = [m for m in tiny_policy(tiny_config(f"model.adapter={path / 'adapter'}")).model.modules() if isinstance(m, torch.nn.Dropout)]
+    dropouts = [
+        m
+        for m in tiny_policy(tiny_config(f"model.adapter={path / 'adapter'}")).model.modules()
+        if isinstance(m, torch.nn.Dropout)]
     assert all(dropout.p == 0 for dropout in dropouts)

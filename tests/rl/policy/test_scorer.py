@@ -1,4 +1,5 @@
-"""What the policy tells rewards: log-probabilities of texts and token statistics, against one literal forward per sequence."""
+"""What the policy tells rewards: log-probabilities of texts and token statistics, against one literal forward per
+sequence."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def worst(policy: Policy, groups: list[Group], temperature: float) -> float:
     return max(differences)
 
 
-@pytest.mark.parametrize(("merge", "temperature", "max_sequences"), [(False, 1.0, 64), (True, 0.7, 64), (False, 1.5, 3)])
+@pytest.mark.parametrize(
+    ("merge", "temperature", "max_sequences"), [(False, 1.0, 64), (True, 0.7, 64), (False, 1.5, 3)]
+)
 def test_the_samplers_statistics_are_those_of_a_full_softmax(
         policy: Policy, merge: bool, temperature: float, max_sequences: int) -> None:
     groups = sampled(policy, merge=merge, temperature=temperature, max_sequences=max_sequences)
@@ -78,7 +81,9 @@ def test_the_samplers_statistics_are_those_of_a_full_softmax(
 
 
 @pytest.mark.parametrize(("temperature", "max_tokens"), [(1.0, 256), (0.7, 1), (1.5, 10_000)])
-def test_the_policys_statistics_are_those_of_a_full_softmax(policy: Policy, temperature: float, max_tokens: int) -> None:
+def test_the_policys_statistics_are_those_of_a_full_softmax(
+    policy: Policy, temperature: float, max_tokens: int
+) -> None:
     groups = stripped(sampled(policy, temperature=temperature))
     found = scorer(policy, temperature, max_tokens).with_statistics(groups)
     assert worst(policy, found, temperature) < 2e-4
@@ -118,7 +123,8 @@ def test_the_trainers_self_certainty_is_kl_from_uniform(chunk_tokens: int) -> No
     tokens = torch.arange(5)
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
-            found = token_logprobs(hidden, head, tokens, chunk_tokens=chunk_tokens, temperature=0.5, self_certainty=True)
+            found = token_logprobs(
+                hidden, head, tokens, chunk_tokens=chunk_tokens, temperature=0.5, self_certainty=True)
         probabilities = torch.softmax(head(hidden).double() / 0.5, dim=-1)
         expected = (torch.log(1 / (11 * probabilities)) / 11).sum(-1)
         assert found.self_certainties_N is not None
@@ -187,8 +193,10 @@ def test_reference_likelihood_is_the_literal_mean_probability_after_the_reasonin
     texts = ["19+28=47\n\\boxed{47}", "19+28=48\n\\boxed{48}", "\\boxed{3}", "no answer"]
     rollouts = tuple(Rollout((3,), (0.0,), text, "stop", 0, 0) for text in texts)
     encode = lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    literal = [literal_probabilities(policy, [*prompt.token_ids, *encode(text.partition("boxed{")[0] + "boxed{")], encode("47"))
-               for text in texts[:3]]
+    literal = [
+        literal_probabilities(
+            policy, [*prompt.token_ids, *encode(text.partition("boxed{")[0] + "boxed{")], encode("47"))
+        for text in texts[:3]]
     alone = literal_probabilities(policy, [*prompt.token_ids, *encode("\\boxed{")], encode("47"))
 
     def scores(**arguments: object) -> tuple[float, ...]:
@@ -229,6 +237,8 @@ def test_a_length_limit_that_no_completion_reaches_is_refused_before_the_run() -
         build_rewards([RewardSection(use=use, arguments={"max_completion_tokens": 41})], 40)
     prompt = Prompt(Question("q", "?", None, {}), "", (3,))
     rollouts = tuple(Rollout((3,) * n, (0.0,) * n, "", "stop", 0, 0) for n in (30, 36, 40))
-    for arguments, expected in (({}, [0.0, -0.5, -1.0]), ({"max_completion_tokens": 38, "cache_tokens": 4}, [0.0, -0.5, -1.0])):
+    for arguments, expected in (
+        ({}, [0.0, -0.5, -1.0]), ({"max_completion_tokens": 38, "cache_tokens": 4}, [0.0, -0.5, -1.0]),
+    ):
         rewards = build_rewards([RewardSection.model_validate({"use": use, "arguments": arguments})], 40)
         assert score_groups(rewards, [Group(prompt, rollouts)])[0].rewards == pytest.approx(expected)

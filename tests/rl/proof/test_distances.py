@@ -22,7 +22,9 @@ def test_distances_are_means_of_absolute_differences() -> None:
     assert found.share_error == pytest.approx(math.sqrt(0.09**2 + 0.01**2 + 0.04**2 + 0.08**2) / 0.3)
 
 
-@pytest.mark.parametrize(("part", "verdict"), [(1.0, "policy"), (0.0, "base"), (0.45, "other"), (2.0, "other"), (-1.0, "other")])
+@pytest.mark.parametrize(
+    ("part", "verdict"), [(1.0, "policy"), (0.0, "base"), (0.45, "other"), (2.0, "other"), (-1.0, "other")]
+)
 def test_a_sampler_that_shows_a_part_of_the_move(part: float, verdict: str) -> None:
     found = distances(BASE_T + part * (TRAINER_T - BASE_T), TRAINER_T, BASE_T)
     assert found.share == pytest.approx(part)
@@ -33,8 +35,10 @@ def test_a_sampler_that_shows_a_part_of_the_move(part: float, verdict: str) -> N
 def test_a_move_far_below_the_bound_and_below_the_numerics_tells_policy_from_base_by_many_tokens(seed: int) -> None:
     """bfloat16's numerics: noise of 0.02 nats, a move of 0.008, 4,000 tokens, a bound of 0.1."""
     draws = torch.Generator().manual_seed(seed)
-    base_T, move_T, noise_T = (scale * torch.randn(4000, generator=draws, dtype=torch.float64) for scale in (1.0, 0.01, 0.02))
-    has_policy, has_base = (distances(sampler_T, base_T + move_T, base_T) for sampler_T in (base_T + move_T + noise_T, base_T + noise_T))
+    base_T, move_T, noise_T = (
+        scale * torch.randn(4000, generator=draws, dtype=torch.float64) for scale in (1.0, 0.01, 0.02))
+    has_policy, has_base = (
+        distances(sampler_T, base_T + move_T, base_T) for sampler_T in (base_T + move_T + noise_T, base_T + noise_T))
     assert max(has_policy.agreement, has_base.agreement) < 0.1
     assert (has_policy.verdict(0.1), has_base.verdict(0.1)) == ("policy", "base")
 
@@ -42,7 +46,8 @@ def test_a_move_far_below_the_bound_and_below_the_numerics_tells_policy_from_bas
 @pytest.mark.parametrize("seed", range(5))
 def test_a_move_that_the_numerics_hide_is_open_and_no_alarm(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
-    base_T, move_T, noise_T = (scale * torch.randn(100, generator=draws, dtype=torch.float64) for scale in (1.0, 0.001, 0.02))
+    base_T, move_T, noise_T = (
+        scale * torch.randn(100, generator=draws, dtype=torch.float64) for scale in (1.0, 0.001, 0.02))
     for sampler_T in (base_T + move_T + noise_T, base_T + noise_T):
         assert distances(sampler_T, base_T + move_T, base_T).verdict(0.1) == "open"
 

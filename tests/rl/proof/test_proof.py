@@ -1,6 +1,8 @@
-"""Samplers and trainers broken on purpose: the proof stops the run before it trains on their samples, and names the side that is wrong.
+"""Samplers and trainers broken on purpose: the proof stops the run before it trains on their samples, and names the
+side that is wrong.
 
-Every failure is a real one: a real sampler that holds other weights, records other numbers, or a trainer that computes something else.
+Every failure is a real one: a real sampler that holds other weights, records other numbers, or a trainer that computes
+something else.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ from tests.reference.tiny_run import (
 )
 
 torch.set_num_threads(1)
-SETTINGS = ("rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr=5e-3", "sampling.max_completion_tokens=24",
-            "generator.proof_completions=8")
+SETTINGS = (
+    "rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr=5e-3", "sampling.max_completion_tokens=24",
+    "generator.proof_completions=8")
 EVERY_STEP = "generator.proof_every=1"
 
 
@@ -119,7 +122,9 @@ class Eager(Sampler):
         self._model.set_attn_implementation("eager")
 
 
-def run_steps(config: RunConfig, policy: Policy, generator: Generator, folder: Path, count: int) -> tuple[Trainer, list[Record]]:
+def run_steps(
+    config: RunConfig, policy: Policy, generator: Generator, folder: Path, count: int
+) -> tuple[Trainer, list[Record]]:
     """The trainer after `count` steps, and its lines in metrics.jsonl."""
     folder.mkdir(exist_ok=True)
     with MetricsLog(RunFolder(folder), []) as log:
@@ -136,9 +141,12 @@ def failure(config: RunConfig, policy: Policy, generator: Generator, folder: Pat
     with pytest.raises(SamplerMismatchError) as caught:
         trainer.step()
     assert trainer.step_number == good_steps
-    assert all(torch.equal(before[name], weight) for name, weight in trained(policy).items())  # nothing was trained on it
+    # nothing was trained on it
+    assert all(torch.equal(before[name], weight) for name, weight in trained(policy).items())
     message = str(caught.value)
-    assert f"step {good_steps}: the sampler does not sample from version {trainer.policy_version} of the policy" in message
+    assert (
+        f"step {good_steps}: the sampler does not sample from version {trainer.policy_version} of the policy" in message
+    )
     assert "Check: " in message and "Remedy: " in message
     return message
 
@@ -169,7 +177,8 @@ def test_a_proof_that_stays_open_is_repeated_until_it_is_not(tmp_path: Path) -> 
     """At first the steps are too small for float32 to tell the policy from its base; then they are not."""
     config = tiny_config(*SETTINGS, "optim.lr=1e-9")
     policy = tiny_policy(config)
-    trainer, _ = run_steps(config, policy, TransformersGenerator(policy, merge=True, max_sequences=64), tmp_path / "small", 1)
+    trainer, _ = run_steps(
+        config, policy, TransformersGenerator(policy, merge=True, max_sequences=64), tmp_path / "small", 1)
     opened = [trainer._proof.check(step, 1, collected_from(policy, version=1)) for step in (1, 2)]
     assert [values["proof/inconclusive"] for values in opened] == [1.0, 1.0]
     change_adapter(policy, 0.02)
@@ -183,7 +192,8 @@ def test_full_parameters_without_a_reference_are_proven_by_agreement_alone(tmp_p
     _, metrics = run_steps(config, policy, Sampler(policy), tmp_path, 2)
     assert all(float(str(line["proof/agreement"])) < 1e-5 and "proof/moved" not in line for line in metrics)
     policy = tiny_policy(config)
-    assert "it does not have this version, so an earlier version" in failure(config, policy, Deaf(policy), tmp_path / "deaf", good_steps=1)
+    assert "it does not have this version, so an earlier version" in failure(
+        config, policy, Deaf(policy), tmp_path / "deaf", good_steps=1)
 
 
 def test_a_proof_changes_neither_random_numbers_nor_the_models_state() -> None:
@@ -213,7 +223,8 @@ def test_a_sampler_that_stays_behind_has_an_earlier_version(tmp_path: Path) -> N
     config = tiny_config(*SETTINGS, EVERY_STEP)
     policy = tiny_policy(config)
     message = failure(config, policy, Stuck(policy), tmp_path, good_steps=2)
-    assert "has neither this version nor the base, so an earlier version" in message and "of the policy's move" in message
+    assert (
+        "has neither this version nor the base, so an earlier version" in message and "of the policy's move" in message)
 
 
 def test_a_sampler_of_another_model_is_found_before_anything_is_trained(tmp_path: Path) -> None:
@@ -253,7 +264,8 @@ def test_a_sampler_that_cannot_be_asked_again_leaves_the_side_open(tmp_path: Pat
 
 def test_in_bfloat16_a_sampler_of_the_base_is_found_long_before_the_bound_is_reached(tmp_path: Path) -> None:
     """The move is a thirtieth of the bound: agreement alone would let the run train on the base's samples."""
-    config = tiny_config(*SETTINGS, "model.dtype=bfloat16", "sampling.questions_per_step=16", "generator.proof_completions=64")
+    config = tiny_config(
+        *SETTINGS, "model.dtype=bfloat16", "sampling.questions_per_step=16", "generator.proof_completions=64")
     policy = tiny_policy(config)
     deaf = Deaf(policy)
     change_adapter(policy, 0.004)
@@ -299,7 +311,9 @@ def test_a_resumed_run_is_proven_in_its_first_step_and_leaves_no_trace_of_it() -
 def test_a_wrong_scale_in_the_trainers_lora_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = LoraProduct.forward
 
-    def wrong(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+    def wrong(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
+    ) -> Tensor:
         return right(ctx, x, weight, bias, lora_a, lora_b, 1.5 * scaling)
 
     monkeypatch.setattr(LoraProduct, "forward", staticmethod(wrong))
@@ -330,13 +344,18 @@ def test_updates_that_leave_the_policy_as_its_base_are_the_trainers_error(tmp_pa
 
 def test_completions_are_spread_over_questions_and_over_their_groups() -> None:
     groups = sampled_groups(tiny_policy(), 6, size=3)
-    places = [(groups.index(group), group.rollouts.index(rollout)) for group in groups for prompt, rollout in spread(groups, 3)
-              if prompt is group.prompt and rollout in group.rollouts]
+    places = [
+        (groups.index(group), group.rollouts.index(rollout))
+        for group in groups
+        for prompt, rollout in spread(groups, 3)
+        if prompt is group.prompt and rollout in group.rollouts]
     assert [place for place, _ in places] == [0, 2, 4]
     everything = spread(groups, 100)
-    assert len(everything) == 18 and {id(rollout) for _, rollout in everything} == {id(r) for group in groups for r in group.rollouts}
+    assert len(everything) == 18 and {id(rollout) for _, rollout in everything} == {
+        id(r) for group in groups for r in group.rollouts}
     assert spread(groups, 8) == spread(groups, 8)
-    assert len(spread(groups, 8)) == 8 and {prompt.question.id for prompt, _ in spread(groups, 8)} == {g.question.id for g in groups}
+    assert len(spread(groups, 8)) == 8 and {prompt.question.id for prompt, _ in spread(groups, 8)} == {
+        g.question.id for g in groups}
     assert spread([], 8) == []
 
 

@@ -1,6 +1,7 @@
 """A run whose sampler never gets the new weights stops after its first update; one whose sampler does get them goes on.
 
-The failure is a real one: a sampler that holds a model of its own, to which handing over a version changes only the version's number.
+The failure is a real one: a sampler that holds a model of its own, to which handing over a version changes only the
+version's number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from tests.reference.tiny_run import make_trainer, tiny_config, tiny_policy
 
 torch.set_num_threads(1)
 # Semantic entropy's groups differ from the first step on; accuracy needs luck.
-SETTINGS = ("rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr=5e-3", "sampling.max_completion_tokens=40")
+SETTINGS = (
+    "rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr=5e-3", "sampling.max_completion_tokens=40")
 
 
 def trainer(config: RunConfig, policy: Policy, sampled: Policy, folder: Path, *, merge: bool) -> Trainer:
@@ -34,13 +36,17 @@ def test_a_sampler_that_stays_behind_stops_the_run_after_the_first_update(tmp_pa
     run = trainer(config, tiny_policy(config), tiny_policy(config), tmp_path, merge=False)
     run.step()
     assert run.policy_version == 1
-    with pytest.raises(SamplerMismatchError, match=r"step 1: the sampler's log-probabilities differ .* at most 0\.001 .*version 1"):
+    with pytest.raises(
+        SamplerMismatchError, match=r"step 1: the sampler's log-probabilities differ .* at most 0\.001 .*version 1"
+    ):
         run.step()
 
 
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("overrides", [(), ("optim.epochs=2", "optim.minibatches=2"), ("model.dtype=bfloat16",)])
-def test_a_sampler_that_takes_over_passes_for_several_steps(tmp_path: Path, merge: bool, overrides: tuple[str, ...]) -> None:
+def test_a_sampler_that_takes_over_passes_for_several_steps(
+    tmp_path: Path, merge: bool, overrides: tuple[str, ...]
+) -> None:
     config = tiny_config(*SETTINGS, *overrides)
     policy = tiny_policy(config)
     run = trainer(config, policy, policy, tmp_path, merge=merge)

@@ -1,4 +1,5 @@
-"""rl/questions/files.py and rl/questions/order.py: what rows become, what is refused and how, and the order of questions."""
+"""rl/questions/files.py and rl/questions/order.py: what rows become, what is refused and how, and the order of
+questions."""
 
 from __future__ import annotations
 
@@ -42,14 +43,18 @@ def test_an_adapter_sees_every_row_first_and_its_refusal_has_file_and_line(tmp_p
 
     rows = [{"asked": "Which?", "options": options, "right": 2} for options in ([1, 2], [2, 3], [1, 2])]
     loaded = load_questions(write(tmp_path, *rows), adapter=adapter)
-    assert [question.text for question in loaded.questions] == ["Which? [1, 2]", "Which? [2, 3]"], "duplicates are of adapted rows"
+    assert [question.text for question in loaded.questions] == [
+        "Which? [1, 2]", "Which? [2, 3]",
+    ], "duplicates are of adapted rows"
     path = write(tmp_path, rows[0], {**rows[1], "right": 9})
     assert refusal(path, adapter=adapter) == f"{path}:2: saw 9; expected one of [2, 3]"
 
 
 def test_questions_of_a_commands_option_are_refused_in_its_words(tmp_path: Path) -> None:
     path = write(tmp_path, {"id": "a", "question": "1"}, {"id": "a", "question": "2"})
-    for text in (refusal(path, section="--benchmarks"), refusal(str(tmp_path / "question.jsonl"), section="--benchmarks")):
+    for text in (
+        refusal(path, section="--benchmarks"), refusal(str(tmp_path / "question.jsonl"), section="--benchmarks"),
+    ):
         assert "--benchmarks." not in text and "data." not in text.replace(str(tmp_path), "")
     assert "(--benchmarks; a relative path" in refusal(str(tmp_path / "question.jsonl"), section="--benchmarks")
 
@@ -89,13 +94,17 @@ def test_rows_without_answers_are_fine_and_counted(tmp_path: Path) -> None:
 
 
 def test_columns_that_rewards_use_for_something_else_are_not_passed_on(tmp_path: Path) -> None:
-    row = {"problem": "q", "gold": "2", "question": "x", "answer": "y", "completions": ["z"], "rollouts": 1, "source": "s"}
-    (question,) = load_questions(write(tmp_path, row), columns=ColumnsSection(question="problem", answer="gold")).questions
+    row = {
+        "problem": "q", "gold": "2", "question": "x", "answer": "y", "completions": ["z"], "rollouts": 1, "source": "s"}
+    (question,) = load_questions(
+        write(tmp_path, row), columns=ColumnsSection(question="problem", answer="gold")
+    ).questions
     assert question.columns == {"source": "s"}
 
 
 def test_rows_without_an_id_are_named_by_their_line(tmp_path: Path) -> None:
-    loaded = load_questions(write(tmp_path, {"question": "a"}, {"question": "b", "id": "x"}, {"question": "c", "id": None}))
+    loaded = load_questions(
+        write(tmp_path, {"question": "a"}, {"question": "b", "id": "x"}, {"question": "c", "id": None}))
     assert [question.id for question in loaded.questions] == ["line-1", "x", "line-3"]
 
 
@@ -119,7 +128,9 @@ def test_a_byte_order_mark_windows_line_ends_and_empty_lines_at_the_end_are_fine
     assert [question.text for question in load_questions(str(path)).questions] == ["aé", "b"]
 
 
-def test_a_relative_path_is_found_in_the_project_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_found_in_the_project_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     loaded = load_questions("models/tiny-arith/questions/train.jsonl", columns=ColumnsSection(answer=None), limit=3)
     assert len(loaded.questions) == 3 and loaded.counts.num_with_answer == 0
@@ -225,8 +236,12 @@ def take(order: QuestionOrder, sizes: list[int]) -> list[list[int]]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(num_questions=st.integers(1, 12), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=20), shuffle=st.booleans())
-def test_each_epoch_holds_every_index_once_and_no_call_repeats_one(num_questions: int, sizes: list[int], shuffle: bool) -> None:
+@given(
+    num_questions=st.integers(1, 12), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=20), shuffle=st.booleans()
+)
+def test_each_epoch_holds_every_index_once_and_no_call_repeats_one(
+    num_questions: int, sizes: list[int], shuffle: bool
+) -> None:
     order = QuestionOrder(num_questions, seed=3, shuffle=shuffle)
     calls = take(order, [min(size, num_questions) for size in sizes])
     assert all(len(set(call)) == len(call) for call in calls)
@@ -237,7 +252,9 @@ def test_each_epoch_holds_every_index_once_and_no_call_repeats_one(num_questions
 
 @settings(max_examples=100, deadline=None)
 @given(num_questions=st.integers(1, 12), sizes=st.lists(st.integers(1, 15), min_size=2, max_size=20), data=st.data())
-def test_a_resumed_order_equals_the_uninterrupted_one(num_questions: int, sizes: list[int], data: st.DataObject) -> None:
+def test_a_resumed_order_equals_the_uninterrupted_one(
+    num_questions: int, sizes: list[int], data: st.DataObject
+) -> None:
     cut = data.draw(st.integers(0, len(sizes)))
     uninterrupted = take(QuestionOrder(num_questions, 1, True), sizes)
     first = QuestionOrder(num_questions, 1, True)

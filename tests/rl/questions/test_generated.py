@@ -1,4 +1,5 @@
-"""rl/questions/generated.py: reasoning-gym's tasks as questions, the same ones each time, and what is said of wrong ones."""
+"""rl/questions/generated.py: reasoning-gym's tasks as questions, the same ones each time, and what is said of wrong
+ones."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from rl.records import Question
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra reasoning-gym)")
 
 
-def questions(path: str, *, limit: int | None = 8, task: dict[str, Any] | None = None, **arguments: Any) -> tuple[Question, ...]:
+def questions(
+    path: str, *, limit: int | None = 8, task: dict[str, Any] | None = None, **arguments: Any
+) -> tuple[Question, ...]:
     return load_questions(path, limit=limit, task=task or {}, **arguments).questions
 
 
@@ -45,8 +48,10 @@ def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> N
             f"print([(q.id, q.text, q.answer) for q in load_questions('reasoning_gym:{task}', limit=5).questions])")
     shown = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")]
-    assert shown[0] == shown[1] == f"{[(q.id, q.text, q.answer) for q in questions(f'reasoning_gym:{task}', limit=5)]}\n"
-    assert [q.text for q in questions(f"reasoning_gym:{task}", task={"seed": 77})] != [q.text for q in questions(f"reasoning_gym:{task}")]
+    assert (
+        shown[0] == shown[1] == f"{[(q.id, q.text, q.answer) for q in questions(f'reasoning_gym:{task}', limit=5)]}\n")
+    assert [q.text for q in questions(f"reasoning_gym:{task}", task={"seed": 77})] != [
+        q.text for q in questions(f"reasoning_gym:{task}")]
 
 
 def test_held_out_questions_have_a_seed_far_away_and_leave_out_those_of_training() -> None:
@@ -59,14 +64,16 @@ def test_held_out_questions_have_a_seed_far_away_and_leave_out_those_of_training
     assert len(held_out.questions) == 100 - held_out.counts.num_excluded - held_out.counts.num_duplicates
     assert all(question.id.startswith("chain_sum-1000000000-") for question in held_out.questions)
     with pytest.raises(DataError, match="all of its 150 questions are training questions too; give"):
-        load_questions("reasoning_gym:chain_sum", limit=150, task={**small, "seed": 0}, section="evaluation", exclude=texts)
+        load_questions(
+            "reasoning_gym:chain_sum", limit=150, task={**small, "seed": 0}, section="evaluation", exclude=texts)
 
 
 def test_several_tasks_take_turns() -> None:
     made = questions("reasoning_gym:chain_sum+gcd", limit=7, task={"seed": 3, "gcd": {"max_numbers": 2}})
     assert [question.id for question in made] == [
         "chain_sum-3-0", "gcd-3-0", "chain_sum-3-1", "gcd-3-1", "chain_sum-3-2", "gcd-3-2", "chain_sum-3-3"]
-    assert made[1].columns["reasoning_gym"] == {"task": "gcd", "config": {"seed": 3, "size": 3, "max_numbers": 2}, "index": 0}
+    assert made[1].columns["reasoning_gym"] == {
+        "task": "gcd", "config": {"seed": 3, "size": 3, "max_numbers": 2}, "index": 0}
 
 
 def test_size_and_limit() -> None:
@@ -82,24 +89,41 @@ def test_without_an_answer_column_nothing_leads_to_an_answer() -> None:
 
 
 def test_a_task_without_a_single_answer_has_none() -> None:
-    assert all(question.answer is None and question.columns for question in questions("reasoning_gym:graph_color", limit=3))
+    assert all(
+        question.answer is None and question.columns for question in questions("reasoning_gym:graph_color", limit=3))
 
 
-@pytest.mark.parametrize(("path", "task", "message"), [
-    ("chian_sum", {}, "data.path: reasoning-gym has no task 'chian_sum'; did you mean 'chain_sum'?"),
-    ("", {}, "reasoning-gym has no task ''; there are: ab, acre,"),
-    ("chain_sum+chain_sum", {}, "names a task twice"),
-    ("chain_sum", {"max_term": 3},
-     "data.task.max_term: saw 3; chain_sum has no such parameter, did you mean max_terms? It has: min_terms,"),
-    ("chain_sum", {"min_terms": 3, "max_terms": 2},
-     "data.task.min_terms=3, data.task.max_terms=2: refused by chain_sum (AssertionError: max_terms must be >= min_terms)"),
-    ("chain_sum", {"max_terms": "two"}, "data.task.max_terms='two': refused by chain_sum (TypeError"),
-    ("chain_sum", {"seed": -1}, "data.task.seed: saw -1; expected a whole number >= 0"),
-    ("chain_sum", {"size": "many"}, "data.task.size: saw 'many'; expected a whole number >= 1"),
-    ("chain_sum+gcd", {"max_terms": 2},
-     "data.task.max_terms: saw 2; with several tasks expected seed, size, or a task's name (chain_sum, gcd)"),
-    ("chain_sum+gcd", {"gcd": {"max_number": 2}}, "data.task.gcd.max_number: saw 2; gcd has no such parameter, did you mean max_numbers?"),
-])
+@pytest.mark.parametrize(
+    ("path", "task", "message"),
+    [
+        ("chian_sum", {}, "data.path: reasoning-gym has no task 'chian_sum'; did you mean 'chain_sum'?"),
+        ("", {}, "reasoning-gym has no task ''; there are: ab, acre,"),
+        ("chain_sum+chain_sum", {}, "names a task twice"),
+        (
+            "chain_sum", {"max_term": 3},
+            "data.task.max_term: saw 3; chain_sum has no such parameter, did you mean max_terms? It has: min_terms,",
+        ),
+        (
+            "chain_sum",
+            {"min_terms": 3, "max_terms": 2},
+            (
+                "data.task.min_terms=3, data.task.max_terms=2: refused by chain_sum (AssertionError: max_terms must be "
+                ">= min_terms)"
+            ),
+        ),
+        ("chain_sum", {"max_terms": "two"}, "data.task.max_terms='two': refused by chain_sum (TypeError"),
+        ("chain_sum", {"seed": -1}, "data.task.seed: saw -1; expected a whole number >= 0"),
+        ("chain_sum", {"size": "many"}, "data.task.size: saw 'many'; expected a whole number >= 1"),
+        (
+            "chain_sum+gcd", {"max_terms": 2},
+            "data.task.max_terms: saw 2; with several tasks expected seed, size, or a task's name (chain_sum, gcd)",
+        ),
+        (
+            "chain_sum+gcd", {"gcd": {"max_number": 2}},
+            "data.task.gcd.max_number: saw 2; gcd has no such parameter, did you mean max_numbers?",
+        ),
+    ],
+)
 def test_what_cannot_be_made_is_said_in_one_line(path: str, task: dict[str, Any], message: str) -> None:
     assert message in refusal(f"reasoning_gym:{path}", task)
     assert message.replace("data.", "evaluation.") in refusal(f"reasoning_gym:{path}", task, "evaluation")

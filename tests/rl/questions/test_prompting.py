@@ -10,14 +10,23 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from rl.questions.inputs import read_inputs
-from rl.questions.prompting import Example, PromptError, PromptRenderer, PromptTemplate, load_template, render_prompts, template_names
+from rl.questions.prompting import (
+    Example,
+    PromptError,
+    PromptRenderer,
+    PromptTemplate,
+    load_template,
+    render_prompts,
+    template_names,
+)
 from rl.records import Question
 from tests.reference.tiny_run import tiny_config
 
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]
 CHAT = ("{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[/]{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}")
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT)
 
 
 def build_tokenizer(chat_template: str | None = None, closing: str = "") -> PreTrainedTokenizerFast:
@@ -66,8 +75,9 @@ def test_an_end_of_sequence_token_in_the_text_itself_stays() -> None:
 
 
 def test_plain_text_joins_system_examples_question_and_prefix() -> None:
-    renderer = PromptRenderer(template("Q: {{ question }}\nA:", "Be exact.", "<think>\n", Example(question="2+2?", answer="4")),
-                              build_tokenizer())
+    renderer = PromptRenderer(
+        template("Q: {{ question }}\nA:", "Be exact.", "<think>\n", Example(question="2+2?", answer="4")),
+        build_tokenizer())
     prompt = renderer.render(question())
     assert prompt.text == "Be exact.\n\nQ: 2+2?\nA: 4\n\nQ: 1+1=?\nA:\n<think>\n"
     assert prompt.assistant_prefix == "<think>\n"
@@ -90,7 +100,8 @@ def test_the_assistant_prefix_follows_the_generation_prompt_once() -> None:
 
 
 def test_examples_become_turns() -> None:
-    renderer = PromptRenderer(template("Q {{ question }}", None, "", Example(question="2+2?", answer="4")), build_tokenizer(CHAT))
+    renderer = PromptRenderer(
+        template("Q {{ question }}", None, "", Example(question="2+2?", answer="4")), build_tokenizer(CHAT))
     assert renderer.render(question()).text == "<bos>[user]Q 2+2?[/][assistant]4[/][user]Q 1+1=?[/][assistant]"
 
 
@@ -150,8 +161,10 @@ def test_the_published_wordings_are_kept() -> None:
     boxed = PromptRenderer(load_template("boxed"), build_tokenizer()).render(question("Q."))
     assert boxed.text == "Q. Let's think step by step and output the final answer within \\boxed{}."
     simple = PromptRenderer(load_template("qwen_boxed"), build_tokenizer(CHAT)).render(question("Q."))
-    assert simple.text == ("<bos>[system]You are a helpful assistant.[/][user]Q.\nPlease reason step by step, and put your final "
-                           "answer within \\boxed{}.[/][assistant]")
+    assert (
+        simple.text
+        == "<bos>[system]You are a helpful assistant.[/][user]Q.\nPlease reason step by step, and put your final "
+        "answer within \\boxed{}.[/][assistant]")
     qwen = PromptRenderer(load_template("qwen_math"), build_tokenizer(CHAT)).render(question("Q."))
     assert qwen.text == ("<bos>[system]Please reason step by step, and put your final answer within \\boxed{}.[/]"
                          "[user]Q.[/][assistant]")
@@ -165,7 +178,10 @@ def test_r1_think_gives_base_models_the_roles_and_opens_the_thinking() -> None:
 
 
 def test_an_unknown_template_names_the_closest_and_all() -> None:
-    with pytest.raises(PromptError, match=r"no template 'boxd'; did you mean boxed\? There are: boxed, chat_chain_sum, multiple_choice, "):
+    with pytest.raises(
+        PromptError,
+        match=r"no template 'boxd'; did you mean boxed\? There are: boxed, chat_chain_sum, multiple_choice, ",
+    ):
         load_template("boxd")
 
 
@@ -199,7 +215,9 @@ def test_over_long_prompts_are_dropped_and_counted() -> None:
 
 def test_when_all_prompts_are_too_long_the_error_names_the_key() -> None:
     renderer = PromptRenderer(template(), build_tokenizer())
-    with pytest.raises(PromptError, match=r"all 2 prompts are longer than data.max_prompt_tokens=3 \(the shortest has 5 "):
+    with pytest.raises(
+        PromptError, match=r"all 2 prompts are longer than data.max_prompt_tokens=3 \(the shortest has 5 "
+    ):
         render_prompts([question("1234"), question("12345")], renderer, max_prompt_tokens=3)
 
 

@@ -25,7 +25,10 @@ def test_the_reward_decides_and_a_sum_of_weights_may_be_rounded() -> None:
 
 
 def test_shortest_first_by_tokens_then_by_sample() -> None:
-    question = sampled([completion("a", tokens=9), completion("bbbb", tokens=3), completion("ccc", tokens=9), completion("d", tokens=5)])
+    question = sampled(
+        [
+            completion("a", tokens=9), completion("bbbb", tokens=3), completion("ccc", tokens=9),
+            completion("d", tokens=5)])
     assert choose(question, ALL, 0).kept == (1, 3, 0, 2)
     two = choose(question, keep(per_question=2), 0)
     assert two.kept == (1, 3) and two.reasons == ("over_limit", None, "over_limit", None)
@@ -46,16 +49,20 @@ def test_truncated_and_empty_completions_are_never_kept_whatever_their_reward() 
 
 def test_bounds_on_the_entropy_are_exclusive_and_refuse_the_whole_group() -> None:
     bounded = keep(low=0.25, high=0.75)
-    found = [choose(sampled([completion("a")], entropy=entropy), bounded, 0).reasons[0] for entropy in (0.1, 0.25, 0.5, 0.75, 1.0)]
+    found = [
+        choose(sampled([completion("a")], entropy=entropy), bounded, 0).reasons[0]
+        for entropy in (0.1, 0.25, 0.5, 0.75, 1.0)]
     assert found == ["entropy_low", "entropy_low", None, "entropy_high", "entropy_high"]
 
 
 def test_what_a_reward_could_not_judge_is_not_kept() -> None:
-    assert choose(sampled([completion("a"), completion("b", 0.0)], judged=False), ALL, 0).reasons == ("unjudged", "unjudged")
+    assert choose(sampled([completion("a"), completion("b", 0.0)], judged=False), ALL, 0).reasons == (
+        "unjudged", "unjudged")
 
 
 def test_similarity_by_hand() -> None:
-    # 19 + 28 = 47 is five words, three sequences of three; the other text shares the two before its 48, and has one of its own.
+    # 19 + 28 = 47 is five words, three sequences of three; the other text shares the two before its 48, and has one of
+    # its own.
     a, b = shingles_of("19+28=47"), shingles_of("19 + 28 =\n48")
     assert a == {("19", "+", "28"), ("+", "28", "="), ("28", "=", "47")}
     assert similarity(a, b) == pytest.approx(2 / 4)

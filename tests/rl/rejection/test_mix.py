@@ -1,4 +1,5 @@
-"""rl/rejection/mix.py: so many rows by ratio, none twice, the same for one seed; and they warm up as in their own file."""
+"""rl/rejection/mix.py: so many rows by ratio, none twice, the same for one seed; and they warm up as in their own
+file."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from rl.rejection.mix import draw, read_mix
 from rl.supervised.config import WarmupDataSection
 from rl.supervised.solutions import load_solutions
 
-ROWS: list[dict[str, Any]] = [{"question": f"{i}+1=?", "solution": f"\\boxed{{{i + 1}}}", "level": i} for i in range(20)]
+ROWS: list[dict[str, Any]] = [
+    {"question": f"{i}+1=?", "solution": f"\\boxed{{{i + 1}}}", "level": i} for i in range(20)]
 
 
 def mix_file(folder: Path, rows: list[dict[str, Any]], name: str = "other.jsonl") -> str:
@@ -45,13 +47,17 @@ def test_too_small_a_file_is_named_with_the_ratio_that_fits(tmp_path: Path) -> N
     path = mix_file(tmp_path, ROWS)
     with pytest.raises(ConfigError) as caught:
         drawn(path, 30, ratio=1.0)
-    assert str(caught.value) == (f"mix.0.ratio: 1 rows of {path} for each of 30 kept completions are 30, and it has 20. Remedy: "
-                                 "mix.0.ratio=0.666666 or less, or a larger file")
+    assert (
+        str(caught.value)
+        == f"mix.0.ratio: 1 rows of {path} for each of 30 kept completions are 30, and it has 20. Remedy: "
+        "mix.0.ratio=0.666666 or less, or a larger file")
     assert len(drawn(path, 30, ratio=0.666666)) == 20
 
 
 def test_conversations_and_columns_of_other_names_warm_up_as_in_their_own_file(tmp_path: Path) -> None:
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]
+    turns = [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1=?"},
+        {"role": "assistant", "content": "2"}]
     rows: list[dict[str, Any]] = [{"messages": turns}, {"problem": "2+2=?", "worked": "2+2=4", "level": 3}]
     path = mix_file(tmp_path, rows)
     columns = {"question": "problem", "solution": "worked"}
@@ -66,7 +72,9 @@ def test_a_file_without_solutions_is_named_by_key_and_line(tmp_path: Path) -> No
     path = mix_file(tmp_path, [{"question": "1+1=?", "answer": "2"}])
     with pytest.raises(ConfigError) as caught:
         read_mix([MixSection(path=path)])
-    assert str(caught.value) == (f"mix.0.path: {path}:1: no 'solution' field; the row has: question, answer. A warm-up learns from "
-                                 "solutions: name their column with mix.0.columns.solution=question")
+    assert (
+        str(caught.value)
+        == f"mix.0.path: {path}:1: no 'solution' field; the row has: question, answer. A warm-up learns from "
+        "solutions: name their column with mix.0.columns.solution=question")
     with pytest.raises(ConfigError, match=r"mix.0.path: .*missing.jsonl: no such file"):
         read_mix([MixSection(path=str(tmp_path / "missing.jsonl"))])

@@ -13,7 +13,8 @@ from rl.rejection.samples import SampledQuestion, SampleStore
 from rl.runs.folder import RunFolderError
 from tests.reference.reject import completion, sampled
 
-IDENTITY = {"model.path": "aa", "model.adapter": None, "model.dtype": "float32 on cpu", "data.path": "bb", "rewards": "cc"}
+IDENTITY = {
+    "model.path": "aa", "model.adapter": None, "model.dtype": "float32 on cpu", "data.path": "bb", "rewards": "cc"}
 
 
 def prompt(name: str) -> Prompt:
@@ -24,7 +25,9 @@ CHUNKS = [[prompt("a"), prompt("b")], [prompt("c")]]
 
 
 def question(name: str) -> SampledQuestion:
-    return sampled([completion("Ünïcode 數\u2028x", 0.1 + 0.2), completion(f"It is {name}.", truncated=True)], name=name, entropy=1 / 3)
+    return sampled(
+        [completion("Ünïcode 數\u2028x", 0.1 + 0.2), completion(f"It is {name}.", truncated=True)], name=name,
+        entropy=1 / 3)
 
 
 def store(folder: Path) -> SampleStore:
@@ -60,8 +63,10 @@ def test_a_damaged_or_foreign_chunk_is_named_with_what_to_do(tmp_path: Path) -> 
     file = tmp_path / "samples" / "chunk-00001.jsonl"
     whole = file.read_text(encoding="utf-8")
     damaged = "the file was edited or damaged"
-    for text, said in ((whole[:-20], damaged), (whole.replace('"c"', '"d"'), "expected 1, the first"), ("", "holds 0 questions"),
-                       ("[]\n", damaged), (whole.replace('"seed"', '"sown"'), damaged)):
+    for text, said in (
+        (whole[:-20], damaged), (whole.replace('"c"', '"d"'), "expected 1, the first"), ("", "holds 0 questions"),
+        ("[]\n", damaged), (whole.replace('"seed"', '"sown"'), damaged),
+    ):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(RunFolderError) as caught:
             chunks.read(1)
@@ -72,4 +77,6 @@ def test_what_a_kill_left_of_a_file_is_cleared_away(tmp_path: Path) -> None:
     store(tmp_path).begin(IDENTITY)
     (tmp_path / "samples" / ".chunk-00000.jsonl.99.tmp").write_text("half")
     store(tmp_path).begin(IDENTITY)
-    assert [file.name for file in (tmp_path / "samples").iterdir()] == ["identity.json"] and store(tmp_path).missing == [0, 1]
+    assert [file.name for file in (tmp_path / "samples").iterdir()] == ["identity.json"] and store(
+        tmp_path
+    ).missing == [0, 1]

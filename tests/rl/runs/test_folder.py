@@ -22,7 +22,9 @@ def make_run(path: Path, changed_at: float = 1000.0) -> RunFolder:
 
 
 def output_of(code: str, path: Path) -> str:
-    return subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_a_new_folder_is_made_and_its_lock_is_gone_afterwards(tmp_path: Path) -> None:
@@ -131,7 +133,9 @@ def test_a_run_is_found_by_name_by_path_and_by_a_file_in_it(tmp_path: Path) -> N
     assert find_run(str(folder.metrics_file), Path("nowhere")) == folder.path
 
 
-def test_an_unknown_name_does_not_mean_the_run_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_does_not_mean_the_run_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(make_run(tmp_path / "mine").path)
     assert find_run("metrics.jsonl", tmp_path) == Path(".")
     with pytest.raises(RunFolderError, match="no run 'other'"):

@@ -87,7 +87,9 @@ def test_the_command_takes_folders_patterns_and_labels(tmp_path: Path, capsys: p
     assert capsys.readouterr().out.split() == [str(one), str(many)]
 
 
-def test_a_missing_run_is_one_line_on_stderr_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_is_one_line_on_stderr_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "x.png")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: no run at ") and error.count("\n") == 1

@@ -5,7 +5,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from rl.runs.progress import ETA_WINDOW, LinesProgress, LiveProgress, Mode, Pace, Progress, format_duration, open_progress
+from rl.runs.progress import (
+    ETA_WINDOW, LinesProgress, LiveProgress, Mode, Pace, Progress, format_duration, open_progress)
 
 METRICS = {"reward": 0.5, "normalised_entropy": 0.25, "refused/too_low": 0.125, "refused/equal_rewards": 0.25,
            "tokens_per_s": 12345.6}
@@ -64,17 +65,23 @@ def test_lines_say_everything_and_are_aligned() -> None:
         clock.now_s += 2
         progress.step(2, METRICS)
     first, message, second = stream.getvalue().splitlines()
-    assert first == (
-        "step   1/100  reward -0.25  held-out     -  entropy     -  refused    -  tok/s       -     0:02 elapsed     3:18 left")
+    assert (
+        first
+        == "step   1/100  reward -0.25  held-out     -  entropy     -  refused    -  tok/s       -     0:02 elapsed    "
+        " 3:18 left")
     assert message == "held-out accuracy at step 1: 0.700 [0.680, 0.721]"
-    assert second == (
-        "step   2/100  reward 0.500  held-out 0.700  entropy 0.250  refused  38%  tok/s  12,346     0:04 elapsed     3:16 left")
+    assert (
+        second
+        == "step   2/100  reward 0.500  held-out 0.700  entropy 0.250  refused  38%  tok/s  12,346     0:04 elapsed    "
+        " 3:16 left")
     assert len(first) == len(second)
 
 
 def live(clock: Clock) -> tuple[LiveProgress, io.StringIO]:
     stream = io.StringIO()
-    return LiveProgress("runs/quickstart", 40, clock=clock, console=Console(file=stream, force_terminal=True, width=110)), stream
+    return (
+        LiveProgress("runs/quickstart", 40, clock=clock, console=Console(file=stream, force_terminal=True, width=110)),
+        stream)
 
 
 def plain(text: str) -> str:
@@ -114,11 +121,16 @@ def test_a_message_in_square_brackets_is_shown_as_it_is() -> None:
     assert "kept [bold] checkpoint [/x]" in plain(stream.getvalue())
 
 
-@pytest.mark.parametrize(("mode", "is_main", "expected"), [
-    ("auto", True, LinesProgress), ("lines", True, LinesProgress), ("live", True, LiveProgress), ("off", True, Progress),
-    ("live", False, Progress), ("lines", False, Progress),
-])
-def test_the_display_follows_the_setting_and_other_ranks_stay_silent(mode: Mode, is_main: bool, expected: type[Progress]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "is_main", "expected"),
+    [
+        ("auto", True, LinesProgress), ("lines", True, LinesProgress), ("live", True, LiveProgress),
+        ("off", True, Progress), ("live", False, Progress), ("lines", False, Progress),
+    ],
+)
+def test_the_display_follows_the_setting_and_other_ranks_stay_silent(
+    mode: Mode, is_main: bool, expected: type[Progress]
+) -> None:
     # pytest's captured stdout is no terminal, so that auto means lines.
     assert type(open_progress(mode, "run", 3, is_main=is_main)) is expected
 
@@ -130,7 +142,9 @@ def test_off_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (59.6, "1:00"), (3661, "1:01:01"), (90000, "25:00:00")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61, "1:01"), (59.6, "1:00"), (3661, "1:01:01"), (90000, "25:00:00")]
+)
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 

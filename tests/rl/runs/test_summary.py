@@ -24,7 +24,8 @@ def test_the_file_has_the_keys_that_others_rely_on(tmp_path: Path) -> None:
     assert written["held_out_before"] == {"avg@8": {"value": 0.352, "low": 0.331, "high": 0.374}}
     assert written["held_out_after"]["avg@8"]["value"] == 0.968
     assert written["best"] == {"step": 40, "value": 0.968, "checkpoint": "checkpoints/step-40", "metric": "accuracy"}
-    assert (written["wall_s"], written["peak_rss_gb"], written["steps"], written["stop_reason"]) == (95.4, 1.234, 40, "finished")
+    assert (written["wall_s"], written["peak_rss_gb"], written["steps"], written["stop_reason"]) == (
+        95.4, 1.234, 40, "finished")
 
 
 @pytest.mark.parametrize("summary", [
@@ -43,16 +44,19 @@ def test_a_file_that_is_no_summary_is_named(tmp_path: Path, text: str) -> None:
 
 def test_the_text_says_before_after_gain_cost_places_and_the_next_command() -> None:
     text = render_summary(SUMMARY, RunFolder(Path("runs/quickstart")))
-    for part in ("held-out avg@8    0.352 [0.331, 0.374] -> 0.968 [0.957, 0.978]   +61.6 points", "40 (finished), seed 0",
-                 "0.968 at step 40, runs/quickstart/checkpoints/step-40", "95 s, 1.23 GB of memory, 1,234,567 sampled tokens",
-                 "runs/quickstart/curve.png", "python -m rl.export runs/quickstart exported/quickstart"):
+    for part in (
+        "held-out avg@8    0.352 [0.331, 0.374] -> 0.968 [0.957, 0.978]   +61.6 points", "40 (finished), seed 0",
+        "0.968 at step 40, runs/quickstart/checkpoints/step-40", "95 s, 1.23 GB of memory, 1,234,567 sampled tokens",
+        "runs/quickstart/curve.png", "python -m rl.export runs/quickstart exported/quickstart",
+    ):
         assert part in text
     assert max(map(len, text.splitlines())) <= 100
 
 
 def test_a_run_without_evaluation_says_so_and_an_alarm_is_told() -> None:
-    text = render_summary(replace(SUMMARY, held_out_before=None, held_out_after=None, best=None, message="step 7: it fell"),
-                          RunFolder(Path("runs/x")))
+    text = render_summary(
+        replace(SUMMARY, held_out_before=None, held_out_after=None, best=None, message="step 7: it fell"),
+        RunFolder(Path("runs/x")))
     assert "not evaluated (set evaluation.path)" in text and "step 7: it fell" in text and "best" not in text
 
 
@@ -63,19 +67,12 @@ def test_a_run_stopped_before_its_last_evaluation_shows_the_first_without_a_gain
 
 def test_peak_memory_counts_what_was_freed_again_and_a_living_child() -> None:
     code = (
-        "import subprocess, sys\n"
-        "from rl.runs.summary import peak_rss_gb\n"
-        "before = peak_rss_gb()\n"
-        "block = bytearray(200_000_000)\n"
-        "block[::4096] = b'x' * len(block[::4096])\n"
-        "del block\n"
-        "alone = peak_rss_gb()\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'b = bytearray(b\"x\") * 100_000_000; print(1, flush=True); input()'],\n"
-        "                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
-        "child.stdout.readline()\n"
-        "both = peak_rss_gb()\n"
-        "child.communicate(b'\\n')\n"
-        "print(before, alone, both)\n")
+        "import subprocess, sys\nfrom rl.runs.summary import peak_rss_gb\nbefore = peak_rss_gb()\nblock = "
+        "bytearray(200_000_000)\nblock[::4096] = b'x' * len(block[::4096])\ndel block\nalone = peak_rss_gb()\nchild = "
+        "subprocess.Popen([sys.executable, '-c', 'b = bytearray(b\"x\") * 100_000_000; print(1, flush=True); "
+        "input()'],\n                         stdin=subprocess.PIPE, "
+        "stdout=subprocess.PIPE)\nchild.stdout.readline()\nboth = "
+        "peak_rss_gb()\nchild.communicate(b'\\n')\nprint(before, alone, both)\n")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     before, alone, both = (float(word) for word in done.stdout.split())
     assert before < 0.15

@@ -57,7 +57,9 @@ def test_a_run_cut_back_to_its_checkpoint_writes_the_same_bytes_as_an_uninterrup
 
 
 @pytest.mark.parametrize("half", ['{"step": 2, "rew', '{"a": "' + "x" * 200_000, "{"])
-def test_a_last_line_cut_by_a_kill_is_removed_at_the_next_opening_and_skipped_by_readers(tmp_path: Path, half: str) -> None:
+def test_a_last_line_cut_by_a_kill_is_removed_at_the_next_opening_and_skipped_by_readers(
+    tmp_path: Path, half: str
+) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text('{"step": 1}\n' + half)
     assert read_json_lines(path) == [{"step": 1}]
@@ -89,8 +91,12 @@ def test_lines_survive_sigkill_without_being_closed(tmp_path: Path) -> None:
     assert [record["step"] for record in read_json_lines(tmp_path / "metrics.jsonl")] == list(range(50))
 
 
-@pytest.mark.parametrize(("position", "message"), [(100, "has 24 bytes"), (-1, "has 24 bytes"), (5, "no end of line at byte 5")])
-def test_a_position_that_does_not_fit_the_file_is_refused_and_nothing_is_cut(tmp_path: Path, position: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("position", "message"), [(100, "has 24 bytes"), (-1, "has 24 bytes"), (5, "no end of line at byte 5")]
+)
+def test_a_position_that_does_not_fit_the_file_is_refused_and_nothing_is_cut(
+    tmp_path: Path, position: int, message: str
+) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n')
     with JsonLines(path) as lines, pytest.raises(JsonLinesError, match=message):
@@ -114,8 +120,10 @@ def test_a_group_is_written_with_everything_that_decided_its_gradient(tmp_path: 
     trained, refused = read_json_lines(tmp_path / "rollouts.jsonl")
     completions = trained.pop("completions")
     assert isinstance(completions, list) and len(completions) == 4
-    assert trained == {"step": 4, "question_id": "q1", "question": "question q1", "answer": None, "columns": {}, "prompt": "question q1\n",
-                       "entropy": pytest.approx(1.0397207708), "normalised_entropy": pytest.approx(0.75), "refused": None}
+    assert trained == {
+        "step": 4, "question_id": "q1", "question": "question q1", "answer": None, "columns": {},
+        "prompt": "question q1\n", "entropy": pytest.approx(1.0397207708), "normalised_entropy": pytest.approx(0.75),
+        "refused": None}
     assert completions[3] == {
         "text": "no idea at all", "answer": None, "cluster": 3, "reward": 0.0, "scores": {"semantic_entropy": 0.0},
         "advantage": -0.75, "num_tokens": 6, "finish_reason": "length", "policy_version": 3}

@@ -19,7 +19,8 @@ def steps(dog: Watchdog, *, shares: list[float] | None = None, unparsable: list[
 
 
 def evaluations(dog: Watchdog, *pairs: tuple[float, float | None], noise: float = 0.0) -> list[Alarm | None]:
-    return [dog.observe_evaluation(10 * index, accuracy, reward, noise) for index, (accuracy, reward) in enumerate(pairs)]
+    return [
+        dog.observe_evaluation(10 * index, accuracy, reward, noise) for index, (accuracy, reward) in enumerate(pairs)]
 
 
 def test_accuracy_that_falls_for_patience_evaluations_while_reward_rises_alarms() -> None:
@@ -31,7 +32,8 @@ def test_accuracy_that_falls_for_patience_evaluations_while_reward_rises_alarms(
 
 
 @pytest.mark.parametrize("pairs", [
-    [(0.50, None), (0.48, 0.6), (0.46, 0.5), (0.44, 0.4)],  # the reward falls too: learning goes badly, nothing is gamed
+    # the reward falls too: learning goes badly, nothing is gamed
+    [(0.50, None), (0.48, 0.6), (0.46, 0.5), (0.44, 0.4)],
     [(0.50, None), (0.48, 0.4), (0.49, 0.5), (0.44, 0.6)],  # not in a row
     [(0.50, None), (0.48, 0.4), (0.48, 0.5), (0.44, 0.6)],  # an equal accuracy is no fall
     [(0.50, None), (0.48, 0.4), (0.46, 0.5)],  # one too few
@@ -44,8 +46,11 @@ def test_sequences_that_are_no_gamed_reward_stay_silent(pairs: list[tuple[float,
 def test_without_rewards_the_alarms_speak_of_the_teacher() -> None:
     [*_, fell] = evaluations(Watchdog(SETTINGS, TEACHER_GOAL), (0.50, None), (0.48, -0.4), (0.46, -0.3), (0.44, -0.2))
     assert fell is not None and fell.rule == "falling_accuracy"
-    assert "while minus the distance to the teacher (distillation/reverse_kl) rose from -0.400 to -0.200" in fell.message
-    assert "the reward" not in fell.message and "with another teacher, rewards beside it or a lower optim.lr" in fell.message
+    assert (
+        "while minus the distance to the teacher (distillation/reverse_kl) rose from -0.400 to -0.200" in fell.message)
+    assert (
+        "the reward" not in fell.message
+        and "with another teacher, rewards beside it or a lower optim.lr" in fell.message)
 
 
 def test_a_fall_within_the_accuracys_noise_stays_silent() -> None:
@@ -71,7 +76,8 @@ def test_accuracy_further_below_the_best_than_max_drop_alarms_and_exactly_max_dr
 
 def test_a_reward_that_rises_without_any_gained_accuracy_alarms() -> None:
     """The accuracies go up and down, so that no fall in a row is seen, and have no room for a deep one."""
-    pairs: list[tuple[float, float | None]] = [(0.07, None), (0.05, 0.1), (0.08, 0.2), (0.05, 0.3), (0.07, 0.4), (0.06, 0.5)]
+    pairs: list[tuple[float, float | None]] = [
+        (0.07, None), (0.05, 0.1), (0.08, 0.2), (0.05, 0.3), (0.07, 0.4), (0.06, 0.5)]
     alarms = evaluations(Watchdog(SETTINGS), *pairs, noise=0.02)
     assert alarms[:5] == [None] * 5
     assert alarms[5] is not None and alarms[5].rule == "nothing_gained" and alarms[5].step == 50
@@ -83,9 +89,12 @@ def test_a_reward_that_rises_without_any_gained_accuracy_alarms() -> None:
 
 @pytest.mark.parametrize("pairs", [
     [(0.07, None), (0.05, 0.1), (0.08, 0.2), (0.05, 0.3), (0.07, 0.3), (0.06, 0.5)],  # the reward stood still once
-    [(0.40, None), (0.60, 0.4), (0.61, 0.5), (0.60, 0.6), (0.61, 0.7), (0.60, 0.8), (0.61, 0.9)],  # gained, then a plateau
-    [(0.07, None), (0.09, 0.1), (0.10, 0.2), (0.12, 0.3), (0.14, 0.4), (0.15, 0.5)],  # a gain of half of the reward's, 0.05 on average
-    [(0.07, None), (0.09, 1.0), (0.10, 2.0), (0.09, 3.0), (0.10, 4.0), (0.10, 5.0)],  # a reward on a larger scale: 0.026 is above the noise
+    # gained, then a plateau
+    [(0.40, None), (0.60, 0.4), (0.61, 0.5), (0.60, 0.6), (0.61, 0.7), (0.60, 0.8), (0.61, 0.9)],
+    # a gain of half of the reward's, 0.05 on average
+    [(0.07, None), (0.09, 0.1), (0.10, 0.2), (0.12, 0.3), (0.14, 0.4), (0.15, 0.5)],
+    # a reward on a larger scale: 0.026 is above the noise
+    [(0.07, None), (0.09, 1.0), (0.10, 2.0), (0.09, 3.0), (0.10, 4.0), (0.10, 5.0)],
 ])
 def test_gain_or_standing_reward_is_not_in_vain(pairs: list[tuple[float, float | None]]) -> None:
     assert evaluations(Watchdog(SETTINGS), *pairs, noise=0.02) == [None] * len(pairs)
@@ -101,7 +110,9 @@ def test_a_gain_below_a_tenth_of_the_rewards_rise_is_in_vain() -> None:
     """0.009 and 0.011 on average, for a reward that rose by 0.1: the bound is 0.01."""
     rewards = [0.20, 0.22, 0.25, 0.27, 0.30]
     for gain, is_vain in ((0.009, True), (0.011, False)):
-        alarm = evaluations(Watchdog(SETTINGS), (0.10, None), *((0.10 + gain, reward) for reward in rewards), noise=0.03)[-1]
+        alarm = evaluations(
+            Watchdog(SETTINGS), (0.10, None), *((0.10 + gain, reward) for reward in rewards), noise=0.03
+        )[-1]
         assert (alarm is not None) == is_vain
 
 
@@ -128,7 +139,10 @@ def test_batches_of_fewer_than_four_questions_never_alarm_for_one_answer_and_do_
 def test_unparsable_completions_for_window_steps_in_a_row_alarm() -> None:
     alarms = steps(Watchdog(SETTINGS), unparsable=[0.95, 0.1, 0.95, 0.96, 1.0])
     assert alarms[:4] == [None] * 4
-    assert alarms[4] is not None and alarms[4].rule == "unparsable" and "watchdog.max_unparsable_share" in alarms[4].message
+    assert (
+        alarms[4] is not None
+        and alarms[4].rule == "unparsable"
+        and "watchdog.max_unparsable_share" in alarms[4].message)
 
 
 def test_a_watchdog_that_is_switched_off_never_alarms() -> None:
@@ -156,7 +170,8 @@ def test_a_resumed_watchdog_judges_as_the_uninterrupted_one(cut: int) -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     second, after = run(second, cut, 7)
     assert before + after == expected
-    assert {alarm.rule for alarm in expected if alarm} == {"falling_accuracy", "nothing_gained", "accuracy_drop", "one_answer"}
+    assert {alarm.rule for alarm in expected if alarm} == {
+        "falling_accuracy", "nothing_gained", "accuracy_drop", "one_answer"}
     assert second.state_dict() == whole.state_dict()
 
 
@@ -208,7 +223,8 @@ def test_a_question_that_comes_twice_in_a_batch_counts_once() -> None:
     ("5", "", 1.0),
 ])
 def test_a_completion_that_begins_with_its_answer_has_no_reasoning(text: str, prefix: str, expected: float) -> None:
-    metrics, _ = collapse_metrics([scored_group("a", ["5", None], texts=[text, "nothing"], assistant_prefix=prefix)], {})
+    metrics, _ = collapse_metrics(
+        [scored_group("a", ["5", None], texts=[text, "nothing"], assistant_prefix=prefix)], {})
     assert metrics["no_reasoning_share"] == expected
 
 

@@ -53,8 +53,9 @@ def test_a_warm_up_behind_rejection_sampling_reads_its_solutions() -> None:
 
 
 def test_rounds_are_written_out_and_a_name_means_the_latest_stage_of_that_name() -> None:
-    plan = planned(RL, REJECT, {**WARMUP, "set": {"mix": [{"path": "{reject.solutions}", "ratio": 1}], "note": "{round}"}}, EVAL,
-                   repeat={"first": "reject", "last": "cold", "rounds": 2}, seed=3)
+    plan = planned(
+        RL, REJECT, {**WARMUP, "set": {"mix": [{"path": "{reject.solutions}", "ratio": 1}], "note": "{round}"}}, EVAL,
+        repeat={"first": "reject", "last": "cold", "rounds": 2}, seed=3)
     assert [stage.name for stage in plan] == ["rl", "reject-1", "cold-1", "reject-2", "cold-2", "eval"]
     assert [stage.policy for stage in plan] == [None, 0, 0, 2, 2, 4]
     assert [stage.settings.get("seed") for stage in plan] == [3000, 3001, 3002, 3003, 3004, None]
@@ -66,21 +67,37 @@ def test_rounds_are_written_out_and_a_name_means_the_latest_stage_of_that_name()
 
 
 def test_a_merged_policy_has_no_adapter() -> None:
-    plan = planned({**WARMUP, "set": {"merge": True}}, {**RL, "set": {"teacher.adapter": "{cold.adapter}", "teacher.path": "{cold.model}"}})
+    plan = planned(
+        {**WARMUP, "set": {"merge": True}},
+        {**RL, "set": {"teacher.adapter": "{cold.adapter}", "teacher.path": "{cold.model}"}})
     settings = fill(plan[1], {0: Result(Path("0"), "0/model")})
     assert settings["teacher.adapter"] is None and settings["teacher.path"] == settings["model.path"] == "0/model"
 
 
-@pytest.mark.parametrize(("stages", "message"), [
-    ([RL, {**EVAL, "policy": "rll"}], r"stages\.1 \(eval\): policy: saw 'rll', which is no earlier stage; did you mean rl\?"),
-    ([{**RL, "policy": "reject"}, REJECT], "which is no earlier stage; expected one of: none, this is the first"),
-    ([RL, REJECT, {**EVAL, "policy": "reject"}], r"\{reject\.model\} of stage reject \(reject\); a model comes of: warmup, rl"),
-    ([RL, {**WARMUP, "set": {"data.path": "{rl.supervised.solutions}"}}], "a solutions comes of: reject"),
-    ([RL, {**REJECT, "set": {"mix": [{"path": "{other.folder}/x"}]}}], "saw 'other', which is no earlier stage"),
-    ([WARMUP, {**RL, "set": {"teacher": {"path": "{cold.modell}"}}}], r"saw \{cold\.modell\}; a stage gives one of: model, adapter"),
-    ([WARMUP, {**RL, "set": {"model": {"path": "other"}}}],
-     r"set\.model\.path, but the stage takes its policy of cold\. Remedy: policy: base"),
-])
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            [RL, {**EVAL, "policy": "rll"}],
+            r"stages\.1 \(eval\): policy: saw 'rll', which is no earlier stage; did you mean rl\?",
+        ),
+        ([{**RL, "policy": "reject"}, REJECT], "which is no earlier stage; expected one of: none, this is the first"),
+        (
+            [RL, REJECT, {**EVAL, "policy": "reject"}],
+            r"\{reject\.model\} of stage reject \(reject\); a model comes of: warmup, rl",
+        ),
+        ([RL, {**WARMUP, "set": {"data.path": "{rl.supervised.solutions}"}}], "a solutions comes of: reject"),
+        ([RL, {**REJECT, "set": {"mix": [{"path": "{other.folder}/x"}]}}], "saw 'other', which is no earlier stage"),
+        (
+            [WARMUP, {**RL, "set": {"teacher": {"path": "{cold.modell}"}}}],
+            r"saw \{cold\.modell\}; a stage gives one of: model, adapter",
+        ),
+        (
+            [WARMUP, {**RL, "set": {"model": {"path": "other"}}}],
+            r"set\.model\.path, but the stage takes its policy of cold\. Remedy: policy: base",
+        ),
+    ],
+)
 def test_a_predecessor_that_there_is_not_is_named(stages: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         planned(*stages)
@@ -101,17 +118,22 @@ def test_a_configuration_that_makes_no_sense_is_refused(words: list[str], messag
 
 def test_every_stages_configuration_is_checked_before_anything_runs() -> None:
     for stage, message in (
-            ({**RL, "set": {"optim": {"lrr": 1}}}, r"stage rl \(rl\): override optim\.lrr: unknown key; did you mean optim\.lr\?"),
-            ({**RL, "config": "configs/no_such.yaml"}, r"stage rl \(rl\): configs/no_such\.yaml: no such file"),
-            ({**EVAL, "set": {"benchmarkz": "gsm8k"}}, r"stage eval \(eval\): .*--benchmarkz=gsm8k"),
-            ({**EVAL, "set": {}}, r"stage eval \(eval\): --benchmarks: missing; expected names"),
-            ({**EVAL, "set": {"benchmarks": "gsm9k"}}, r"stage eval \(eval\): .*gsm9k.*gsm8k")):
+        (
+            {**RL, "set": {"optim": {"lrr": 1}}},
+            r"stage rl \(rl\): override optim\.lrr: unknown key; did you mean optim\.lr\?",
+        ),
+        ({**RL, "config": "configs/no_such.yaml"}, r"stage rl \(rl\): configs/no_such\.yaml: no such file"),
+        ({**EVAL, "set": {"benchmarkz": "gsm8k"}}, r"stage eval \(eval\): .*--benchmarkz=gsm8k"),
+        ({**EVAL, "set": {}}, r"stage eval \(eval\): --benchmarks: missing; expected names"),
+        ({**EVAL, "set": {"benchmarks": "gsm9k"}}, r"stage eval \(eval\): .*gsm9k.*gsm8k"),
+    ):
         with pytest.raises(ConfigError, match=message):
             check_pipeline(configured(WARMUP, stage), check_words)
 
 
 def test_a_reference_means_the_stage_that_the_plan_names() -> None:
-    plan = planned({**WARMUP, "name": "sft"}, {**WARMUP, "name": "sft-2"}, {**RL, "set": {"teacher.adapter": "{sft.adapter}"}})
+    plan = planned(
+        {**WARMUP, "name": "sft"}, {**WARMUP, "name": "sft-2"}, {**RL, "set": {"teacher.adapter": "{sft.adapter}"}})
     results = {index: Result(Path(str(index)), "m", None, f"adapter-{index}") for index in range(2)}
     assert fill(plan[2], results)["teacher.adapter"] == "adapter-0" and plan[2].inputs == (0, 1)
 
@@ -121,11 +143,22 @@ def test_solutions_wait_for_the_next_warm_up() -> None:
     assert plan[3].settings["data.path"] == "{reject.solutions}" and "data.path" not in plan[4].settings
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"lora.rank": 8}, r"stage rl \(rl\): lora\.rank is 8, but the adapter of stage cold \(warmup\) has 16\. Remedy: the same in both"),
-    ({"lora.enabled": False}, r"lora\.enabled is False, but the adapter of stage cold \(warmup\) has True"),
-])
-def test_an_adapter_that_the_next_stage_cannot_go_on_with_is_told_at_the_start(changed: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"lora.rank": 8},
+            (
+                r"stage rl \(rl\): lora\.rank is 8, but the adapter of stage cold \(warmup\) has 16\. Remedy: the same"
+                r" in both"
+            ),
+        ),
+        ({"lora.enabled": False}, r"lora\.enabled is False, but the adapter of stage cold \(warmup\) has True"),
+    ],
+)
+def test_an_adapter_that_the_next_stage_cannot_go_on_with_is_told_at_the_start(
+    changed: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         check_pipeline(configured(WARMUP, {**RL, "set": changed}), check_words)
     check_pipeline(configured({**WARMUP, "set": {"merge": True}}, {**RL, "set": changed}), check_words)
@@ -154,8 +187,9 @@ def test_another_tokenizer_between_stages_is_refused(tmp_path: Path) -> None:
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = tmp_path / "rl.yaml"
     config.write_text(f"model: {other}\n")
-    message = (rf"stage rl \(rl\): {config}: model\.path is {other}, whose tokenizer has \d+ tokens, but the policy comes of "
-               r"models/tiny-arith with \d+ .*Remedy: policy: base")
+    message = (
+        rf"stage rl \(rl\): {config}: model\.path is {other}, whose tokenizer has \d+ tokens, but the policy comes of "
+        r"models/tiny-arith with \d+ .*Remedy: policy: base")
     with pytest.raises(ConfigError, match=message):
         check_pipeline(configured(WARMUP, {**RL, "config": str(config)}), check_words)
     check_pipeline(configured(WARMUP, {**RL, "config": str(config), "policy": "base"}), check_words)
@@ -164,11 +198,16 @@ def test_another_tokenizer_between_stages_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_becomes_the_words_of_its_command() -> None:
-    plan = planned(RL, {**EVAL, "set": {"benchmarks": ["gsm8k", "math500"], "k": 4, "no-plots": True, "list": False, "temperature": 0.5}})
+    plan = planned(
+        RL,
+        {
+            **EVAL,
+            "set": {"benchmarks": ["gsm8k", "math500"], "k": 4, "no-plots": True, "list": False, "temperature": 0.5}})
     results = {0: Result(Path("0"), "base", None, "0/adapter")}
     words = prepare_stage(plan[1], results, check_words).words
-    assert words == ("-m", "eval.run", "--benchmarks=gsm8k,math500", "-k", "4", "--no-plots", "--temperature=0.5", "--model=base",
-                     "--adapter=0/adapter", f"--out={plan[1].folder}")
+    assert words == (
+        "-m", "eval.run", "--benchmarks=gsm8k,math500", "-k", "4", "--no-plots", "--temperature=0.5", "--model=base",
+        "--adapter=0/adapter", f"--out={plan[1].folder}")
 
 
 def begun(folder: Path, questions: Path, **settings: Any) -> tuple[PipelineRecords, Prepared]:
@@ -186,7 +225,8 @@ def finish(ready: Prepared, stop_reason: str = "completed") -> None:
 
 
 def with_settings(ready: Prepared, **changed: Any) -> Prepared:
-    return replace(ready, settings={**ready.settings, **{key.replace("__", "."): value for key, value in changed.items()}})
+    return replace(
+        ready, settings={**ready.settings, **{key.replace("__", "."): value for key, value in changed.items()}})
 
 
 def test_what_is_done_and_unchanged_is_skipped_and_what_was_cut_off_goes_on(tmp_path: Path) -> None:
@@ -217,9 +257,12 @@ def test_what_changed_starts_again_and_says_why(done: bool, tmp_path: Path) -> N
     assert records.decide(ready, {"cold": "start-2"}).changes == ("stage cold ran again",)
     questions.write_text('{"question": "1+1=?"}\n')
     plan = planned({**RL, "set": {"data.path": str(questions)}}, run_dir=str(tmp_path))
-    assert records.decide(prepare_stage(plan[0], {}, check_words), same).changes == (f"data.path: {questions}: the file differs",)
+    assert records.decide(prepare_stage(plan[0], {}, check_words), same).changes == (
+        f"data.path: {questions}: the file differs",
+    )
     # What only decides memory and speed changes no result.
-    assert records.decide(with_settings(ready, optim__micro_batch_tokens=64), same).verdict == ("skip" if done else "resume")
+    assert records.decide(with_settings(ready, optim__micro_batch_tokens=64), same).verdict == (
+        "skip" if done else "resume")
 
 
 def test_a_result_whose_record_was_cut_off_is_not_taken_for_that_of_other_settings(tmp_path: Path) -> None:
@@ -265,7 +308,9 @@ def test_a_file_whose_name_begins_like_a_key_of_the_choice_is_no_choice(tmp_path
     questions.write_text("{}\n")
     mixed = tmp_path / "other.jsonl"
     mixed.write_text("{}\n")
-    plan = planned({**REJECT, "set": {"data.path": str(questions), "mix": [{"path": str(mixed), "ratio": 1}]}}, run_dir=str(tmp_path))
+    plan = planned(
+        {**REJECT, "set": {"data.path": str(questions), "mix": [{"path": str(mixed), "ratio": 1}]}},
+        run_dir=str(tmp_path))
     records = PipelineRecords(tmp_path)
     records.begin(prepare_stage(plan[0], {}, check_words), {}, anew=True)
     mixed.write_text("{} \n")

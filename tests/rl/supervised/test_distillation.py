@@ -1,4 +1,5 @@
-"""Plain distillation in a warm-up: loss and gradient against a literal reference, with packing, chunks and micro-batches."""
+"""Plain distillation in a warm-up: loss and gradient against a literal reference, with packing, chunks and
+micro-batches."""
 
 from __future__ import annotations
 
@@ -41,14 +42,20 @@ def teacher_policy() -> Policy:
     return policy
 
 
-def parts(folder: Path, teacher: Policy, *overrides: str, adapter_scale: float = 0.05) -> tuple[Any, Policy, torch.Tensor]:
-    """(a trainer whose one batch has all rows, the policy, its rows' literal loss: the sum over all solution tokens / their number)."""
+def parts(
+    folder: Path, teacher: Policy, *overrides: str, adapter_scale: float = 0.05
+) -> tuple[Any, Policy, torch.Tensor]:
+    """(a trainer whose one batch has all rows, the policy, its rows' literal loss: the sum over all solution tokens /
+    their number)."""
     config, inputs, policy = warmup_parts(
         f"data.limit={ROWS}", f"optim.batch_rows={ROWS}", f"optim.micro_batch_rows={ROWS}", TEACHER, *overrides,
         adapter_scale=adapter_scale)
     assert config.distillation is not None
-    losses = [literal_losses(policy, teacher, row.prompt.token_ids, row.completion_ids, config.distillation) for row in inputs.rows]
-    trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, trainer_arguments(config, folder), teacher=teacher)
+    losses = [
+        literal_losses(policy, teacher, row.prompt.token_ids, row.completion_ids, config.distillation)
+        for row in inputs.rows]
+    trainer = make_trainer(
+        config, policy, inputs.rows, inputs.max_tokens, trainer_arguments(config, folder), teacher=teacher)
     return trainer, policy, torch.cat(losses).mean()
 
 
@@ -65,17 +72,22 @@ def literal_losses(
         pi, other = (torch.softmax(z[t] / section.temperature, 0) for z in (logits_TV, other_TV))
         p, q = (other, pi) if section.divergence == "forward_kl" else (pi, other)
         cross_entropy = -torch.softmax(logits_TV[t], 0)[token].log()
-        losses.append(section.weight * section.temperature**2 * (p * (p / q).log()).sum() + (1 - section.weight) * cross_entropy)
+        losses.append(
+            section.weight * section.temperature**2 * (p * (p / q).log()).sum() + (1 - section.weight) * cross_entropy)
     return torch.stack(losses)
 
 
 def as_words(divergence: str, temperature: float, weight: float) -> tuple[str, ...]:
-    return (f"distillation.divergence={divergence}", f"distillation.temperature={temperature}", f"distillation.weight={weight}")
+    return (
+        f"distillation.divergence={divergence}", f"distillation.temperature={temperature}",
+        f"distillation.weight={weight}")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-def test_loss_and_gradient_equal_a_literal_reference(case: tuple[str, float, float], packing: bool, tmp_path: Path) -> None:
+def test_loss_and_gradient_equal_a_literal_reference(
+    case: tuple[str, float, float], packing: bool, tmp_path: Path
+) -> None:
     words = ("packing=true", "data.max_tokens=64") if packing else ()
     trainer, policy, expected = parts(tmp_path, teacher_policy(), *as_words(*case), *words)
     expected.backward()
@@ -84,25 +96,30 @@ def test_loss_and_gradient_equal_a_literal_reference(case: tuple[str, float, flo
     # With packing the batch is one row of several solutions.
     batches = list(trainer.get_train_dataloader())
     total = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-    found = sum(trainer.compute_loss(policy.model, dict(batch), num_items_in_batch=torch.tensor(total)) for batch in batches)
+    found = sum(
+        trainer.compute_loss(policy.model, dict(batch), num_items_in_batch=torch.tensor(total)) for batch in batches)
     assert isinstance(found, torch.Tensor) and found.item() == pytest.approx(expected.item(), rel=1e-5)
     found.backward()
     assert gradients
     for name, parameter in policy.trainable_parameters().items():
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=2e-3, atol=2e-4 * gradients[name].abs().max().item())
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], rtol=2e-3, atol=2e-4 * gradients[name].abs().max().item())
 
 
 def test_a_mixture_of_experts_is_distilled_without_its_balancing_loss(tmp_path: Path) -> None:
     source, folder = resolve_path("models/tiny-arith"), tmp_path / "moe"
     torch.manual_seed(0)
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(
-        vocab_size=AutoConfig.from_pretrained(source).vocab_size, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
-        max_position_embeddings=256)).save_pretrained(folder)
+    Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=AutoConfig.from_pretrained(source).vocab_size, hidden_size=32, intermediate_size=64,
+            moe_intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+            num_experts=4, num_experts_per_tok=2, max_position_embeddings=256)
+    ).save_pretrained(folder)
     for file in [*Path(source).glob("*token*"), Path(source) / "generation_config.json"]:
         shutil.copy(file, folder)
-    trainer, policy, expected = parts(tmp_path / "out", teacher_policy(), f"model.path={folder}", "lora.targets=[q_proj,v_proj]")
+    trainer, policy, expected = parts(
+        tmp_path / "out", teacher_policy(), f"model.path={folder}", "lora.targets=[q_proj,v_proj]")
     (batch,) = list(trainer.get_train_dataloader())
     loss = trainer.compute_loss(policy.model, dict(batch))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -124,14 +141,18 @@ def test_chunks_change_neither_loss_nor_gradient() -> None:
         policy.model.zero_grad()
         losses = policy.model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
         losses.sum().backward()
-        results.append((losses.detach(), {name: p.grad.clone() for name, p in policy.trainable_parameters().items() if p.grad is not None}))
+        results.append(
+            (
+                losses.detach(),
+                {name: p.grad.clone() for name, p in policy.trainable_parameters().items() if p.grad is not None}))
     torch.testing.assert_close(results[0][0], results[1][0])
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
 
 
 def test_the_teacher_computes_in_its_own_dtype_where_the_student_computes_in_bfloat16() -> None:
-    config, inputs, policy = warmup_parts("data.limit=1", TEACHER, "distillation.weight=1", "distillation.temperature=1")
+    config, inputs, policy = warmup_parts(
+        "data.limit=1", TEACHER, "distillation.weight=1", "distillation.temperature=1")
     assert config.distillation is not None
     row, teacher = inputs.rows[0], teacher_policy()
     ids = torch.tensor([[*row.prompt.token_ids, *row.completion_ids]])
@@ -171,16 +192,27 @@ def test_outputs_that_only_one_model_has_do_not_count() -> None:
 def test_one_update_is_the_same_for_every_micro_batch_size(tmp_path: Path) -> None:
     def after_one_step(size: int) -> tuple[float, dict[str, torch.Tensor]]:
         config, inputs, policy = warmup_parts(
-            f"data.limit={ROWS}", "steps=1", "optim.lr=1e-2", f"optim.batch_rows={ROWS}", f"optim.micro_batch_rows={size}", TEACHER)
+            f"data.limit={ROWS}",
+            "steps=1",
+            "optim.lr=1e-2",
+            f"optim.batch_rows={ROWS}",
+            f"optim.micro_batch_rows={size}",
+            TEACHER)
         trainer = make_trainer(
-            config, policy, inputs.rows, inputs.max_tokens, trainer_arguments(config, tmp_path), teacher=teacher_policy())
+            config,
+            policy,
+            inputs.rows,
+            inputs.max_tokens,
+            trainer_arguments(config, tmp_path),
+            teacher=teacher_policy())
         trainer.train()
         return trainer.state.log_history[0]["loss"], trained(policy)
 
     loss, weights = after_one_step(ROWS)
     other_loss, other = after_one_step(2)
     assert other_loss == pytest.approx(loss, rel=1e-4)
-    assert max(float((weights[name] - other[name]).abs().max()) for name in weights) < 5e-4  # Adam's first step is lr = 1e-2
+    # Adam's first step is lr = 1e-2
+    assert max(float((weights[name] - other[name]).abs().max()) for name in weights) < 5e-4
     assert any(not torch.equal(weights[name], before) for name, before in trained(warmup_parts()[2]).items())
 
 
@@ -188,7 +220,9 @@ def test_a_warm_up_does_not_go_on_with_another_teacher_in_the_same_folder(tmp_pa
     adapter = tmp_path / "adapter"
     teacher_policy().model.save_pretrained(str(adapter))
     config, inputs, _ = warmup_parts(
-        "data.limit=4", f"run_dir={tmp_path / 'run'}", f"distillation.teacher={{path: models/tiny-arith, adapter: {adapter}}}")
+        "data.limit=4",
+        f"run_dir={tmp_path / 'run'}",
+        f"distillation.teacher={{path: models/tiny-arith, adapter: {adapter}}}")
     assert config.distillation is not None
     folder = RunFolder(config.run_dir)
     checkpoint = folder.checkpoints / "checkpoint-2"
@@ -200,7 +234,9 @@ def test_a_warm_up_does_not_go_on_with_another_teacher_in_the_same_folder(tmp_pa
     assert _checkpoint_to_resume(folder, config, inputs, began)[0] == checkpoint
     tiny_policy(adapter_scale=0.3).model.save_pretrained(str(adapter))
     now = teacher_digests(config.distillation.teacher, "distillation.teacher")
-    with pytest.raises(ConfigError, match=r"^distillation\.teacher\.adapter: the weights differ from those that the run began with"):
+    with pytest.raises(
+        ConfigError, match=r"^distillation\.teacher\.adapter: the weights differ from those that the run began with"
+    ):
         _checkpoint_to_resume(folder, config, inputs, now)
 
 
@@ -208,15 +244,22 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_it_is_loaded(tmp_path
     config, inputs, _ = warmup_parts("data.limit=4", f"distillation.teacher={other_vocabulary(tmp_path / 'other')}")
     with pytest.raises(ConfigError) as error:
         check_warmup_teacher(config, inputs)
-    assert str(error.value).startswith(f"distillation.teacher.path: {tmp_path / 'other'} has another vocabulary (99 tokens)")
+    assert str(error.value).startswith(
+        f"distillation.teacher.path: {tmp_path / 'other'} has another vocabulary (99 tokens)")
     assert "or distillation=null, which learns from a teacher's solutions by their text alone" in str(error.value)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["distillation.weight=0.5"], "distillation.teacher.path: no teacher is named"),
-    ([TEACHER, "distillation.weight=1.5"], "distillation.weight: saw 1.5; expected a number > 0 and <= 1"),
-    ([TEACHER, "distillation.divergence=js"], "distillation.divergence: saw 'js'; expected one of: forward_kl, reverse_kl"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["distillation.weight=0.5"], "distillation.teacher.path: no teacher is named"),
+        ([TEACHER, "distillation.weight=1.5"], "distillation.weight: saw 1.5; expected a number > 0 and <= 1"),
+        (
+            [TEACHER, "distillation.divergence=js"],
+            "distillation.divergence: saw 'js'; expected one of: forward_kl, reverse_kl",
+        ),
+    ],
+)
 def test_a_wrong_distillation_section_is_named(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(None, words, WarmupConfig)

@@ -1,4 +1,5 @@
-"""What TRL's trainer computes for us: the cross-entropy of completion tokens alone, the same with and without packing."""
+"""What TRL's trainer computes for us: the cross-entropy of completion tokens alone, the same with and without
+packing."""
 
 from __future__ import annotations
 
@@ -26,15 +27,25 @@ ROWS = 12
 
 def trainer_of(folder: Path, *overrides: str) -> tuple[Any, torch.Tensor, Any]:
     """(a trainer whose one batch has all rows, the literal loss of every completion token [T], the policy)."""
-    config, inputs, policy = warmup_parts(f"data.limit={ROWS}", f"optim.batch_rows={ROWS}", f"optim.micro_batch_rows={ROWS}", *overrides)
+    config, inputs, policy = warmup_parts(
+        f"data.limit={ROWS}", f"optim.batch_rows={ROWS}", f"optim.micro_batch_rows={ROWS}", *overrides)
     expected = literal_losses(policy, inputs.rows)
-    return make_trainer(config, policy, inputs.rows, inputs.max_tokens, trainer_arguments(config, folder)), expected, policy
+    return (
+        make_trainer(config, policy, inputs.rows, inputs.max_tokens, trainer_arguments(config, folder)), expected,
+        policy)
 
 
-@pytest.mark.parametrize("overrides", [(), ("packing=true", "data.max_tokens=64"), ("lora.enabled=false",),
-                                       ("packing=true", "lora.enabled=false"), ("packing=true", "model.attention=eager")],
-                         ids=["lora", "lora, packed", "full", "full, packed", "eager, packed"])
-def test_the_loss_is_the_cross_entropy_of_the_completion_tokens_alone(overrides: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (), ("packing=true", "data.max_tokens=64"), ("lora.enabled=false",), ("packing=true", "lora.enabled=false"),
+        ("packing=true", "model.attention=eager"),
+    ],
+    ids=["lora", "lora, packed", "full", "full, packed", "eager, packed"],
+)
+def test_the_loss_is_the_cross_entropy_of_the_completion_tokens_alone(
+    overrides: tuple[str, ...], tmp_path: Path
+) -> None:
     trainer, expected_T, policy = trainer_of(tmp_path, *overrides)
     policy.model.eval()
     (batch,) = list(trainer.get_train_dataloader())
@@ -63,7 +74,8 @@ def test_one_update_is_the_same_for_every_micro_batch_size_and_with_packing(pack
         "optim.batch_rows=12", "optim.micro_batch_rows=3")
     loss, weights = after_one_step(f"packing={packing}", *size)
     assert loss == pytest.approx(literal, rel=1e-5)
-    assert max(float((weights[name] - expected[name]).abs().max()) for name in expected) < 2e-4  # Adam's first step is lr = 1e-2
+    # Adam's first step is lr = 1e-2
+    assert max(float((weights[name] - expected[name]).abs().max()) for name in expected) < 2e-4
     assert any(not torch.equal(weights[name], before) for name, before in trained(warmup_parts()[2]).items())
 
 
@@ -86,7 +98,12 @@ def test_held_out_rows_share_no_question_with_training_rows(tmp_path: Path) -> N
 
 def test_the_learning_rate_of_each_update_is_that_of_a_training_run(tmp_path: Path) -> None:
     config, inputs, policy = warmup_parts(
-        "data.limit=16", "optim.batch_rows=4", "optim.micro_batch_rows=4", "epochs=2", "optim.schedule=cosine", "optim.warmup_steps=3")
+        "data.limit=16",
+        "optim.batch_rows=4",
+        "optim.micro_batch_rows=4",
+        "epochs=2",
+        "optim.schedule=cosine",
+        "optim.warmup_steps=3")
     trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, trainer_arguments(config, tmp_path))
     trainer.train()
     rates = [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
@@ -101,4 +118,5 @@ def test_a_batch_that_no_micro_batches_make_up_is_refused(tmp_path: Path) -> Non
 
 def test_the_range_of_trl_is_the_one_that_the_package_asks_for() -> None:
     first, last = TRL_VERSIONS
-    assert re.search(r'^trl = \["(.*)"\]$', (project_root() / "pyproject.toml").read_text(), re.M).group(1) == f"trl>={first},<{last}"  # type: ignore[union-attr]
+    extra = re.search(r'^trl = \["(.*)"\]$', (project_root() / "pyproject.toml").read_text(), re.M)
+    assert extra is not None and extra.group(1) == f"trl>={first},<{last}"

@@ -1,4 +1,5 @@
-"""rl/supervised/solutions.py: the prompt is the one that is sampled from, the completion what the policy has to write, and bad rows are named."""
+"""rl/supervised/solutions.py: the prompt is the one that is sampled from, the completion what the policy has to write,
+and bad rows are named."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from rl.supervised.config import WarmupConfig, WarmupDataSection
 from rl.supervised.solutions import SolutionRow, completion_tokens, end_token, load_solutions, render_solutions
 
 EOS, UNKNOWN = 1, 2
-CHAT = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}")
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% "
+    "endfor %}{% if add_generation_prompt %}[assistant]{% endif %}")
 
 
 def tokenizer(chat_template: str | None = None) -> Any:
@@ -75,13 +77,15 @@ def test_what_the_template_puts_into_the_prompt_is_not_learnt_again(tmp_path: Pa
     prefix = load_template("r1_think").assistant_prefix
     assert prefix.strip() == "<think>"
     for solution in (f"{prefix}I add.</think>2", "<think>I add.</think>2"):
-        (row,) = rendered(data(tmp_path, {"question": "1+1=?", "solution": solution}), template="r1_think", max_tokens=4096)
+        (row,) = rendered(
+            data(tmp_path, {"question": "1+1=?", "solution": solution}), template="r1_think", max_tokens=4096)
         assert text(row.completion_ids) == "I add.</think>2<eos>"
 
 
 def test_columns_have_the_names_that_are_configured_and_several_solutions_of_a_question_stay(tmp_path: Path) -> None:
     columns = {"question": "problem", "solution": "worked"}
-    rows = rendered(data(tmp_path, {"problem": "1+1=?", "worked": "2"}, {"problem": "1+1=?", "worked": "two"}, columns=columns))
+    rows = rendered(
+        data(tmp_path, {"problem": "1+1=?", "worked": "2"}, {"problem": "1+1=?", "worked": "two"}, columns=columns))
     assert [text(row.completion_ids) for row in rows] == ["2<eos>", "two<eos>"]
 
 
@@ -89,16 +93,20 @@ def test_messages_without_a_chat_template_are_question_and_solution(tmp_path: Pa
     messages = [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]
     (from_messages,) = rendered(data(tmp_path, {"messages": messages}))
     (plain,) = rendered(data(tmp_path, {"question": "1+1=?", "solution": "2"}))
-    assert (from_messages.prompt.token_ids, from_messages.completion_ids) == (plain.prompt.token_ids, plain.completion_ids)
+    assert (from_messages.prompt.token_ids, from_messages.completion_ids) == (
+        plain.prompt.token_ids, plain.completion_ids)
 
 
 def test_a_conversation_goes_through_the_chat_template_and_only_its_last_answer_is_learnt(tmp_path: Path) -> None:
-    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"},
-                {"role": "user", "content": "2+2=?"}, {"role": "assistant", "content": "4"}]
+    messages = [
+        {"role": "system", "content": "Add."}, {"role": "user", "content": "1+1=?"},
+        {"role": "assistant", "content": "2"}, {"role": "user", "content": "2+2=?"},
+        {"role": "assistant", "content": "4"}]
     (row,) = rendered(data(tmp_path, {"messages": messages}), template=bare_template(tmp_path), chat=CHAT)
     assert row.prompt.text == "[system]Add.[user]1+1=?[assistant]2<eos>[user]2+2=?[assistant]"
     assert text(row.completion_ids) == "4<eos>"
-    assert "3 messages precede it, which only a chat template can render" in refusal(data(tmp_path, {"messages": messages}))
+    assert "3 messages precede it, which only a chat template can render" in refusal(
+        data(tmp_path, {"messages": messages}))
 
 
 def test_the_end_is_the_one_that_the_chat_template_writes_where_the_sampler_stops_at_it(tmp_path: Path) -> None:
@@ -125,7 +133,9 @@ def test_the_completion_is_tokenised_with_its_prompt_where_that_leaves_the_promp
                 ids, rest = [*ids, sum(map(ord, rest[:size]))], rest[size:]
             return {"input_ids": ids}
 
-        def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str:
+        def apply_chat_template(
+            self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        ) -> str:
             raise AssertionError
 
     renderer = PromptRenderer(load_template(bare_template(tmp_path)), Merging())
@@ -146,18 +156,33 @@ def test_a_solution_longer_than_the_context_is_named_or_dropped_and_counted(tmp_
     assert "all 1 rows are longer than 40 tokens" in refusal(data(tmp_path, rows[1], too_long="drop"), max_tokens=40)
 
 
-@pytest.mark.parametrize(("row", "said"), [
-    ({"question": "1+1=?", "answer": "2"}, "no 'solution' field; the row has: question, answer. A warm-up learns from solutions"),
-    ({"question": "1+1=?", "solutions": "2"}, "data.columns.solution=solutions"),
-    ({"question": "1+1=?", "solution": "  "}, "field 'solution': saw '  '; expected the solution as text that is not empty"),
-    ({"question": "1+1=?", "solution": 2}, "field 'solution': saw 2; expected the solution as text"),
-    ({"question": "", "solution": "2"}, "field 'question': saw ''; expected the question as text"),
-    ({"text": "1+1=2"}, "neither a 'question' nor a 'messages' field; the row has: text"),
-    ({"messages": "1+1=2"}, "expected a list of messages, each with role and content"),
-    ({"messages": []}, "saw the roles none; expected user and assistant in turn"),
-    ({"messages": [{"role": "user", "content": "1+1=?"}]}, "saw the roles user; expected user and assistant in turn, the assistant last"),
-    ({"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant"}]}, "expected the assistant message's content"),
-])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"question": "1+1=?", "answer": "2"},
+            "no 'solution' field; the row has: question, answer. A warm-up learns from solutions",
+        ),
+        ({"question": "1+1=?", "solutions": "2"}, "data.columns.solution=solutions"),
+        (
+            {"question": "1+1=?", "solution": "  "},
+            "field 'solution': saw '  '; expected the solution as text that is not empty",
+        ),
+        ({"question": "1+1=?", "solution": 2}, "field 'solution': saw 2; expected the solution as text"),
+        ({"question": "", "solution": "2"}, "field 'question': saw ''; expected the question as text"),
+        ({"text": "1+1=2"}, "neither a 'question' nor a 'messages' field; the row has: text"),
+        ({"messages": "1+1=2"}, "expected a list of messages, each with role and content"),
+        ({"messages": []}, "saw the roles none; expected user and assistant in turn"),
+        (
+            {"messages": [{"role": "user", "content": "1+1=?"}]},
+            "saw the roles user; expected user and assistant in turn, the assistant last",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant"}]},
+            "expected the assistant message's content",
+        ),
+    ],
+)
 def test_a_bad_row_is_named_with_file_line_and_remedy(row: dict[str, object], said: str, tmp_path: Path) -> None:
     message = refusal(data(tmp_path, {"question": "1+1=?", "solution": "2"}, row))
     assert message.startswith(f"{tmp_path}/rows.jsonl:2: ") and said in message
@@ -173,6 +198,8 @@ def test_the_shipped_solutions_are_what_the_script_writes_and_none_is_held_out()
 
     for solution in load_solutions(section):
         digits = solution.question.text.removesuffix("=?").replace("-", "+-").split("+")
-        problem = Sum(tuple(abs(int(number)) for number in digits), tuple(-1 if number.startswith("-") else 1 for number in digits[1:]))
+        problem = Sum(
+            tuple(abs(int(number)) for number in digits),
+            tuple(-1 if number.startswith("-") else 1 for number in digits[1:]))
         assert problem.question == solution.question.text and not problem.is_held_out
         assert solution.text == worked_solution(problem)

@@ -1,4 +1,5 @@
-"""On-policy distillation: what a teacher adds to each token's advantage, and its way through selection, batching and the update."""
+"""On-policy distillation: what a teacher adds to each token's advantage, and its way through selection, batching and
+the update."""
 
 from __future__ import annotations
 
@@ -53,8 +54,9 @@ def distilling(*overrides: str) -> RunConfig:
 
 
 def to_words(config: RunConfig) -> list[str]:
-    return [f"data.path={config.data.path}", "data.limit=24", "model.dtype=float32", "lora.rank=4", "sampling.questions_per_step=4",
-            "sampling.group_size=4", "sampling.max_completion_tokens=24", "steps=4"]
+    return [
+        f"data.path={config.data.path}", "data.limit=24", "model.dtype=float32", "lora.rank=4",
+        "sampling.questions_per_step=4", "sampling.group_size=4", "sampling.max_completion_tokens=24", "steps=4"]
 
 
 def teacher_of(policy: Policy) -> LocalTeacher:
@@ -89,7 +91,8 @@ def one_gradient(
     updater = make_updater(config, policy)
     seen: list[dict[str, torch.Tensor]] = []
     updater._optimizer.optimizer.register_step_pre_hook(  # type: ignore[attr-defined]
-        lambda *_: seen.append({name: p.grad.clone() for name, p in policy.trainable_parameters().items() if p.grad is not None}))
+        lambda *_: seen.append(
+            {name: p.grad.clone() for name, p in policy.trainable_parameters().items() if p.grad is not None}))
     report = updater.update(batch, step=0, policy_version=version)
     assert report.num_updates == 1
     return seen[0], report.metrics
@@ -97,13 +100,20 @@ def one_gradient(
 
 def test_the_advantage_of_a_token_is_the_completions_and_the_weighted_difference_by_hand() -> None:
     found = distilled_advantages(
-        torch.tensor([1.0, 1.0, -0.5, 0.0]), torch.tensor([-1.0, -2.0, -0.5, -3.0]), torch.tensor([-1.5, -0.5, -0.5, NAN]), weight=2.0)
+        torch.tensor([1.0, 1.0, -0.5, 0.0]),
+        torch.tensor([-1.0, -2.0, -0.5, -3.0]),
+        torch.tensor([-1.5, -0.5, -0.5, NAN]),
+        weight=2.0)
     assert found.tolist() == [1.0 - 1.0, 1.0 + 3.0, -0.5, 0.0]
 
 
 def test_the_cap_bounds_what_the_teacher_adds_and_not_the_rewards_advantage() -> None:
     found = distilled_advantages(
-        torch.tensor([5.0, 5.0, 0.0]), torch.tensor([-1.0, -9.0, -1.0]), torch.tensor([-9.0, -1.0, -1.25]), weight=0.5, cap=1.5)
+        torch.tensor([5.0, 5.0, 0.0]),
+        torch.tensor([-1.0, -9.0, -1.0]),
+        torch.tensor([-9.0, -1.0, -1.25]),
+        weight=0.5,
+        cap=1.5)
     assert found.tolist() == [3.5, 6.5, -0.125]
 
 
@@ -112,7 +122,9 @@ def test_no_gradient_flows_through_the_advantage() -> None:
     assert not distilled_advantages(torch.zeros(1), logprobs, torch.tensor([-2.0]), weight=1.0).requires_grad
 
 
-def test_a_local_teacher_scores_at_temperature_1_as_a_literal_forward(groups: list[Group], teacher: LocalTeacher) -> None:
+def test_a_local_teacher_scores_at_temperature_1_as_a_literal_forward(
+    groups: list[Group], teacher: LocalTeacher
+) -> None:
     base = tiny_policy()
     for item in taught(groups, teacher):
         assert item.teacher_logprobs is not None
@@ -131,7 +143,9 @@ def test_a_teachers_adapter_is_merged_into_it(tmp_path: Path, groups: list[Group
         literal_logprobs(policy, prompt, rollout), literal_logprobs(student, prompt, rollout), atol=2e-5, rtol=1e-4)
 
 
-def test_the_teacher_is_asked_once_for_equal_completions_and_not_about_groups_that_do_not_train(groups: list[Group]) -> None:
+def test_the_teacher_is_asked_once_for_equal_completions_and_not_about_groups_that_do_not_train(
+    groups: list[Group],
+) -> None:
     asked: list[Row] = []
 
     class Counting(LocalTeacher):
@@ -141,7 +155,8 @@ def test_the_teacher_is_asked_once_for_equal_completions_and_not_about_groups_th
 
     policy = tiny_policy()
     counting = Counting(policy, PolicyForward(policy, temperature=1.0), max_tokens=200, description="counts")
-    twice = dataclasses.replace(groups[0], rollouts=(groups[0].rollouts[0], groups[0].rollouts[0], groups[0].rollouts[1]))
+    twice = dataclasses.replace(
+        groups[0], rollouts=(groups[0].rollouts[0], groups[0].rollouts[0], groups[0].rollouts[1]))
     batch = with_advantages([twice, groups[1]])
     found = with_teacher(counting, batch, [True, False], rank=0, num_ranks=1)
     assert asked == [(twice.prompt.token_ids, rollout.token_ids) for rollout in twice.rollouts[1:]]
@@ -153,7 +168,9 @@ def test_a_teacher_that_computes_no_numbers_stops_the_run(groups: list[Group]) -
     broken = tiny_policy()
     with torch.no_grad():
         next(broken.model.parameters()).fill_(math.nan)
-    with pytest.raises(FloatingPointError, match=r"log-probability nan; expected finite numbers. Remedy: teacher.dtype=float32"):
+    with pytest.raises(
+        FloatingPointError, match=r"log-probability nan; expected finite numbers. Remedy: teacher.dtype=float32"
+    ):
         taught(groups, teacher_of(broken))
 
 
@@ -162,7 +179,9 @@ def test_an_id_beyond_the_teachers_outputs_is_refused_with_a_remedy(teacher: Loc
     num_outputs = AutoConfig.from_pretrained(resolve_path("models/tiny-arith")).vocab_size
     [(found,)] = teacher.score([((1, 2), (num_outputs - 1,))])
     assert math.isfinite(found)
-    with pytest.raises(SamplerError, match=rf"sampled the id {num_outputs}, .*a test's\) has {num_outputs} outputs: .*Remedy"):
+    with pytest.raises(
+        SamplerError, match=rf"sampled the id {num_outputs}, .*a test's\) has {num_outputs} outputs: .*Remedy"
+    ):
         teacher.score([((1, 2), (3,)), ((1, 2), (num_outputs, 5))])
 
 
@@ -174,9 +193,12 @@ def test_groups_with_equal_rewards_train_under_a_teacher_and_only_there(groups: 
     assert kept.kept == tuple(scored) and [reason for _, reason in kept.refused] == ["skipped"]
 
 
-def test_equal_rewards_give_every_token_the_teachers_advantage_and_an_update(groups: list[Group], teacher: LocalTeacher) -> None:
+def test_equal_rewards_give_every_token_the_teachers_advantage_and_an_update(
+    groups: list[Group], teacher: LocalTeacher
+) -> None:
     scored = tuple(ScoredGroup(group, (1.0,) * 4, {}, (None,) * 4, (0, 1, 2, 3), 0.0, {}) for group in groups)
-    batch = make_training_groups(distilling(), Collected(scored, select(scored, None, None, keep_equal=True), scored, 0), teacher)
+    batch = make_training_groups(
+        distilling(), Collected(scored, select(scored, None, None, keep_equal=True), scored, 0), teacher)
     assert all(item.advantages == (0.0,) * 4 and item.teacher_logprobs is not None for item in batch)
     policy = tiny_policy(distilling(), adapter_scale=SCALE)
     before = trained(policy)
@@ -184,7 +206,9 @@ def test_equal_rewards_give_every_token_the_teachers_advantage_and_an_update(gro
     assert any(not torch.equal(weights, before[name]) for name, weights in trained(policy).items())
 
 
-def advantages_through_batching(updater: Updater, policy: Policy, batch: Sequence[TrainingGroup]) -> dict[tuple[int, int], torch.Tensor]:
+def advantages_through_batching(
+    updater: Updater, policy: Policy, batch: Sequence[TrainingGroup]
+) -> dict[tuple[int, int], torch.Tensor]:
     """What the loss of each completion is given."""
     found: dict[tuple[int, int], torch.Tensor] = {}
     for micro_batch in updater.micro_batches_of(batch):
@@ -201,7 +225,10 @@ def test_per_token_advantages_through_batching_equal_a_literal_loop(
 ) -> None:
     """The student's log-probabilities are those at the sampling temperature, the teacher's at 1."""
     config = distilling(
-        f"optim.micro_batch_tokens={micro_batch_tokens}", f"sampling.temperature={temperature}", "teacher.weight=0.6", "teacher.cap=0.5")
+        f"optim.micro_batch_tokens={micro_batch_tokens}",
+        f"sampling.temperature={temperature}",
+        "teacher.weight=0.6",
+        "teacher.cap=0.5")
     policy, base = tiny_policy(config, adapter_scale=SCALE), tiny_policy()
     repeated = dataclasses.replace(groups[0], rollouts=(*groups[0].rollouts[:3], groups[0].rollouts[0]))
     batch = taught([repeated, *groups[1:]], teacher, rewards=True)
@@ -219,7 +246,9 @@ def test_per_token_advantages_through_batching_equal_a_literal_loop(
     assert num_capped > 0
 
 
-@pytest.mark.parametrize("overrides", [(), ("loss=cispo",), ("optim.micro_batch_tokens=60",), ("loss.aggregation=sequence",)])
+@pytest.mark.parametrize(
+    "overrides", [(), ("loss=cispo",), ("optim.micro_batch_tokens=60",), ("loss.aggregation=sequence",)]
+)
 def test_the_gradient_is_that_of_a_literal_loop_over_tokens(
     groups: list[Group], teacher: LocalTeacher, overrides: tuple[str, ...]
 ) -> None:
@@ -233,10 +262,12 @@ def test_the_gradient_is_that_of_a_literal_loop_over_tokens(
         assert item.teacher_logprobs is not None
         for rollout, advantage, theirs in zip(item.group.rollouts, item.advantages, item.teacher_logprobs, strict=True):
             prompt = item.group.prompt.token_ids
-            logits = policy.causal_lm(input_ids=torch.tensor([[*prompt, *rollout.token_ids]]), use_cache=False).logits[0]
+            logits = policy.causal_lm(input_ids=torch.tensor([[*prompt, *rollout.token_ids]]), use_cache=False).logits[
+                0]
             logprobs = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
             ours = logprobs.gather(1, torch.tensor(rollout.token_ids)[:, None]).squeeze(1)
-            token_weight = 1 / (len(rollout.token_ids) * 16) if "loss.aggregation=sequence" in overrides else 1 / num_tokens
+            token_weight = (
+                1 / (len(rollout.token_ids) * 16) if "loss.aggregation=sequence" in overrides else 1 / num_tokens)
             per_token = advantage + torch.tensor(theirs) - ours.detach()
             differences += (ours.detach() - torch.tensor(theirs)).tolist()
             (-token_weight * (per_token * ours).sum()).backward()
@@ -252,21 +283,29 @@ def test_a_teacher_that_equals_the_student_gives_exactly_no_gradient(groups: lis
     policy = tiny_policy(config, adapter_scale=SCALE)
     updater = make_updater(config, policy)
     plain = with_advantages(groups, zero=range(4))
-    # The student's own numbers, of the very micro-batches that train: a teacher that computed them in other rows would differ by rounding.
+    # The student's own numbers, of the very micro-batches that train: a teacher that computed them in other rows would
+    # differ by rounding.
     own: dict[tuple[int, int], tuple[float, ...]] = {}
     everything = [
-        dataclasses.replace(item, teacher_logprobs=tuple((0.0,) * len(r.token_ids) for r in item.group.rollouts)) for item in plain]
+        dataclasses.replace(item, teacher_logprobs=tuple((0.0,) * len(r.token_ids) for r in item.group.rollouts))
+        for item in plain]
     for micro_batch in updater.micro_batches_of(everything):
-        parts = updater._logprobs(micro_batch, updater._forward, entropy_grad=False).logprobs_N.split(list(micro_batch.sequence_lengths))
-        own |= {(s.group, s.rollout): tuple(part.tolist()) for s, part in zip(micro_batch.sequences, parts, strict=True)}
-    batch = [dataclasses.replace(item, teacher_logprobs=tuple(own[g, r] for r in range(4))) for g, item in enumerate(plain)]
+        parts = updater._logprobs(micro_batch, updater._forward, entropy_grad=False).logprobs_N.split(
+            list(micro_batch.sequence_lengths))
+        own |= {
+            (s.group, s.rollout): tuple(part.tolist()) for s, part in zip(micro_batch.sequences, parts, strict=True)}
+    batch = [
+        dataclasses.replace(item, teacher_logprobs=tuple(own[g, r] for r in range(4))) for g, item in enumerate(plain)]
     gradient, metrics = one_gradient(config, batch)
     assert gradient and all(not weights.any() for weights in gradient.values())
     assert metrics["distillation/reverse_kl"] == 0.0
 
 
-def test_several_updates_of_a_batch_keep_the_advantages_of_its_start(groups: list[Group], teacher: LocalTeacher) -> None:
-    """With two passes the second update's advantages must not follow the first one's policy: a literal second step tells."""
+def test_several_updates_of_a_batch_keep_the_advantages_of_its_start(
+    groups: list[Group], teacher: LocalTeacher
+) -> None:
+    """With two passes the second update's advantages must not follow the first one's policy: a literal second step
+    tells."""
     config = distilling("optim.epochs=2", "optim.lr=1e-2", "optim.max_grad_norm=1e9")
     batch = taught(groups, teacher)
     policy = tiny_policy(config, adapter_scale=SCALE)
@@ -285,10 +324,17 @@ def test_several_updates_of_a_batch_keep_the_advantages_of_its_start(groups: lis
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_tokens_of_an_older_version_are_compared_with_the_present_policy(groups: list[Group], teacher: LocalTeacher) -> None:
-    """The sampler's numbers are the older version's; a shift of them changes the ratio, not what the teacher is compared with."""
-    shifted = [dataclasses.replace(group, rollouts=tuple(
-        dataclasses.replace(rollout, logprobs=tuple(value - 0.1 for value in rollout.logprobs)) for rollout in group.rollouts))
+def test_tokens_of_an_older_version_are_compared_with_the_present_policy(
+    groups: list[Group], teacher: LocalTeacher
+) -> None:
+    """The sampler's numbers are the older version's; a shift of them changes the ratio, not what the teacher is
+    compared with."""
+    shifted = [
+        dataclasses.replace(
+            group,
+            rollouts=tuple(
+                dataclasses.replace(rollout, logprobs=tuple(value - 0.1 for value in rollout.logprobs))
+                for rollout in group.rollouts))
         for group in groups]
     config = distilling("loss.clip_high=10", "loss.clip_low=1")
     _, fresh = one_gradient(config, taught(groups, teacher), version=1)
@@ -307,8 +353,10 @@ def test_refused_groups_that_stay_in_the_denominator_are_not_asked_about_and_get
     groups: list[Group], teacher: LocalTeacher
 ) -> None:
     scored = tuple(
-        ScoredGroup(group, (0.0,) * 4, {}, (None,) * 4, (0, 1, 2, 3), 0.0, {}, skipped=i == 1) for i, group in enumerate(groups))
-    config = distilling("selection.mode=zero", "loss.kl_weight=0.1")  # the penalty needs a forward of the refused group too
+        ScoredGroup(group, (0.0,) * 4, {}, (None,) * 4, (0, 1, 2, 3), 0.0, {}, skipped=i == 1)
+        for i, group in enumerate(groups))
+    # the penalty needs a forward of the refused group too
+    config = distilling("selection.mode=zero", "loss.kl_weight=0.1")
     selection = select(scored, None, None, keep_equal=True)
     batch = make_training_groups(config, Collected(scored, selection, selection.kept, 0), teacher)
     assert [item.teacher_logprobs is None for item in batch] == [False, True, False, False]
@@ -322,20 +370,38 @@ def test_a_configuration_with_a_teacher_reads_back_and_takes_overrides(tmp_path:
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "config.yaml", []) == config
     assert config.teacher is not None and (config.teacher.path, config.teacher.weight) == ("models/tiny-arith", 0.5)
-    assert load(tmp_path / "config.yaml", ["teacher=null", "rewards=[{use: rewards.accuracy:accuracy}]"]).teacher is None
+    assert (
+        load(tmp_path / "config.yaml", ["teacher=null", "rewards=[{use: rewards.accuracy:accuracy}]"]).teacher is None)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["teacher.weight=2"], "teacher.path: no teacher is named; expected a folder with a Hugging Face checkpoint, or a hub id"),
-    (["rewards=[]"], "rewards: saw []; expected a list of sections with at least 1 entry, or a teacher (teacher.path)"),
-    ([*PURE, "selection.low=0.1"], "selection: low and high are bounds on the entropy over the answers that rewards cluster"),
-    (["teacher=x", "teacher.backend=vllm_server"], "teacher: backend vllm_server needs urls"),
-    (["teacher=x", "teacher.urls=[http://a:1]"], "teacher: urls is for backend vllm_server and is not read by local"),
-    (["teacher=x", "teacher.weight=0"], "teacher.weight: saw 0; expected a number > 0"),
-    (["teacher=x", "teacher.backend=vllm_server", "teacher.urls=[http://a:1]", "teacher.adapter=y"],
-     "teacher: adapter is for backend local"),
-    (["teacher.wieght=2"], "teacher.wieght: unknown key; did you mean teacher.weight?"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["teacher.weight=2"],
+            "teacher.path: no teacher is named; expected a folder with a Hugging Face checkpoint, or a hub id",
+        ),
+        (
+            ["rewards=[]"],
+            "rewards: saw []; expected a list of sections with at least 1 entry, or a teacher (teacher.path)",
+        ),
+        (
+            [*PURE, "selection.low=0.1"],
+            "selection: low and high are bounds on the entropy over the answers that rewards cluster",
+        ),
+        (["teacher=x", "teacher.backend=vllm_server"], "teacher: backend vllm_server needs urls"),
+        (
+            ["teacher=x", "teacher.urls=[http://a:1]"],
+            "teacher: urls is for backend vllm_server and is not read by local",
+        ),
+        (["teacher=x", "teacher.weight=0"], "teacher.weight: saw 0; expected a number > 0"),
+        (
+            ["teacher=x", "teacher.backend=vllm_server", "teacher.urls=[http://a:1]", "teacher.adapter=y"],
+            "teacher: adapter is for backend local",
+        ),
+        (["teacher.wieght=2"], "teacher.wieght: unknown key; did you mean teacher.weight?"),
+    ],
+)
 def test_a_wrong_teacher_section_is_named_with_the_remedy(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(None, words)
@@ -354,16 +420,24 @@ def other_vocabulary(folder: Path, swap: tuple[str, str] = ("7", "8")) -> Path:
 
 def check(path: Path, max_tokens: int = 60) -> None:
     check_teacher(
-        TeacherModelSection(path=str(path)), "teacher", tiny_config().model, inputs().tokenizer, ["1+1=?"], max_tokens, "do without")
+        TeacherModelSection(path=str(path)),
+        "teacher",
+        tiny_config().model,
+        inputs().tokenizer,
+        ["1+1=?"],
+        max_tokens,
+        "do without")
 
 
 def test_a_teacher_with_other_ids_is_refused_with_both_vocabularies_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         check(other_vocabulary(tmp_path / "other"))
-    assert str(error.value) == (
-        f"teacher.path: {tmp_path / 'other'} has another vocabulary (99 tokens) than the student's, model.path=models/tiny-arith "
-        "(99 tokens): the token '7' has id 27 in the student and is id 28 in the teacher. Log-probabilities are compared token by token, "
-        "which needs the same ids. Remedy: a teacher with the student's tokenizer; or do without")
+    assert (
+        str(error.value)
+        == f"teacher.path: {tmp_path / 'other'} has another vocabulary (99 tokens) than the student's,"
+        " model.path=models/tiny-arith (99 tokens): the token '7' has id 27 in the student and is id 28 in the "
+        "teacher. Log-probabilities are compared token by token, which needs the same ids. Remedy: a teacher with "
+        "the student's tokenizer; or do without")
 
 
 def test_a_teacher_that_only_splits_texts_differently_is_refused(tmp_path: Path) -> None:
@@ -373,7 +447,9 @@ def test_a_teacher_that_only_splits_texts_differently_is_refused(tmp_path: Path)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "+"}, "content": "-"}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ConfigError, match=r"the text '1\+1=\?' is \[21, 15, 21, 33, 35\] in the student and \[21, 17, 21, 33, 35\]"):
+    with pytest.raises(
+        ConfigError, match=r"the text '1\+1=\?' is \[21, 15, 21, 33, 35\] in the student and \[21, 17, 21, 33, 35\]"
+    ):
         check(folder)
 
 
@@ -388,7 +464,10 @@ def test_tokens_that_only_the_teacher_has_do_no_harm(tmp_path: Path) -> None:
 def test_a_teacher_with_too_short_a_context_is_refused() -> None:
     context = AutoConfig.from_pretrained(resolve_path("models/tiny-arith")).max_position_embeddings
     check(Path("models/tiny-arith"), context)
-    with pytest.raises(ConfigError, match=f"teacher.path: the context of models/tiny-arith is {context} tokens, and the longest row has"):
+    with pytest.raises(
+        ConfigError,
+        match=f"teacher.path: the context of models/tiny-arith is {context} tokens, and the longest row has",
+    ):
         check(Path("models/tiny-arith"), context + 1)
 
 
@@ -412,7 +491,9 @@ def test_a_teacher_without_an_end_token_is_told_and_not_refused(tmp_path: Path) 
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("eos_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.warns(UserWarning, match=r"ends its answers with no token that it names and the student with \['<eos>'\]"):
+    with pytest.warns(
+        UserWarning, match=r"ends its answers with no token that it names and the student with \['<eos>'\]"
+    ):
         check(folder)
     load_teacher(TeacherModelSection(path=str(folder)), "teacher", inputs().tokenizer, torch.device("cpu"))
 
@@ -427,7 +508,8 @@ def test_errors_of_loading_name_the_teachers_keys(tmp_path: Path) -> None:
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(PolicyError, match=r"^teacher\.path: .*cut cannot be loaded"):
-        load_teacher(TeacherModelSection(path=str(tmp_path / "cut")), "teacher", inputs().tokenizer, torch.device("cpu"))
+        load_teacher(
+            TeacherModelSection(path=str(tmp_path / "cut")), "teacher", inputs().tokenizer, torch.device("cpu"))
 
 
 def test_a_local_teachers_weights_are_in_the_memory_estimate() -> None:

@@ -28,9 +28,10 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def teacher_on(*servers: ScriptedVllm, **settings: object) -> Iterator[ServerTeacher]:
-    section = TeacherSection.model_validate({
-        "path": "models/tiny-arith", "backend": "vllm_server", "urls": [server.url for server in servers], "start_timeout_s": 20,
-        **settings})
+    section = TeacherSection.model_validate(
+        {
+            "path": "models/tiny-arith", "backend": "vllm_server", "urls": [server.url for server in servers],
+            "start_timeout_s": 20, **settings})
     teacher = ServerTeacher(section, inputs().tokenizer, [], 100)
     try:
         yield teacher
@@ -43,13 +44,17 @@ def test_servers_of_different_models_are_refused_by_the_first_ones_name() -> Non
           pytest.raises(SamplerError) as error, teacher_on(first, second)):
         pass
     assert str(error.value).startswith(
-        f"teacher.urls: {second.url} serves other, third, but the teacher is big, which {first.url} listed first at the start")
+        f"teacher.urls: {second.url} serves other, third, but the teacher is big, which {first.url} listed first at the"
+        " start")
     assert "Remedy: that model under that name (--served-model-name) on every server" in str(error.value)
 
 
 def test_the_first_servers_first_model_scores_on_every_server() -> None:
     """Also where the first answers last, and another lists another model first."""
-    with ScriptedVllm(models={"big": 256, "other": 256}) as first, ScriptedVllm(models={"other": 256, "big": 256}) as second:
+    with (
+        ScriptedVllm(models={"big": 256, "other": 256}) as first,
+        ScriptedVllm(models={"other": 256, "big": 256}) as second,
+    ):
         first.delay_s = 0.2
         with teacher_on(first, second) as teacher:
             assert teacher.description == "2 vLLM servers, big"
@@ -63,7 +68,9 @@ def test_the_stand_in_for_minus_infinity_stops_the_run() -> None:
     with ScriptedVllm() as server, teacher_on(server) as teacher:
         server.weights = "-09990"  # what it adds to LOGPROB
         assert teacher.score([((1, 2), (3,))]) == [(-math.inf,)]
-        with pytest.raises(FloatingPointError, match=r"\(1 vLLM server, tiny\) gives a token the log-probability -inf; expected finite"):
+        with pytest.raises(
+            FloatingPointError, match=r"\(1 vLLM server, tiny\) gives a token the log-probability -inf; expected finite"
+        ):
             with_teacher(teacher, with_advantages(sampled_groups(policy, 1)), [True], rank=0, num_ranks=1)
 
 
@@ -73,7 +80,10 @@ async def lose_second(teacher: ServerTeacher) -> None:
 
 
 def test_a_server_that_comes_back_with_another_model_is_not_taken_back() -> None:
-    with ScriptedVllm(models={"big": 256}) as first, ScriptedVllm(models={"big": 256}) as second, teacher_on(first, second) as teacher:
+    with (
+        ScriptedVllm(models={"big": 256}) as first, ScriptedVllm(models={"big": 256}) as second,
+        teacher_on(first, second) as teacher,
+    ):
         told: list[str] = []
         teacher.on_message = told.append
         second.models = {"other": 256}
