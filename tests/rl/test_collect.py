@@ -175,7 +175,7 @@ def test_a_collector_resumed_from_order_and_surplus_goes_on_the_same(tmp_path: P
     kinds = ["low", "low", "low", *["kept"] * 20]
     one, two = (Setting(tmp_path, policy, kinds, "selection.mode=refill", "data.shuffle=true") for _ in range(2))
     one.collector.collect(0)
-    two.collector.order.load_state_dict(one.collector.order.state_dict())
+    two.collector.order.load_state(one.collector.order.state())
     two.collector.surplus = one.collector.surplus
     first, second = one.collector.collect(1), two.collector.collect(1)
     assert first.batch == second.batch and first.selection == second.selection

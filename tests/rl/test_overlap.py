@@ -243,7 +243,7 @@ def test_the_state_in_the_middle_of_sampling_is_that_before_it(policy: Policy) -
     real = sampler._generator.generate
 
     def generate(*arguments: object) -> list[Group]:
-        seen.append(json.dumps([sampler.state().order, sampler.order.state_dict()]))
+        seen.append(json.dumps([sampler.state().order.to_json(), sampler.order.state().to_json()]))
         return real(*arguments)  # type: ignore[arg-type]
 
     sampler._generator.generate = generate  # type: ignore[method-assign, assignment]
