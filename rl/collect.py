@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from rewards.scoring import RewardSum
 from rl.config import RunConfig
-from rl.generate.protocol import Generator, Request, SamplingParameters, request_seed
+from rl.generate.protocol import Generator, Request, request_seed, sampling_parameters
 from rl.prefetch import Prefetch
+from rl.questions.inputs import Inputs
 from rl.questions.order import OrderState, QuestionOrder
 from rl.ranks import gather_shares, share_of_rank
 from rl.records import Group, Prompt, ScoredGroup
@@ -110,30 +110,22 @@ class Collector:
     sampled ahead."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        prompts: Sequence[Prompt],
-        generator: Generator,
-        parameters: SamplingParameters,
-        rewards: RewardSum,
-        *,
-        rank: int,
-        num_ranks: int,
+        self, config: RunConfig, inputs: Inputs, generator: Generator, *, rank: int, num_ranks: int,
         scorer: Scorer | None = None,
     ) -> None:
-        self.order = QuestionOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
+        self.order = QuestionOrder(len(inputs.prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.surplus: tuple[ScoredGroup, ...] = ()
         self._ahead: Round | None = None
         self._prefetch: Prefetch[_Share] = Prefetch()
         # that before a draw whose groups are not there yet, or not yet trained on
         self._repeatable: CollectorState | None = None
         self._config = config
-        self._prompts = prompts
+        self._prompts, self._rewards = inputs.prompts, inputs.rewards
         self._generator = generator
-        self._rewards = rewards
         self._scorer = scorer
         self._rank, self._num_ranks = rank, num_ranks
-        self._parameters = replace(parameters, token_statistics=rewards.needs_token_statistics)
+        self._parameters = replace(sampling_parameters(config.sampling, inputs.stop_strings),
+                                   token_statistics=inputs.rewards.needs_token_statistics)
 
     def collect(self, step: int) -> Collected:
         """The groups of training step `step`; collective over ranks. Nothing may be in flight (`settle`).

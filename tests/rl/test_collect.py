@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rl.collect import Collected, Collector
-from rl.generate.protocol import request_seed, sampling_parameters
+from rl.generate.protocol import request_seed
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
 from rl.questions.inputs import Inputs, read_inputs
@@ -61,8 +62,7 @@ class Setting:
         self.inputs: Inputs = read_inputs(self.config)
         self.generator = TransformersGenerator(policy, merge=False, max_sequences=64)
         self.collector = Collector(
-            self.config, self.inputs.prompts, self.generator,
-            sampling_parameters(self.config.sampling), self.inputs.rewards, rank=rank, num_ranks=num_ranks)
+            self.config, replace(self.inputs, stop_strings=()), self.generator, rank=rank, num_ranks=num_ranks)
 
 
 def ids(groups: Sequence[ScoredGroup]) -> list[int]:

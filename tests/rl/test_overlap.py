@@ -14,7 +14,7 @@ import torch
 from rewards.contract import RewardError
 from rl.collect import Collected, Collector, Times
 from rl.configuration.loading import ConfigError
-from rl.generate.protocol import Finished, Request, SamplingParameters, sampling_parameters
+from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
 from rl.questions.inputs import read_inputs
@@ -92,8 +92,7 @@ def collector(policy: Policy, *overrides: str) -> tuple[Collector, dict[str, lis
     noted = rewards._terms[0][1].function.__globals__
     return (
         Collector(
-            config, read_inputs(config).prompts, generator, sampling_parameters(config.sampling), rewards, rank=0,
-            num_ranks=1),
+            config, replace(read_inputs(config), rewards=rewards, stop_strings=()), generator, rank=0, num_ranks=1),
         noted)
 
 
