@@ -15,7 +15,7 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def scheduled_rate(optim: AdamSection, step: int, steps: int) -> float:
-    """The same for any optimiser's section; steps: of the whole training."""
+    """The learning rate of step `step` (from 0) by an optimiser's section; steps: of the whole training."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     progress = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)

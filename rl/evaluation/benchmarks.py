@@ -93,7 +93,8 @@ class BenchmarkHistory:
         return _named(self.before) or None
 
     def named_after(self, step: int) -> dict[str, Interval] | None:
-        """The same of the evaluations after the run's last step, and of no earlier one."""
+        """{"math500 avg@4": interval} of the evaluations after the run's last step, and of no earlier one; None where
+        there is none."""
         return _named({name: values for name, values in self.latest.items() if self.at[name] == step}) or None
 
     def copy(self) -> BenchmarkHistory:

@@ -131,22 +131,11 @@ def make_trainer(
         return Trainer(
             config,
             Parts(
-                accelerator=accelerator,
-                policy=policy,
-                generator=generator,
-                teacher=None,
-                optimizer=updater._optimizer,
-                updater=updater,
-                collector=Collector(config, asked, generator, rank=0, num_ranks=1),
-                held_out=None,
-                benchmarks=None,
-                watchdog=Watchdog(config.watchdog),
-                data={},
-                folder=RunFolder(folder),
-                metrics=metrics,
-                rollouts=None,
-                progress=progress,
-                stop_requested=lambda: None))
+                accelerator=accelerator, policy=policy, generator=generator, teacher=None,
+                optimizer=updater._optimizer, updater=updater,
+                collector=Collector(config, asked, generator, rank=0, num_ranks=1), held_out=None, benchmarks=None,
+                watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder), metrics=metrics, rollouts=None,
+                progress=progress, stop_requested=lambda: None))
 
 
 def trained(policy: Policy) -> dict[str, torch.Tensor]:

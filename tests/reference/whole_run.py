@@ -43,7 +43,7 @@ def train(run_dir: Path, *words: str) -> int:
 def train_elsewhere(
     run_dir: Path, *words: str, environment: dict[str, str] | None = None, file_size_limit: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own, for what may kill it. file_size_limit: bytes that no file of it may exceed."""
+    """`train` in a process of its own, for what may kill it. file_size_limit: bytes that no file of it may exceed."""
     return python(
         "-m", "rl.train", *SMALL, f"run_dir={run_dir}", *words, environment=environment, file_size_limit=file_size_limit
     )
