@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.errors import UserError
 from rewards.scoring import RewardSpec
 
 
-class RecordedError(ValueError):
+class RecordedError(UserError):
     """There is no such run, step or question; the message names what there is."""
 
 

@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from rewards.errors import UserError
 from rl.config import RunConfig
 from rl.configuration.loading import differences, to_yaml
 from rl.policy.policy import Policy
@@ -48,7 +49,7 @@ FREE_KEYS = (
     "teacher.api_key_env", "teacher.max_requests", "teacher.start_timeout_s", "teacher.request_timeout_s")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or read; the message says which file and what to do."""
 
 

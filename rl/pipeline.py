@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     from rl.configuration.command_line import parse_stage
-    from rl.configuration.loading import ConfigError
+    from rl.errors import ConfigError
     from rl.stages.config import PipelineConfig
 
     command = parse_stage(arguments, PipelineConfig, DEFAULT)
@@ -47,7 +47,7 @@ def _main(arguments: Sequence[str]) -> int:
                 purpose="Runs supervised warm-ups, reinforcement learning, rejection sampling and evaluations as one."))
         return 0
     if command.resume:
-        raise ConfigError(["--resume: the same command without it goes on where the pipeline was cut off"])
+        raise ConfigError("--resume: the same command without it goes on where the pipeline was cut off")
     if command.print_config:
         from rl.configuration.loading import to_yaml
 

@@ -18,15 +18,16 @@ from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_s
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.configuration.loading import load, to_yaml
+from rl.errors import SamplerError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.evaluation.held_out import HeldOut
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
-from rl.generate.errors import SamplerError
 from rl.generate.protocol import sampling_parameters
 from rl.generate.sampler_plan import SamplerPlan, cache_bytes_per_token, logprobs_mode
 from rl.memory import available_memory, check_memory, estimate_memory
 from rl.paths import resolve_path
+from rl.picture import draw_curves
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
 from rl.policy.scorer import PolicyScorer
@@ -34,7 +35,6 @@ from rl.proof.proof import SamplerMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.rehearsal import longest_groups
 from rl.runs.folder import RunFolder, prepare, write_atomically
-from rl.runs.picture import draw_curves
 from rl.runs.progress import open_progress
 from rl.runs.stop_signals import StopSignals
 from rl.runs.summary import render_summary, write_summary

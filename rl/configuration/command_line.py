@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from rl.config import RunConfig, Section
-from rl.configuration.loading import ConfigError, closest, load
+from rl.configuration.loading import closest, load
+from rl.errors import ConfigError
 from rl.paths import project_root
 from rl.runs.folder import RunFolder, find_run
 
@@ -50,9 +51,9 @@ def parse_run(arguments: Sequence[str], model: type[StageConfig], default: Path)
     try:
         known, others = parser.parse_known_args(_with_resume_value(arguments))
     except argparse.ArgumentError as error:
-        raise ConfigError([f"{error}; see --help"]) from error
+        raise ConfigError(f"{error}; see --help") from error
     if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
-        raise ConfigError([f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], model)}; see --help"])
+        raise ConfigError(f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], model)}; see --help")
     if known.help or known.h:
         return Command(model(), None, wants_help=True)
     path = known.config
@@ -105,9 +106,8 @@ def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]
         return configured
     if name == "latest" and given:
         raise ConfigError(
-            [
-                f"run_dir: --resume found no run in {given[-1]}; expected the folder of a run. Remedy: the run's own "
-                "folder, or --resume without run_dir for the newest run"])
+            f"run_dir: --resume found no run in {given[-1]}; expected the folder of a run. Remedy: the run's own "
+            "folder, or --resume without run_dir for the newest run")
     return find_run(name, configured.parent if configured is not None else Path("runs"), lambda run: _is_of(model, run))
 
 
@@ -142,9 +142,9 @@ def parse_stage(arguments: Sequence[str], model: type[StageConfig], default: Pat
     try:
         known, others = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise ConfigError([f"{error}; see --help"]) from error
+        raise ConfigError(f"{error}; see --help") from error
     if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
-        raise ConfigError([f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], model)}; see --help"])
+        raise ConfigError(f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], model)}; see --help")
     if known.help or known.h:
         return StageCommand(model(), wants_help=True)
     path = known.config

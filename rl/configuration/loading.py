@@ -18,21 +18,14 @@ import yaml
 from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
+from rewards.errors import Problem
 from rl.config import RunConfig, Section
 from rl.configuration.help import all_keys, default_of, expected, is_list_of_sections, section_of, show_value
+from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
 from rl.records import Json
 
 Config = TypeVar("Config", bound=Section)
-
-
-class ConfigError(ValueError):
-    """The configuration is not usable. `problems`: one line each, with the key, the value seen and what was
-    expected."""
-
-    def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
-        super().__init__("\n".join(self.problems))
 
 
 @overload
@@ -51,7 +44,7 @@ def load(path: Path | None, overrides: Sequence[str], model: type[Section] = Run
     model: the configuration's class.
     Raises: ConfigError listing all problems, one a line."""
     values = {} if path is None else read_mapping(resolve_path(path))
-    problems: list[str] = []
+    problems: list[str | Problem] = []
     overridden: set[str] = set()
     for override in overrides:
         try:
@@ -67,9 +60,9 @@ def load(path: Path | None, overrides: Sequence[str], model: type[Section] = Run
             is_override = any(
                 key == name or key.startswith(name + ".") or name.startswith(key + ".") for name in overridden)
             problems.append(("override " if is_override else source) + message)
-        raise ConfigError(problems) from None
+        raise ConfigError(*problems) from None
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return config
 
 
@@ -135,21 +128,21 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal_int)
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file; an empty file has none. Raises: ConfigError naming file and line."""
     if not path.is_file():
-        raise ConfigError([_missing_file(path)])
+        raise ConfigError(_missing_file(path))
     try:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}: column {mark.column + 1}" if mark else str(path)
-        raise ConfigError([f"{where}: not valid YAML: {error.problem or error.context}"]) from None
+        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not a YAML text in UTF-8: {error}"]) from None
+        raise ConfigError(f"{path}: not a YAML text in UTF-8: {error}") from None
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError([f"{path}: saw {_seen(values)}; expected keys and values, such as `steps: 40`"])
+        raise ConfigError(f"{path}: saw {_seen(values)}; expected keys and values, such as `steps: 40`")
     return values
 
 
@@ -172,7 +165,7 @@ def _apply(values: dict[str, Any], override: str, root: type[Section]) -> str:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ConfigError([f"override {override!r}: expected key=value, such as optim.lr=1e-6"])
+        raise ConfigError(f"override {override!r}: expected key=value, such as optim.lr=1e-6")
     parts = key.split(".")
     container: Any = values
     model = root
@@ -182,10 +175,10 @@ def _apply(values: dict[str, Any], override: str, root: type[Section]) -> str:
         if isinstance(container, list):
             container = _entry(container, part, path)
             if depth == len(parts) - 1:
-                raise ConfigError([f"override {key}: name a key of the entry, one of: {', '.join(model.model_fields)}"])
+                raise ConfigError(f"override {key}: name a key of the entry, one of: {', '.join(model.model_fields)}")
             continue
         if field is None:
-            raise ConfigError([f"override {_unknown(path, model, root)}"])
+            raise ConfigError(f"override {_unknown(path, model, root)}")
         if depth == len(parts) - 1:
             container[part] = _typed(text, field, key, container.get(part))
             return key
@@ -194,11 +187,11 @@ def _apply(values: dict[str, Any], override: str, root: type[Section]) -> str:
             _set_in_mapping(container, parts[depth:], _as_yaml(text, key, "a value as YAML has it"))
             return key
         if inner is None:
-            raise ConfigError([f"override {key}: {path} has no keys of its own; it is {expected(field)}"])
+            raise ConfigError(f"override {key}: {path} has no keys of its own; it is {expected(field)}")
         container[part] = _opened(container.get(part), field)
         container, model = container[part], inner
         if not isinstance(container, dict | list):
-            raise ConfigError([f"override {key}: {path} is {_seen(container)} in the file; expected {expected(field)}"])
+            raise ConfigError(f"override {key}: {path} is {_seen(container)} in the file; expected {expected(field)}")
     raise AssertionError("the last part of a key returns or raises")
 
 
@@ -219,7 +212,7 @@ def _as_yaml(text: str, key: str, wanted: str) -> Any:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(
-            [f"override {key}: saw {text!r}, which is not valid YAML ({problem}); expected {wanted}"]) from None
+            f"override {key}: saw {text!r}, which is not valid YAML ({problem}); expected {wanted}") from None
 
 
 def _opened(value: Any, field: FieldInfo) -> Any:
@@ -237,11 +230,12 @@ def _opened(value: Any, field: FieldInfo) -> Any:
 
 def _entry(entries: list[Any], part: str, path: str) -> dict[str, Any]:
     if not re.fullmatch(r"[0-9]+", part) or int(part) >= len(entries):
-        raise ConfigError([f"override {path}: expected the number of an entry, 0 to {len(entries) - 1} "
-                           "(set the whole list to add one)"])
+        raise ConfigError(
+            f"override {path}: expected the number of an entry, 0 to {len(entries) - 1} (set the whole list to add one)"
+        )
     entry = entries[int(part)]
     if not isinstance(entry, dict):
-        raise ConfigError([f"override {path}: the entry is {_seen(entry)}; expected a section (keys and values)"])
+        raise ConfigError(f"override {path}: the entry is {_seen(entry)}; expected a section (keys and values)")
     return entry
 
 

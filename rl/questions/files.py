@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.errors import UserError
 from rl.config import ColumnsSection
 from rl.configuration.loading import closest
 from rl.paths import resolve_path
@@ -37,7 +38,7 @@ RESERVED_COLUMNS = frozenset({"question", "answer", "prompts", "completions", "c
 RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The questions cannot be used; the message names file, line and field, and the remedy."""
 
 

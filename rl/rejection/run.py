@@ -17,7 +17,8 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from rl.configuration.loading import ConfigError, differences, load, to_yaml
+from rl.configuration.loading import differences, load, to_yaml
+from rl.errors import ConfigError
 from rl.generate.frozen import open_fixed_generator, open_fixed_servers
 from rl.generate.protocol import Generator, Request, request_seed
 from rl.records import Group, Json, Prompt, ScoredGroup
@@ -78,7 +79,7 @@ def _check_same_run(folder: RunFolder, config: RejectConfig) -> None:
         if not any(key == free or key.startswith(free if free.endswith(".") else f"{free}.") for free in FREE_KEYS)]
     if changed:
         raise ConfigError(
-            [*changed, "Remedy: --resume with the run's own configuration (keep and mix may differ), or a new run_dir"])
+            *changed, "Remedy: --resume with the run's own configuration (keep and mix may differ), or a new run_dir")
 
 
 def _prompts_of_chunks(inputs: RejectInputs) -> list[list[Prompt]]:

@@ -6,6 +6,7 @@ A new file of a run gets its property in `RunFolder`.
 """
 
 from __future__ import annotations
+from rewards.errors import UserError
 
 import contextlib
 import difflib
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class RunFolderError(ValueError):
+class RunFolderError(UserError):
     """The folder cannot be used as asked; the message says why and what to do."""
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.config import RunConfig, Section
-from rl.configuration.loading import ConfigError, load, read_mapping, to_yaml
+from rl.configuration.loading import load, read_mapping, to_yaml
+from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
 from rl.policy.file_digest import file_digest, weights_digest
 from rl.records import Json
@@ -81,7 +82,7 @@ def prepare_stage(
             None if stage.config is None else Path(stage.config), [*overrides, f"run_dir={stage.folder}"],
             CONFIGS[stage.kind])
     except ConfigError as error:
-        raise ConfigError([f"{stage.key}: {problem}" for problem in error.problems]) from None
+        raise ConfigError(*[f"{stage.key}: {problem}" for problem in error.problems]) from None
     # A list of sections is one value here: `flatten` takes mappings apart, and what is compared is compared as a whole.
     decides = {
         key: value for key, value in flatten(config.model_dump(mode="json")).items() if not _begins(key, _NOT_COMPUTED)}
@@ -118,10 +119,9 @@ def check_same_adapter(ready: Prepared, giver: Prepared) -> None:
         for key in ("enabled", "rank", "alpha"):
             if getattr(own.lora, key) != getattr(given.lora, key):
                 raise ConfigError(
-                    [
-                        f"{ready.stage.key}: lora.{key} is {getattr(own.lora, key)}, but the adapter of "
-                        f"{giver.stage.key} has {getattr(given.lora, key)}. Remedy: the same in both, or merge=true in "
-                        "a warm-up"])
+                    f"{ready.stage.key}: lora.{key} is {getattr(own.lora, key)}, but the adapter of "
+                    f"{giver.stage.key} has {getattr(given.lora, key)}. Remedy: the same in both, or merge=true in "
+                    "a warm-up")
     if (isinstance(own, (WarmupConfig, RunConfig, RejectConfig)) and isinstance(given, (WarmupConfig, RunConfig))
             and own.prompt != given.prompt):
         warnings.warn(
@@ -200,10 +200,9 @@ def _check_tokenizer(config: str, policy: str | None) -> None:
     there, here = _vocabulary(own), _vocabulary(policy)
     if there is not None and here is not None and there != here:
         raise ConfigError(
-            [
-                f"{config}: model.path is {own}, whose tokenizer has {len(there)} tokens, but the policy comes of "
-                f"{policy} with {len(here)} that are not the same. Remedy: policy: base to start from {own}, or a "
-                f"configuration for {policy}"])
+            f"{config}: model.path is {own}, whose tokenizer has {len(there)} tokens, but the policy comes of "
+            f"{policy} with {len(here)} that are not the same. Remedy: policy: base to start from {own}, or a "
+            f"configuration for {policy}")
 
 
 def _vocabulary(model: str) -> dict[str, int] | None:

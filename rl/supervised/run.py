@@ -24,17 +24,18 @@ from transformers.utils import logging as transformers_logging
 
 from rl.checkpoint import save_weights
 from rl.config import GeneratorSection
-from rl.configuration.loading import ConfigError, differences, load, to_yaml
+from rl.configuration.loading import differences, load, to_yaml
+from rl.errors import ConfigError
 from rl.evaluation.held_out import HeldOut
 from rl.generate.build import build_generator
 from rl.generate.protocol import Generator, SamplingParameters
+from rl.picture import draw_warmup
 from rl.policy.adapter_base import write_fingerprint
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
 from rl.policy.scorer import PolicyScorer
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
-from rl.runs.picture import draw_warmup
 from rl.runs.progress import open_progress
 from rl.runs.stop_signals import StopSignals
 from rl.runs.summary import Summary, held_out_lines, installed_versions, peak_rss_gb, write_summary
@@ -220,7 +221,7 @@ def _checkpoint_to_resume(
     changed += [f"{name}: the weights differ from those that the run began with" for name, digest in teacher.items()
                 if state.teacher.get(name, digest) != digest]
     if changed:
-        raise ConfigError([*changed, "Remedy: --resume with the run's own configuration, or a new run_dir"])
+        raise ConfigError(*changed, "Remedy: --resume with the run's own configuration, or a new run_dir")
     return whole[-1].parent, state
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.policy.policy import Policy, resolve_dtype
 from rl.schedule import scheduled_rate
 from rl.supervised.config import WarmupConfig
@@ -71,16 +71,14 @@ def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
     per_pass = config.optim.micro_batch_rows * num_ranks
     if config.optim.batch_rows % per_pass:
         raise ConfigError(
-            [
-                f"optim.batch_rows: {config.optim.batch_rows} rows per update are no multiple of "
-                f"optim.micro_batch_rows={config.optim.micro_batch_rows} x {num_ranks} process(es). Remedy: "
-                f"optim.batch_rows={-(-config.optim.batch_rows // per_pass) * per_pass}, or fewer micro_batch_rows"])
+            f"optim.batch_rows: {config.optim.batch_rows} rows per update are no multiple of "
+            f"optim.micro_batch_rows={config.optim.micro_batch_rows} x {num_ranks} process(es). Remedy: "
+            f"optim.batch_rows={-(-config.optim.batch_rows // per_pass) * per_pass}, or fewer micro_batch_rows")
     arguments.gradient_accumulation_steps = config.optim.batch_rows // per_pass
     if arguments.n_gpu > 1:
         raise ConfigError(
-            [
-                f"{arguments.n_gpu} GPUs are visible to one process, which uses one. Remedy: accelerate launch "
-                "--multi_gpu rl/warmup.py ..., or CUDA_VISIBLE_DEVICES=0"])
+            f"{arguments.n_gpu} GPUs are visible to one process, which uses one. Remedy: accelerate launch "
+            "--multi_gpu rl/warmup.py ..., or CUDA_VISIBLE_DEVICES=0")
     return arguments
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from rl.config import TeacherSection
-from rl.generate.errors import SamplerError
+from rl.errors import SamplerError
 from rl.generate.protocol import Row
 from rl.generate.servers.background_loop import BackgroundLoop
 from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError, read_key

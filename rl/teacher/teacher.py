@@ -7,7 +7,6 @@ token by token, and room for the longest row.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +15,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rewards.errors import UserError
 from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSection
-from rl.configuration.loading import ConfigError
-from rl.generate.errors import SamplerError
+from rl.errors import ConfigError, SamplerError
 from rl.generate.protocol import Row
 from rl.paths import resolve_path
 from rl.policy.file_digest import weights_digest
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.policy import (
     Policy,
-    PolicyError,
     explain_loading,
     load_generation_config,
     load_plain,
@@ -144,9 +142,8 @@ def check_teacher(
     model = section.as_model()
     if model.adapter is not None and not (Path(resolve_path(model.adapter)) / "adapter_config.json").is_file():
         raise ConfigError(
-            [
-                f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by"
-                " PEFT, such as runs/NAME/checkpoints/best/adapter"])
+            f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by "
+            "PEFT, such as runs/NAME/checkpoints/best/adapter")
     with in_words_of(key):
         other, model_config = load_tokenizer(model), load_model_config(model)
     text_config = model_config.get_text_config()
@@ -155,11 +152,10 @@ def check_teacher(
         difference = f"it has {text_config.vocab_size} outputs for the student's {len(tokenizer)} tokens"
     if difference is not None:
         raise ConfigError(
-            [
-                f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, "
-                f"model.path={student.path} ({len(tokenizer)} tokens): {difference}. Log-probabilities are compared "
-                "token by token, which needs the same ids. Remedy: a teacher with the student's tokenizer; or "
-                f"{remedy}"])
+            f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, "
+            f"model.path={student.path} ({len(tokenizer)} tokens): {difference}. Log-probabilities are compared "
+            "token by token, which needs the same ids. Remedy: a teacher with the student's tokenizer; or "
+            f"{remedy}")
     ends = [named_end_ids(load_generation_config(str(resolve_path(one.path)), one.revision), tokens)
             for one, tokens in ((student, tokenizer), (model, other))]
     if not set(ends[0]) & set(ends[1]):
@@ -172,9 +168,8 @@ def check_teacher(
     context: int | None = getattr(text_config, "max_position_embeddings", None)
     if context is not None and max_tokens > context:
         raise ConfigError(
-            [
-                f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. "
-                "Remedy: a teacher with a longer context, or shorter prompts and completions"])
+            f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. "
+            "Remedy: a teacher with a longer context, or shorter prompts and completions")
 
 
 def vocabulary_difference(
@@ -195,15 +190,10 @@ def vocabulary_difference(
 
 
 @contextmanager
-def in_words_of(key: str) -> Iterator[None]:
-    """What loading a model raises names model.path, model.adapter and so on; here it shall name the teacher's keys."""
+def in_words_of(section: str) -> Iterator[None]:
+    """What loading a model raises names model.path, model.adapter and so on; here it names the keys of the teacher's
+    section."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError([_renamed(problem, key) for problem in error.problems]) from error
-    except PolicyError as error:
-        raise PolicyError(_renamed(str(error), key)) from error
-
-
-def _renamed(text: str, key: str) -> str:
-    return re.sub(r"\bmodel\.(?=(?:path|revision|adapter|dtype|attention|trust_remote_code)\b)", f"{key}.", text)
+    except UserError as error:
+        raise error.renamed(lambda name: f"{section}.{name.removeprefix('model.')}") from error

@@ -12,7 +12,8 @@ import pytest
 
 from rl.configuration.command_line import parse
 from rl.configuration.help import all_keys
-from rl.configuration.loading import ConfigError, load
+from rl.configuration.loading import load
+from rl.errors import ConfigError
 from rl.generate.vllm_engine import installed_version
 from rl.paths import project_root
 from rl.runs.folder import RunFolder

@@ -12,7 +12,8 @@ import pytest
 from eval.live_benchmarks import build_live_tasks
 from eval.store import read_completions
 from rl.checkpoint import list_checkpoints
-from rl.configuration.loading import ConfigError, load
+from rl.configuration.loading import load
+from rl.errors import ConfigError
 from rl.evaluation.benchmarks import BenchmarkHistory, BenchmarkValues, build_benchmarks
 from rl.paths import project_root
 from rl.questions.inputs import read_inputs

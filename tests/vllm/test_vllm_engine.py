@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from rl.config import LoraSection, ModelSection
 from rl.configuration.loading import load
+from rl.errors import SamplerError
 from rl.generate import vllm_engine
-from rl.generate.errors import SamplerError
 from rl.generate.protocol import Request, SamplingParameters, request_seed
 from rl.generate.sampler_plan import logprobs_mode
 from rl.generate.transformers_generator import TransformersGenerator

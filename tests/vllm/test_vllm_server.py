@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from rl.config import GeneratorSection
+from rl.errors import SamplerError
 from rl.generate.base_probe import BaseProbe, measure_base
-from rl.generate.errors import SamplerError
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.sampler_plan import LogprobsMode, SamplerPlan
 from rl.generate.servers.generator import ServerGenerator

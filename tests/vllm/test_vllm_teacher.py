@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rl.config import TeacherSection
-from rl.generate.errors import SamplerError
+from rl.errors import SamplerError
 from rl.generate.protocol import Row
 from rl.teacher.servers import ServerTeacher
 from rl.teacher.teacher import PROBE

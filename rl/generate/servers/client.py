@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from rl.generate.errors import SamplerError
+from rl.errors import SamplerError
 from rl.generate.protocol import Row, SamplingParameters
 from rl.records import FinishReason
 

@@ -22,8 +22,8 @@ import torch
 from torch import distributed
 
 from rl.config import GeneratorSection
+from rl.errors import SamplerError
 from rl.generate.completions import CompletedGroups
-from rl.generate.errors import SamplerError
 from rl.generate.protocol import Finished, Request, Row, SamplingParameters
 from rl.generate.sampler_plan import SamplerPlan, cache_bytes
 from rl.generate.servers.background_loop import BackgroundLoop

@@ -16,8 +16,8 @@ from typing import Literal
 
 from packaging.version import InvalidVersion, Version
 
+from rl.errors import SamplerError
 from rl.generate.base_probe import BaseProbe
-from rl.generate.errors import SamplerError
 from rl.generate.protocol import Row, SamplingParameters
 from rl.generate.sampler_plan import LogprobsMode
 from rl.generate.servers.client import Completion, ServerClient, ServerLostError, ServerRefusedError

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from rl.generate.errors import SamplerError
+from rl.errors import SamplerError
 from rl.generate.servers.client import ServerLostError, ServerRefusedError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from rl.generate.errors import SamplerError
+from rl.errors import SamplerError
 from rl.generate.protocol import Row
 from rl.generate.servers.client import ServerLostError, ServerRefusedError
 from rl.generate.servers.replicas import Home, Replica, ReplicaPool, Server

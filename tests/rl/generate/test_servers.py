@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl import checkpoint
 from rl.config import GeneratorSection
+from rl.errors import SamplerError
 from rl.generate.base_probe import BaseProbe, measure_base
-from rl.generate.errors import SamplerError
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.sampler_plan import LogprobsMode, SamplerPlan
 from rl.generate.servers import generator as server_generator

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards.contract import RewardError
 from rl.config import RewardSection
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.token_sampling import token_statistics
 from rl.generate.transformers_generator import TransformersGenerator

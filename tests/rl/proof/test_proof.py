@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rl.collect import Collected
 from rl.config import RunConfig
-from rl.generate.errors import SamplerError
+from rl.errors import SamplerError
 from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.fused_lora import LoraProduct

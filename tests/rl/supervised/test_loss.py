@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.paths import project_root
 from rl.policy.forward import PolicyForward
 from rl.policy.scorer import PolicyScorer

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rl.collect import Collected
 from rl.config import RunConfig, TeacherModelSection
-from rl.configuration.loading import ConfigError, load, to_yaml
-from rl.generate.errors import SamplerError
+from rl.configuration.loading import load, to_yaml
+from rl.errors import ConfigError, SamplerError
 from rl.generate.protocol import Row
 from rl.memory import check_memory, estimate_memory
 from rl.paths import resolve_path

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from rl.config import TeacherSection
-from rl.generate.errors import SamplerError
+from rl.errors import SamplerError
 from rl.generate.servers import replicas
 from rl.generate.servers import start as server_start
 from rl.teacher.advantages import with_teacher
