@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from rl.runs.intervals import Interval
 from rl.runs.folder import RunFolder, write_atomically
+from rl.runs.intervals import Interval
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
 

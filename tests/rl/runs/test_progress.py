@@ -6,7 +6,15 @@ import pytest
 from rich.console import Console
 
 from rl.runs.progress import (
-    ETA_WINDOW, LinesProgress, LiveProgress, Mode, Pace, Progress, format_duration, open_progress)
+    ETA_WINDOW,
+    LinesProgress,
+    LiveProgress,
+    Mode,
+    Pace,
+    Progress,
+    format_duration,
+    open_progress,
+)
 
 METRICS = {"reward": 0.5, "normalised_entropy": 0.25, "refused/too_low": 0.125, "refused/equal_rewards": 0.25,
            "tokens_per_s": 12345.6}

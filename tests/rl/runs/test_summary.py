@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.runs.intervals import Interval
 from rl.runs.folder import RunFolder
+from rl.runs.intervals import Interval
 from rl.runs.summary import Best, Summary, installed_versions, peak_rss_gb, read_summary, render_summary, write_summary
 
 ROOT = Path(__file__).parents[3]

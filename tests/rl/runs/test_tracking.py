@@ -132,7 +132,8 @@ def test_a_group_is_written_with_everything_that_decided_its_gradient(tmp_path: 
     assert all(isinstance(item, dict) and item["advantage"] is None for item in refused["completions"])
 
 
-@pytest.mark.parametrize("text", ["求和 \\frac{1}{2}", "line\nbreak\u2028separator", "lone \ud800 surrogate", "nul \x00"])
+@pytest.mark.parametrize(
+    "text", ["求和 \\frac{1}{2}", "line\nbreak\u2028separator", "lone \ud800 surrogate", "nul \x00"])
 def test_any_text_a_model_may_write_is_one_line_and_comes_back(tmp_path: Path, text: str) -> None:
     path = tmp_path / "lines.jsonl"
     with JsonLines(path) as lines:
