@@ -6,7 +6,6 @@ A new file of a run gets its property in `RunFolder`.
 """
 
 from __future__ import annotations
-from rewards.errors import UserError
 
 import contextlib
 import difflib
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from rewards.errors import UserError
 
 
 class RunFolderError(UserError):

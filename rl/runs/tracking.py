@@ -17,7 +17,6 @@ display (rl/runs/progress.py), the picture (rl/picture.py) and the watchdog (rl/
 """
 
 from __future__ import annotations
-from rewards.errors import UserError
 
 import json
 import math
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias, cast
 
+from rewards.errors import UserError
 from rl.records import Json, ScoredGroup
 from rl.runs.folder import RunFolder
 
