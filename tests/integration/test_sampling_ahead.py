@@ -16,7 +16,8 @@ from rl.checkpoint import list_checkpoints, read_state
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import read_json_lines
-from rl.update import Updater, UpdateReport
+from rl.update import Updater
+from rl.update_report import UpdateReport
 from tests.integration.test_resume import (
     DEMANDING,
     EIGHT_STEPS,

@@ -16,7 +16,7 @@ from rl.policy.policy import Policy
 from rl.records import Group, TrainingGroup
 from rl.rehearsal import longest_groups
 from rl.schedule import learning_rate
-from rl.update import UpdateReport
+from rl.update_report import UpdateReport
 from tests.reference.tiny_run import (
     literal_logprobs,
     make_updater,

@@ -212,7 +212,7 @@ def advantages_through_batching(
     """What the loss of each completion is given."""
     found: dict[tuple[int, int], torch.Tensor] = {}
     for micro_batch in updater.micro_batches_of(batch):
-        present_T = updater._logprobs(micro_batch, updater._forward, entropy_grad=False).logprobs_N.detach()
+        present_T = updater._logprobs(micro_batch, updater._forward).logprobs_N.detach()
         parts = updater._advantages(micro_batch, present_T).split(list(micro_batch.sequence_lengths))
         found |= {(s.group, s.rollout): part for s, part in zip(micro_batch.sequences, parts, strict=True)}
     return found
@@ -290,7 +290,7 @@ def test_a_teacher_that_equals_the_student_gives_exactly_no_gradient(groups: lis
         dataclasses.replace(item, teacher_logprobs=tuple((0.0,) * len(r.token_ids) for r in item.group.rollouts))
         for item in plain]
     for micro_batch in updater.micro_batches_of(everything):
-        parts = updater._logprobs(micro_batch, updater._forward, entropy_grad=False).logprobs_N.split(
+        parts = updater._logprobs(micro_batch, updater._forward).logprobs_N.split(
             list(micro_batch.sequence_lengths))
         own |= {
             (s.group, s.rollout): tuple(part.tolist()) for s, part in zip(micro_batch.sequences, parts, strict=True)}
