@@ -178,10 +178,11 @@ def test_without_rewards_the_watchdog_is_given_minus_the_distance_to_the_teacher
         "checkpoint.every=2", *PURE, "teacher=models/tiny-arith")
     tiny_policy(adapter_scale=0.05).model.save_pretrained(str(tmp_path / "adapter"))
     assert train(tmp_path / "run", f"model.adapter={tmp_path / 'adapter'}", "lora.rank=4", *words) == 0
-    judged = read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).watchdog["evaluations"]
+    judged = read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).watchdog.evaluations
     distances = reverse_kls(tmp_path / "run")
-    assert [step for step, _, _ in judged] == [0, 2]
-    assert judged[-1][2] == pytest.approx(-sum(distances) / 2) and judged[-1][2] < -0.01
+    assert [evaluation.step for evaluation in judged] == [0, 2]
+    last = judged[-1].reward
+    assert last is not None and last == pytest.approx(-sum(distances) / 2) and last < -0.01
 
 
 def test_two_ranks_ask_the_teacher_for_their_shares_and_distil_as_one_does(tmp_path: Path, teacher: str) -> None:

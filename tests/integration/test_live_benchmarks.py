@@ -142,9 +142,7 @@ def test_an_evaluation_that_failed_leaves_no_older_value_as_the_last() -> None:
     assert history.named_after(70) is None
     history.add("m", 100, BenchmarkValues({}, {}, "down"))
     assert history.named_after(100) is None and history.named_before() == {"m avg@1": Interval(0.1, 0.1, 0.1)}
-    again = BenchmarkHistory()
-    again.load_state_dict(json.loads(json.dumps(history.state_dict())))
-    assert again == history
+    assert BenchmarkHistory.from_json(json.loads(json.dumps(history.to_json()))) == history
 
 
 def test_a_grader_that_fails_ends_no_training(tmp_path: Path) -> None:

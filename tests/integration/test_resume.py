@@ -87,9 +87,9 @@ def assert_same_end(run_dir: Path, other: Path) -> None:
     for name in ("adapter/adapter_model.safetensors", "rng.pt", "optimizer.pt"):
         assert digest(newest / name) == digest(newest_expected / name), name
     state, state_expected = read_state(newest), read_state(newest_expected)
-    assert (state.step, state.policy_version, state.order) == (
-        state_expected.step, state_expected.policy_version, state_expected.order)
-    assert state.surplus == state_expected.surplus
+    assert (state.step, state.policy_version, state.collector.order) == (
+        state_expected.step, state_expected.policy_version, state_expected.collector.order)
+    assert state.collector.surplus == state_expected.collector.surplus
     assert (folder.checkpoints / "best").resolve().name == (expected.checkpoints / "best").resolve().name
     for key in ("steps", "stop_reason", "held_out_before", "held_out_after", "best", "num_sampled_tokens"):
         assert summary_of(run_dir)[key] == summary_of(other)[key], key

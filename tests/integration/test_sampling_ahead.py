@@ -86,12 +86,13 @@ def test_a_killed_run_and_the_uninterrupted_one_end_alike(
         == -signal.SIGKILL)
     newest = list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]
     state = read_state(newest)
-    assert 0 < state.step < 8 and state.ahead is not None and len(state.ahead["groups"]) + len(state.surplus) == 8
+    ahead, surplus = state.collector.ahead, state.collector.surplus
+    assert 0 < state.step < 8 and ahead is not None and len(ahead.groups) + len(surplus) == 8
     assert run([*words(tmp_path / "run", *EIGHT_STEPS, *demanding, reward), "--resume", str(tmp_path / "run")]) == 0
     assert trained_steps(tmp_path / "run") == list(range(1, 9))
     assert_same_end(tmp_path / "run", tmp_path / "whole")
     # the last step samples nothing
-    assert read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).ahead is None
+    assert read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).collector.ahead is None
 
 
 def test_a_signal_waits_for_what_is_in_flight_and_saves_it(
@@ -153,4 +154,4 @@ def test_two_ranks_sample_ahead_and_meet_in_the_main_thread(tmp_path: Path) -> N
             assert line[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6)
     assert [line["policy/staleness"] for line in two] == [line["policy/staleness"] for line in one]
     states = [read_state(list_checkpoints(RunFolder(tmp_path / name).checkpoints)[-2]) for name in ("one", "two")]
-    assert [len(state.ahead["groups"]) if state.ahead else 0 for state in states] == [5, 5]
+    assert [len(state.collector.ahead.groups) if state.collector.ahead else 0 for state in states] == [5, 5]

@@ -25,7 +25,7 @@ from rl.generate.protocol import Finished, Generator, Request, Row, SamplingPara
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.fused_lora import LoraProduct
 from rl.policy.policy import Policy
-from rl.proof.proof import UNMOVED_UPDATES, Proof, SamplerMismatchError, spread
+from rl.proof.proof import UNMOVED_UPDATES, Proof, ProofState, SamplerMismatchError, spread
 from rl.records import Group, Rollout
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import MetricsLog, Record, read_json_lines
@@ -292,16 +292,16 @@ def test_samples_that_are_all_of_an_earlier_version_are_scored_again_by_the_samp
     # A sampler that has no such version yet cannot prove it: the proof stays owed.
     bad.policy_version = 0
     proof = Proof(config, policy, bad, rank=0, num_ranks=1)
-    assert proof.check(1, 1, stale) == {} and proof.state_dict()["is_owed"] is True
+    assert proof.check(1, 1, stale) == {} and proof.state().is_owed is True
 
 
 def test_a_resumed_run_is_proven_in_its_first_step_and_leaves_no_trace_of_it() -> None:
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config, adapter_scale=0.02)
-    state = {"is_owed": False, "num_updates": 3}
+    state = ProofState(is_owed=False, num_updates=3)
     good = Proof(config, policy, Sampler(policy), rank=0, num_ranks=1)
     good.resume(state)
-    assert good.check(7, 5, collected_from(policy, version=5)) == {} and good.state_dict() == state
+    assert good.check(7, 5, collected_from(policy, version=5)) == {} and good.state() == state
     bad = Proof(config, policy, Sampler(tiny_policy(config)), rank=0, num_ranks=1)
     bad.resume(state)
     with pytest.raises(SamplerMismatchError, match="step 7: the sampler does not sample from version 5"):
