@@ -25,7 +25,7 @@ from rl.prefetch import Prefetch
 from rl.questions.order import QuestionOrder
 from rl.ranks import gather_shares, share_of_rank
 from rl.records import Group, Json, Prompt, ScoredGroup
-from rl.scoring.rewarding import Scorer, score_groups
+from rl.scoring.rewarding import AskedPolicy, score_groups
 from rl.scoring.thread import ScoringThread
 from rl.selection import Selection, select
 
@@ -98,7 +98,7 @@ class Collector:
         *,
         rank: int,
         num_ranks: int,
-        scorer: Scorer | None = None,
+        policy: AskedPolicy | None = None,
     ) -> None:
         self.order = QuestionOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.surplus: tuple[ScoredGroup, ...] = ()
@@ -110,7 +110,7 @@ class Collector:
         self._prompts = prompts
         self._generator = generator
         self._rewards = rewards
-        self._scorer = scorer
+        self._policy = policy
         self._rank, self._num_ranks = rank, num_ranks
         self._parameters = replace(parameters, token_statistics=rewards.needs_token_statistics)
 
@@ -214,7 +214,7 @@ class Collector:
     def _complete(self, share: _Share) -> Round:
         """In the main thread: scores what is not scored yet, and brings the ranks' shares together."""
         started = time.perf_counter()
-        scored = share.scored if share.scored is not None else score_groups(self._rewards, share.groups, self._scorer)
+        scored = share.scored if share.scored is not None else score_groups(self._rewards, share.groups, self._policy)
         times = share.times if share.scored is not None else share.times + Times(reward_s=time.perf_counter() - started)
         return Round(tuple(gather_shares(scored, self._num_ranks)), times)
 

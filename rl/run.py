@@ -18,20 +18,20 @@ from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_s
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.configuration.loading import load, to_yaml
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.evaluation.held_out import HeldOut
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
+from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import sampling_parameters
-from rl.generate.sampler_plan import SamplerPlan, cache_bytes_per_token, logprobs_mode
 from rl.memory import available_memory, check_memory, estimate_memory
 from rl.paths import resolve_path
 from rl.picture import draw_curves
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
-from rl.policy.scorer import PolicyScorer
-from rl.proof.proof import SamplerMismatchError, mismatch_bound
+from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.rehearsal import longest_groups
 from rl.runs.folder import RunFolder, prepare, write_atomically
@@ -106,8 +106,8 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
             summary = trainer.run()
         # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what
         # is kept.
-        except (RewardError, SamplerError, SamplerMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
-                KeyboardInterrupt) as error:
+        except (RewardError, GeneratorError, GeneratorMismatchError, FloatingPointError, OSError,
+                torch.OutOfMemoryError, KeyboardInterrupt) as error:
             if saved := list_checkpoints(folder.checkpoints):
                 error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
             raise
@@ -160,8 +160,8 @@ def load_run_policy(
             keep_reference=config.loss.kl_weight > 0)
 
 
-def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int,
-                 benchmarks: LiveBenchmarks | None = None) -> SamplerPlan:
+def generator_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int,
+                   benchmarks: LiveBenchmarks | None = None) -> GeneratorPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the
     run will need."""
     longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
@@ -170,7 +170,7 @@ def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunF
         config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu,
         benchmark_tokens=_benchmark_tokens(benchmarks))
     is_probed = config.generator.backend == "vllm_server" and config.generator.proof_every > 0
-    return SamplerPlan(
+    return GeneratorPlan(
         max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(benchmarks)),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
         trainer_bytes=0 if estimate is None else estimate.trainer_bytes,
@@ -207,7 +207,7 @@ def build_trainer(
         policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
         weight_decay=config.optim.weight_decay, fused=True)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
-    plan = sampler_plan(config, inputs, policy, folder, accelerator.num_processes, benchmarks)
+    plan = generator_plan(config, inputs, policy, folder, accelerator.num_processes, benchmarks)
     generator = build_generator(config.generator, policy, plan)
     stack.callback(generator.close)
     rank, num_ranks, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
@@ -235,7 +235,7 @@ def build_trainer(
                 file.unlink(missing_ok=True)
     stop_signals = StopSignals()
     stack.callback(stop_signals.close)
-    scorer = PolicyScorer(policy, forward, max_tokens=config.optim.micro_batch_tokens)
+    calculator = LogprobCalculator(policy, forward, max_tokens=config.optim.micro_batch_tokens)
     parts = Parts(
         accelerator=accelerator,
         policy=policy,
@@ -244,7 +244,8 @@ def build_trainer(
         optimizer=prepared_optimizer,
         updater=updater,
         collector=Collector(
-            config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer
+            config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks,
+            policy=calculator,
         ),
         held_out=held_out,
         benchmarks=benchmarks,

@@ -39,7 +39,7 @@ from rl.evaluation.held_out import Evaluation, HeldOut
 from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
 from rl.policy.policy import Policy
-from rl.proof.proof import Proof, SamplerMismatchError, mismatch_bound
+from rl.proof.proof import GeneratorMismatchError, Proof, mismatch_bound
 from rl.records import ScoredGroup, TrainingGroup
 from rl.records_json import round_from_json, round_to_json, scored_group_from_json, scored_group_to_json
 from rl.runs.folder import RunFolder
@@ -180,7 +180,7 @@ class Trainer:
         bound = mismatch_bound(self._config, self._parts.policy)
         mismatch = metrics.get("mismatch/mean")
         if mismatch is not None and not mismatch <= bound:
-            raise SamplerMismatchError(
+            raise GeneratorMismatchError(
                 f"step {self.step_number}: the sampler's log-probabilities differ from the trainer's by {mismatch:.3g} "
                 f"nats on average, where at most {bound:g} is expected: the sampler does not have version "
                 f"{self.policy_version} of the policy, or computes in another precision. Check generator.sync and "
