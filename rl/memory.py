@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 from rewards.errors import named
 from rl.config import GeneratorSection, ModelSection, RunConfig
 from rl.errors import ConfigError
-from rl.generate.sampler_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.generate.generator_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
 from rl.paths import resolve_path
 
 Backend = Literal["transformers", "vllm", "vllm_server"]

@@ -18,20 +18,20 @@ from rl.checkpoint import check_same_run, list_checkpoints, read_state, recover,
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.configuration.loading import load, to_yaml
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.evaluation.held_out import HeldOut
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
+from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import sampling_parameters
-from rl.generate.sampler_plan import SamplerPlan, cache_bytes_per_token, logprobs_mode
 from rl.memory import available_memory, check_memory, estimate_memory
 from rl.paths import resolve_path
 from rl.picture import draw_curves
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
-from rl.policy.scorer import PolicyScorer
-from rl.proof.proof import SamplerMismatchError, mismatch_bound
+from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.rehearsal import longest_groups
 from rl.runs.folder import RunFolder, prepare, write_atomically
@@ -149,7 +149,7 @@ def _run_to_its_end(trainer: Trainer, folder: RunFolder) -> Summary:
         return trainer.run()
     # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is
     # kept.
-    except (RewardError, SamplerError, SamplerMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
+    except (RewardError, GeneratorError, GeneratorMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
             KeyboardInterrupt) as error:
         if saved := list_checkpoints(folder.checkpoints):
             error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
@@ -196,7 +196,7 @@ def load_run_policy(
             keep_reference=config.loss.kl_weight > 0)
 
 
-def sampler_plan(setup: Setup) -> SamplerPlan:
+def generator_plan(setup: Setup) -> GeneratorPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the
     run will need."""
     config, inputs, policy = setup.config, setup.inputs, setup.policy
@@ -207,7 +207,7 @@ def sampler_plan(setup: Setup) -> SamplerPlan:
         benchmark_tokens=_benchmark_tokens(setup.benchmarks))
     is_probed = config.generator.backend == "vllm_server" and config.generator.proof_every > 0
     is_embedded = config.generator.backend == "transformers"
-    return SamplerPlan(
+    return GeneratorPlan(
         max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(setup.benchmarks)),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
         trainer_bytes=0 if estimate is None else estimate.trainer_bytes,
@@ -234,7 +234,7 @@ def build_trainer(
         policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
         weight_decay=config.optim.weight_decay, fused=True)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
-    generator = build_generator(config.generator, policy, sampler_plan(setup))
+    generator = build_generator(config.generator, policy, generator_plan(setup))
     stack.callback(generator.close)
     updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
                       attention=policy.causal_lm.config._attn_implementation)
@@ -249,7 +249,7 @@ def build_trainer(
         is_main=accelerator.is_main_process))
     collector = Collector(
         config, inputs, generator, rank=accelerator.process_index, num_ranks=accelerator.num_processes,
-        scorer=PolicyScorer(policy, forward, max_tokens=config.optim.micro_batch_tokens))
+        policy=LogprobCalculator(policy, forward, max_tokens=config.optim.micro_batch_tokens))
     parts = Parts(
         accelerator=accelerator, policy=policy, generator=generator, teacher=setup.teacher,
         optimizer=prepared_optimizer, updater=updater, collector=collector, held_out=_held_out(setup),

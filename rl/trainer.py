@@ -30,7 +30,7 @@ from rl.evaluation.held_out import HeldOut
 from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
 from rl.policy.policy import Policy
-from rl.proof.proof import Proof, SamplerMismatchError, mismatch_bound
+from rl.proof.proof import GeneratorMismatchError, Proof, mismatch_bound
 from rl.records import TrainingGroup
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
@@ -158,7 +158,7 @@ class Trainer:
         wrong."""
         bound = mismatch_bound(self._config, self._parts.policy)
         if report.mismatch is not None and not report.mismatch.mean <= bound:
-            raise SamplerMismatchError(
+            raise GeneratorMismatchError(
                 f"step {self.step_number}: the sampler's log-probabilities differ from the trainer's by "
                 f"{report.mismatch.mean:.3g} nats on average, where at most {bound:g} is expected: the sampler does "
                 f"not have version {self.policy_version} of the policy, or computes in another precision. Check "

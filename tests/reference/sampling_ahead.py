@@ -14,8 +14,8 @@ from unittest.mock import patch
 import torch
 
 from rl.config import GeneratorSection
+from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
-from rl.generate.sampler_plan import SamplerPlan
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
 from rl.records import Group
@@ -58,7 +58,7 @@ def run(words: Sequence[str], make: Callable[[Policy], Generator] = EmbeddedGene
     """`python -m rl.train` with these words, in this process on one thread, with the generator that `make` makes; the
     exit code."""
     def build(
-        config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None, *, version: int = 0
+        config: GeneratorSection, policy: Policy, plan: GeneratorPlan | None = None, *, version: int = 0
     ) -> Generator:
         generator = make(policy)
         generator.take_over(policy, version)

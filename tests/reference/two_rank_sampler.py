@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import distributed
 
 from rl.config import GeneratorSection
+from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.sampler_plan import SamplerPlan
 from rl.generate.servers.generator import ServerGenerator
 from rl.generate.weight_sync import Sync, Way
 from tests.reference.tiny_run import prompts, tiny_policy
@@ -23,7 +23,7 @@ def main() -> None:
     rank, port, given, folder, *urls = sys.argv[1:]
     way: Way = "adapter" if given == "adapter" else "merge"
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
-    plan = SamplerPlan(200, 1, 0, "models/tiny-arith", None, False, "processed_logprobs", 2, 0, Path(folder))
+    plan = GeneratorPlan(200, 1, 0, "models/tiny-arith", None, False, "processed_logprobs", 2, 0, Path(folder))
     section = GeneratorSection(backend="vllm_server", urls=urls, sync=way)
     policy = tiny_policy()
     generator = ServerGenerator(section, policy, plan, Sync(way, "as configured"))

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.proof.proof import Proof, SamplerMismatchError
+from rl.proof.proof import GeneratorMismatchError, Proof
 from rl.ranks import gather_shares, share_of_rank
 from tests.reference.tiny_run import (
     as_collected,
@@ -70,7 +70,7 @@ def proofs(accelerator: Accelerator) -> tuple[dict[str, float], str]:
     found = Proof(config, policy, good, rank=rank, num_ranks=2).check(1, 1, step)
     try:
         Proof(config, policy, bad if rank == 1 else good, rank=rank, num_ranks=2).check(1, 1, step)
-    except SamplerMismatchError as error:
+    except GeneratorMismatchError as error:
         return found, str(error)
     return found, ""
 

@@ -13,7 +13,7 @@ import torch
 from rl.errors import ConfigError
 from rl.paths import project_root
 from rl.policy.forward import PolicyForward
-from rl.policy.scorer import PolicyScorer
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.schedule import scheduled_rate
 from rl.supervised.loop import held_out_loss
 from rl.supervised.trainer import make_trainer, trainer_arguments
@@ -81,10 +81,10 @@ def test_one_update_is_the_same_for_every_micro_batch_size_and_with_packing(pack
 
 def test_the_held_out_loss_is_the_mean_over_all_completion_tokens_not_over_rows() -> None:
     _, inputs, policy = warmup_parts("data.limit=9")
-    scorer = PolicyScorer(policy, PolicyForward(policy, temperature=1.0), max_tokens=100)
+    calculator = LogprobCalculator(policy, PolicyForward(policy, temperature=1.0), max_tokens=100)
     expected = literal_losses(policy, inputs.rows)
-    assert held_out_loss(scorer, inputs.rows) == pytest.approx(float(expected.double().mean()), rel=1e-5)
-    assert held_out_loss(scorer, ()) is None
+    assert held_out_loss(calculator, inputs.rows) == pytest.approx(float(expected.double().mean()), rel=1e-5)
+    assert held_out_loss(calculator, ()) is None
 
 
 def test_held_out_rows_share_no_question_with_training_rows(tmp_path: Path) -> None:
