@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -41,8 +40,10 @@ from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy, all_weights
 from rl.records import Group
 from tests.reference.chat_server import unused_url
+from tests.reference.fork import forked_ranks
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
 from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
+from tests.reference.two_rank_sampler import sample
 
 SAMPLING = SamplingParameters(1.0, 1.0, 0, 24)
 ROOT = Path(__file__).parents[3]
@@ -628,19 +629,9 @@ def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_of_several_ranks_the_main_one_brings_each_version_once(tmp_path: Path, way: Way) -> None:
-    with ScriptedVllm() as first, ScriptedVllm() as second, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        ranks = [
-            subprocess.Popen(
-                [
-                    sys.executable, "-m", "tests.reference.two_rank_sampler", str(rank), str(port), way, str(tmp_path),
-                    first.url, second.url],
-                stdout=subprocess.PIPE,
-                text=True)
-            for rank in range(2)]
-        lines = [line for rank in ranks for line in rank.communicate(timeout=180)[0].splitlines()]
+    with ScriptedVllm() as first, ScriptedVllm() as second:
+        ranks = forked_ranks(lambda: sample(way, tmp_path, [first.url, second.url]))
+        lines = [line for rank in ranks for line in rank.stdout.splitlines()]
         assert [rank.returncode for rank in ranks] == [0, 0]
         load = "/v1/load_lora_adapter" if way == "adapter" else "/collective_rpc"
         assert first.calls.count(load) == second.calls.count(load) == 2
