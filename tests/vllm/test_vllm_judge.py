@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rewards.contract import RewardError
-from rewards.judges.openai import OpenAIJudge
+from rewards.judges.openai import Endpoint, OpenAIJudge
 from rewards.scoring import GroupInput, GroupResult, RewardSpec, RewardSum
 from tests.reference.vllm_process import MODEL, VllmProcess
 
@@ -42,8 +42,8 @@ def test_a_model_held_to_yes_or_no_gives_the_verdicts_of_its_own_log_probabiliti
     """The same model in this process, which looks at the probabilities of Yes and No, must say the same."""
     from rewards.judges.transformers import TransformersJudge
 
-    served = asyncio.run(
-        OpenAIJudge(url, "tiny", api_key_env="JUDGE_KEY", prompt=SHORT_PROMPT, extra_body=YES_OR_NO).judge("?", PAIRS))
+    endpoint = Endpoint(url, "tiny", api_key_env="JUDGE_KEY", extra_body=json.dumps(YES_OR_NO))
+    served = asyncio.run(OpenAIJudge(endpoint, SHORT_PROMPT).judge("?", PAIRS))
     local = asyncio.run(TransformersJudge(str(MODEL), prompt=SHORT_PROMPT, min_mass=0.0).judge("?", PAIRS))
     assert [judgement.equal for judgement in served] == [judgement.equal for judgement in local]
     assert {judgement.equal for judgement in served} == {True, False}
