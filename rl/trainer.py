@@ -40,6 +40,7 @@ from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
 from rl.policy.policy import Policy
 from rl.proof.proof import Proof, SamplerMismatchError, mismatch_bound
+from rl.ranks import first_given
 from rl.records import ScoredGroup, TrainingGroup
 from rl.records_json import round_from_json, round_to_json, scored_group_from_json, scored_group_to_json
 from rl.runs.folder import RunFolder
@@ -237,11 +238,7 @@ class Trainer:
         return reason, message
 
     def _agreed_signal(self) -> str | None:
-        """The signal that any rank received; all ranks stop at the same step."""
-        mine = self._parts.stop_requested()
-        if self._parts.accelerator.num_processes == 1:
-            return mine
-        return next((name for name in gather_object([mine]) if name is not None), None)
+        return first_given(self._parts.stop_requested(), self._parts.accelerator.num_processes)
 
     def _evaluate(self, samples: int) -> tuple[Evaluation, Alarm | None] | None:
         held_out, parts = self._parts.held_out, self._parts
