@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers.utils import logging as transformers_logging
 
 from rewards.contract import RewardError
@@ -26,16 +26,18 @@ from rl.generate.build import build_generator, check_generator
 from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import sampling_parameters
 from rl.memory import available_memory, check_memory, estimate_memory
+from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
 from rl.picture import draw_curves
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
-from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
+from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
+from rl.ranks import check_distribution
 from rl.rehearsal import longest_groups
 from rl.runs.folder import RunFolder, prepare, write_atomically
-from rl.runs.progress import open_progress
+from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
 from rl.runs.summary import Summary, render_summary, write_summary
 from rl.runs.tracking import Forward, MetricsLog, RolloutsLog
@@ -122,11 +124,7 @@ def _make_accelerator(config: RunConfig, benchmarks: LiveBenchmarks | None) -> A
     accelerator = Accelerator(
         mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise PolicyError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or "
-            "with DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP "
-            "and DeepSpeed")
+    check_distribution(accelerator.distributed_type)
     return accelerator
 
 
@@ -137,8 +135,7 @@ def _introduce(setup: Setup, parts: Parts) -> None:
         say(parts.generator.description)
     if setup.teacher is not None:
         say(f"teacher: {setup.teacher.description}")
-    left_out = ", ".join(f"{count} {reason}" for reason, count in setup.inputs.dropped.items() if count)
-    if left_out:
+    if left_out := format_counts(setup.inputs.dropped):
         say(f"questions left out: {left_out}")
     for note in setup.benchmarks.notes if setup.benchmarks is not None else ():
         say(f"note: {note}")
@@ -230,9 +227,7 @@ def build_trainer(
     set_seed(config.seed)
     forward = PolicyForward(policy, temperature=config.sampling.temperature)
     check_head(forward, policy, inputs.prompts[0].token_ids, config.sampling.temperature)
-    optimizer = torch.optim.AdamW(
-        policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay, fused=True)
+    optimizer = make_optimizer(policy.trainable_parameters().values(), config.optim)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
     generator = build_generator(config.generator, policy, generator_plan(setup))
     stack.callback(generator.close)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rl.config import RunConfig
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.errors import ConfigError
 from rl.generate.protocol import Generator
 from rl.questions.inputs import Inputs

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from rewards.accuracy import grade
-from rl.configuration.help import all_keys
+from rl.configuration.keys import all_keys
 from rl.configuration.loading import load
 from rl.generate.protocol import Request, request_seed
 from rl.generate.transformers_generator import TransformersGenerator
