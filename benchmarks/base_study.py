@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 from study_runs import Job, accuracy_of, endings, finished, mean_and_each
 
 from rl.paths import project_root
+from rl.picture import COLOURS, new_figure, plot_style, save_png
 from rl.runs.folder import RunFolder
-from rl.runs.picture import COLOURS, new_figure, plot_style, save_png
 from rl.runs.summary import Summary, read_summary
 from rl.runs.tracking import HELD_OUT_ACCURACY, read_json_lines
 

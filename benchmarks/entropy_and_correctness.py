@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 from rewards.accuracy import Verdict, grade_many
 from rewards.clustering import Clusters, cluster
 from rewards.extraction import extract, extract_answers
+from rl.picture import COLOURS, new_figure, plot_style, save_png
 from rl.runs.intervals import mean_with_interval
-from rl.runs.picture import COLOURS, new_figure, plot_style, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,7 +27,8 @@ from eval.benchmark_rows import (
     plain,
     whole_number,
 )
-from rl.configuration.loading import closest
+from rewards.errors import UserError, named
+from rl.configuration.problems import closest
 from rl.paths import resolve_path
 from rl.questions.files import FILE_SUFFIXES, DataError, LoadedQuestions, load_questions
 from rl.questions.generated import PREFIX, is_generated
@@ -36,7 +37,7 @@ from rl.records import Json, Question
 _OPTION = "--benchmarks"
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(UserError):
     """There is no such benchmark, or its questions cannot be read; the message names it, what was seen, and the
     remedy."""
 
@@ -325,8 +326,8 @@ def find_benchmark(name: str, data_dir: Path | None = None) -> Benchmark:
                 name, str(path), Protocol(1, 0.0, 1.0, 2048, "our own"), local=str(path.resolve()), rows=_any_row)
     near = closest(_plain_name(name), list(known))
     raise BenchmarkError(
-        f"{_OPTION}: there is no benchmark {name!r}{f'; did you mean {known[near].name}?' if near else '.'} There are: "
-        f"{', '.join(benchmark_names())}; reasoning_gym:TASK; and any file that ends in "
+        f"{named(_OPTION)}: there is no benchmark {name!r}{f'; did you mean {known[near].name}?' if near else '.'} "
+        f"There are: {', '.join(benchmark_names())}; reasoning_gym:TASK; and any file that ends in "
         f"{', '.join(FILE_SUFFIXES)}, with question and answer in each row")
 
 
@@ -337,14 +338,20 @@ def load_benchmark(benchmark: Benchmark, data_dir: Path | None = None, limit: in
     BenchmarkError: no such folder or file, a row without a question or an answer (with file and line), a hub that
     cannot be reached."""
     if limit is not None and limit < 1:
-        raise BenchmarkError(f"--limit: saw {limit}; expected a number of questions >= 1, or no --limit for all")
+        raise BenchmarkError(
+            f"{named('--limit')}: saw {limit}; expected a number of questions >= 1, or no {named('--limit')} for all")
     path, remedy = _source(benchmark, data_dir)
     is_from_hub = path == benchmark.hub
     subset, revision = (benchmark.subset, benchmark.revision) if is_from_hub else (None, None)
     rows = benchmark.rows
     try:
         loaded = load_questions(
-            path, split=benchmark.split, subset=subset, revision=revision, limit=limit, section=_OPTION,
+            path,
+            split=benchmark.split,
+            subset=subset,
+            revision=revision,
+            limit=limit,
+            section=_OPTION,
             adapter=None if rows is None else lambda row: rows(row, benchmark.columns))
     except DataError as error:
         raise BenchmarkError(f"{benchmark.name}: {error}{remedy}") from None
@@ -402,8 +409,8 @@ def _source(benchmark: Benchmark, data_dir: Path | None) -> tuple[str, str]:
     return (
         benchmark.hub,
         (
-            f" Remedy: --data-dir FOLDER with a file {benchmark.files[0]} in it (JSONL: question, answer, id), or a "
-            f"network that reaches the hub{terms}"))
+            f" Remedy: {named('--data-dir', 'FOLDER')} with a file {benchmark.files[0]} in it (JSONL: question, answer,"
+            f" id), or a network that reaches the hub{terms}"))
 
 
 def _local_file(benchmark: Benchmark, folder: Path) -> Path:
@@ -411,8 +418,8 @@ def _local_file(benchmark: Benchmark, folder: Path) -> Path:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise BenchmarkError(
-            f"--data-dir: {folder} {what}; expected a folder with {wanted} ({benchmark.name}). Remedy: name such a "
-            "folder, or leave --data-dir out to read the hub")
+            f"{named('--data-dir')}: {folder} {what}; expected a folder with {wanted} ({benchmark.name}). Remedy: name "
+            f"such a folder, or leave {named('--data-dir')} out to read the hub")
     for name in benchmark.files:
         if (folder / name).is_file():
             return folder / name
@@ -423,8 +430,9 @@ def _local_file(benchmark: Benchmark, folder: Path) -> Path:
         if difflib.get_close_matches(Path(name).stem, [Path(file).stem for file in benchmark.files], 1, 0.6)]
     seen = f"near ones there: {', '.join(near)}" if near else f"it has: {', '.join(there[:20]) or 'no such files'}"
     raise BenchmarkError(
-        f"--data-dir: {folder} has no file for {benchmark.name}; looked for {wanted}; {seen}. Remedy: put the "
-        "benchmark there under one of these names (JSONL: question, answer, id), or name a file with --benchmarks PATH")
+        f"{named('--data-dir')}: {folder} has no file for {benchmark.name}; looked for {wanted}; {seen}. Remedy: put "
+        "the benchmark there under one of these names (JSONL: question, answer, id), or name a file with "
+        f"{named('--benchmarks', 'PATH')}")
 
 
 def _warnings(benchmark: Benchmark, loaded: LoadedQuestions, source: str, limit: int | None) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from eval.records import GradedQuestion
 from eval.scoring import question_majority
+from rewards.errors import UserError
 from rl.runs.intervals import Interval, mean_with_interval
 
 SIGNIFICANCE = 0.05
@@ -28,7 +29,7 @@ _POWER_FACTOR = 7.849
 _MAX_SIGNS_AT_ONCE = 4_000_000
 
 
-class ComparisonError(ValueError):
+class ComparisonError(UserError):
     """Two evaluations that cannot be compared; the message says why and what to do."""
 
 

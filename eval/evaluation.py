@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from eval.records import GradedQuestion, Sample
 from eval.tasks import EvaluationError, Task
+from rewards.errors import named
 from rewards.scoring import GroupInput, GroupResult, RewardSum
 from rl.generate.protocol import Generator
 from rl.records import Group, Prompt, ScoredGroup
@@ -26,7 +27,7 @@ def sample_and_grade(task: Task, prompts: Sequence[Prompt], generator: Generator
     """n completions of each prompt, graded, in the order of the prompts. Graders that allow it work while others are
     still decoding.
 
-    sampled: called with each question's completions as soon as it has all of them. Raises SamplerError, RewardError,
+    sampled: called with each question's completions as soon as it has all of them. Raises GeneratorError, RewardError,
     and EvaluationError where the grader could not judge."""
     requests = task.requests(prompts)
     rewards = [task.grader] if task.ranker is None else [task.grader, task.ranker]
@@ -102,13 +103,13 @@ def _check_verdicts(task: str, question_id: str, judged: ScoredGroup | GroupResu
     verdicts here), or a grader gave something else than a share of a point."""
     if judged.skipped or judged.metrics.get("group/unscored_share", 0.0) > 0.0:
         raise EvaluationError(
-            f"--{option}: {task}: question {question_id!r} has a completion that it could not judge: no verdict is "
-            "neither right nor wrong. What is recorded is kept. Remedy: the same command again when its service "
-            f"answers, or another --{option}")
+            f"{named(f'--{option}')}: {task}: question {question_id!r} has a completion that it could not judge: no "
+            "verdict is neither right nor wrong. What is recorded is kept. Remedy: the same command again when its "
+            f"service answers, or another {named(f'--{option}')}")
     if option == "grader" and (outside := [value for value in judged.rewards if not 0.0 <= value <= 1.0]):
         raise EvaluationError(
-            f"--grader: {task}: saw {outside[0]:g} for question {question_id!r}; expected values in [0, 1], 1 for "
-            "right. Remedy: another --grader")
+            f"{named('--grader')}: {task}: saw {outside[0]:g} for question {question_id!r}; expected values in [0, 1], "
+            f"1 for right. Remedy: another {named('--grader')}")
 
 
 def _timed_out_share(judged: ScoredGroup | GroupResult) -> float:

@@ -13,26 +13,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.benchmarks import BenchmarkError, find_benchmark, load_benchmark
+from eval.benchmarks import find_benchmark, load_benchmark
 from eval.evaluation import sample_and_grade
 from eval.records import GradedQuestion
 from eval.result import benchmark_result, write_result
 from eval.store import write_completions
 from eval.tasks import Asked, EvaluationError, Task, build_task
 from rewards.contract import RewardError
+from rewards.errors import UserError, as_configured
 from rl.config import BenchmarkSection, RunConfig
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.evaluation.benchmarks import BenchmarkValues
 from rl.generate.protocol import Generator
 from rl.questions.inputs import Inputs
-from rl.questions.prompting import PromptError
 from rl.ranks import gather_shares, share_of_rank
 from rl.runs.intervals import Interval
 
 _KEYS = {
-    "-k": "samples", "--samples": "samples", "--max-tokens": "max_tokens", "--grader": "grader", "--limit": "limit",
+    "-k": "samples",
+    "--samples": "samples",
+    "--max-tokens": "max_tokens",
+    "--grader": "grader",
+    "--limit": "limit",
+    "--temperature": "temperature",
+    "--top-p": "top_p",
     "--benchmarks": "name"}
-"""Options in messages of the evaluation's commands -> keys of a benchmark's section."""
+"""Options that the evaluation's messages name -> keys of a benchmark's section."""
+_RUN_KEYS = {"--data-dir": "evaluation.data_dir", "--prompt": "prompt.template"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +112,18 @@ def build_live_tasks(config: RunConfig, inputs: Inputs) -> LiveTasks:
         place = f"evaluation.benchmarks.{index}"
         try:
             task = _task(config, section, inputs)
-        except (BenchmarkError, EvaluationError, PromptError, RewardError) as error:
-            message = str(error)
-            for option, key in _KEYS.items():
-                message = message.replace(f"{option}:", f"{place}.{key}:").replace(f"{option} ", f"{place}.{key}=")
-            message = message.replace("--data-dir", "evaluation.data_dir").replace("--prompt", "prompt.template")
-            raise ConfigError([message if place in message else f"{place}: {message}"]) from error
+        except UserError as error:
+            message = error.in_words(lambda option, value: as_configured(_key_of(option, place), value))  # noqa: B023
+            raise ConfigError(message if place in message else f"{place}: {message}") from error
         if task.name in tasks:
-            raise ConfigError([f"{place}.name: {task.name} is named twice; name each benchmark once"])
+            raise ConfigError(f"{place}.name: {task.name} is named twice; name each benchmark once")
         tasks[task.name], every[task.name] = task, section.every
     return LiveTasks(tasks, every, config)
+
+
+def _key_of(option: str, place: str) -> str:
+    """The configuration's key for an option of `python -m eval.run`; place: the benchmark's section."""
+    return f"{place}.{_KEYS[option]}" if option in _KEYS else _RUN_KEYS.get(option, option)
 
 
 def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:

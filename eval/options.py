@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError([f"{message}; see --help"])
+        raise ConfigError(f"{message}; see --help")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +55,7 @@ def positive_list(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(
-            [f"{option}: saw {text!r}; expected whole numbers joined by commas, such as 1,4,16"]) from None
+        raise ConfigError(f"{option}: saw {text!r}; expected whole numbers joined by commas, such as 1,4,16") from None
 
 
 def default_out(model: str | None, adapter: str | None) -> Path:

@@ -1,7 +1,7 @@
 """Graded questions -> PNG pictures: accuracy over k, accuracy over semantic entropy, lengths by verdict.
 
 `draw_all` makes those of one evaluation; `draw_curves` also puts several beside each other. The numbers are made in
-eval/plot_data.py, the look is that of rl/runs/picture.py. Another picture: its numbers there, a function here, its
+eval/plot_data.py, the look is that of rl/picture.py. Another picture: its numbers there, a function here, its
 place in `draw_all`.
 """
 
@@ -24,8 +24,8 @@ from eval.plot_data import (
     sample_curves,
 )
 from eval.records import GradedQuestion
+from rl.picture import COLOURS, new_figure, plot_style, save_png
 from rl.runs.intervals import Interval
-from rl.runs.picture import COLOURS, new_figure, plot_style, save_png
 
 _LINES = {"pass@k": "-", "maj@k": "--", "best@k": ":"}
 _VERDICT_COLOURS = {RIGHT: "#2b8a3e", WRONG: "#e8590c", TRUNCATED: "#ced4da", NO_ANSWER: "#9c36b5"}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.errors import UserError
 from rl.records import Json
 
 
@@ -56,7 +57,7 @@ class GradedQuestion:
         return sum(sample.correct for sample in self.samples) / len(self.samples)
 
 
-class RecordsError(ValueError):
+class RecordsError(UserError):
     """A file of completions is not what an evaluation wrote; the message names file, line and field."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.options import Parser, add_model, add_prompt, add_sampler, default_out, positive_list
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 
 if TYPE_CHECKING:
     from eval.records import GradedQuestion
@@ -64,14 +64,14 @@ def check_words(arguments: Sequence[str]) -> None:
         for name in _asked(options):
             find_benchmark(name, options.data_dir)
     except BenchmarkError as error:
-        raise ConfigError([str(error)]) from None
+        raise ConfigError(str(error)) from None
 
 
 def _asked(options: argparse.Namespace) -> list[str]:
     """The benchmarks' names. Raises ConfigError."""
     if not options.benchmarks:
         raise ConfigError(
-            ["--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)"])
+            "--benchmarks: missing; expected names joined by commas, such as math500,aime24 (--list shows them)")
     return [name.strip() for name in options.benchmarks.split(",") if name.strip()]
 
 

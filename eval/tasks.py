@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.benchmarks import Benchmark, LoadedBenchmark
 from rewards.contract import RewardError
+from rewards.errors import UserError, named
 from rewards.scoring import RewardSpec, RewardSum
 from rl.generate.protocol import Request, SamplingParameters, request_seed
-from rl.policy.fingerprint import rewards_digest
+from rl.policy.model_identity import rewards_digest
 from rl.questions.prompting import PromptRenderer, load_template
 from rl.records import Prompt
 from rl.scoring.rewarding import check_answers, check_columns
@@ -26,7 +27,7 @@ from rl.scoring.rewarding import check_answers, check_columns
 ChatTemplate = Literal["auto", "always", "never"]
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """An evaluation that cannot be done as asked; the message names the option, the value seen and the remedy."""
 
 
@@ -50,18 +51,19 @@ class Asked:
     def __post_init__(self) -> None:
         for k in self.ks:
             if k < 1:
-                raise EvaluationError(f"-k: saw {k}; expected whole numbers >= 1")
+                raise EvaluationError(f"{named('-k')}: saw {k}; expected whole numbers >= 1")
             if self.samples is not None and k > self.samples:
                 raise EvaluationError(
-                    f"-k: pass@{k} needs at least {k} samples of each question, and --samples is {self.samples}. "
-                    f"Remedy: --samples {k}, or -k {self.samples}")
+                    f"{named('-k')}: pass@{k} needs at least {k} samples of each question, and {named('--samples')} is "
+                    f"{self.samples}. Remedy: {named('--samples', k)}, or {named('-k', self.samples)}")
         for option, value, bound in (("--samples", self.samples, 1), ("--max-tokens", self.max_tokens, 1)):
             if value is not None and value < bound:
-                raise EvaluationError(f"{option}: saw {value}; expected a whole number >= {bound}")
+                raise EvaluationError(f"{named(option)}: saw {value}; expected a whole number >= {bound}")
         if self.temperature is not None and not 0.0 <= self.temperature <= 2.0:
-            raise EvaluationError(f"--temperature: saw {self.temperature:g}; expected a number from 0 (greedy) to 2")
+            raise EvaluationError(
+                f"{named('--temperature')}: saw {self.temperature:g}; expected a number from 0 (greedy) to 2")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise EvaluationError(f"--top-p: saw {self.top_p:g}; expected a number above 0, at most 1")
+            raise EvaluationError(f"{named('--top-p')}: saw {self.top_p:g}; expected a number above 0, at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,8 @@ def build_task(
     for option, rewards in (("--grader", grader), ("--best-of", ranker)):
         if rewards is not None and (rewards.needs_policy or rewards.needs_token_statistics):
             raise EvaluationError(
-                f"{option}: {', '.join(rewards.names)} judges by the policy's own probabilities; expected a reward that"
-                " reads the completions, such as rewards.accuracy:accuracy")
+                f"{named(option)}: {', '.join(rewards.names)} judges by the policy's own probabilities; expected a "
+                "reward that reads the completions, such as rewards.accuracy:accuracy")
     _check_rewards(benchmark.name, loaded, grader, ranker)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     max_tokens, notes = _fitting_length(benchmark.name, asked.max_tokens, protocol.max_tokens, longest, context)
@@ -165,7 +167,7 @@ def _check_rewards(benchmark: str, loaded: LoadedBenchmark, grader: RewardSum, r
                 check_columns(rewards, loaded.questions)
                 check_answers(rewards, loaded.questions)
             except RewardError as error:
-                raise EvaluationError(f"--benchmarks {benchmark}: {loaded.source}: {error}") from error
+                raise EvaluationError(f"{named('--benchmarks', benchmark)}: {loaded.source}: {error}") from error
 
 
 def _fitting_length(
@@ -178,12 +180,13 @@ def _fitting_length(
     room = context - longest
     if asked is not None and room > 0:
         raise EvaluationError(
-            f"--max-tokens: saw {asked}; the longest prompt of {benchmark} has {longest} tokens, and with it more than "
-            f"{room} do not fit into the model's context of {context}. Remedy: --max-tokens {room}")
+            f"{named('--max-tokens')}: saw {asked}; the longest prompt of {benchmark} has {longest} tokens, and with it"
+            f" more than {room} do not fit into the model's context of {context}. Remedy: {named('--max-tokens', room)}"
+        )
     if room < 1:
         raise EvaluationError(
-            f"--benchmarks {benchmark}: its longest prompt has {longest} tokens, and the model's context is {context}. "
-            "Remedy: a shorter --prompt, or another model")
+            f"{named('--benchmarks', benchmark)}: its longest prompt has {longest} tokens, and the model's context is "
+            f"{context}. Remedy: a shorter {named('--prompt')}, or another model")
     return room, [
         f"{benchmark}: completions are cut at {room} tokens, not at the protocol's {default}: the model's context is "
         f"{context}"]

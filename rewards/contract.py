@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rewards.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class GroupScore:
@@ -57,5 +59,5 @@ class PolicyLike(Protocol):
         ...
 
 
-class RewardError(ValueError):
+class RewardError(UserError):
     """A reward function could not be loaded, raised, or returned something else than G finite numbers."""

@@ -32,24 +32,17 @@ from safetensors.torch import load_file
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from rl.config import RunConfig
-from rl.configuration.loading import differences, to_yaml
+from rewards.errors import UserError
+from rl.config import Occasion, RunConfig
+from rl.configuration.loading import to_yaml
+from rl.configuration.resuming import Difference, conflicts
 from rl.policy.policy import Policy
 from rl.trainer_state import TrainerState
 
 PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 
-# What may differ between a checkpoint and the run that goes on from it: nothing that changes what is computed before
-# the new end. Everything else has to be the same.
-FREE_KEYS = (
-    "steps", "run_dir", "tracking.", "checkpoint.", "watchdog.", "optim.micro_batch_tokens", "generator.max_sequences",
-    "generator.max_mismatch", "generator.proof_", "generator.memory_share", "generator.cache_gb", "generator.sleep",
-    "generator.urls", "generator.served_model", "generator.api_key_env", "generator.exchange_dir",
-    "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing", "teacher.urls",
-    "teacher.api_key_env", "teacher.max_requests", "teacher.start_timeout_s", "teacher.request_timeout_s")
 
-
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or read; the message says which file and what to do."""
 
 
@@ -223,11 +216,11 @@ def check_same_run(
     """Refuse to go on under another configuration, number of ranks, other questions or another teacher: the result
     would be neither run's. data: what the run has now of state.data; where the checkpoint knows no teacher's weights,
     they are not compared."""
-    changed = [(key, old, new) for key, old, new in differences(stored, config) if not key.startswith(FREE_KEYS)]
-    if config.optim.schedule != "constant" and stored.steps != config.steps:
-        changed.append(("steps", stored.steps, config.steps))
+    changed = conflicts(stored, config, Occasion.RUN)
+    if config.optim.schedule == "constant":  # else another number of steps is another learning rate
+        changed = [item for item in changed if item.key != "steps"]
     if state.num_ranks != num_ranks:
-        changed.append(("number of processes", state.num_ranks, num_ranks))
+        changed.append(Difference("number of processes", state.num_ranks, num_ranks))
     if changed:
         listed = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in changed)
         raise CheckpointError(

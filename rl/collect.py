@@ -27,7 +27,7 @@ from rl.ranks import gather_shares, share_of_rank
 from rl.records import Group, Prompt, ScoredGroup
 from rl.records_json import scored_group_from_json, scored_group_to_json
 from rl.runs.stopwatch import Stopwatch
-from rl.scoring.rewarding import Scorer, score_groups
+from rl.scoring.rewarding import AskedPolicy, score_groups
 from rl.scoring.thread import ScoringThread
 from rl.selection import Selection, select
 
@@ -111,7 +111,7 @@ class Collector:
 
     def __init__(
         self, config: RunConfig, inputs: Inputs, generator: Generator, *, rank: int, num_ranks: int,
-        scorer: Scorer | None = None,
+        policy: AskedPolicy | None = None,
     ) -> None:
         self.order = QuestionOrder(len(inputs.prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.surplus: tuple[ScoredGroup, ...] = ()
@@ -122,7 +122,7 @@ class Collector:
         self._config = config
         self._prompts, self._rewards = inputs.prompts, inputs.rewards
         self._generator = generator
-        self._scorer = scorer
+        self._policy = policy
         self._rank, self._num_ranks = rank, num_ranks
         self._parameters = replace(sampling_parameters(config.sampling, inputs.stop_strings),
                                    token_statistics=inputs.rewards.needs_token_statistics)
@@ -231,7 +231,7 @@ class Collector:
         watch, scored = Stopwatch(), share.scored
         if scored is None:
             with watch("reward_s"):
-                scored = score_groups(self._rewards, share.groups, self._scorer)
+                scored = score_groups(self._rewards, share.groups, self._policy)
         return Round(tuple(gather_shares(scored, self._num_ranks)), share.times + Times(**watch.seconds))
 
     def _ends_at_once(self, requests: Sequence[Request]) -> bool:

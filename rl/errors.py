@@ -1,79 +1,38 @@
-"""Which errors are the user's to mend, and how they are told: one message without a traceback. All others are ours and
-keep theirs."""
+"""Which errors are the user's to mend, and how a run's commands tell them: one message without a traceback, in each
+command's words. All others are ours and keep their traceback."""
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
 from collections.abc import Callable
 
-USER_ERROR, INTERRUPTED = 2, 130  # exit codes; 130 is the shells' own for a command that Ctrl-C ended
+from rewards import errors
+from rewards.errors import UserError, Words, as_configured, named
+
+INTERRUPTED_STEP = "interrupted before the step's end; what was saved before is whole"
 
 
-def user_errors() -> tuple[type[BaseException], ...]:
-    """The classes, of the modules loaded so far: what is not loaded cannot have raised, and loading it would cost
-    seconds."""
-    names = {
-        "rl.configuration.loading": "ConfigError",
-        "rl.runs.folder": "RunFolderError",
-        "rl.questions.files": "DataError",
-        "rl.questions.prompting": "PromptError",
-        "rewards.contract": "RewardError",
-        "rl.checkpoint": "CheckpointError",
-        "rl.policy.policy": "PolicyError",
-        "rl.runs.tracking": "JsonLinesError",
-        "rl.proof.proof": "SamplerMismatchError",
-        "rl.generate.errors": "SamplerError",
-        "torch": "OutOfMemoryError",
-    }
-    own = tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
-    return (*own, OSError, FloatingPointError, KeyboardInterrupt)
+class ConfigError(UserError):
+    """The configuration is not usable: each problem with its key, the value seen and what was expected."""
 
 
-def describe_error(error: BaseException) -> str:
-    """The error's message, with the notes added on its way (such as from where the run can go on)."""
-    return "\n".join([_message(error), *getattr(error, "__notes__", ())])
-
-
-def exit_code(error: BaseException) -> int:
-    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else USER_ERROR
+class GeneratorError(UserError):
+    """No sampler as configured: something is not installed, not reachable, or serves something else."""
 
 
 def report_errors(
-    main: Callable[[], int],
-    errors: Callable[[], tuple[type[BaseException], ...]] = user_errors,
-    in_words: Callable[[str], str] = str,
+    main: Callable[[], int], words: Words = as_configured, *, when_interrupted: str = INTERRUPTED_STEP
 ) -> int:
-    """`main()`'s exit code; what the user can mend becomes one message on stderr and its exit code, and a warning one
-    line. OTHERHALF_TRACEBACK=1 lets the error through. errors: which those are. in_words: the message in the words of
-    the command."""
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            return main()
-    except errors() as error:
-        if os.environ.get("OTHERHALF_TRACEBACK"):
-            raise
-        rank = int(os.environ.get("RANK", "0"))
-        print(f"error{f' (process {rank})' if rank else ''}: {in_words(describe_error(error))}", file=sys.stderr)
-        return exit_code(error)
+    """rewards.errors.report_errors with what a run may meet besides (`user_message`)."""
+    return errors.report_errors(main, words, when_interrupted=when_interrupted, message_of=user_message)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    """A line that says what is the matter; Python's own form begins with a path and ends with a line of our source."""
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted before the step's end; what was saved before is whole"
+def user_message(error: BaseException) -> str | None:
+    """What to tell a user about an error that they can mend, its settings marked (rewards.errors.named); None for an
+    error of ours. Here too: full memory of the accelerator, and numbers that are none."""
+    # By name: torch is not loaded here, and where it is not, it cannot have raised.
     if type(error).__name__ == "OutOfMemoryError":
         return (
-            f"the accelerator's memory is full ({str(error).splitlines()[0]}). Remedy: a lower optim.micro_batch_tokens"
-            " or generator.max_sequences, or model.gradient_checkpointing=true")
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
+            f"the accelerator's memory is full ({str(error).splitlines()[0]}). Remedy: a lower "
+            f"{named('optim.micro_batch_tokens')} or {named('generator.max_sequences')}, or "
+            f"{named('model.gradient_checkpointing', 'true')}")
+    return str(error) if isinstance(error, FloatingPointError) else errors.user_message(error)

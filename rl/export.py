@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl.config import ModelSection
-from rl.configuration.loading import ConfigError, load
+from rl.configuration.loading import load
+from rl.errors import ConfigError, report_errors
 from rl.policy.merging import Source, write_plain
 from rl.runs.folder import RunFolder, find_run
 
@@ -29,14 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default=None, help="stored dtype (default: the base checkpoint's)")
     options = parser.parse_args(arguments)
-    from rl.errors import describe_error, exit_code, user_errors
 
-    try:
+    def write() -> int:
         print(export(options.run, options.out, options.checkpoint, options.dtype))
-    except user_errors() as error:
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        return exit_code(error)
-    return 0
+        return 0
+
+    return report_errors(write)
 
 
 def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None = None) -> str:
@@ -45,7 +44,7 @@ def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None
     Raises RunFolderError, CheckpointError, PolicyError or ConfigError where something is missing, OSError where the
     disk is full; `out` is then untouched."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError([f"{out} exists and is not an empty folder; name a new one"])
+        raise ConfigError(f"{out} exists and is not an empty folder; name a new one")
     return write_plain(find_source(run, checkpoint), out, dtype)
 
 
@@ -57,9 +56,8 @@ def find_source(run: str, checkpoint: str | None = None) -> Source:
         base = json.loads((given / "adapter_config.json").read_text()).get("base_model_name_or_path")
         if not base:
             raise ConfigError(
-                [
-                    f"{given}/adapter_config.json: base_model_name_or_path is missing; expected the base's folder or "
-                    "hub id"])
+                f"{given}/adapter_config.json: base_model_name_or_path is missing; expected the base's folder or hub id"
+            )
         return Source(ModelSection(path=base), given, ModelSection(path=base))
     folder = RunFolder(find_run(run))
 

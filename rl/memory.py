@@ -20,9 +20,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PretrainedConfig
 
+from rewards.errors import named
 from rl.config import GeneratorSection, ModelSection, RunConfig
-from rl.configuration.loading import ConfigError
-from rl.generate.sampler_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.errors import ConfigError
+from rl.generate.generator_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
 from rl.paths import resolve_path
 
 Backend = Literal["transformers", "vllm", "vllm_server"]
@@ -102,9 +103,8 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
                 header = json.loads(stream.read(length))
         except (struct.error, ValueError) as error:
             raise ConfigError(
-                [
-                    f"model.path: {file} is no whole safetensors file ({error}). Remedy: copy or download the "
-                    "checkpoint again"]) from error
+                f"{named('model.path')}: {file} is no whole safetensors file ({error}). Remedy: copy or download the "
+                "checkpoint again") from error
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return shapes or None
 
@@ -199,27 +199,35 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: 
     cache, sampler_copy = _sampler_remedies(config.generator, estimate)
     remedies = {
         "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=true",
-        "cache": cache, "sampler_copy": sampler_copy, "base": "model.dtype=bfloat16",
-        "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens",
+        "cache": cache,
+        "sampler_copy": sampler_copy,
+        "base": f"{named('model.dtype', 'bfloat16')}",
+        "trained": "lora.enabled=true or a lower lora.rank",
+        "logits": "a lower optim.micro_batch_tokens",
         "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}
     largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
     raise ConfigError(
-        [
-            f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the "
-            f"largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}"])
+        f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the "
+        f"largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}")
 
 
 def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> tuple[str, str]:
     """Against a large cache, and against a large copy of the weights."""
     if generator.backend == "transformers":
-        return "a lower generator.max_sequences", "generator.sync=shared"
+        return f"a lower {named('generator.max_sequences')}", "generator.sync=shared"
     if generator.cache_gb is not None:
         cache = "a lower generator.cache_gb"
     else:
         cache = (
-            "a lower sampling.max_completion_tokens" if estimate.is_least_cache else "a lower generator.max_sequences")
+            f"a lower {named('sampling.max_completion_tokens')}"
+            if estimate.is_least_cache
+            else f"a lower {named('generator.max_sequences')}")
     sleep = "generator.sleep=offload, or " if estimate.is_least_cache and not estimate.sleeps else ""
-    return cache, f"{sleep}model.dtype=bfloat16, or servers on another device (generator.backend=vllm_server)"
+    return (
+        cache,
+        (
+            f"{sleep}{named('model.dtype', 'bfloat16')}, or servers on another device "
+            f"({named('generator.backend', 'vllm_server')})"))
 
 
 def checkpoint_folder(model: ModelSection, cache: Path | None = None) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers.utils import logging as transformers_logging
 
 from rewards.contract import RewardError
@@ -18,24 +18,26 @@ from rl.checkpoint import check_same_run, list_checkpoints, read_state, recover,
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.configuration.loading import load, to_yaml
+from rl.errors import GeneratorError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.evaluation.held_out import HeldOut
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
-from rl.generate.errors import SamplerError
+from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import sampling_parameters
-from rl.generate.sampler_plan import SamplerPlan, cache_bytes_per_token, logprobs_mode
 from rl.memory import available_memory, check_memory, estimate_memory
+from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
+from rl.picture import draw_curves
 from rl.policy.forward import PolicyForward, check_head
-from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy, resolve_dtype
-from rl.policy.scorer import PolicyScorer
-from rl.proof.proof import SamplerMismatchError, mismatch_bound
+from rl.policy.logprob_calculator import LogprobCalculator
+from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
+from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
+from rl.ranks import check_distribution
 from rl.rehearsal import longest_groups
 from rl.runs.folder import RunFolder, prepare, write_atomically
-from rl.runs.picture import draw_curves
-from rl.runs.progress import open_progress
+from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
 from rl.runs.summary import Summary, render_summary, write_summary
 from rl.runs.tracking import Forward, MetricsLog, RolloutsLog
@@ -122,11 +124,7 @@ def _make_accelerator(config: RunConfig, benchmarks: LiveBenchmarks | None) -> A
     accelerator = Accelerator(
         mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise PolicyError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; this version trains in one process or "
-            "with DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP "
-            "and DeepSpeed")
+    check_distribution(accelerator.distributed_type)
     return accelerator
 
 
@@ -137,8 +135,7 @@ def _introduce(setup: Setup, parts: Parts) -> None:
         say(parts.generator.description)
     if setup.teacher is not None:
         say(f"teacher: {setup.teacher.description}")
-    left_out = ", ".join(f"{count} {reason}" for reason, count in setup.inputs.dropped.items() if count)
-    if left_out:
+    if left_out := format_counts(setup.inputs.dropped):
         say(f"questions left out: {left_out}")
     for note in setup.benchmarks.notes if setup.benchmarks is not None else ():
         say(f"note: {note}")
@@ -149,7 +146,7 @@ def _run_to_its_end(trainer: Trainer, folder: RunFolder) -> Summary:
         return trainer.run()
     # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is
     # kept.
-    except (RewardError, SamplerError, SamplerMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
+    except (RewardError, GeneratorError, GeneratorMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
             KeyboardInterrupt) as error:
         if saved := list_checkpoints(folder.checkpoints):
             error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
@@ -196,7 +193,7 @@ def load_run_policy(
             keep_reference=config.loss.kl_weight > 0)
 
 
-def sampler_plan(setup: Setup) -> SamplerPlan:
+def generator_plan(setup: Setup) -> GeneratorPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the
     run will need."""
     config, inputs, policy = setup.config, setup.inputs, setup.policy
@@ -207,7 +204,7 @@ def sampler_plan(setup: Setup) -> SamplerPlan:
         benchmark_tokens=_benchmark_tokens(setup.benchmarks))
     is_probed = config.generator.backend == "vllm_server" and config.generator.proof_every > 0
     is_embedded = config.generator.backend == "transformers"
-    return SamplerPlan(
+    return GeneratorPlan(
         max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(setup.benchmarks)),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
         trainer_bytes=0 if estimate is None else estimate.trainer_bytes,
@@ -230,11 +227,9 @@ def build_trainer(
     set_seed(config.seed)
     forward = PolicyForward(policy, temperature=config.sampling.temperature)
     check_head(forward, policy, inputs.prompts[0].token_ids, config.sampling.temperature)
-    optimizer = torch.optim.AdamW(
-        policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay, fused=True)
+    optimizer = make_optimizer(policy.trainable_parameters().values(), config.optim)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
-    generator = build_generator(config.generator, policy, sampler_plan(setup))
+    generator = build_generator(config.generator, policy, generator_plan(setup))
     stack.callback(generator.close)
     updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
                       attention=policy.causal_lm.config._attn_implementation)
@@ -249,7 +244,7 @@ def build_trainer(
         is_main=accelerator.is_main_process))
     collector = Collector(
         config, inputs, generator, rank=accelerator.process_index, num_ranks=accelerator.num_processes,
-        scorer=PolicyScorer(policy, forward, max_tokens=config.optim.micro_batch_tokens))
+        policy=LogprobCalculator(policy, forward, max_tokens=config.optim.micro_batch_tokens))
     parts = Parts(
         accelerator=accelerator, policy=policy, generator=generator, teacher=setup.teacher,
         optimizer=prepared_optimizer, updater=updater, collector=collector, held_out=_held_out(setup),

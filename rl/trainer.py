@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from rl.checkpoint import Checkpoints, list_checkpoints
 from rl.collect import Collected, Collector
@@ -30,7 +29,8 @@ from rl.evaluation.held_out import HeldOut
 from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
 from rl.policy.policy import Policy
-from rl.proof.proof import Proof, SamplerMismatchError, mismatch_bound
+from rl.proof.proof import GeneratorMismatchError, Proof, mismatch_bound
+from rl.ranks import first_given
 from rl.records import TrainingGroup
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
@@ -158,7 +158,7 @@ class Trainer:
         wrong."""
         bound = mismatch_bound(self._config, self._parts.policy)
         if report.mismatch is not None and not report.mismatch.mean <= bound:
-            raise SamplerMismatchError(
+            raise GeneratorMismatchError(
                 f"step {self.step_number}: the sampler's log-probabilities differ from the trainer's by "
                 f"{report.mismatch.mean:.3g} nats on average, where at most {bound:g} is expected: the sampler does "
                 f"not have version {self.policy_version} of the policy, or computes in another precision. Check "
@@ -215,7 +215,7 @@ class Trainer:
             self._stop = None  # a run that had ended goes on
         stop = self._stop or Stop("completed", None)
         while self.step_number < steps:
-            if signal := self._agreed_signal():
+            if signal := first_given(self._parts.stop_requested(), self._parts.accelerator.num_processes):
                 return Stop(signal, f"stopped by {signal} after step {self.step_number}; go on with --resume "
                                     f"{self._parts.folder.path}")
             alarm = None if evaluations.is_due else self.step()
@@ -236,13 +236,6 @@ class Trainer:
             self._stop = stop
             self._checkpoints.changed()
         return stop
-
-    def _agreed_signal(self) -> str | None:
-        """The signal that any rank received; all ranks stop at the same step."""
-        mine = self._parts.stop_requested()
-        if self._parts.accelerator.num_processes == 1:
-            return mine
-        return next((name for name in gather_object([mine]) if name is not None), None)
 
     def save(self, best: bool = False) -> Path:
         """Write a checkpoint of the present state, where that has not been written already; collective over ranks."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rl.config import RunConfig
-from rl.configuration.loading import ConfigError, closest
+from rl.configuration.problems import closest
+from rl.errors import ConfigError
 from rl.generate.protocol import Generator
 from rl.questions.inputs import Inputs
 from rl.runs.intervals import Interval
@@ -134,7 +135,6 @@ def build_benchmarks(config: RunConfig, inputs: Inputs, build: BuildBenchmarks |
     if best_by not in known:
         near = closest(best_by, known)
         raise ConfigError(
-            [
-                f"checkpoint.best_by: saw {best_by!r}{f'; did you mean {near}?' if near else ''} Expected one of: "
-                f"{', '.join(known)} (benchmarks are named in evaluation.benchmarks)"])
+            f"checkpoint.best_by: saw {best_by!r}{f'; did you mean {near}?' if near else ''} Expected one of: "
+            f"{', '.join(known)} (benchmarks are named in evaluation.benchmarks)")
     return live

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rewards.errors import named
 from rl.policy.logprobs import LogitHead, TokenLogprobs, chunk_tokens_for, token_logprobs
 from rl.policy.policy import Policy, PolicyError
 
@@ -91,7 +92,8 @@ def check_head(forward: PolicyForward, policy: Policy, token_ids: tuple[int, ...
     bound = CHECK_TOLERANCE[policy.dtype]
     if not difference <= bound:
         raise PolicyError(
-            f"model.path: the log-probabilities computed for training differ from the model's own by {difference:.3g} "
-            f"nats on average (at most {bound} expected): {type(policy.causal_lm).__name__} post-processes its logits "
-            "in a way that rl/policy/forward.py does not know. Remedy: add it to logit_settings there."
+            f"{named('model.path')}: the log-probabilities computed for training differ from the model's own by "
+            f"{difference:.3g} nats on average (at most {bound} expected): {type(policy.causal_lm).__name__} "
+            "post-processes its logits in a way that rl/policy/forward.py does not know. Remedy: add it to "
+            "logit_settings there."
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.config import ModelSection
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.paths import resolve_path
 
 
@@ -59,7 +59,7 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
     # safetensors has an error of its own for a full disk.
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            [f"cannot write {out}: {error}. Remedy: free some space there, or name another folder"]) from error
+            f"cannot write {out}: {error}. Remedy: free some space there, or name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     what = (

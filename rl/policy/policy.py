@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rewards.errors import UserError, named
 from rl.config import LoraSection, ModelSection
-from rl.configuration.loading import ConfigError
 from rl.paths import resolve_path
 from rl.policy.adapter_base import FILE, is_other_base
 from rl.policy.fused_lora import fuse_lora
 
 
-class PolicyError(ValueError):
+class PolicyError(UserError):
     """A model or adapter that cannot be trained as asked; the message names the setting and the remedy."""
 
 
@@ -170,8 +170,8 @@ def load_policy(
     if not lora.enabled:
         if model.adapter is not None:
             raise PolicyError(
-                "model.adapter: an adapter cannot be trained in full; set lora.enabled=true, or merge it first "
-                "(python -m rl.export)")
+                f"{named('model.adapter')}: an adapter cannot be trained in full; set lora.enabled=true, or merge it "
+                "first (python -m rl.export)")
         return Policy(base.train(), tokenizer, eos_ids, dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_tied_targets(base)
@@ -186,12 +186,12 @@ def explain_loading(path: str) -> Iterator[None]:
     try:
         yield
     # Our own errors are ValueErrors too, and say already what is the matter.
-    except (PolicyError, ConfigError):
+    except UserError:
         raise
     except (SafetensorError, OSError, ValueError, ImportError) as error:
         raise PolicyError(
-            f"model.path: {path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
-            "checkpoint of a causal language model, and model.attention=auto") from error
+            f"{named('model.path')}: {path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
+            f"checkpoint of a causal language model, and {named('model.attention', 'auto')}") from error
 
 
 def load_plain(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
@@ -224,7 +224,7 @@ def end_of_sequence_ids(
     eos_ids = named_end_ids(generation_config, tokenizer)
     if not eos_ids:
         raise PolicyError(
-            f"model.path: {path} names no end-of-sequence token in generation_config.json or its tokenizer; "
+            f"{named('model.path')}: {path} names no end-of-sequence token in generation_config.json or its tokenizer; "
             "set sampling.stop_token_ids and add eos_token to the tokenizer")
     return eos_ids
 
@@ -246,8 +246,8 @@ def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSectio
         folder = resolve_path(model.adapter)
         if not (Path(folder) / "adapter_config.json").is_file():
             raise PolicyError(
-                f"model.adapter: {folder} holds no adapter_config.json; expected a folder saved by PEFT, such as "
-                "runs/NAME/checkpoints/best/adapter")
+                f"{named('model.adapter')}: {folder} holds no adapter_config.json; expected a folder saved by PEFT, "
+                "such as runs/NAME/checkpoints/best/adapter")
         return _load_adapter(base, Path(folder), model.path, lora)
     # The adapter's first weights come from the run's seed alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
@@ -273,23 +273,23 @@ def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: Lor
     here: PEFT itself passes over what it cannot place, and the run would begin with a part of the adapter or none."""
     stored = PeftConfig.from_pretrained(str(folder))
     if not isinstance(stored, LoraConfig):
-        raise PolicyError(f"model.adapter: {folder} is of type {stored.peft_type}; expected LORA")
+        raise PolicyError(f"{named('model.adapter')}: {folder} is of type {stored.peft_type}; expected LORA")
     extras = [name for name, is_on in (("use_dora", stored.use_dora), ("bias", stored.bias != "none"),
                                        ("modules_to_save", bool(stored.modules_to_save))) if is_on]
     if extras:
         raise PolicyError(
-            f"model.adapter: {folder} uses {', '.join(extras)}, which is more than base + BA; expected a plain LoRA. "
-            "Remedy: merge it into its base with PEFT and name the result in model.path")
+            f"{named('model.adapter')}: {folder} uses {', '.join(extras)}, which is more than base + BA; expected a "
+            f"plain LoRA. Remedy: merge it into its base with PEFT and name the result in {named('model.path')}")
     # Dropout belongs to the training, not to the weights.
     stored.lora_dropout = lora.dropout
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise PolicyError(
-            f"model.adapter: {folder} holds no adapter_model.safetensors; expected a folder saved by PEFT")
+            f"{named('model.adapter')}: {folder} holds no adapter_model.safetensors; expected a folder saved by PEFT")
     origin = (
-        f"model.adapter: {folder} was made for another base ({stored.base_model_name_or_path}) than "
-        f"model.path={base_path}")
-    remedy = "Remedy: the model.path that it was trained on, or another adapter"
+        f"{named('model.adapter')}: {folder} was made for another base ({stored.base_model_name_or_path}) than "
+        f"{named('model.path', base_path)}")
+    remedy = f"Remedy: the {named('model.path')} that it was trained on, or another adapter"
     if is_other_base(folder, base):
         raise PolicyError(f"{origin}: the weights differ from those in its {FILE}. {remedy}")
     try:
@@ -303,8 +303,9 @@ def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: Lor
             f"{origin}: {len(different)} of its weights have no counterpart, the first is {different[0]}. {remedy}")
     for key, there, here in (("rank", stored.r, lora.rank), ("alpha", stored.lora_alpha, lora.alpha)):
         if there != here:
-            raise PolicyError(f"lora.{key}: {here:g}, but the adapter in {folder} (model.adapter) has {there:g}. "
-                              f"Remedy: lora.{key}={there:g}")
+            raise PolicyError(
+                f"lora.{key}: {here:g}, but the adapter in {folder} ({named('model.adapter')}) has {there:g}. "
+                f"Remedy: lora.{key}={there:g}")
     return trained
 
 

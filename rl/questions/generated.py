@@ -18,8 +18,9 @@ from itertools import zip_longest
 from typing import Any
 
 from rewards.contract import RewardError
+from rewards.errors import named
 from rewards.reasoning_gym import COLUMN, check_installed
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.paths import project_root
 from rl.records import Json
 
@@ -43,7 +44,7 @@ def is_option(section: str) -> bool:
 
 def setting_name(section: str, key: str) -> str:
     """How messages call a setting: section.key, or the option that stands for the whole section."""
-    return section if is_option(section) else f"{section}.{key}"
+    return named(section) if is_option(section) else f"{section}.{key}"
 
 
 def is_generated(path: str | None) -> bool:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rewards.contract import RewardError
+from rewards.errors import named
 from rewards.scoring import RewardSum
 from rl.config import DataSection, HeldOutSection, ModelSection, PromptSection, RewardSection, RunConfig
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.paths import resolve_path
 from rl.questions.files import LoadedQuestions, load_questions
 from rl.questions.generated import is_generated
@@ -48,14 +49,13 @@ def read_inputs(config: RunConfig) -> Inputs:
     """Everything but the model. Raises ConfigError, DataError, PromptError or RewardError with the remedy."""
     for tracker in config.tracking.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise ConfigError([f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'"])
+            raise ConfigError(f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'")
     rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
     if config.generator.max_staleness and (rewards.needs_policy or rewards.needs_token_statistics):
         raise ConfigError(
-            [
-                "generator.max_staleness: 1 samples a step's groups before the step before it has trained, and a "
-                f"reward among {', '.join(rewards.names)} asks the policy itself, which has changed by then. Remedy: "
-                "generator.max_staleness=0, or rewards that read the completions"])
+            "generator.max_staleness: 1 samples a step's groups before the step before it has trained, and a "
+            f"reward among {', '.join(rewards.names)} asks the policy itself, which has changed by then. Remedy: "
+            "generator.max_staleness=0, or rewards that read the completions")
     grader = build_grader(config.evaluation, config.sampling.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     training = read_questions(config.data, config.prompt, rewards, tokenizer)
@@ -113,9 +113,8 @@ def build_grader(evaluation: HeldOutSection, max_completion_tokens: int) -> Rewa
     grader = build_rewards([RewardSection(use=_grader(evaluation))], max_completion_tokens)
     if grader.needs_policy or grader.needs_token_statistics:
         raise ConfigError(
-            [
-                f"evaluation.reward: {_grader(evaluation)} judges by the policy's own probabilities; expected a grader "
-                "that reads the completions, such as rewards.accuracy:accuracy"])
+            f"evaluation.reward: {_grader(evaluation)} judges by the policy's own probabilities; expected a grader "
+            "that reads the completions, such as rewards.accuracy:accuracy")
     return grader
 
 
@@ -161,23 +160,22 @@ def load_model_config(model: ModelSection) -> PretrainedConfig:
 def _check_folder(model: ModelSection) -> None:
     path = resolve_path(model.path)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ConfigError([f"model.path: the folder {path} holds no config.json; expected a Hugging Face checkpoint"])
+        raise ConfigError(
+            f"{named('model.path')}: the folder {path} holds no config.json; expected a Hugging Face checkpoint")
     # models/ is a folder of this project: what is not made yet there is not to be asked of the hub.
     looks_local = model.path.startswith((".", "/", "~", "models/")) or model.path.count("/") > 1
     if looks_local and not path.is_dir():
         hint = ". Remedy: make smollm2" if path.name == "smollm2-135m-instruct" else ""
         raise ConfigError(
-            [
-                f"model.path: there is no folder {path}; expected a folder with a Hugging Face checkpoint, or a hub "
-                f"id{hint}"])
+            f"{named('model.path')}: there is no folder {path}; expected a folder with a Hugging Face checkpoint, or a "
+            f"hub id{hint}")
 
 
 def _unreadable(model: ModelSection, what: str, error: Exception) -> ConfigError:
     first_line = str(error).strip().splitlines()[0]
     return ConfigError(
-        [
-            f"model.path: the {what} of {model.path!r} cannot be read ({first_line}); expected a folder with a Hugging "
-            "Face checkpoint, or a hub id that this machine can reach"])
+        f"{named('model.path')}: the {what} of {model.path!r} cannot be read ({first_line}); expected a folder with a "
+        "Hugging Face checkpoint, or a hub id that this machine can reach")
 
 
 def _load(section: DataSection | HeldOutSection, limit: int | None, name: str,
@@ -223,12 +221,11 @@ def check_lengths(max_completion_tokens: int, model_config: PretrainedConfig, pr
     if context is not None and needed > context:
         room = context - len(longest.token_ids)
         raise ConfigError(
-            [
-                f"sampling.max_completion_tokens: {max_completion_tokens} tokens after the longest prompt "
-                f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's "
-                f"context of {context}. Remedy: "
-                f"{f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower "
-                "data.max_prompt_tokens"])
+            f"{named('sampling.max_completion_tokens')}: {max_completion_tokens} tokens after the longest prompt "
+            f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's "
+            f"context of {context}. Remedy: "
+            f"{f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower "
+            "data.max_prompt_tokens")
 
 
 def _grader(evaluation: HeldOutSection) -> str:
@@ -246,7 +243,7 @@ def _check_columns(rewards: RewardSum, questions: Sequence[Question], name: str,
             remedy = (
                 f"{name}.columns.answer=answer (null keeps columns that lead to the answer from rewards), or another "
                 "reward")
-        raise ConfigError([f"{name}.path: {section.path}: {error}. Remedy: {remedy}"]) from error
+        raise ConfigError(f"{name}.path: {section.path}: {error}. Remedy: {remedy}") from error
 
 
 def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], data: DataSection) -> None:
@@ -255,11 +252,9 @@ def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], d
     except RewardError as error:
         if data.columns.answer is None:
             raise ConfigError(
-                [
-                    f"data.columns.answer: null reads no answers from {data.path}, but {str(error).partition(',')[0]}. "
-                    "Remedy: data.columns.answer=answer (the column's name), or a reward that needs no answer"
-                ]) from error
-        raise ConfigError([f"{data.path}, column {data.columns.answer!r} (data.columns.answer): {error}"]) from error
+                f"data.columns.answer: null reads no answers from {data.path}, but {str(error).partition(',')[0]}. "
+                "Remedy: data.columns.answer=answer (the column's name), or a reward that needs no answer") from error
+        raise ConfigError(f"{data.path}, column {data.columns.answer!r} (data.columns.answer): {error}") from error
 
 
 def _check_held_out_answers(grader: RewardSum, questions: Sequence[Question]) -> None:
@@ -267,12 +262,10 @@ def _check_held_out_answers(grader: RewardSum, questions: Sequence[Question]) ->
         check_answers(grader, questions)
     except RewardError as error:
         raise ConfigError(
-            [
-                f"evaluation.path: {str(error).partition(';')[0]}; held-out accuracy needs one in every row. Remedy: "
-                "evaluation.columns.answer=NAME where the column has another name, or evaluation.path=null"]) from error
+            f"evaluation.path: {str(error).partition(';')[0]}; held-out accuracy needs one in every row. Remedy: "
+            "evaluation.columns.answer=NAME where the column has another name, or evaluation.path=null") from error
 
 
 def check_stop_tokens(ids: Sequence[int], num_tokens: int) -> None:
     if unknown := [token for token in ids if not 0 <= token < num_tokens]:
-        raise ConfigError(
-            [f"sampling.stop_token_ids: saw {unknown[0]}; expected ids below the tokenizer's {num_tokens}"])
+        raise ConfigError(f"sampling.stop_token_ids: saw {unknown[0]}; expected ids below the tokenizer's {num_tokens}")

@@ -16,7 +16,10 @@ import jinja2
 import jinja2.sandbox
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rl.configuration.loading import ConfigError, closest, read_mapping
+from rewards.errors import UserError, named
+from rl.configuration.problems import closest
+from rl.configuration.yaml_text import read_mapping
+from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
 from rl.records import Prompt, Question
 
@@ -26,7 +29,7 @@ Message: TypeAlias = "dict[str, str]"
 ChatTemplateMode = Literal["auto", "always", "never"]
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """A template does not exist, is malformed, or does not fit the tokenizer or a question."""
 
 
@@ -80,12 +83,13 @@ def load_template(name: str) -> PromptTemplate:
         path = project_root() / "prompts" / f"{name}.yaml"
         if name not in template_names():
             near = closest(name, template_names())
-            raise PromptError(f"prompt.template: no template {name!r}{f'; did you mean {near}?' if near else '.'} "
-                              f"There are: {', '.join(template_names())}, or give the path of a YAML file")
+            raise PromptError(
+                f"{named('prompt.template')}: no template {name!r}{f'; did you mean {near}?' if near else '.'} "
+                f"There are: {', '.join(template_names())}, or give the path of a YAML file")
     try:
         return PromptTemplate.model_validate({**read_mapping(path), "name": Path(name).stem})
     except ConfigError as error:
-        raise PromptError(f"prompt.template: {error}") from None
+        raise PromptError(f"{named('prompt.template')}: {error}") from None
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
         raise PromptError(f"{path}: {'; '.join(problems)}. A template has: description, user, and optionally system, "
@@ -107,7 +111,8 @@ class PromptRenderer:
     ) -> None:
         has_chat_template = bool(getattr(tokenizer, "chat_template", None))
         if chat_template == "always" and not has_chat_template:
-            raise PromptError("prompt.chat_template=always, but the tokenizer has no chat template; use auto or never")
+            raise PromptError(
+                f"{named('prompt.chat_template', 'always')}, but the tokenizer has no chat template; use auto or never")
         self.template = template
         self.tokenizer = tokenizer
         self.uses_chat_template = has_chat_template and chat_template != "never"
@@ -127,7 +132,7 @@ class PromptRenderer:
         if before and not self.uses_chat_template:
             raise PromptError(
                 f"question {question.id}: {len(before)} messages precede it, which only a chat template can render; use"
-                " prompt.chat_template=auto with a tokenizer that has one, or single questions")
+                f" {named('prompt.chat_template', 'auto')} with a tokenizer that has one, or single questions")
         text = self._chat_text(question, before) if self.uses_chat_template else self._plain_text(question)
         token_ids = self.encode(text)
         if not token_ids:
@@ -166,7 +171,7 @@ class PromptRenderer:
         except jinja2.TemplateError as error:
             raise PromptError(
                 f"template {self.template.name}: the tokenizer's chat template refuses it ({error}); use a "
-                "template without a system text, or prompt.chat_template=never") from None
+                f"template without a system text, or {named('prompt.chat_template', 'never')}") from None
         prefix = self.template.assistant_prefix
         return text if prefix and text.rstrip().endswith(prefix.strip()) else text + prefix
 

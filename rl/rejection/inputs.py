@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rewards.scoring import RewardSum
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.generate.protocol import SamplingParameters
 from rl.generate.servers.client import read_key
 from rl.generate.vllm_engine import check_version
 from rl.paths import resolve_path
-from rl.policy.fingerprint import model_identity, rewards_digest
+from rl.policy.model_identity import model_identity, rewards_digest
 from rl.policy.policy import end_of_sequence_ids, load_generation_config
 from rl.questions.inputs import (
     check_lengths,
@@ -65,7 +65,7 @@ class RejectInputs:
 
 
 def read_reject_inputs(config: RejectConfig) -> RejectInputs:
-    """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError, SamplerError or RewardError
+    """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError, GeneratorError or RewardError
     with the remedy."""
     sampling, backend = config.sampling, config.generator.backend
     if backend == "vllm":
@@ -75,11 +75,10 @@ def read_reject_inputs(config: RejectConfig) -> RejectInputs:
     rewards = build_rewards(config.rewards, sampling.max_completion_tokens)
     if rewards.needs_policy or (rewards.needs_token_statistics and backend != "transformers"):
         raise ConfigError(
-            [
-                f"rewards: one of {', '.join(rewards.names)} asks for the policy's own probabilities, which rejection "
-                f"sampling with generator.backend={backend} does not have. Remedy: a reward that reads the "
-                "completions, such as rewards.accuracy:accuracy or rewards.majority:majority_vote"
-                + ("" if rewards.needs_policy else ", or generator.backend=transformers")])
+            f"rewards: one of {', '.join(rewards.names)} asks for the policy's own probabilities, which rejection "
+            f"sampling with generator.backend={backend} does not have. Remedy: a reward that reads the "
+            "completions, such as rewards.accuracy:accuracy or rewards.majority:majority_vote"
+            + ("" if rewards.needs_policy else ", or generator.backend=transformers"))
     mix = read_mix(config.mix)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     loaded = read_questions(config.data, config.prompt, rewards, tokenizer)

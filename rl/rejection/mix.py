@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.questions.files import DataError
 from rl.records import Json
 from rl.rejection.config import MixSection
@@ -34,7 +34,7 @@ def read_mix(sections: Sequence[MixSection]) -> list[MixFile]:
         try:
             solutions = load_solutions(WarmupDataSection(path=section.path, columns=section.columns), key)
         except DataError as error:
-            raise ConfigError([f"{key}.path: {error}"]) from error
+            raise ConfigError(f"{key}.path: {error}") from error
         files.append(MixFile(key, section, tuple(solutions)))
     return files
 
@@ -47,10 +47,9 @@ def draw(file: MixFile, num_kept: int, seed: int) -> list[dict[str, Json]]:
     there = len(file.solutions)
     if wanted > there:
         raise ConfigError(
-            [
-                f"{file.key}.ratio: {file.section.ratio:g} rows of {file.section.path} for each of {num_kept} kept "
-                f"completions are {wanted}, and it has {there}. Remedy: "
-                f"{file.key}.ratio={int(1e6 * there / num_kept) / 1e6} or less, or a larger file"])
+            f"{file.key}.ratio: {file.section.ratio:g} rows of {file.section.path} for each of {num_kept} kept "
+            f"completions are {wanted}, and it has {there}. Remedy: "
+            f"{file.key}.ratio={int(1e6 * there / num_kept) / 1e6} or less, or a larger file")
     chosen = sorted(random.Random(f"{seed}\x1fmix\x1f{file.key}").sample(range(there), wanted))
     return [_row(file.solutions[index]) for index in chosen]
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.rejection.config import KeepSection
 from rl.rejection.keep import REASONS, Choice, Reason, has_reward
 from rl.rejection.samples import SampledQuestion
@@ -143,10 +143,9 @@ class Tally:
         counted = sorted(self.dropped.items(), key=lambda item: (-item[1], REASONS.index(item[0])))
         most = counted[0][0]
         raise ConfigError(
-            [
-                f"keep: nothing is left of {self._all.completions:,} completions of {self._all.questions:,} questions, "
-                f"so no file is written: {', '.join(f'{count:,} {MEANING[reason]}' for reason, count in counted)}. "
-                f"Remedy: {self._remedy(most, resume)}"])
+            f"keep: nothing is left of {self._all.completions:,} completions of {self._all.questions:,} questions, "
+            f"so no file is written: {', '.join(f'{count:,} {MEANING[reason]}' for reason, count in counted)}. "
+            f"Remedy: {self._remedy(most, resume)}")
 
     def _remedy(self, most: Reason, resume: str) -> str:
         again = f"{resume} (chooses again among the samples that are there)"

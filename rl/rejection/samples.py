@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.records import Json, Prompt, Rollout, ScoredGroup
 from rl.runs.folder import RunFolderError, write_atomically
 
@@ -109,7 +109,7 @@ class SampleStore:
             ) from None
         if changed := [f"{key}: {MEANING[key]} (there {there.get(key)}, here {identity[key]})"
                        for key in identity if there.get(key) != identity[key]]:
-            raise ConfigError([*changed, "Remedy: --resume with what the run began with, or a new run_dir"])
+            raise ConfigError(*changed, "Remedy: --resume with what the run began with, or a new run_dir")
 
     def write(self, number: int, questions: Sequence[SampledQuestion]) -> None:
         """Raises OSError; the chunk is then missing."""

@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewards.errors import UserError
 
-class RunFolderError(ValueError):
+
+class RunFolderError(UserError):
     """The folder cannot be used as asked; the message says why and what to do."""
 
 

@@ -13,7 +13,7 @@ teacher's scoring, in step_s. With generator.max_staleness 1 the step's first ro
 step before trained: its generate_s and reward_s are not in step_s, what the trainer waited for them is ahead_wait_s.
 
 A new metric needs no change here: put it into the mapping given to `MetricsLog.log`. The names below are those that the
-display (rl/runs/progress.py), the picture (rl/runs/picture.py) and the watchdog (rl/runs/watchdog.py) read.
+display (rl/runs/progress.py), the picture (rl/picture.py) and the watchdog (rl/runs/watchdog.py) read.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias, cast
 
+from rewards.errors import UserError
 from rl.records import Json, ScoredGroup
 from rl.runs.folder import RunFolder
 
@@ -69,7 +70,7 @@ Record: TypeAlias = "dict[str, Json]"
 Forward: TypeAlias = Callable[[dict[str, float], int], None]
 
 
-class JsonLinesError(ValueError):
+class JsonLinesError(UserError):
     """A file of JSON lines is not what the run wrote; the message names file and line or position."""
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.configuration.loading import ConfigError, closest
+from rl.configuration.problems import closest
+from rl.errors import ConfigError
 from rl.records import Json
 from rl.stages.config import BASE, PREVIOUS, PipelineConfig, StageKind, StageSection
 
@@ -73,7 +74,7 @@ def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
         section = config.stages[position]
         name = section.name if round_number is None else f"{section.name}-{round_number}"
         if name in latest:
-            raise ConfigError([f"stages: {name} is the name of a stage and of one in a round; rename one"])
+            raise ConfigError(f"stages: {name} is the name of a stage and of one in a round; rename one")
         index, where = len(stages), f"stages.{position} ({section.name})"
         settings = {key: _with_round(value, round_number) for key, value in flatten(section.set).items()}
         if config.seed is not None and section.kind != "eval":
@@ -97,7 +98,7 @@ def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
                             section.checkpoint == "best", config.run_dir / f"{index + 1}-{name}"))
         latest[name] = latest[section.name] = index
     if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+        raise ConfigError(*dict.fromkeys(problems))
     return tuple(stages)
 
 

@@ -18,7 +18,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rl.configuration.loading import ConfigError, load, to_yaml
+from rl.configuration.loading import load, to_yaml
+from rl.errors import ConfigError
 from rl.runs.folder import RunFolder, RunFolderError, free_name_beside, prepare, write_atomically
 from rl.runs.stop_signals import StopSignals
 from rl.stages.config import PipelineConfig
@@ -77,7 +78,7 @@ def check_pipeline(
 def check_files(prepared: Sequence[Prepared]) -> None:
     """Raises ConfigError that names all local files that stages will want and that are not there."""
     if missing := [line for ready in prepared for line in missing_files(ready)]:
-        raise ConfigError([*dict.fromkeys(missing), "Remedy: put them there, or name others under the stage's `set`"])
+        raise ConfigError(*dict.fromkeys(missing), "Remedy: put them there, or name others under the stage's `set`")
 
 
 def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> int:

@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.runs.folder import RunFolder, write_atomically
-from rl.runs.intervals import Interval
-from rl.runs.picture import (
+from rl.picture import (
     COLOURS,
     columns_of,
     curve_of,
@@ -19,6 +17,8 @@ from rl.runs.picture import (
     plot_style,
     save_png,
 )
+from rl.runs.folder import RunFolder, write_atomically
+from rl.runs.intervals import Interval
 from rl.runs.summary import read_summary
 from rl.runs.tracking import HELD_OUT_ACCURACY, HELD_OUT_HIGH, HELD_OUT_LOW, read_json_lines
 from rl.stages.plan import Stage

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rewards.scoring import RewardSum
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.paths import resolve_path
 from rl.policy.policy import end_of_sequence_ids, load_generation_config
 from rl.questions.inputs import build_grader, load_model_config, load_tokenizer, read_held_out, warn_of_overlap
@@ -83,14 +83,12 @@ def _max_tokens(config: WarmupConfig, context: int | None) -> int:
     asked = config.data.max_tokens
     if asked is not None and context is not None and asked > context:
         raise ConfigError(
-            [
-                f"data.max_tokens: {asked} tokens, above the model's context of {context}. Remedy: "
-                f"data.max_tokens={context} or less, or null"])
+            f"data.max_tokens: {asked} tokens, above the model's context of {context}. Remedy: "
+            f"data.max_tokens={context} or less, or null")
     if asked is None and context is None and config.packing:
         raise ConfigError(
-            [
-                "data.max_tokens: null, and the model's config.json names no context; packing needs the length of a "
-                "row. Remedy: data.max_tokens=4096, or packing=false"])
+            "data.max_tokens: null, and the model's config.json names no context; packing needs the length of a "
+            "row. Remedy: data.max_tokens=4096, or packing=false")
     return asked or context or NO_LIMIT
 
 
@@ -99,10 +97,9 @@ def _check_held_out_length(config: WarmupConfig, prompts: tuple[Prompt, ...], co
     needed = len(longest.token_ids) + config.evaluation.max_completion_tokens
     if context is not None and needed > context:
         raise ConfigError(
-            [
-                f"evaluation.max_completion_tokens: {config.evaluation.max_completion_tokens} tokens after the longest "
-                f"prompt ({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the "
-                f"model's context of {context}. Remedy: fewer, or held-out questions with shorter prompts"])
+            f"evaluation.max_completion_tokens: {config.evaluation.max_completion_tokens} tokens after the longest "
+            f"prompt ({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the "
+            f"model's context of {context}. Remedy: fewer, or held-out questions with shorter prompts")
 
 
 def _set_aside(
@@ -125,7 +122,6 @@ def _set_aside(
         chosen |= set(members)
     if len(chosen) >= len(rows):
         raise ConfigError(
-            [
-                f"data.held_out_rows: {wanted} of {len(rows)} rows leave none to train on. Remedy: fewer, or more rows "
-                f"in {config.data.path}"])
+            f"data.held_out_rows: {wanted} of {len(rows)} rows leave none to train on. Remedy: fewer, or more rows "
+            f"in {config.data.path}")
     return tuple(row for i, row in enumerate(rows) if i not in chosen), tuple(rows[i] for i in sorted(chosen))

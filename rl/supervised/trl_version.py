@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 
 TRL_VERSIONS = ("1.16", "1.17")
 """From the first, below the second. The extra `trl` in pyproject.toml names the same."""
@@ -20,10 +20,10 @@ def check_trl() -> None:
         version = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(
-            [f"trl is not installed, and a warm-up trains with its SFTTrainer; expected trl>={first},<{last}. {remedy}"]
+            f"trl is not installed, and a warm-up trains with its SFTTrainer; expected trl>={first},<{last}. {remedy}"
         ) from None
     if not _numbers(first) <= _numbers(version) < _numbers(last):
-        raise ConfigError([f"trl {version} is installed; a warm-up was tested with trl>={first},<{last}. {remedy}"])
+        raise ConfigError(f"trl {version} is installed; a warm-up was tested with trl>={first},<{last}. {remedy}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ token by token, and room for the longest row.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +15,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rewards.errors import UserError
 from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSection
-from rl.configuration.loading import ConfigError
-from rl.generate.errors import SamplerError
-from rl.generate.protocol import Row
+from rl.errors import ConfigError, GeneratorError
 from rl.paths import resolve_path
 from rl.policy.file_digest import weights_digest
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import (
     Policy,
-    PolicyError,
     explain_loading,
     load_generation_config,
     load_plain,
@@ -34,8 +32,8 @@ from rl.policy.policy import (
     named_end_ids,
     stored_lora,
 )
-from rl.policy.scorer import PolicyScorer
 from rl.questions.inputs import Inputs, load_model_config, load_tokenizer
+from rl.records import PromptCompletion
 from rl.teacher.advantages import Teacher
 
 PROBE = "Question: 12 + 7 = ? Let's think step by step.\nΔx ≤ 3/4, thus \\boxed{19}."
@@ -48,19 +46,19 @@ class LocalTeacher:
     def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int, description: str) -> None:
         self.description = description
         self._num_outputs = policy.causal_lm.get_output_embeddings().weight.shape[0]
-        self._scorer = PolicyScorer(policy, forward, max_tokens=max_tokens)
+        self._calculator = LogprobCalculator(policy, forward, max_tokens=max_tokens)
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        """Raises SamplerError for an id that the teacher does not have: a family's models pad their outputs to
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        """Raises GeneratorError for an id that the teacher does not have: a family's models pad their outputs to
         different sizes."""
         largest = max((max(*prompt, *completion) for prompt, completion in rows), default=0)
         if largest >= self._num_outputs:
-            raise SamplerError(
+            raise GeneratorError(
                 f"teacher.path: the student has sampled the id {largest}, which stands for no token, and the teacher "
                 f"({self.description}) has {self._num_outputs} outputs: expected ids below. Remedy: a teacher with as "
                 "many outputs as the student; or a lower sampling.temperature or sampling.top_p, which leave such "
                 "ids out")
-        return [tuple(scored.logprobs_N.tolist()) for scored in self._scorer.score(rows)]
+        return [tuple(scored.logprobs_N.tolist()) for scored in self._calculator.logprobs(rows)]
 
     def close(self) -> None:
         """The model goes with the process."""
@@ -69,7 +67,7 @@ class LocalTeacher:
 def open_teacher(config: RunConfig, inputs: Inputs, device: torch.device) -> Teacher | None:
     """The teacher that the configuration names, ready to score; None where it names none.
 
-    Raises PolicyError, ConfigError or SamplerError, with the remedy, where it cannot be had."""
+    Raises PolicyError, ConfigError or GeneratorError, with the remedy, where it cannot be had."""
     section = config.teacher
     if section is None:
         return None
@@ -144,9 +142,8 @@ def check_teacher(
     model = section.as_model()
     if model.adapter is not None and not (Path(resolve_path(model.adapter)) / "adapter_config.json").is_file():
         raise ConfigError(
-            [
-                f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by"
-                " PEFT, such as runs/NAME/checkpoints/best/adapter"])
+            f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by "
+            "PEFT, such as runs/NAME/checkpoints/best/adapter")
     with in_words_of(key):
         other, model_config = load_tokenizer(model), load_model_config(model)
     text_config = model_config.get_text_config()
@@ -155,11 +152,10 @@ def check_teacher(
         difference = f"it has {text_config.vocab_size} outputs for the student's {len(tokenizer)} tokens"
     if difference is not None:
         raise ConfigError(
-            [
-                f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, "
-                f"model.path={student.path} ({len(tokenizer)} tokens): {difference}. Log-probabilities are compared "
-                "token by token, which needs the same ids. Remedy: a teacher with the student's tokenizer; or "
-                f"{remedy}"])
+            f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, "
+            f"model.path={student.path} ({len(tokenizer)} tokens): {difference}. Log-probabilities are compared "
+            "token by token, which needs the same ids. Remedy: a teacher with the student's tokenizer; or "
+            f"{remedy}")
     ends = [named_end_ids(load_generation_config(str(resolve_path(one.path)), one.revision), tokens)
             for one, tokens in ((student, tokenizer), (model, other))]
     if not set(ends[0]) & set(ends[1]):
@@ -172,9 +168,8 @@ def check_teacher(
     context: int | None = getattr(text_config, "max_position_embeddings", None)
     if context is not None and max_tokens > context:
         raise ConfigError(
-            [
-                f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. "
-                "Remedy: a teacher with a longer context, or shorter prompts and completions"])
+            f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. "
+            "Remedy: a teacher with a longer context, or shorter prompts and completions")
 
 
 def vocabulary_difference(
@@ -195,15 +190,10 @@ def vocabulary_difference(
 
 
 @contextmanager
-def in_words_of(key: str) -> Iterator[None]:
-    """What loading a model raises names model.path, model.adapter and so on; here it shall name the teacher's keys."""
+def in_words_of(section: str) -> Iterator[None]:
+    """What loading a model raises names model.path, model.adapter and so on; here it names the keys of the teacher's
+    section."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError([_renamed(problem, key) for problem in error.problems]) from error
-    except PolicyError as error:
-        raise PolicyError(_renamed(str(error), key)) from error
-
-
-def _renamed(text: str, key: str) -> str:
-    return re.sub(r"\bmodel\.(?=(?:path|revision|adapter|dtype|attention|trust_remote_code)\b)", f"{key}.", text)
+    except UserError as error:
+        raise error.renamed(lambda name: f"{section}.{name.removeprefix('model.')}") from error

@@ -7,33 +7,34 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from rewards.accuracy import grade
-from rl.configuration.help import all_keys
+from rl.configuration.keys import all_keys
 from rl.configuration.loading import load
 from rl.generate.protocol import Request, request_seed
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.paths import project_root, resolve_path
+from rl.paths import resolve_path
 from rl.policy.policy import load_plain
 from rl.questions.prompting import PromptRenderer, load_template
 from rl.records import Rollout
 from rl.rejection.config import RejectConfig
 from rl.rejection.inputs import RejectInputs, read_reject_inputs
 from rl.rejection.run import solution_row
+from rl.rejection.samples import SampledQuestion, SampleStore
 from rl.supervised.config import WarmupDataSection
 from rl.supervised.solutions import load_solutions, render_solutions
+from tests.reference.fork import Fork
 from tests.reference.reject import ANSWERED, LABEL_FREE, SMALL, UNANSWERED, command, reject, report_of, rows_of
 from tests.reference.warmup import warm_up
-from tests.reference.whole_run import own_environment, python, summary_of
+from tests.reference.whole_run import python, summary_of
 
 
 def answers() -> dict[str, str]:
@@ -170,14 +171,15 @@ def test_a_run_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrupted_
 ) -> None:
     folder = tmp_path / "half"
     words = (*SMALL, *LABEL_FREE, "sampling.samples=8", f"run_dir={folder}")
-    process = subprocess.Popen([sys.executable, "-m", "rl.reject", *words], cwd=project_root(), env=own_environment(),
-                               stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (folder / "samples" / "chunk-00000.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "ended, or too slow, before the first chunk"
-        time.sleep(0.005)
-    process.send_signal(number)
-    assert process.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+    write = SampleStore.write
+
+    def write_and_signal(store: SampleStore, chunk: int, questions: Sequence[SampledQuestion]) -> None:
+        write(store, chunk, questions)
+        os.kill(os.getpid(), number)
+
+    with patch.object(SampleStore, "write", write_and_signal):
+        ended = Fork(lambda: command(*words)).wait()
+    assert ended.returncode == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     chunks = len(list((folder / "samples").glob("chunk-*.jsonl")))
     assert 1 <= chunks < 3 and not (folder / "solutions.jsonl").exists() and not (folder / "report.json").exists()
     first = (folder / "samples" / "chunk-00000.jsonl").stat().st_mtime_ns

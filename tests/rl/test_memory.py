@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, Gemma3Config
 
 from rl.config import ModelSection, RunConfig
-from rl.configuration.loading import ConfigError
-from rl.generate.sampler_plan import MERGE_BELOW_BYTES, engine_cache_bytes
+from rl.errors import ConfigError
+from rl.generate.generator_plan import MERGE_BELOW_BYTES, engine_cache_bytes
 from rl.memory import (
     LIBRARIES_BYTES,
     MemoryEstimate,

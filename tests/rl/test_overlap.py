@@ -13,7 +13,7 @@ import torch
 
 from rewards.contract import RewardError
 from rl.collect import Collected, Collector, Times
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from rl.losses import entropy_threshold
+from rl.optimizer import learning_rate
 from rl.policy.policy import Policy
 from rl.records import Group, TrainingGroup
 from rl.rehearsal import longest_groups
-from rl.schedule import learning_rate
 from rl.update_report import UpdateReport
 from tests.reference.tiny_run import (
     literal_logprobs,
@@ -450,7 +450,7 @@ def test_the_learning_rate_warms_up_and_then_follows_its_schedule() -> None:
     }
     for schedule, values in expected.items():
         config = tiny_config(*common, f"optim.schedule={schedule}")
-        assert [learning_rate(config, step) for step in range(10)] == pytest.approx(values)
+        assert [learning_rate(config.optim, step, config.steps) for step in range(10)] == pytest.approx(values)
 
 
 def test_the_reported_learning_rate_is_the_one_used(groups: list[Group]) -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from eval.run import check_words
 from rl.config import RewardSection, RunConfig
-from rl.configuration.loading import ConfigError, differences, load, to_yaml
+from rl.configuration.loading import load, to_yaml
+from rl.configuration.resuming import differences
+from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
 from rl.questions.prompting import load_template
 from rl.rejection.config import RejectConfig
@@ -37,8 +39,9 @@ def write(folder: Path, text: str) -> Path:
 def problems_of(path: Path | None, *overrides: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         load(path, overrides)
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    return caught.value.problems
+    problems = tuple(str(problem) for problem in caught.value.problems)
+    assert str(caught.value) == "\n".join(problems)
+    return problems
 
 
 def model_of(path: Path) -> type[RunConfig] | type[WarmupConfig] | type[RejectConfig]:

@@ -361,7 +361,7 @@ def test_each_group_is_told_of_once_when_it_is_whole(policy: Policy) -> None:
 def test_scores_are_the_sampled_log_probabilities(policy: Policy, sync: Sync) -> None:
     generator = sampler(policy, sync)
     [group] = generator.generate(requests(1, 4), PLAIN)
-    scores = generator.score([(group.prompt.token_ids, rollout.token_ids) for rollout in group.rollouts])
+    scores = generator.logprobs([(group.prompt.token_ids, rollout.token_ids) for rollout in group.rollouts])
     for rollout, found in zip(group.rollouts, scores, strict=True):
         assert found == pytest.approx(rollout.logprobs, abs=1e-4)
 

@@ -20,13 +20,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rl.collect import Collected
 from rl.config import RunConfig
-from rl.generate.errors import SamplerError
-from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
+from rl.errors import GeneratorError
+from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.fused_lora import LoraProduct
 from rl.policy.policy import Policy
-from rl.proof.proof import UNMOVED_UPDATES, Proof, ProofState, SamplerMismatchError, spread
-from rl.records import Group, Rollout
+from rl.proof.proof import UNMOVED_UPDATES, GeneratorMismatchError, Proof, ProofState, spread
+from rl.records import Group, PromptCompletion, Rollout
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import MetricsLog, Record, read_json_lines
 from rl.trainer import Trainer
@@ -101,7 +101,8 @@ class Raw(Sampler):
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
     ) -> list[Group]:
         def raw(group: Group, rollout: Rollout) -> Rollout:
-            return dataclasses.replace(rollout, logprobs=self.score([(group.prompt.token_ids, rollout.token_ids)])[0])
+            [logprobs] = self.logprobs([(group.prompt.token_ids, rollout.token_ids)])
+            return dataclasses.replace(rollout, logprobs=logprobs)
 
         return [dataclasses.replace(group, rollouts=tuple(raw(group, rollout) for rollout in group.rollouts))
                 for group in super().generate(requests, parameters, finished)]
@@ -110,8 +111,8 @@ class Raw(Sampler):
 class Dumb(Deaf):
     """Cannot score."""
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        raise SamplerError("generator.urls: http://localhost:1 does not answer")
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        raise GeneratorError("generator.urls: http://localhost:1 does not answer")
 
 
 class Eager(Sampler):
@@ -138,7 +139,7 @@ def failure(config: RunConfig, policy: Policy, generator: Generator, folder: Pat
     """The message of the proof that stops the run after exactly so many good steps."""
     trainer, _ = run_steps(config, policy, generator, folder, good_steps)
     before = trained(policy)
-    with pytest.raises(SamplerMismatchError) as caught:
+    with pytest.raises(GeneratorMismatchError) as caught:
         trainer.step()
     assert trainer.step_number == good_steps
     # nothing was trained on it
@@ -271,7 +272,7 @@ def test_in_bfloat16_a_sampler_of_the_base_is_found_long_before_the_bound_is_rea
     change_adapter(policy, 0.004)
     proof = Proof(config, policy, deaf, rank=0, num_ranks=1)
     collected = collected_by(deaf, count=16, version=1)
-    with pytest.raises(SamplerMismatchError, match="the adapter never reached the sampler") as caught:
+    with pytest.raises(GeneratorMismatchError, match="the adapter never reached the sampler") as caught:
         proof.check(1, 1, collected)
     agreement = float(str(caught.value).split("sampler and trainer ")[1].split()[0])
     assert agreement < 0.01
@@ -287,7 +288,7 @@ def test_samples_that_are_all_of_an_earlier_version_are_scored_again_by_the_samp
     assert found["proof/inconclusive"] == 0.0 and found["proof/agreement"] < 1e-5
     bad = Sampler(tiny_policy(config))
     bad.policy_version = 1
-    with pytest.raises(SamplerMismatchError, match="the adapter never reached the sampler"):
+    with pytest.raises(GeneratorMismatchError, match="the adapter never reached the sampler"):
         Proof(config, policy, bad, rank=0, num_ranks=1).check(1, 1, stale)
     # A sampler that has no such version yet cannot prove it: the proof stays owed.
     bad.policy_version = 0
@@ -304,7 +305,7 @@ def test_a_resumed_run_is_proven_in_its_first_step_and_leaves_no_trace_of_it() -
     assert good.check(7, 5, collected_from(policy, version=5)) == {} and good.state() == state
     bad = Proof(config, policy, Sampler(tiny_policy(config)), rank=0, num_ranks=1)
     bad.resume(state)
-    with pytest.raises(SamplerMismatchError, match="step 7: the sampler does not sample from version 5"):
+    with pytest.raises(GeneratorMismatchError, match="step 7: the sampler does not sample from version 5"):
         bad.check(7, 5, collected_by(Sampler(tiny_policy(config)), version=5))
 
 
@@ -338,7 +339,7 @@ def test_updates_that_leave_the_policy_as_its_base_are_the_trainers_error(tmp_pa
     config = tiny_config(*SETTINGS, "optim.lr=1e-30", "generator.proof_completions=2")
     policy = tiny_policy(config)
     trainer, _ = run_steps(config, policy, Sampler(policy), tmp_path, UNMOVED_UPDATES)
-    with pytest.raises(SamplerMismatchError, match=r"equals its base to the last bit .* The trainer's side is wrong"):
+    with pytest.raises(GeneratorMismatchError, match=r"equals its base to the last bit .* The trainer's side is wrong"):
         trainer.step()
 
 

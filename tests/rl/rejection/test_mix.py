@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.rejection.config import MixSection
 from rl.rejection.mix import draw, read_mix
 from rl.supervised.config import WarmupDataSection

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.rejection.config import KeepSection
 from rl.rejection.keep import choose
 from rl.rejection.report import MixedIn, Report, Tally, bucket_of, to_json, to_markdown

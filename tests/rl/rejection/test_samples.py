@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.configuration.loading import ConfigError
+from rl.errors import ConfigError
 from rl.records import Prompt, Question
 from rl.rejection.samples import SampledQuestion, SampleStore
 from rl.runs.folder import RunFolderError

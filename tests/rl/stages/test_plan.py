@@ -11,7 +11,8 @@ import pytest
 
 from eval.run import check_words
 from rl.config import RunConfig
-from rl.configuration.loading import ConfigError, load
+from rl.configuration.loading import load
+from rl.errors import ConfigError
 from rl.paths import project_root
 from rl.runs.folder import RunFolderError
 from rl.stages.config import PipelineConfig
@@ -86,7 +87,7 @@ def test_a_merged_policy_has_no_adapter() -> None:
             [RL, REJECT, {**EVAL, "policy": "reject"}],
             r"\{reject\.model\} of stage reject \(reject\); a model comes of: warmup, rl",
         ),
-        ([RL, {**WARMUP, "set": {"data.path": "{rl.supervised.solutions}"}}], "a solutions comes of: reject"),
+        ([RL, {**WARMUP, "set": {"data.path": "{rl.solutions}"}}], "a solutions comes of: reject"),
         ([RL, {**REJECT, "set": {"mix": [{"path": "{other.folder}/x"}]}}], "saw 'other', which is no earlier stage"),
         (
             [WARMUP, {**RL, "set": {"teacher": {"path": "{cold.modell}"}}}],
@@ -175,7 +176,7 @@ def test_all_files_that_will_be_wanted_are_named_at_the_start(tmp_path: Path) ->
         {**WARMUP, "name": "sft"}, run_dir=str(tmp_path)), check_words)
     with pytest.raises(ConfigError) as caught:
         check_files(prepared)
-    assert caught.value.problems[:-1] == (
+    assert tuple(map(str, caught.value.problems))[:-1] == (
         "stage cold (warmup): data.path: none.jsonl: no such file", "stage rl (rl): rewards: none.py: no such file")
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from rl.configuration.loading import ConfigError, load, to_yaml
+from rl.configuration.loading import load, to_yaml
+from rl.errors import ConfigError
 from rl.kl import forward_kl
 from rl.paths import resolve_path
 from rl.policy.policy import Policy

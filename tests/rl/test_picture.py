@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.runs.picture import compare_runs, draw_curves, main
+from rl.picture import compare_runs, draw_curves, main
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def write_run(folder: Path, accuracies: dict[int, float], steps: int = 20, **train: float) -> Path:
@@ -96,7 +96,7 @@ def test_a_missing_run_is_one_line_on_stderr_and_exit_code_1(
 
 
 def test_importing_the_module_loads_neither_matplotlib_nor_torch() -> None:
-    code = ("import sys, rl.runs.picture, rl.runs.progress, rl.runs.watchdog, rl.runs.summary; "
+    code = ("import sys, rl.picture, rl.runs.progress, rl.runs.watchdog, rl.runs.summary; "
             "print(*({'matplotlib', 'torch', 'rich'} & sys.modules.keys()))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -14,7 +14,7 @@ import torch
 from rl.config import RunConfig
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
-from rl.proof.proof import SamplerMismatchError
+from rl.proof.proof import GeneratorMismatchError
 from rl.trainer import Trainer
 from tests.reference.tiny_run import make_trainer, tiny_config, tiny_policy
 
@@ -37,7 +37,7 @@ def test_a_sampler_that_stays_behind_stops_the_run_after_the_first_update(tmp_pa
     run.step()
     assert run.policy_version == 1
     with pytest.raises(
-        SamplerMismatchError, match=r"step 1: the sampler's log-probabilities differ .* at most 0\.001 .*version 1"
+        GeneratorMismatchError, match=r"step 1: the sampler's log-probabilities differ .* at most 0\.001 .*version 1"
     ):
         run.step()
 

@@ -1,7 +1,7 @@
 """metrics.jsonl -> pictures: one run's learning curves, or several methods against each other.
 
-    python -m rl.runs.picture RUN [RUN ...] --out curves.png
-    python -m rl.runs.picture "GRPO=runs/grpo-*" "EMPO=runs/empo-*" --out comparison.png
+    python -m rl.picture RUN [RUN ...] --out curves.png
+    python -m rl.picture "GRPO=runs/grpo-*" "EMPO=runs/empo-*" --out comparison.png
 
 One run gives `draw_curves`, several or any with a label give `compare_runs`. A run is its folder, or its metrics.jsonl.
 matplotlib is imported only when something is drawn, with the back end that needs no screen. To show another curve: a
@@ -288,7 +288,7 @@ def save_png(figure: Figure, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rl.runs.picture",
+    parser = argparse.ArgumentParser(prog="python -m rl.picture",
                                      description="Draw learning curves of one run, or compare several.")
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="run folder or metrics.jsonl, or label=pattern for a comparison over seeds")
