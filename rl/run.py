@@ -25,7 +25,7 @@ from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
 from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import sampling_parameters
-from rl.memory import available_memory, check_memory, estimate_memory
+from rl.memory import available_memory, check_memory, estimate_memory, longest_groups
 from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
 from rl.picture import draw_curves
@@ -35,7 +35,6 @@ from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.ranks import check_distribution
-from rl.rehearsal import longest_groups
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals

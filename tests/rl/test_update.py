@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from rl.losses import entropy_threshold
+from rl.memory import longest_groups
 from rl.optimizer import learning_rate
 from rl.policy.policy import Policy
 from rl.records import Group, TrainingGroup
-from rl.rehearsal import longest_groups
 from rl.update_report import UpdateReport
 from tests.reference.tiny_run import (
     literal_logprobs,
