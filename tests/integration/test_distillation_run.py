@@ -11,7 +11,7 @@ from rl.checkpoint import list_checkpoints, read_state
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import read_json_lines
 from tests.integration.test_resume import assert_same_end, resume
-from tests.reference.fork import Fork, forked_ranks, signal_after_line
+from tests.reference.fork import Fork, after_line, forked_ranks, signal_itself
 from tests.reference.tiny_run import HELD_OUT, tiny_policy
 from tests.reference.warmup import warm_up
 from tests.reference.whole_run import held_out_gain, metrics_of, summary_of, train, trained_steps
@@ -124,8 +124,8 @@ def test_a_distillation_killed_and_resumed_equals_the_uninterrupted_one_bit_for_
 ) -> None:
     assert train(tmp_path / "whole", *SETTINGS, teacher) == 0
     run_dir = tmp_path / "run"
-    with signal_after_line(signal.SIGKILL, {"kind": "train", "step": 5}):
-        killed = Fork(lambda: train(run_dir, *SETTINGS, teacher)).wait()
+    with after_line({"kind": "train", "step": 5}, signal_itself(signal.SIGKILL)):
+        killed = Fork(lambda: train(run_dir, *SETTINGS, teacher)).finished()
     assert killed.returncode == -signal.SIGKILL
     assert 5 <= len(trained_steps(run_dir)) < 12 and list_checkpoints(RunFolder(run_dir).checkpoints)
     assert resume(run_dir, *SETTINGS, teacher) == 0

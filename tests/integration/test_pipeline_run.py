@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,9 +19,14 @@ import psutil
 import pytest
 import yaml
 
+from eval.store import Completions
 from rl.paths import project_root
 from rl.pipeline import main
+from rl.records import Json
+from rl.rejection.samples import SampleStore
+from rl.runs.tracking import JsonLines
 from rl.stages.processes import free_port
+from tests.reference.fork import Fork, ForkedModule, after
 from tests.reference.whole_run import in_process, metrics_of, own_environment, python, summary_of
 
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
@@ -121,16 +127,22 @@ def test_a_pipeline_leaves_one_folder_one_summary_and_one_picture(whole: Path) -
     assert len((run / "summary.md").read_text().splitlines()) == 9
 
 
-def begin(file: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rl.pipeline", "--config", str(file)], cwd=project_root(), env=own_environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def fork_pipeline(file: Path) -> Fork:
+    """The pipeline in a fork, and each stage in a fork of that, as its processes are."""
+    with patch("rl.stages.run.subprocess.Popen", ForkedModule):
+        return Fork(lambda: main(["--config", str(file)]))
 
 
-def wait_until(is_there: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 200
-    while not is_there():
-        assert process.poll() is None and time.monotonic() < deadline, "ended, or too slow"
+def is_step(number: int, *, of_rl: bool) -> Callable[[JsonLines, Mapping[str, Json]], bool]:
+    """Is this the line of the training step in metrics.jsonl, of an RL stage or of a warm-up?"""
+    return lambda lines, record: (
+        record.get("kind") == "train" and record["step"] == number and ("reward" in record) == of_rl)
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
         time.sleep(0.02)
 
 
@@ -142,22 +154,24 @@ def test_killed_in_the_middle_of_each_kind_of_stage_it_ends_as_the_uninterrupted
     whole: Path, tmp_path: Path
 ) -> None:
     file, run = write(tmp_path, *STAGES), tmp_path / "run"
-    middles: list[tuple[str, Callable[[], bool]]] = [
-        ("cold", lambda: holds(run / "1-cold" / "metrics.jsonl", '"step": 2')),
-        ("rl", lambda: holds(run / "2-rl" / "metrics.jsonl", '"step": 2')),
-        ("reject", lambda: len(list((run / "3-reject" / "samples").glob("*.jsonl"))) >= 2),
-        (
-            "eval",
-            lambda: (run / "5-eval" / "completions.jsonl").exists()
-            and (run / "5-eval" / "completions.jsonl").stat().st_size > 0)]
-    for name, is_there in middles:
-        process = begin(file)
-        wait_until(is_there, process)
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
+
+    def kill_pipeline() -> None:
+        """In the stage's process."""
+        (tmp_path / "stage.pid").write_text(str(os.getpid()))
+        os.kill(os.getppid(), signal.SIGKILL)
+
+    middles = [
+        ("cold", after(JsonLines, "append", kill_pipeline, is_step(2, of_rl=False))),
+        ("rl", after(JsonLines, "append", kill_pipeline, is_step(2, of_rl=True))),
+        ("reject", after(SampleStore, "write", kill_pipeline, lambda store, number, questions: number == 1)),
+        ("eval", after(Completions, "append", kill_pipeline))]
+    for name, kills_it in middles:
+        with kills_it:
+            process = fork_pipeline(file)
+        assert process.wait() == -signal.SIGKILL
         # The stage's process ends with it, or the next command would find its folder in use.
-        assert psutil.wait_procs(children, timeout=20)[1] == []
+        stage = int((tmp_path / "stage.pid").read_text())
+        wait_until(lambda: not psutil.pid_exists(stage), 20)  # noqa: B023
         assert not json.loads((run / "pipeline.json").read_text())["stages"][name]["is_done"], "killed too late"
     done = pipeline_here(file)
     assert done.returncode == 0, done.stderr
@@ -172,10 +186,10 @@ def test_killed_in_the_middle_of_each_kind_of_stage_it_ends_as_the_uninterrupted
 
 def test_a_signal_stops_it_with_everything_saved_and_the_same_command_goes_on(whole: Path, tmp_path: Path) -> None:
     file, run = write(tmp_path, *STAGES[:2]), tmp_path / "run"
-    process = begin(file)
-    wait_until(lambda: holds(run / "2-rl" / "metrics.jsonl", '"step": 1'), process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+
+    with after(JsonLines, "append", lambda: os.kill(os.getppid(), signal.SIGTERM), is_step(1, of_rl=True)):
+        process = fork_pipeline(file)
+    assert process.wait() == 0
     assert summary_of(run / "2-rl")["stop_reason"] == "SIGTERM" and not (run / "summary.json").exists()
     done = pipeline_here(file)
     assert done.returncode == 0 and "stage 1 of 2, cold (warmup): done already" in done.stdout
@@ -278,7 +292,7 @@ def test_the_death_of_one_ranks_process_ends_all(tmp_path: Path) -> None:
         launch(file), cwd=project_root(), env=own_environment() | ON_CPU, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "1-rl" / "metrics.jsonl"
-    wait_until(lambda: holds(metrics, '"step": 1'), launcher)
+    wait_until(lambda: launcher.poll() is not None or holds(metrics, '"step": 1'), 200)
     family = psutil.Process(launcher.pid).children(recursive=True)
     [victim] = [one for one in family if "rl.train" in one.cmdline() and one.environ().get("RANK") == "1"]
     victim.kill()

@@ -8,10 +8,8 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -28,10 +26,10 @@ from rl.records import Rollout
 from rl.rejection.config import RejectConfig
 from rl.rejection.inputs import RejectInputs, read_reject_inputs
 from rl.rejection.run import solution_row
-from rl.rejection.samples import SampledQuestion, SampleStore
+from rl.rejection.samples import SampleStore
 from rl.supervised.config import WarmupDataSection
 from rl.supervised.solutions import load_solutions, render_solutions
-from tests.reference.fork import Fork
+from tests.reference.fork import Fork, after, signal_itself
 from tests.reference.reject import ANSWERED, LABEL_FREE, SMALL, UNANSWERED, command, reject, report_of, rows_of
 from tests.reference.warmup import warm_up
 from tests.reference.whole_run import python, summary_of
@@ -171,14 +169,8 @@ def test_a_run_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrupted_
 ) -> None:
     folder = tmp_path / "half"
     words = (*SMALL, *LABEL_FREE, "sampling.samples=8", f"run_dir={folder}")
-    write = SampleStore.write
-
-    def write_and_signal(store: SampleStore, chunk: int, questions: Sequence[SampledQuestion]) -> None:
-        write(store, chunk, questions)
-        os.kill(os.getpid(), number)
-
-    with patch.object(SampleStore, "write", write_and_signal):
-        ended = Fork(lambda: command(*words)).wait()
+    with after(SampleStore, "write", signal_itself(number)):
+        ended = Fork(lambda: command(*words)).finished()
     assert ended.returncode == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     chunks = len(list((folder / "samples").glob("chunk-*.jsonl")))
     assert 1 <= chunks < 3 and not (folder / "solutions.jsonl").exists() and not (folder / "report.json").exists()

@@ -118,9 +118,9 @@ def test_a_run_killed_twice_and_resumed_without_naming_its_settings_equals_the_u
 ) -> None:
     """The second kill comes before the first resumed checkpoint: steps 3 and 4 run three times."""
     run_dir = tmp_path / "run"
-    killed = Fork(lambda: train(run_dir, *EIGHT_STEPS, reward), at_call(3 * 8 + 1, "SIGKILL")).wait()
+    killed = Fork(lambda: train(run_dir, *EIGHT_STEPS, reward), at_call(3 * 8 + 1, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
-    resumed = Fork(lambda: main(["--resume", str(run_dir)]), at_call(9, "SIGKILL")).wait()
+    resumed = Fork(lambda: main(["--resume", str(run_dir)]), at_call(9, "SIGKILL")).finished()
     assert resumed.returncode == -signal.SIGKILL
     assert "going on from step-000003" in resumed.stdout
     assert resume(run_dir, *EIGHT_STEPS, reward) == 0
@@ -131,7 +131,7 @@ def test_refilling_dropout_and_several_updates_resume_to_the_same_end(tmp_path: 
     assert train(tmp_path / "whole", *EIGHT_STEPS, *DEMANDING, reward) == 0
     assert any(record["groups/surplus"] for record in metrics_of(tmp_path / "whole") if record["kind"] == "train")
     words = (*EIGHT_STEPS, *DEMANDING, reward)
-    killed = Fork(lambda: train(tmp_path / "run", *words), at_call(70, "SIGKILL")).wait()
+    killed = Fork(lambda: train(tmp_path / "run", *words), at_call(70, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
     assert 2 <= len(trained_steps(tmp_path / "run")) < 8
     assert resume(tmp_path / "run", *EIGHT_STEPS, *DEMANDING, reward) == 0
@@ -151,7 +151,7 @@ def test_a_run_killed_in_its_first_steps_resumes_from_the_start(
 ) -> None:
     """From the checkpoint before the first step, or, where the kill came before even that, without one."""
     settings = ("steps=3", "evaluation.path=null", reward)
-    killed = Fork(lambda: train(tmp_path / "run", *settings), at_call(12, "SIGKILL")).wait()
+    killed = Fork(lambda: train(tmp_path / "run", *settings), at_call(12, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
     assert trained_steps(tmp_path / "run") == [1]
     checkpoints = RunFolder(tmp_path / "run").checkpoints

@@ -72,7 +72,7 @@ def test_a_killed_run_and_the_uninterrupted_one_end_alike(
     ones were drawn."""
     assert run(words(tmp_path / "whole", *EIGHT_STEPS, *demanding, reward)) == 0
     more = (*EIGHT_STEPS, *demanding, reward)
-    killed = Fork(lambda: run(words(tmp_path / "run", *more)), at_call(5 * 8 + 3, "SIGKILL")).wait()
+    killed = Fork(lambda: run(words(tmp_path / "run", *more)), at_call(5 * 8 + 3, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
     newest = list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]
     state = read_state(newest)

@@ -21,7 +21,7 @@ from rl.policy.policy import Policy, load_policy
 from rl.runs.folder import RunFolder
 from rl.supervised.config import WarmupConfig
 from rl.supervised.inputs import read_warmup_inputs
-from tests.reference.fork import Fork, signal_after_line
+from tests.reference.fork import Fork, after_line, signal_itself
 from tests.reference.tiny_run import literal_logprobs
 from tests.reference.warmup import SMALL, warm_up
 from tests.reference.whole_run import GRPO, metrics_of, python, summary_of, train, trained_steps
@@ -161,8 +161,8 @@ def test_a_warm_up_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrup
     number: signal.Signals, lora_run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "warmup"
-    with signal_after_line(number, {"kind": "train", "step": 3}):
-        ended = Fork(lambda: warm_up(folder, HELD_OUT, "merge=true")).wait()
+    with after_line({"kind": "train", "step": 3}, signal_itself(number)):
+        ended = Fork(lambda: warm_up(folder, HELD_OUT, "merge=true")).finished()
     assert ended.returncode == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     assert not (folder / "adapter").exists() and not RunFolder(folder).summary_file.exists()
     assert warm_up(folder, HELD_OUT, "merge=true", "--resume") == 0
@@ -189,7 +189,7 @@ def test_two_processes_train_as_one(lora_run: Path, tmp_path: Path) -> None:
 
 def test_other_settings_and_other_data_are_no_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "warmup"
-    with signal_after_line(signal.SIGTERM, {"kind": "train", "step": 5}):
+    with after_line({"kind": "train", "step": 5}, signal_itself(signal.SIGTERM)):
         assert warm_up(folder, HELD_OUT, "steps=2000", "evaluation.every=0") == 0
     before = RunFolder(folder).config_file.read_text()
     assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -60,6 +61,13 @@ def in_process(
           contextlib.redirect_stderr(err)):
         code = main(words)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def module_in_process(command: Sequence[str], **settings: object) -> subprocess.CompletedProcess[str]:
+    """In the place of `subprocess.run` for `python -m MODULE WORDS`: the module's `main` in this process."""
+    _, option, module, *words = command
+    assert option == "-m"
+    return in_process(importlib.import_module(module).main, *words)
 
 
 @contextlib.contextmanager

@@ -100,6 +100,7 @@ def without_times(collected: Collected) -> Collected:
     return replace(collected, times=Times())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slow", "waiting"])
 def test_finished_groups_are_scored_while_others_decode(policy: Policy, file: Path, name: str) -> None:
     """Four groups, one each 0.1 s, 0.05 s to score: only the last one could be waited for."""
@@ -213,6 +214,7 @@ def test_an_exception_in_the_generator_does_not_wait_for_the_reward() -> None:
     never.set()
 
 
+@pytest.mark.slow
 def test_sampling_ahead_gives_the_groups_that_sampling_in_turn_gives(policy: Policy, tmp_path: Path) -> None:
     """The same sampler's weights throughout: only the time of sampling differs, under refilling with its surplus
     too."""

@@ -237,6 +237,7 @@ def test_while_no_server_answers_the_run_waits_and_says_so_once(policy: Policy, 
     assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 2 and 0.3 < metrics["sampler/waited_s"] < 5
 
 
+@pytest.mark.slow
 def test_who_is_told_of_an_outage_may_end_the_waiting(policy: Policy, tmp_path: Path) -> None:
     def stop(text: str) -> None:
         raise KeyboardInterrupt(text)
@@ -454,6 +455,7 @@ def test_a_key_that_is_refused_in_the_middle_of_a_run_has_the_remedy_of_the_star
                 ask()
 
 
+@pytest.mark.slow
 def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(policy: Policy, tmp_path: Path) -> None:
     message = r"after 2 s .*start_timeout_s.* no vLLM server answers at http"
     with (unused_url() as nobody, ScriptedVllm() as server, pytest.raises(GeneratorError, match=message) as error,
@@ -569,6 +571,7 @@ def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: P
     assert (tmp_path / "exchange" / "otherhalf-versions-1").exists()
 
 
+@pytest.mark.slow
 def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_path: Path) -> None:
     """SIGKILL lets nobody clean up. Another program's folder stays, and that of a process that still runs."""
     script = (
@@ -627,6 +630,7 @@ def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypat
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_of_several_ranks_the_main_one_brings_each_version_once(tmp_path: Path, way: Way) -> None:
     with ScriptedVllm() as first, ScriptedVllm() as second:

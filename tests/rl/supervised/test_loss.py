@@ -61,6 +61,7 @@ def test_the_loss_is_the_cross_entropy_of_the_completion_tokens_alone(
     torch.testing.assert_close(found_T.sort().values, expected_T.sort().values, atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_one_update_is_the_same_for_every_micro_batch_size_and_with_packing(packing: str, tmp_path: Path) -> None:
     def after_one_step(*overrides: str) -> tuple[float, dict[str, torch.Tensor]]:
