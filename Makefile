@@ -21,7 +21,7 @@ fast: check
 	$(PYTEST) $(TWO) -m 'not slow' tests/rl tests/rewards tests/eval --ignore $(ALONE)
 
 test: check
-	$(PYTEST) $(TWO) tests/integration tests/rl tests/rewards tests/eval --ignore $(ALONE)
+	$(PYTEST) $(TWO) tests/integration tests/rl tests/rewards tests/eval tests/models tests/benchmarks --ignore $(ALONE)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ALONE)
 
 # The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.
