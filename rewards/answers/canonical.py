@@ -15,9 +15,9 @@ from typing import Literal
 
 from rewards.answers.expression import parse
 from rewards.answers.notation import TEXT_CLOSE, TEXT_OPEN, unmark
-from rewards.answers.numeric import exact
 from rewards.answers.quantity import Huge, read_quantity, read_unit
 from rewards.answers.terms import Term
+from rewards.answers.values import exact
 
 Kind = Literal["number", "text", "expression"]
 

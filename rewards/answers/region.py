@@ -13,10 +13,10 @@ from typing import Any
 
 from rewards.answers.canonical import Canonical
 from rewards.answers.expression import parse
-from rewards.answers.numeric import infinity, near, real_value
 from rewards.answers.quantity import Huge
 from rewards.answers.terms import Term, number
 from rewards.answers.trees import Collection, Node, Relation, Sequence, SetOperation
+from rewards.answers.values import infinity, near, real_value
 
 _EVERYTHING = frozenset(
     (
