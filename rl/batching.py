@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from rl.losses import Aggregation, token_weights
+from rl.losses import Aggregation, Denominators, token_weights
 from rl.records import TrainingGroup
 
 Layout = Literal["padded", "packed"]
@@ -51,9 +51,10 @@ class MicroBatch:
     token_ids_BL, position_ids_BL: what the model reads; [1, L] when packed. predictor_T: where the position that
     predicts each completion token is in the flattened [B * L]; `hidden_BLH.flatten(0, 1)[predictor_T]` is [T, H], the
     same positions again for completions that share a row. completion_ids_T: those tokens. advantages_T (of the
-    completion), sampler_logprobs_T, teacher_logprobs_T (NaN where no teacher was asked), weights_T: float32 (weights:
-    see rl.losses.token_weights). sequence_ids_T: index of each token's sequence in `sequences`. sequence_lengths:
-    completion tokens of each sequence.
+    completion), sampler_logprobs_T, old_logprobs_T (NaN where not computed yet), teacher_logprobs_T (NaN where no
+    teacher was asked), weights_T: float32 (weights: see rl.losses.token_weights). policy_versions_T: which version
+    sampled each token. sequence_ids_T: index of its sequence in `sequences`. sequence_lengths: completion tokens of
+    each sequence. num_loss_tokens: of the whole update.
     """
 
     token_ids_BL: Tensor
@@ -62,11 +63,14 @@ class MicroBatch:
     completion_ids_T: Tensor
     advantages_T: Tensor
     sampler_logprobs_T: Tensor
+    old_logprobs_T: Tensor
     teacher_logprobs_T: Tensor
     weights_T: Tensor
+    policy_versions_T: Tensor
     sequence_ids_T: Tensor
     sequence_lengths: tuple[int, ...]
     sequences: tuple[SequenceIndex, ...]
+    num_loss_tokens: int
 
     @property
     def num_sequences(self) -> int:
@@ -213,63 +217,65 @@ def split_minibatches(groups: Sequence[Item], num_minibatches: int) -> list[list
     return [list(groups[start:end]) for start, end in pairwise(bounds)]
 
 
+def denominators_of(groups: Sequence[TrainingGroup], max_completion_tokens: int) -> Denominators:
+    """Of one optimiser update over these groups, those included that need no forward pass."""
+    rollouts = [rollout for group in groups for rollout in group.group.rollouts]
+    return Denominators(sum(len(rollout.token_ids) for rollout in rollouts), len(rollouts), max_completion_tokens)
+
+
 def build_micro_batch(
-    groups: Sequence[TrainingGroup],
-    sequences: Sequence[SequenceIndex],
-    *,
-    layout: Layout = "padded",
-    pad_token_id: int,
-    aggregation: Aggregation,
-    num_loss_tokens: int,
-    num_sequences: int,
-    max_completion_tokens: int,
+    groups: Sequence[TrainingGroup], sequences: Sequence[SequenceIndex], denominators: Denominators, *,
+    aggregation: Aggregation, pad_token_id: int, layout: Layout = "padded",
 ) -> MicroBatch:
     """The tensors, on the CPU, of the sequences that `plan_micro_batches` put together; `groups` are the ones it was
     given.
 
-    Args: pad_token_id: any id of the vocabulary; what it is changes nothing. The last four: see
-    rl.losses.token_weights; the numbers are those of the whole update, not of this micro-batch.
-    """
+    Args: denominators: of the whole update, not of this micro-batch. pad_token_id: any id of the vocabulary; what it is
+    changes nothing."""
     assert sequences, "an empty micro-batch has no tensors"
-    rows: list[tuple[int, ...]] = []
-    row_of, starts, completions, advantages, sampler_logprobs, teacher_logprobs = [], [], [], [], [], []
-    row_numbers: dict[tuple[int, tuple[int, ...]], int] = {}
-    for sequence in sequences:
-        training_group = groups[sequence.group]
-        rollout = training_group.group.rollouts[sequence.rollout]
-        prompt_ids = training_group.group.prompt.token_ids
-        row_of.append(row_numbers.setdefault(_row_key(groups, sequence), len(rows)))
-        if row_of[-1] == len(rows):
-            rows.append((*prompt_ids, *rollout.token_ids[:-1]))
-        starts.append(len(prompt_ids) - 1)
-        completions.append(rollout.token_ids)
-        advantages.append(training_group.advantages[sequence.rollout])
-        sampler_logprobs.append(rollout.logprobs)
-        scored = training_group.teacher_logprobs
-        teacher_logprobs.append((math.nan,) * len(rollout.token_ids) if scored is None else scored[sequence.rollout])
-    lengths = [len(completion) for completion in completions]
+    members = [groups[sequence.group] for sequence in sequences]
+    rollouts = [item.group.rollouts[sequence.rollout] for item, sequence in zip(members, sequences, strict=True)]
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
     lengths_B = torch.tensor(lengths)
+    rows, row_of = _rows(groups, sequences)
     token_ids_BL, position_ids_BL, offsets = _lay_out(rows, layout, pad_token_id)
+    starts = [offsets[row] + len(item.group.prompt.token_ids) - 1 for row, item in zip(row_of, members, strict=True)]
+    old = [_of_completion(groups[s.group].old_logprobs, s, n) for s, n in zip(sequences, lengths, strict=True)]
+    teachers = [_of_completion(groups[s.group].teacher_logprobs, s, n) for s, n in zip(sequences, lengths, strict=True)]
+    advantages = [item.advantages[sequence.rollout] for item, sequence in zip(members, sequences, strict=True)]
     return MicroBatch(
-        token_ids_BL=token_ids_BL,
-        position_ids_BL=position_ids_BL,
-        predictor_T=torch.cat(
-            [
-                torch.arange(offsets[row] + start, offsets[row] + start + length)
-                for row, start, length in zip(row_of, starts, lengths, strict=True)]),
-        completion_ids_T=torch.tensor([token for completion in completions for token in completion]),
+        token_ids_BL=token_ids_BL, position_ids_BL=position_ids_BL,
+        predictor_T=torch.cat([torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]),
+        completion_ids_T=torch.tensor([token for rollout in rollouts for token in rollout.token_ids]),
         advantages_T=torch.tensor(advantages, dtype=torch.float32).repeat_interleave(lengths_B),
-        sampler_logprobs_T=torch.tensor(
-            [value for values in sampler_logprobs for value in values], dtype=torch.float32),
-        teacher_logprobs_T=torch.tensor(
-            [value for values in teacher_logprobs for value in values], dtype=torch.float32),
-        weights_T=token_weights(
-            lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences,
-            max_completion_tokens=max_completion_tokens),
-        sequence_ids_T=torch.arange(len(lengths)).repeat_interleave(lengths_B),
-        sequence_lengths=tuple(lengths),
-        sequences=tuple(sequences),
-    )
+        sampler_logprobs_T=_flat([rollout.logprobs for rollout in rollouts]),
+        old_logprobs_T=_flat(old), teacher_logprobs_T=_flat(teachers),
+        weights_T=token_weights(lengths, aggregation, denominators),
+        policy_versions_T=torch.tensor([r.policy_version for r in rollouts]).repeat_interleave(lengths_B),
+        sequence_ids_T=torch.arange(len(lengths)).repeat_interleave(lengths_B), sequence_lengths=tuple(lengths),
+        sequences=tuple(sequences), num_loss_tokens=denominators.num_loss_tokens)
+
+
+def _rows(
+    groups: Sequence[TrainingGroup], sequences: Sequence[SequenceIndex]
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """What the model reads, prompt and completion without its last token, and the number of each sequence's row."""
+    rows: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
+    for sequence in sequences:
+        key = _row_key(groups, sequence)
+        rows[key] = (*groups[sequence.group].group.prompt.token_ids, *key[1][:-1])
+    numbers = {key: number for number, key in enumerate(rows)}
+    return list(rows.values()), [numbers[_row_key(groups, sequence)] for sequence in sequences]
+
+
+def _of_completion(
+    logprobs: tuple[tuple[float, ...], ...] | None, sequence: SequenceIndex, length: int
+) -> tuple[float, ...]:
+    return (math.nan,) * length if logprobs is None else logprobs[sequence.rollout]
+
+
+def _flat(values: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([value for part in values for value in part], dtype=torch.float32)
 
 
 def _lay_out(rows: list[tuple[int, ...]], layout: Layout, pad_token_id: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -15,7 +15,7 @@ class ConfigError(UserError):
     """The configuration is not usable: each problem with its key, the value seen and what was expected."""
 
 
-class SamplerError(UserError):
+class GeneratorError(UserError):
     """No sampler as configured: something is not installed, not reachable, or serves something else."""
 
 

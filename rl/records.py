@@ -16,6 +16,9 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 FinishReason = Literal["stop", "length"]
 
+PromptCompletion = tuple[tuple[int, ...], tuple[int, ...]]
+"""(token ids of a prompt, token ids of a completion of it), neither empty."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -123,11 +126,14 @@ class TrainingGroup:
     """A scored group with the advantages that it trains with; advantages: [G].
 
     teacher_logprobs: [G][T], a teacher's log-probabilities of the completions' tokens at temperature 1; None where none
-    was asked. What it adds to the advantage of each token depends on the policy too (rl/teacher/advantages.py)."""
+    was asked. What it adds to the advantage of each token depends on the policy too (rl/teacher/advantages.py).
+    old_logprobs: [G][T], the policy's at the start of the batch, at the sampling temperature; None where no forward of
+    their own was spent on them (rl/update.py)."""
 
     scored: ScoredGroup
     advantages: tuple[float, ...]
     teacher_logprobs: tuple[tuple[float, ...], ...] | None = None
+    old_logprobs: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def group(self) -> Group:

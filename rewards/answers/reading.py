@@ -164,7 +164,7 @@ def _apart(text: str, marks: list[_Mark], depth: int) -> Node | None:
 
 
 def _whole(text: str, marks: list[_Mark], depth: int) -> Node | None:
-    """What brackets, \\pm, an environment or a ratio's colons make of a text without looser marks, else None."""
+    """What brackets, \\pm, an environment or a ratio's colons make of a text without looser marks, or None."""
     if not any(mark.kind == "pm" for mark in marks) and (node := _bracketed(text, depth)) is not None:
         return node
     if _PLUS_MINUS.search(text):

@@ -18,12 +18,14 @@ from rl.batching import (
     Layout,
     SequenceIndex,
     build_micro_batch,
+    denominators_of,
     plan_micro_batches,
     split_for_ranks,
     split_minibatches,
     trains,
 )
-from rl.losses import Aggregation, policy_loss
+from rl.config import LossSection
+from rl.losses import Aggregation, Denominators, LossTokens, policy_loss
 from rl.policy.logprobs import token_logprobs
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
@@ -74,38 +76,23 @@ def run(
     """Log-probabilities by (question, rollout), loss and flat gradient of one optimiser update."""
     policy = model(attention)
     policy.zero_grad()
-    num_loss_tokens = sum(len(rollout.token_ids) for group in batch for rollout in group.group.rollouts)
-    num_sequences = sum(len(group.group.rollouts) for group in batch)
+    denominators = denominators_of(batch, MAX_COMPLETION_TOKENS)
+    settings = LossSection(name="gspo", clip_low=0.9, clip_high=9.0, entropy_bonus=0.1)
     logprobs: dict[tuple[str, int], Tensor] = {}
     total = torch.zeros(())
     for sequences in plan_micro_batches(batch, max_tokens=max_tokens, layout=layout):
         micro = build_micro_batch(
-            batch,
-            sequences,
-            layout=layout,
-            pad_token_id=pad_token_id,
-            aggregation=aggregation,
-            num_loss_tokens=num_loss_tokens,
-            num_sequences=num_sequences,
-            max_completion_tokens=MAX_COMPLETION_TOKENS)
+            batch, sequences, denominators, layout=layout, pad_token_id=pad_token_id, aggregation=aggregation)
         output = policy.model(input_ids=micro.token_ids_BL, position_ids=micro.position_ids_BL, use_cache=False)
         scored = token_logprobs(
             output.last_hidden_state.flatten(0, 1)[micro.predictor_T], policy.lm_head, micro.completion_ids_T,
             chunk_tokens=5, entropy_grad=True)
-        result = policy_loss(
-            "gspo",
-            logprobs_T=scored.logprobs_N,
-            old_logprobs_T=micro.sampler_logprobs_T,
-            sampler_logprobs_T=micro.sampler_logprobs_T,
-            advantages_T=micro.advantages_T,
-            entropies_T=scored.entropies_N,
-            weights_T=micro.weights_T,
-            sequence_ids_T=micro.sequence_ids_T,
-            num_sequences=micro.num_sequences,
-            num_loss_tokens=num_loss_tokens,
-            clip_low=0.9,
-            clip_high=9.0,
-            entropy_bonus=0.1)
+        tokens = LossTokens(
+            logprobs_T=scored.logprobs_N, old_logprobs_T=micro.sampler_logprobs_T,
+            sampler_logprobs_T=micro.sampler_logprobs_T, advantages_T=micro.advantages_T,
+            entropies_T=scored.entropies_N, weights_T=micro.weights_T, sequence_ids_T=micro.sequence_ids_T,
+            num_sequences=micro.num_sequences, num_loss_tokens=micro.num_loss_tokens)
+        result = policy_loss(tokens, settings)
         result.loss.backward()
         total += result.loss.detach()
         for sequence, values in zip(
@@ -182,11 +169,9 @@ def test_completions_with_the_same_tokens_share_a_row_and_each_counts(layout: La
     micro = build_micro_batch(
         (together,),
         [s for sequences in plan for s in sequences],
+        Denominators(14, 3, MAX_COMPLETION_TOKENS),
         pad_token_id=PAD,
-        aggregation="token",
-        num_loss_tokens=14,
-        num_sequences=3,
-        max_completion_tokens=MAX_COMPLETION_TOKENS)
+        aggregation="token")
     assert micro.token_ids_BL.shape[0] == 2 and micro.num_sequences == 3 and micro.predictor_T.shape == (14,)
 
 
@@ -240,8 +225,8 @@ def test_hand_built_padded_micro_batch() -> None:
     group = make_group(0, 2, (3, 1), (0.5, -0.5)).group
     batch = [TrainingGroup(make_group(0, 2, (3, 1), (0.5, -0.5)).scored, (0.5, -0.5))]
     micro = build_micro_batch(
-        batch, plan_micro_batches(batch, max_tokens=100)[0], pad_token_id=PAD, aggregation="sequence",
-        num_loss_tokens=8, num_sequences=4, max_completion_tokens=5)
+        batch, plan_micro_batches(batch, max_tokens=100)[0], Denominators(8, 4, 5), pad_token_id=PAD,
+        aggregation="sequence")
     (a, b), (c, d, e), (f,) = group.prompt.token_ids, group.rollouts[0].token_ids, group.rollouts[1].token_ids
     assert micro.token_ids_BL.tolist() == [[a, b, c, d], [a, b, PAD, PAD]]
     assert micro.position_ids_BL.tolist() == [[0, 1, 2, 3]] * 2
@@ -261,8 +246,7 @@ def test_hand_built_packed_micro_batch() -> None:
     batch = [make_group(0, 2, (3, 1), (0.5, -0.5))]
     [sequences] = plan_micro_batches(batch, max_tokens=100, layout="packed")
     micro = build_micro_batch(
-        batch, sequences, layout="packed", pad_token_id=PAD, aggregation="token", num_loss_tokens=4, num_sequences=2,
-        max_completion_tokens=5)
+        batch, sequences, Denominators(4, 2, 5), layout="packed", pad_token_id=PAD, aggregation="token")
     prompt, first = batch[0].group.prompt.token_ids, batch[0].group.rollouts[0].token_ids
     assert micro.token_ids_BL.tolist() == [[*prompt, *first[:-1], *prompt]]
     assert micro.position_ids_BL.tolist() == [[0, 1, 2, 3, 0, 1]]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl.config import LossSection
 from rl.kl import forward_kl, k1, k2, k3, reverse_kl
-from rl.losses import LOSSES, policy_loss
+from rl.losses import LOSSES, LossTokens, policy_loss
 from rl.teacher.advantages import distilled_advantages
 
 
@@ -121,8 +122,7 @@ def test_the_expected_gradient_of_the_distillation_loss_is_that_of_the_exact_rev
     logprobs_T = (logits / temperature).log_softmax(-1).flatten()
     old_T = logprobs_T.detach()
     zeros_T = torch.zeros_like(old_T)
-    loss = policy_loss(
-        name,
+    tokens = LossTokens(
         logprobs_T=logprobs_T,
         old_logprobs_T=old_T,
         sampler_logprobs_T=old_T,
@@ -131,8 +131,8 @@ def test_the_expected_gradient_of_the_distillation_loss_is_that_of_the_exact_rev
         weights_T=old_T.exp(),
         sequence_ids_T=torch.arange(len(old_T)) // 3,
         num_sequences=len(old_T) // 3,
-        num_loss_tokens=len(old_T),
-    ).loss
+        num_loss_tokens=len(old_T))
+    loss = policy_loss(tokens, LossSection.model_validate({"name": name})).loss
     (found,) = torch.autograd.grad(loss, logits)
     assert_exact(found, exact)
 

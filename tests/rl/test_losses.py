@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rl.config import CorrectionSection, LossSection
 from rl.kl import k3
 from rl.losses import (
     LOSSES,
     STATISTICS,
     Aggregation,
-    CorrectionMode,
+    Denominators,
     LossOutput,
+    LossTokens,
     entropy_threshold,
     gspo,
     mean_statistics,
@@ -24,21 +27,28 @@ from rl.losses import (
     sequence_means,
     token_weights,
 )
-from tests.reference.losses import reference_loss
+from tests.reference.losses import Sequences, reference_loss
 
 MAX_COMPLETION_TOKENS = 9
 
 
-@dataclass(frozen=True)
-class Sequences:
-    """Each field: one [T_i] tensor per sequence."""
+def correction_section(mode: str, **changes: float) -> CorrectionSection:
+    return CorrectionSection().model_copy(update={"mode": mode, **changes})
 
-    logprobs: list[Tensor]
-    old: list[Tensor]
-    sampler: list[Tensor]
-    ref: list[Tensor]
-    entropies: list[Tensor]
-    advantages: list[float]
+
+def loss_section(*, mode: str = "none", **changes: Any) -> LossSection:
+    """Not checked as a configuration's is: wider bounds than allowed, and names that do not exist."""
+    correction = correction_section(mode, cap=1.3, low=0.7, high=1.4)
+    return LossSection().model_copy(update={"clip_high": 0.28, "correction": correction, **changes})
+
+
+def loss_tokens(logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, **others: Any) -> LossTokens:
+    """The tokens of one sequence; what `others` does not name is zero."""
+    zeros_T = torch.zeros(len(logprobs_T))
+    fields: dict[str, Any] = {
+        "sampler_logprobs_T": zeros_T, "entropies_T": zeros_T, "weights_T": torch.ones(len(logprobs_T)),
+        "sequence_ids_T": zeros_T.long(), "num_sequences": 1, "num_loss_tokens": len(logprobs_T), **others}
+    return LossTokens(logprobs_T, old_logprobs_T, advantages_T=advantages_T, **fields)
 
 
 def random_sequences(lengths: tuple[int, ...] = (5, 1, 3, 7)) -> Sequences:
@@ -57,55 +67,25 @@ def random_sequences(lengths: tuple[int, ...] = (5, 1, 3, 7)) -> Sequences:
     return Sequences(logprobs, old, sampler, ref, entropies, [1.5, -0.7, -2.0, 0.4, 0.0][: len(lengths)])
 
 
-def ours(
-    data: Sequences,
-    subset: list[int],
-    *,
-    name: str = "clip",
-    aggregation: Aggregation = "token",
-    kl_weight: float = 0.0,
-    entropy_bonus: float = 0.0,
-    min_entropy: float = -math.inf,
-    mode: CorrectionMode = "none",
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    cap: float = 1.3,
-    low: float = 0.7,
-    high: float = 1.4,
-) -> LossOutput:
-    """policy_loss on the micro-batch of the sequences in `subset`, with the denominators of all sequences."""
+def ours(data: Sequences, subset: list[int], *, min_entropy: float = -math.inf, **settings: Any) -> LossOutput:
+    """policy_loss on the micro-batch of the sequences in `subset`, with the denominators of all sequences; settings:
+    those of `loss_section`."""
     lengths = [len(data.logprobs[index]) for index in subset]
-    num_loss_tokens = sum(len(sequence) for sequence in data.logprobs)
-
+    denominators = Denominators(sum(map(len, data.logprobs)), len(data.logprobs), MAX_COMPLETION_TOKENS)
     sequence_ids_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
 
     def flat(tensors: list[Tensor]) -> Tensor:
         return torch.cat([tensors[index] for index in subset])
 
+    section = loss_section(**settings)
     return policy_loss(
-        name,
-        logprobs_T=flat(data.logprobs),
-        old_logprobs_T=flat(data.old),
-        sampler_logprobs_T=flat(data.sampler),
-        advantages_T=torch.tensor([data.advantages[index] for index in subset])[sequence_ids_T],
-        entropies_T=flat(data.entropies),
-        ref_logprobs_T=flat(data.ref),
-        num_sequences=len(subset),
-        num_loss_tokens=num_loss_tokens,
-        weights_T=token_weights(
-            lengths, aggregation, num_loss_tokens=num_loss_tokens, num_sequences=len(data.logprobs),
-            max_completion_tokens=MAX_COMPLETION_TOKENS),
-        sequence_ids_T=sequence_ids_T,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        kl_weight=kl_weight,
-        entropy_bonus=entropy_bonus,
-        min_entropy=min_entropy,
-        correction_mode=mode,
-        correction_cap=cap,
-        correction_low=low,
-        correction_high=high,
-    )
+        LossTokens(
+            logprobs_T=flat(data.logprobs), old_logprobs_T=flat(data.old), sampler_logprobs_T=flat(data.sampler),
+            advantages_T=torch.tensor([data.advantages[index] for index in subset])[sequence_ids_T],
+            entropies_T=flat(data.entropies), ref_logprobs_T=flat(data.ref),
+            weights_T=token_weights(lengths, section.aggregation, denominators), sequence_ids_T=sequence_ids_T,
+            num_sequences=len(subset), num_loss_tokens=denominators.num_loss_tokens, min_entropy=min_entropy),
+        section)
 
 
 def gradients(loss: Tensor, data: Sequences) -> list[Tensor]:
@@ -119,35 +99,14 @@ def gradients(loss: Tensor, data: Sequences) -> list[Tensor]:
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_loss_and_gradients_equal_the_nested_loops(
-    name: str,
-    aggregation: Aggregation,
-    mode: CorrectionMode,
-    kl_weight: float,
-    entropy_bonus: float,
-    min_entropy: float,
+    name: str, aggregation: Aggregation, mode: str, kl_weight: float, entropy_bonus: float, min_entropy: float
 ) -> None:
     data = random_sequences()
-    result = ours(data, [0, 1, 2, 3], name=name, aggregation=aggregation, mode=mode, kl_weight=kl_weight,
-                  entropy_bonus=entropy_bonus, min_entropy=min_entropy)
+    settings: dict[str, Any] = {"name": name, "aggregation": aggregation, "mode": mode, "kl_weight": kl_weight,
+                "entropy_bonus": entropy_bonus}
+    result = ours(data, [0, 1, 2, 3], min_entropy=min_entropy, **settings)
     expected = reference_loss(
-        name=name,
-        aggregation=aggregation,
-        logprobs=data.logprobs,
-        old_logprobs=data.old,
-        sampler_logprobs=data.sampler,
-        ref_logprobs=data.ref,
-        entropies=data.entropies,
-        advantages=data.advantages,
-        max_completion_tokens=MAX_COMPLETION_TOKENS,
-        clip_low=0.2,
-        clip_high=0.28,
-        kl_weight=kl_weight,
-        entropy_bonus=entropy_bonus,
-        min_entropy=min_entropy,
-        mode=mode,
-        cap=1.3,
-        low=0.7,
-        high=1.4)
+        data, loss_section(**settings), max_completion_tokens=MAX_COMPLETION_TOKENS, min_entropy=min_entropy)
     torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-7)
     for gradient, reference in zip(gradients(result.loss, data), gradients(expected, data), strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-7)
@@ -218,12 +177,11 @@ def test_gspos_gradient_is_that_of_the_sequences_ratio_where_its_tokens_share_an
     torch.manual_seed(3)
     old_T, ids_T, advantages_B = torch.randn(7), torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0.7, -1.2])
     logprobs_T = (old_T + 0.1 * torch.randn(7)).requires_grad_()
-    weights_T = token_weights([3, 4], aggregation, num_loss_tokens=7, num_sequences=2, max_completion_tokens=5)
+    weights_T = token_weights([3, 4], aggregation, Denominators(7, 2, 5))
     ratio_T = torch.exp(sequence_means(logprobs_T - old_T, ids_T, 2))
     (expected,) = torch.autograd.grad((weights_T * ratio_T * advantages_B[ids_T]).sum(), logprobs_T)
-    found = gspo(
-        logprobs_T=logprobs_T, old_logprobs_T=old_T, advantages_T=advantages_B[ids_T], sequence_ids_T=ids_T,
-        num_sequences=2, clip_low=0.5, clip_high=0.5)
+    tokens = loss_tokens(logprobs_T, old_T, advantages_B[ids_T], sequence_ids_T=ids_T, num_sequences=2)
+    found = gspo(tokens, loss_section(clip_low=0.5, clip_high=0.5))
     torch.testing.assert_close(found.ratio_T, ratio_T.detach())
     torch.testing.assert_close(torch.autograd.grad((weights_T * found.objective_T).sum(), logprobs_T)[0], expected)
 
@@ -232,8 +190,7 @@ def test_gspo_gives_each_token_its_own_advantage() -> None:
     # The sequence's ratio is the geometric mean of 1/2 and 2, which is 1.
     old_T = torch.tensor([-1 + math.log(2), -1 - math.log(2)])
     logprobs_T = torch.tensor([-1.0, -1.0], requires_grad=True)
-    found = gspo(logprobs_T=logprobs_T, old_logprobs_T=old_T, advantages_T=torch.tensor([2.0, -3.0]),
-                 sequence_ids_T=torch.zeros(2, dtype=torch.long), num_sequences=1, clip_low=0.2, clip_high=0.2)
+    found = gspo(loss_tokens(logprobs_T, old_T, torch.tensor([2.0, -3.0])), loss_section(clip_low=0.2, clip_high=0.2))
     assert torch.autograd.grad(found.objective_T.sum(), logprobs_T)[0].tolist() == pytest.approx([2.0, -3.0])
 
 
@@ -249,7 +206,7 @@ def test_first_update_has_ratio_one_and_the_plain_policy_gradient() -> None:
 
 def test_weights_of_each_aggregation_by_hand() -> None:
     def weights(aggregation: Aggregation) -> list[float]:
-        return token_weights([2, 1], aggregation, num_loss_tokens=8, num_sequences=4, max_completion_tokens=5).tolist()
+        return token_weights([2, 1], aggregation, Denominators(8, 4, 5)).tolist()
 
     assert weights("token") == [0.125] * 3
     assert weights("sequence") == [0.125, 0.125, 0.25]
@@ -304,12 +261,13 @@ def test_entropy_threshold_keeps_ties_and_refuses_bad_shares() -> None:
         entropy_threshold(torch.ones(3), 0.0)
 
 
-def correction_weights(mode: CorrectionMode, low: float = 0.5, high: float = 2.0) -> tuple[list[float], list[bool]]:
+def correction_weights(mode: str, low: float = 0.5, high: float = 2.0) -> tuple[list[float], list[bool]]:
     """Two sequences with s = (4, 1/4, 1) and (3, 3)."""
     log_s_T = torch.tensor([4.0, 0.25, 1.0, 3.0, 3.0]).log()
-    result = sampler_correction(
-        mode, old_logprobs_T=log_s_T - 1, sampler_logprobs_T=torch.full((5,), -1.0),
-        sequence_ids_T=torch.tensor([0, 0, 0, 1, 1]), num_sequences=2, cap=2.0, low=low, high=high)
+    tokens = loss_tokens(
+        log_s_T, log_s_T - 1, torch.zeros(5), sampler_logprobs_T=torch.full((5,), -1.0),
+        sequence_ids_T=torch.tensor([0, 0, 0, 1, 1]), num_sequences=2)
+    result = sampler_correction(tokens, correction_section(mode, cap=2.0, low=low, high=high))
     return result.weights_T.tolist(), result.is_corrected_T.tolist()
 
 
@@ -340,10 +298,8 @@ def test_bad_names_are_refused() -> None:
     with pytest.raises(ValueError, match="'ppo'; known are clip, cispo, gspo"):
         ours(data, [0], name="ppo")
     with pytest.raises(ValueError, match="known are token, sequence, constant"):
-        token_weights([1], "mean", num_loss_tokens=1, num_sequences=1, max_completion_tokens=1)  # type: ignore[arg-type]
+        token_weights([1], "mean", Denominators(1, 1, 1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="known are none, truncate, mask_token, mask_sequence"):
-        ours(data, [0], mode="mask")  # type: ignore[arg-type]
+        ours(data, [0], mode="mask")
     with pytest.raises(ValueError, match=r"kl_weight is 0\.1, but no reference"):
-        policy_loss("clip", logprobs_T=torch.zeros(1), old_logprobs_T=torch.zeros(1), sampler_logprobs_T=torch.zeros(1),
-                    advantages_T=torch.ones(1), entropies_T=torch.zeros(1), weights_T=torch.ones(1),
-                    sequence_ids_T=torch.zeros(1, dtype=torch.long), num_sequences=1, num_loss_tokens=1, kl_weight=0.1)
+        policy_loss(loss_tokens(torch.zeros(1), torch.zeros(1), torch.ones(1)), loss_section(kl_weight=0.1))

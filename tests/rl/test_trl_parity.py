@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rl.batching import MicroBatch, build_micro_batch, plan_micro_batches
-from rl.losses import STATISTICS, Aggregation, entropy_threshold, policy_loss
+from rl.config import LossSection
+from rl.losses import STATISTICS, Aggregation, Denominators, LossTokens, entropy_threshold, policy_loss
 from rl.policy.logprobs import token_logprobs
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
@@ -124,8 +125,8 @@ def micro_batches(aggregation: Aggregation) -> list[MicroBatch]:
     assert len(plan) > 2
     return [
         build_micro_batch(
-            groups(), sequences, pad_token_id=PAD, aggregation=aggregation, num_loss_tokens=NUM_TOKENS,
-            num_sequences=NUM_SEQUENCES, max_completion_tokens=MAX_COMPLETION_TOKENS)
+            groups(), sequences, Denominators(NUM_TOKENS, NUM_SEQUENCES, MAX_COMPLETION_TOKENS), pad_token_id=PAD,
+            aggregation=aggregation)
         for sequences in plan]
 
 
@@ -157,16 +158,19 @@ def our_loss_and_gradient(
     is_token_BT = torch.arange(MAX_COMPLETION_TOKENS) < lengths_B[:, None]
     min_entropy = entropy_threshold(entropies_BT[is_token_BT], settings.get("top_entropy_quantile", 1.0))
     clip_high = settings.get("epsilon_high", 0.28) - (1.0 if name == "cispo" else 0.0)
+    section = LossSection.model_validate({
+        "name": name, "clip_low": settings.get("epsilon", 0.2), "clip_high": clip_high,
+        "kl_weight": settings.get("beta", 0.0), "entropy_bonus": settings.get("entropy_coef", 0.0)})
     total, sums_K = 0.0, torch.zeros(len(STATISTICS))
     for micro in micro_batches(aggregation):
         logprobs_T, entropies_T = score(micro, entropy_grad="entropy_coef" in settings)
-        result = policy_loss(
-            name, logprobs_T=logprobs_T, old_logprobs_T=rows_of(micro, logprobs_BT + noise(1, 0.3)),
+        tokens = LossTokens(
+            logprobs_T=logprobs_T, old_logprobs_T=rows_of(micro, logprobs_BT + noise(1, 0.3)),
             sampler_logprobs_T=micro.sampler_logprobs_T, advantages_T=micro.advantages_T, entropies_T=entropies_T,
             weights_T=micro.weights_T, sequence_ids_T=micro.sequence_ids_T, num_sequences=micro.num_sequences,
-            num_loss_tokens=NUM_TOKENS, clip_low=settings.get("epsilon", 0.2), clip_high=clip_high,
-            ref_logprobs_T=rows_of(micro, logprobs_BT + noise(2, 0.3)), kl_weight=settings.get("beta", 0.0),
-            entropy_bonus=settings.get("entropy_coef", 0.0), min_entropy=min_entropy)
+            num_loss_tokens=NUM_TOKENS, ref_logprobs_T=rows_of(micro, logprobs_BT + noise(2, 0.3)),
+            min_entropy=min_entropy)
+        result = policy_loss(tokens, section)
         result.loss.backward()
         total += float(result.loss.detach())
         sums_K += result.sums_K
@@ -197,11 +201,19 @@ def trl_loss_and_gradient(settings: dict[str, Any], output_dir: Path) -> tuple[f
             **arguments))
     # The training loop sets this one; a loss on its own is one accumulation step.
     trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    loss = trainer._compute_loss(trainer.model, trl_inputs())
+    loss.backward()
+    return float(loss.detach()), flat_gradient(model)
+
+
+def trl_inputs() -> dict[str, Tensor]:
+    """The batch as TRL's trainer has it after sampling and scoring."""
     prompts = [group.group.prompt.token_ids for group in groups() for _ in group.advantages]
     completions = [rollout.token_ids for group in groups() for rollout in group.group.rollouts]
     width = max(map(len, prompts))
     logprobs_BT, _ = detached_table()
-    inputs = {
+    return {
         "prompt_ids": torch.tensor([[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts]),
         "prompt_mask": torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
         "completion_ids": torch.tensor([list(ids) + [PAD] * (MAX_COMPLETION_TOKENS - len(ids)) for ids in completions]),
@@ -212,10 +224,6 @@ def trl_loss_and_gradient(settings: dict[str, Any], output_dir: Path) -> tuple[f
         "ref_per_token_logps": logprobs_BT + noise(2, 0.3),
         "num_items_in_batch": torch.tensor(NUM_TOKENS),
     }
-    trainer.model.train()
-    loss = trainer._compute_loss(trainer.model, inputs)
-    loss.backward()
-    return float(loss.detach()), flat_gradient(model)
 
 
 @pytest.mark.parametrize("case", list(CASES))

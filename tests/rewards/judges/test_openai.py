@@ -70,6 +70,7 @@ def test_a_server_that_stumbles_is_asked_again(bad: Reply) -> None:
     assert seconds >= 0.25 + 0.5, "the shortest back-off twice, doubled"
 
 
+@pytest.mark.slow
 def test_retry_after_is_kept_to() -> None:
     judgement, server, _ = judge_one(first(Reply(b"", 429, {"Retry-After": "2"})))
     assert judgement.equal is True
