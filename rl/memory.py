@@ -122,14 +122,10 @@ def estimate_memory(
     shapes = weight_shapes(folder) if folder is not None else None
     if shapes is None:
         return None
-    text = model_config.get_text_config()  # of a multimodal model, the language model's
-    hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
-    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
+    vocabulary = model_config.get_text_config().vocab_size
     num_parameters = sum(_size(shape) for shape in shapes.values())
-    adapted = [
-        shape
-        for name, shape in shapes.items()
-        if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
+    adapted = [shape for name, shape in shapes.items()
+               if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
     num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
     # Full parameters are kept in float32, and their frozen reference is a second copy.
     frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
@@ -138,33 +134,28 @@ def estimate_memory(
     generator = config.generator
     row = longest_prompt + config.sampling.max_completion_tokens
     tokens = max(config.optim.micro_batch_tokens, row)
-    # Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama
-    # architecture.
+    sampler_copy, cache = _sampler_bytes(
+        generator, max(row, benchmark_tokens), cache_bytes_per_token(model_config, bytes_per_weight),
+        num_parameters * bytes_per_weight, num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
+    return MemoryEstimate(
+        num_parameters=num_parameters, num_trained=num_trained, base=base, sampler_copy=sampler_copy,
+        trained=num_trained * 4 * 4, activations=_activation_bytes(config, model_config, tokens, bytes_per_weight),
+        logits=4 * min(tokens * vocabulary * 4, 256 * 2**20), cache=cache, backend=generator.backend,
+        is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
+        sleeps=on_gpu and generator.sleep != "off", teacher=_teacher_bytes(config, on_gpu=on_gpu))
+
+
+def _activation_bytes(config: RunConfig, model_config: PretrainedConfig, tokens: int, bytes_per_weight: int) -> int:
+    """Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama
+    architecture. tokens: of one micro-batch."""
+    text = model_config.get_text_config()  # of a multimodal model, the language model's
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
     adapter_inputs = 4 * (2 * hidden + intermediate) if config.lora.enabled else 0
     per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + adapter_inputs
-    kept_layers = 1 if config.model.gradient_checkpointing else layers
-    checkpoints = tokens * layers * hidden * bytes_per_weight if config.model.gradient_checkpointing else 0
-    sampler_copy, cache = _sampler_bytes(
-        generator,
-        max(row, benchmark_tokens),
-        cache_bytes_per_token(model_config, bytes_per_weight),
-        num_parameters * bytes_per_weight,
-        num_parameters * bytes_per_base_weight,
-        on_gpu=on_gpu)
-    return MemoryEstimate(
-        num_parameters=num_parameters,
-        num_trained=num_trained,
-        base=base,
-        sampler_copy=sampler_copy,
-        trained=num_trained * 4 * 4,
-        activations=tokens * kept_layers * per_token_and_layer + checkpoints,
-        logits=4 * min(tokens * vocabulary * 4, 256 * 2**20),
-        cache=cache,
-        backend=generator.backend,
-        is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
-        sleeps=on_gpu and generator.sleep != "off",
-        teacher=_teacher_bytes(config, on_gpu=on_gpu),
-    )
+    if config.model.gradient_checkpointing:
+        return int(tokens * per_token_and_layer + tokens * layers * hidden * bytes_per_weight)
+    return int(tokens * layers * per_token_and_layer)
 
 
 def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
