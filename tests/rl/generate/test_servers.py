@@ -368,10 +368,10 @@ def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
 def test_the_probe_of_the_base_sees_neither_adapter_nor_step(tmp_path: Path) -> None:
     changed, ids = tiny_policy(adapter_scale=0.5), prompts(1)[0].token_ids
     probe = measure_base(changed, ids, bound=1e-3)
-    assert probe is not None and probe.row == (ids[:1], ids[1:])
-    assert torch.tensor(probe.logprobs) == pytest.approx(literal_logprobs(tiny_policy(), *probe.row), abs=1e-5)
-    assert probe.difference(literal_logprobs(tiny_policy(), *probe.row).tolist()) is None
-    assert probe.difference(literal_logprobs(changed, *probe.row).tolist()) is not None
+    assert probe is not None and probe.pair == (ids[:1], ids[1:])
+    assert torch.tensor(probe.logprobs) == pytest.approx(literal_logprobs(tiny_policy(), *probe.pair), abs=1e-5)
+    assert probe.difference(literal_logprobs(tiny_policy(), *probe.pair).tolist()) is None
+    assert probe.difference(literal_logprobs(changed, *probe.pair).tolist()) is not None
     assert probe.difference([float("nan")] * len(probe.logprobs)) is not None
     assert measure_base(changed, ids[:1], bound=1e-3) is None
     longer = measure_base(changed, ids * 30, bound=1e-3)
