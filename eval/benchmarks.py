@@ -28,7 +28,7 @@ from eval.benchmark_rows import (
     whole_number,
 )
 from rewards.errors import UserError, named
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.paths import resolve_path
 from rl.questions.files import FILE_SUFFIXES, DataError, LoadedQuestions, load_questions
 from rl.questions.generated import PREFIX, is_generated

@@ -131,8 +131,8 @@ class Reward:
         return f"reward {self.name!r} ({self.use})"
 
     def error(self, group: GroupInput | None, what: str) -> RewardError:
-        where = f", question {group.question_id!r}" if group is not None else ""
-        return RewardError(f"{self.label}{where}: {what}")
+        question = f", question {group.question_id!r}" if group is not None else ""
+        return RewardError(what, where=self.label + question)
 
     def raised(self, group: GroupInput | None, error: Exception) -> RewardError:
         code = getattr(inspect.unwrap(self.function), "__code__", None)

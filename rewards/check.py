@@ -14,9 +14,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rewards.check_process import CheckProcess, Reply
+from rewards.errors import UserError, report_errors
+from rewards.loading import split_use
+from rewards.options import add_reward_options, read_object
 
 Level = Literal["OK", "WARN", "FAIL"]
 
@@ -323,28 +326,30 @@ def render(use: str, findings: Sequence[Finding]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """0: keeps the contract, with or without warnings; 1: breaks it; 2: the command itself is wrong."""
+    given = _parse(words)
+    return report_errors(lambda: _check_given(given))
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m rewards.check", description="Try a reward function against the contract.")
     parser.add_argument("use", metavar="REWARD", help="package.module:name or file.py:name")
-    parser.add_argument("--style", choices=("group", "trl"), default="group", help="trl: a function written for TRL")
-    parser.add_argument("--arguments", default="{}", metavar="JSON", help="keyword arguments, as in a configuration")
-    parser.add_argument(
-        "--columns", default="{}", metavar="JSON", help="further columns of the question that the reward needs")
+    add_reward_options(parser)
     parser.add_argument("--question", default=QUESTION, help="the question of the group (one about books)")
     parser.add_argument("--answer", default=ANSWER, help="its gold answer (42)")
     parser.add_argument("--no-answers", action="store_true", help="questions have no gold answers")
     parser.add_argument("--deadline", type=float, default=10.0, metavar="SECONDS", help="end a call after so long (10)")
     parser.add_argument("--json", action="store_true", help="one JSON object in the place of the text")
-    given = parser.parse_args(words)
-    arguments, columns = (_object(parser, option, text) for option, text in
-                          (("--arguments", given.arguments), ("--columns", given.columns)))
+    return parser.parse_args(words)
+
+
+def _check_given(given: argparse.Namespace) -> int:
+    arguments, columns = read_object("--arguments", given.arguments), read_object("--columns", given.columns)
     if given.deadline <= 0:
-        parser.error(f"--deadline: saw {given.deadline:g}; expected a number of seconds above 0")
-    place, colon, name = given.use.rpartition(":")
-    if not colon or not place or not name:
-        parser.error(f"{given.use!r} names no function; write package.module:name or file.py:name")
+        raise UserError(where="--deadline", seen=f"{given.deadline:g}", expected="a number of seconds above 0")
+    place, _ = split_use(given.use)
     if place.endswith(".py") and not Path(place).expanduser().is_file():
-        parser.error(f"there is no file {place}")
+        raise UserError(f"there is no file {place}")
     findings = check_reward(
         given.use, style=given.style, arguments=arguments, question=given.question,
         answer=None if given.no_answers else given.answer, columns=columns, deadline_s=given.deadline)
@@ -356,17 +361,6 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         print(render(given.use, findings))
     return int(broken)
-
-
-def _object(parser: argparse.ArgumentParser, option: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        parser.error(
-            f"{option}: saw {text!r}, which is not JSON ({error}); expected an object such as '{{\"longest\": 30}}'")
-    if not isinstance(value, dict):
-        parser.error(f"{option}: saw {text!r}; expected an object such as '{{\"longest\": 30}}'")
-    return value
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ from rl.config import GeneratorSection, ModelSection, RunConfig
 from rl.errors import ConfigError
 from rl.generate.generator_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
 from rl.paths import resolve_path
+from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 Backend = Literal["transformers", "vllm", "vllm_server"]
 LIBRARIES_BYTES = 600 * 2**20
+ANY_TOKEN = 0  # what the ids are changes neither time nor memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,3 +262,17 @@ def _is_target(name: str, targets: str | list[str]) -> bool:
     if targets == "all-linear":
         return "norm" not in name
     return any(f".{target}." in name for target in ([targets] if isinstance(targets, str) else targets))
+
+
+def longest_groups(config: RunConfig, longest_prompt: int) -> list[TrainingGroup]:
+    """The longest batch that the configuration allows, made up, for a rehearsal before the first step on a GPU
+    (Updater.rehearse): out of memory then, not at step 40, when by chance the longest completions share a micro-batch.
+
+    Completions at the length limit, enough to fill one micro-batch, each a group of its own: those of one group with
+    the same tokens would share a row. longest_prompt in tokens."""
+    length = config.sampling.max_completion_tokens
+    rollout = Rollout((ANY_TOKEN,) * length, (0.0,) * length, "", "length", policy_version=0, seed=0)
+    prompt = Prompt(Question("rehearsal", "", None, {}), "", (ANY_TOKEN,) * longest_prompt)
+    scored = ScoredGroup(Group(prompt, (rollout,)), (0.0,), {}, (None,), (0,), 0.0, {})
+    # An advantage that is not zero: a group without one would be skipped.
+    return [TrainingGroup(scored, (1.0,))] * max(1, config.optim.micro_batch_tokens // (longest_prompt + length - 1))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Self, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -45,6 +45,22 @@ def mismatch_bound(config: RunConfig, policy: Policy) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class ProofState:
+    """is_owed: no version above 0 has been proven since the last proof that was due. num_updates: updates with a
+    gradient, as far as they are of interest. Empty JSON, of a version that knew no proof, is the state of the start."""
+
+    is_owed: bool = True
+    num_updates: int = 0
+
+    def to_json(self) -> dict[str, int | bool]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, int | bool]) -> Self:
+        return cls(bool(value.get("is_owed", True)), int(value.get("num_updates", 0)))
+
+
+@dataclass(frozen=True, slots=True)
 class _Finding:
     """What one rank has found."""
 
@@ -65,17 +81,15 @@ class Proof:
         self._rank, self._num_ranks = rank, num_ranks
         self._bound = mismatch_bound(config, policy)
         self._way = choose_sync(config.generator, policy).way
-        self._is_owed = True  # no version above 0 has been proven since the last proof that was due
-        self._num_updates = 0  # with a gradient, as far as they are of interest
+        self._is_owed, self._num_updates = True, 0  # see ProofState
         self._is_resumed = False
 
-    def state_dict(self) -> dict[str, int | bool]:
-        return {"is_owed": self._is_owed, "num_updates": self._num_updates}
+    def state(self) -> ProofState:
+        return ProofState(self._is_owed, self._num_updates)
 
-    def resume(self, state: Mapping[str, int | bool]) -> None:
-        """state: of the checkpoint; empty in one of a version that knew no proof."""
-        self._is_owed, self._num_updates = bool(state.get("is_owed", True)), int(state.get("num_updates", 0))
-        self._is_resumed = True
+    def resume(self, state: ProofState) -> None:
+        """state: of the checkpoint."""
+        self._is_owed, self._num_updates, self._is_resumed = state.is_owed, state.num_updates, True
 
     def note_update(self, metrics: Mapping[str, float]) -> None:
         """metrics: of the update that a step has made."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl.config import ColumnsSection
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.paths import resolve_path
 from rl.questions.generated import TaskError, is_generated, is_option, setting_name, task_rows
 from rl.records import Json, Question
@@ -81,7 +81,7 @@ def load_questions(path: str, *, split: str = "train", subset: str | None = None
     """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the
     rows.
 
-    path: see rl.configuration.loading.resolve_path, or reasoning_gym:TASK with its parameters `task`
+    path: see rl.paths.resolve_path, or reasoning_gym:TASK with its parameters `task`
     (rl/questions/generated.py). split,
     subset, revision: of data sets only. limit: stop after so many questions. exclude: texts of questions to leave out.
     section: the configuration's section, or the command's option, for messages. adapter: makes of each row, as it was

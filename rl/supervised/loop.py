@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from rl.evaluation.held_out import Evaluation, HeldOut
 from rl.generate.protocol import Generator
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy
-from rl.ranks import gather_shares, share_of_rank
+from rl.ranks import first_given, gather_shares, share_of_rank
 from rl.runs.folder import write_atomically
 from rl.runs.intervals import Interval
 from rl.runs.progress import Progress
@@ -120,7 +119,7 @@ class WarmupLoop(TrainerCallback):
             seen.after = self._evaluate(step, self._config.evaluation.samples)
         elif every and step % every == 0:
             self._evaluate(step, self._config.evaluation.samples_during)
-        signal = self._agreed_signal()
+        signal = first_given(parts.stop_requested(), parts.num_ranks)
         if signal is not None and step < state.max_steps:
             seen.stopped_by, control.should_save, control.should_training_stop = signal, True, True
         seen.step_began = time.perf_counter()
@@ -153,13 +152,6 @@ class WarmupLoop(TrainerCallback):
             assert metrics[HELD_OUT_ACCURACY] == interval.value
             parts.progress.held_out(step, interval.value, interval.low, interval.high)
         return HeldOutResult(loss, None if evaluation is None else evaluation.as_json())
-
-    def _agreed_signal(self) -> str | None:
-        """The signal that any rank received; all ranks stop at the same step."""
-        mine = self._parts.stop_requested()
-        if self._parts.num_ranks == 1:
-            return mine
-        return next((name for name in gather_object([mine]) if name is not None), None)
 
 
 def held_out_loss(

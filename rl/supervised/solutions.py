@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.questions.files import DataError, Row, as_json, check_unicode, read_rows, shown_value
 from rl.questions.prompting import Message, PromptError, PromptRenderer
 from rl.records import Prompt, Question

@@ -1,17 +1,11 @@
 """Whole runs with the embedded sampler where the configuration names servers: what a sampler in other processes brings
-with it (sampling ahead, outages), without servers.
-
-    python -m tests.reference.sampling_ahead key=value ...     one run, as `python -m rl.train`
-"""
+with it (sampling ahead, outages), without servers."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from unittest.mock import patch
-
-import torch
 
 from rl.config import GeneratorSection
 from rl.generate.generator_plan import GeneratorPlan
@@ -20,6 +14,7 @@ from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
 from rl.records import Group
 from rl.train import main
+from tests.reference.whole_run import one_thread
 
 SERVERS = ("generator={backend: vllm_server, urls: ['http://localhost:1']}",)
 AHEAD = (*SERVERS, "generator.max_staleness=1")
@@ -64,14 +59,5 @@ def run(words: Sequence[str], make: Callable[[Policy], Generator] = EmbeddedGene
         generator.take_over(policy, version)
         return generator
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with patch("rl.run.build_generator", build):
-            return main(list(words))
-    finally:
-        torch.set_num_threads(threads)
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    with one_thread(), patch("rl.run.build_generator", build):
+        return main(list(words))

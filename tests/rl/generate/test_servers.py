@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -41,8 +40,10 @@ from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy, all_weights
 from rl.records import Group
 from tests.reference.chat_server import unused_url
+from tests.reference.fork import forked_ranks
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
 from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
+from tests.reference.two_rank_sampler import sample
 
 SAMPLING = SamplingParameters(1.0, 1.0, 0, 24)
 ROOT = Path(__file__).parents[3]
@@ -236,6 +237,7 @@ def test_while_no_server_answers_the_run_waits_and_says_so_once(policy: Policy, 
     assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 2 and 0.3 < metrics["sampler/waited_s"] < 5
 
 
+@pytest.mark.slow
 def test_who_is_told_of_an_outage_may_end_the_waiting(policy: Policy, tmp_path: Path) -> None:
     def stop(text: str) -> None:
         raise KeyboardInterrupt(text)
@@ -453,6 +455,7 @@ def test_a_key_that_is_refused_in_the_middle_of_a_run_has_the_remedy_of_the_star
                 ask()
 
 
+@pytest.mark.slow
 def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(policy: Policy, tmp_path: Path) -> None:
     message = r"after 2 s .*start_timeout_s.* no vLLM server answers at http"
     with (unused_url() as nobody, ScriptedVllm() as server, pytest.raises(GeneratorError, match=message) as error,
@@ -568,6 +571,7 @@ def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: P
     assert (tmp_path / "exchange" / "otherhalf-versions-1").exists()
 
 
+@pytest.mark.slow
 def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_path: Path) -> None:
     """SIGKILL lets nobody clean up. Another program's folder stays, and that of a process that still runs."""
     script = (
@@ -626,21 +630,12 @@ def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypat
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_of_several_ranks_the_main_one_brings_each_version_once(tmp_path: Path, way: Way) -> None:
-    with ScriptedVllm() as first, ScriptedVllm() as second, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        ranks = [
-            subprocess.Popen(
-                [
-                    sys.executable, "-m", "tests.reference.two_rank_sampler", str(rank), str(port), way, str(tmp_path),
-                    first.url, second.url],
-                stdout=subprocess.PIPE,
-                text=True)
-            for rank in range(2)]
-        lines = [line for rank in ranks for line in rank.communicate(timeout=180)[0].splitlines()]
+    with ScriptedVllm() as first, ScriptedVllm() as second:
+        ranks = forked_ranks(lambda: sample(way, tmp_path, [first.url, second.url]))
+        lines = [line for rank in ranks for line in rank.stdout.splitlines()]
         assert [rank.returncode for rank in ranks] == [0, 0]
         load = "/v1/load_lora_adapter" if way == "adapter" else "/collective_rpc"
         assert first.calls.count(load) == second.calls.count(load) == 2

@@ -25,7 +25,7 @@ from rl.generate.protocol import Finished, Generator, Request, SamplingParameter
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.fused_lora import LoraProduct
 from rl.policy.policy import Policy
-from rl.proof.proof import UNMOVED_UPDATES, GeneratorMismatchError, Proof, spread
+from rl.proof.proof import UNMOVED_UPDATES, GeneratorMismatchError, Proof, ProofState, spread
 from rl.records import Group, PromptCompletion, Rollout
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import MetricsLog, Record, read_json_lines
@@ -152,6 +152,7 @@ def failure(config: RunConfig, policy: Policy, generator: Generator, folder: Pat
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_run_whose_sampler_follows_is_proven_at_its_start_after_its_first_update_and_then_every_few_steps(
     tmp_path: Path, merge: bool
@@ -174,6 +175,7 @@ def test_a_run_whose_sampler_follows_is_proven_at_its_start_after_its_first_upda
         assert 0.99 < float(str(line["mismatch/effective_sample_share"])) <= 1.0 + 1e-9
 
 
+@pytest.mark.slow
 def test_a_proof_that_stays_open_is_repeated_until_it_is_not(tmp_path: Path) -> None:
     """At first the steps are too small for float32 to tell the policy from its base; then they are not."""
     config = tiny_config(*SETTINGS, "optim.lr=1e-9")
@@ -187,6 +189,7 @@ def test_a_proof_that_stays_open_is_repeated_until_it_is_not(tmp_path: Path) -> 
     assert trainer._proof.check(4, 1, collected_from(policy, version=1)) == {}
 
 
+@pytest.mark.slow
 def test_full_parameters_without_a_reference_are_proven_by_agreement_alone(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "lora.enabled=false", "optim.lr=1e-4", EVERY_STEP)
     policy = tiny_policy(config)
@@ -263,6 +266,7 @@ def test_a_sampler_that_cannot_be_asked_again_leaves_the_side_open(tmp_path: Pat
     assert "http://localhost:1 does not answer" in message and "open which side is wrong" in message
 
 
+@pytest.mark.slow
 def test_in_bfloat16_a_sampler_of_the_base_is_found_long_before_the_bound_is_reached(tmp_path: Path) -> None:
     """The move is a thirtieth of the bound: agreement alone would let the run train on the base's samples."""
     config = tiny_config(
@@ -278,6 +282,7 @@ def test_in_bfloat16_a_sampler_of_the_base_is_found_long_before_the_bound_is_rea
     assert agreement < 0.01
 
 
+@pytest.mark.slow
 def test_samples_that_are_all_of_an_earlier_version_are_scored_again_by_the_sampler() -> None:
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config, adapter_scale=0.02)
@@ -293,16 +298,17 @@ def test_samples_that_are_all_of_an_earlier_version_are_scored_again_by_the_samp
     # A sampler that has no such version yet cannot prove it: the proof stays owed.
     bad.policy_version = 0
     proof = Proof(config, policy, bad, rank=0, num_ranks=1)
-    assert proof.check(1, 1, stale) == {} and proof.state_dict()["is_owed"] is True
+    assert proof.check(1, 1, stale) == {} and proof.state().is_owed is True
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_proven_in_its_first_step_and_leaves_no_trace_of_it() -> None:
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config, adapter_scale=0.02)
-    state = {"is_owed": False, "num_updates": 3}
+    state = ProofState(is_owed=False, num_updates=3)
     good = Proof(config, policy, Sampler(policy), rank=0, num_ranks=1)
     good.resume(state)
-    assert good.check(7, 5, collected_from(policy, version=5)) == {} and good.state_dict() == state
+    assert good.check(7, 5, collected_from(policy, version=5)) == {} and good.state() == state
     bad = Proof(config, policy, Sampler(tiny_policy(config)), rank=0, num_ranks=1)
     bad.resume(state)
     with pytest.raises(GeneratorMismatchError, match="step 7: the sampler does not sample from version 5"):
@@ -335,6 +341,7 @@ def test_a_wrong_attention_of_the_trainer(tmp_path: Path, monkeypatch: pytest.Mo
     assert "The trainer's side is wrong" in message and "model.attention" in message
 
 
+@pytest.mark.slow
 def test_updates_that_leave_the_policy_as_its_base_are_the_trainers_error(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "optim.lr=1e-30", "generator.proof_completions=2")
     policy = tiny_policy(config)

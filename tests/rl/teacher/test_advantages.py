@@ -121,6 +121,7 @@ def test_no_gradient_flows_through_the_advantage() -> None:
     assert not distilled_advantages(torch.zeros(1), logprobs, torch.tensor([-2.0]), weight=1.0).requires_grad
 
 
+@pytest.mark.slow
 def test_a_local_teacher_scores_at_temperature_1_as_a_literal_forward(
     groups: list[Group], teacher: LocalTeacher
 ) -> None:
