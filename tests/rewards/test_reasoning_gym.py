@@ -21,7 +21,7 @@ reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is no
 
 
 def rows(task: str, size: int = 4, **parameters: Any) -> list[dict[str, Any]]:
-    return list(task_rows(f"reasoning_gym:{task}", {"size": size, **parameters}, None, "data"))
+    return list(task_rows(f"reasoning_gym:{task}", {"size": size, **parameters}, None))
 
 
 def scored(row: dict[str, Any], *completions: str) -> GroupScore:
