@@ -29,7 +29,7 @@ def reject(run_dir: Path, *words: str) -> int:
 
 
 def command(*words: str) -> int:
-    """The same with `words` alone."""
+    """`python -m rl.reject` in this process on one thread; returns the exit code."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -43,16 +43,14 @@ def train(run_dir: Path, *words: str) -> int:
 def train_elsewhere(
     run_dir: Path, *words: str, environment: dict[str, str] | None = None, file_size_limit: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own, for what may kill it. file_size_limit: bytes that no file of it may exceed."""
+    """The command in a process of its own, for what may kill it. file_size_limit: most bytes of a file of it."""
     return python(
         "-m", "rl.train", *SMALL, f"run_dir={run_dir}", *words, environment=environment, file_size_limit=file_size_limit
     )
 
 
 def python(
-    *words: str,
-    environment: dict[str, str] | None = None,
-    folder: Path | None = None,
+    *words: str, environment: dict[str, str] | None = None, folder: Path | None = None,
     file_size_limit: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run this interpreter with `words` in `folder` (the project's root), on one thread, and wait for its end."""
