@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from rl.config import RunConfig
-from rl.configuration.loading import differences, load
+from rl.configuration.loading import load
+from rl.configuration.resuming import differences
 from rl.errors import ConfigError
 from rl.paths import project_root
 from rl.runs.folder import RunFolder

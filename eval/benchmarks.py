@@ -29,7 +29,7 @@ from eval.benchmark_rows import (
 )
 from rewards.errors import UserError, named
 from rl.config import DataSection
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.errors import DataError
 from rl.paths import resolve_path
 from rl.questions.files import FILE_SUFFIXES, LoadedQuestions, load_questions

@@ -27,7 +27,7 @@ def sample_and_grade(task: Task, prompts: Sequence[Prompt], generator: Generator
     """n completions of each prompt, graded, in the order of the prompts. Graders that allow it work while others are
     still decoding.
 
-    sampled: called with each question's completions as soon as it has all of them. Raises SamplerError, RewardError,
+    sampled: called with each question's completions as soon as it has all of them. Raises GeneratorError, RewardError,
     and EvaluationError where the grader could not judge."""
     requests = task.requests(prompts)
     rewards = [task.grader] if task.ranker is None else [task.grader, task.ranker]

@@ -61,7 +61,7 @@ def _grade_again(options: argparse.Namespace) -> int:
     from eval.evaluation import regrade
     from eval.result import benchmark_result, terminal_table, write_result
     from eval.store import read_completions, read_result, write_completions, write_settings
-    from rl.policy.fingerprint import rewards_digest
+    from rl.policy.model_identity import rewards_digest
 
     folder: Path = options.folder
     before, questions = read_result(folder), read_completions(folder)

@@ -17,6 +17,7 @@ from typing import Any
 
 from eval.records import GradedQuestion, RecordsError, from_lines, to_lines
 from eval.tasks import EvaluationError
+from rl.configuration.resuming import differences
 from rl.runs.folder import write_atomically
 from rl.runs.tracking import JsonLines
 
@@ -48,19 +49,14 @@ def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -
     except ValueError as error:
         raise EvaluationError(
             f"--out: {file} is not readable ({error}). Remedy: another folder, or --restart") from None
-    if different := _differences(there, wanted):
+    if different := [
+        f"{key} is {json.dumps(old)[:60]} there and {json.dumps(new)[:60]} here"
+        for key, old, new in differences(there, wanted)
+    ]:
         raise EvaluationError(
-            f"--out: {folder} holds an evaluation with other settings: {'; '.join(different[:6])}. Remedy: another "
-            "folder, or --restart to throw that one away")
+            f"{folder} holds an evaluation with other settings: {'; '.join(different[:6])}", where="--out",
+            remedy="another folder, or --restart to throw that one away")
     return True
-
-
-def _differences(there: Any, wanted: Any, key: str = "") -> list[str]:
-    """One text for each setting that differs."""
-    if isinstance(there, dict) and isinstance(wanted, dict):
-        return [text for name in dict.fromkeys((*there, *wanted))
-                for text in _differences(there.get(name), wanted.get(name), f"{key}.{name}" if key else name)]
-    return [] if there == wanted else [f"{key} is {json.dumps(there)[:60]} there and {json.dumps(wanted)[:60]} here"]
 
 
 class Completions:

@@ -16,11 +16,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from eval.tasks import EvaluationError
 from rl.config import GeneratorSection, ModelSection
 from rl.export import find_source
-from rl.generate.frozen import open_fixed_generator
+from rl.generate.frozen import open_frozen_generator
 from rl.generate.protocol import Generator
 from rl.paths import resolve_path
 from rl.policy.file_digest import weights_digest
-from rl.policy.fingerprint import model_identity
+from rl.policy.model_identity import model_identity
 from rl.policy.policy import default_device
 from rl.questions.inputs import load_model_config, load_tokenizer
 
@@ -98,7 +98,7 @@ def open_generator(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    generator = open_fixed_generator(
+    generator = open_frozen_generator(
         subject.model, section, subject.tokenizer, subject.model_config, max_tokens=max_tokens, scratch=scratch)
     try:
         yield generator

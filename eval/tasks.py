@@ -19,7 +19,7 @@ from rewards.contract import RewardError
 from rewards.errors import UserError, named
 from rewards.scoring import RewardSpec, RewardSum
 from rl.generate.protocol import Request, SamplingParameters, request_seed
-from rl.policy.fingerprint import rewards_digest
+from rl.policy.model_identity import rewards_digest
 from rl.questions.prompting import PromptRenderer, load_template
 from rl.records import Prompt
 from rl.scoring.rewarding import check_answers, check_columns

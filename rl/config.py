@@ -7,6 +7,7 @@ no torch.
 
 from __future__ import annotations
 
+from enum import Flag, auto
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,10 +23,28 @@ from pydantic import (
 )
 
 
-def setting(default: Any, meaning: str, *, unit: str = "", **bounds: Any) -> Any:
-    """A field with its meaning and unit; `bounds` are pydantic's (ge, gt, le, lt, min_length)."""
+class Occasion(Flag):
+    """When a setting may have another value than before. On all other occasions the result would be neither the old
+    configuration's nor the new one's."""
+
+    NEVER = 0
+    RUN = auto()  # a training run goes on from a checkpoint, and its past stays as it would have been
+    WARMUP = auto()  # a warm-up goes on from a checkpoint
+    SAMPLING = auto()  # rejection sampling goes on with what it has sampled
+    CHOICE = auto()  # rejection sampling chooses again among its samples
+    DONE = auto()  # a pipeline passes over a stage that is done, whose result would be the same
+    ALWAYS = RUN | WARMUP | SAMPLING | CHOICE | DONE  # for what is only shown, or says where results go
+    MEMORY = RUN | DONE  # for what decides memory and speed
+    SERVERS = RUN | SAMPLING | DONE  # for where servers are, and how long to wait for them
+
+
+def setting(default: Any, meaning: str, *, unit: str = "", may_differ: Occasion = Occasion.NEVER, **bounds: Any) -> Any:
+    """A field with its meaning and unit; `bounds` are pydantic's (ge, gt, le, lt, min_length).
+
+    may_differ: when it may be changed (of a section: all of its keys); see rl/configuration/resuming.py."""
     make = {"default_factory": default} if callable(default) else {"default": default}
-    return Field(description=meaning, json_schema_extra={"unit": unit}, **make, **bounds)
+    extra: dict[str, JsonValue] = {"unit": unit, "may_differ": may_differ.value}
+    return Field(description=meaning, json_schema_extra=extra, **make, **bounds)
 
 
 class Section(BaseModel):
@@ -56,7 +75,9 @@ class ModelSection(Section):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
         "auto", "attention implementation of the trained model; auto lets transformers choose")
     gradient_checkpointing: bool = setting(
-        False, "recompute activations in the backward pass: less memory, about a third slower")
+        False,
+        "recompute activations in the backward pass: less memory, about a third slower",
+        may_differ=Occasion.MEMORY)
     trust_remote_code: bool = setting(False, "run Python code that comes with the checkpoint")
 
 
@@ -100,19 +121,28 @@ class TeacherSection(TeacherModelSection):
         "local",
         "who scores. local: the frozen model in each training process, on its device; vllm_server: running `vllm serve`"
         " processes of the teacher (path then names the tokenizer to compare)")
-    urls: list[str] = setting(list, "vllm_server: addresses of the servers, such as http://localhost:8000")
+    urls: list[str] = setting(
+        list, "vllm_server: addresses of the servers, such as http://localhost:8000", may_differ=Occasion.SERVERS)
     served_model: str | None = setting(
         None, "vllm_server: name under which they serve the teacher; null: what the first lists first")
     api_key_env: str | None = setting(
-        None, "vllm_server: name of the environment variable that holds the API key; null: no key")
+        None,
+        "vllm_server: name of the environment variable that holds the API key; null: no key",
+        may_differ=Occasion.SERVERS)
     max_requests: int = setting(
         64,
         "vllm_server: requests of each training process under way on one server at the same time",
         unit="requests",
-        ge=1)
-    start_timeout_s: float = setting(900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0)
+        ge=1,
+        may_differ=Occasion.SERVERS)
+    start_timeout_s: float = setting(
+        900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0, may_differ=Occasion.SERVERS)
     request_timeout_s: float = setting(
-        600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
+        600.0,
+        "vllm_server: a request without a reply for so long is sent again",
+        unit="s",
+        gt=0,
+        may_differ=Occasion.SERVERS)
 
     @model_validator(mode="after")
     def _settings_fit_the_backend(self) -> TeacherSection:
@@ -180,19 +210,23 @@ class GeneratorSection(Section):
         "copy; adapter (vLLM): only the LoRA adapter travels; merge: base + BA computed in float32 into the sampler's "
         "copy. auto: merge for transformers where the copy is small, else shared; for vLLM adapter on a GPU and merge "
         "on a CPU or without LoRA")
-    max_sequences: int = setting(256, "sequences decoded at the same time (per engine)", unit="sequences", ge=1)
+    max_sequences: int = setting(
+        256, "sequences decoded at the same time (per engine)", unit="sequences", ge=1, may_differ=Occasion.MEMORY)
     max_mismatch: float | None = setting(
         None,
         "stop when the mean |trainer's - sampler's log-probability| exceeds this; null: 1e-3 in float32, 0.1 in "
         "bfloat16",
         unit="nats",
-        gt=0)
+        gt=0,
+        may_differ=Occasion.RUN)
     proof_every: int = setting(
         10,
         "steps between proofs that the sampler has the policy (the first one follows the first update); 0: none",
         unit="steps",
-        ge=0)
-    proof_completions: int = setting(8, "completions that each proof scores again", unit="completions", ge=1)
+        ge=0,
+        may_differ=Occasion.RUN)
+    proof_completions: int = setting(
+        8, "completions that each proof scores again", unit="completions", ge=1, may_differ=Occasion.RUN)
     max_staleness: Literal[0, 1] = setting(
         0,
         "vllm_server: 1 samples step k+1 while step k trains, corrected by importance sampling; 0 is exactly on-policy",
@@ -201,30 +235,44 @@ class GeneratorSection(Section):
         None,
         "vllm: share of the GPU's memory for the engine, weights included; null: what the memory estimate leaves",
         gt=0,
-        lt=1)
+        lt=1,
+        may_differ=Occasion.MEMORY)
     cache_gb: float | None = setting(
         None,
         "vllm: size of the key/value cache; null: on a GPU what memory_share leaves, on a CPU what max_sequences need",
         unit="GB",
-        gt=0)
+        gt=0,
+        may_differ=Occasion.MEMORY)
     eager: bool | None = setting(
         None, "vllm: no compilation, no CUDA graphs; null: true on a CPU, where compiling takes minutes")
     sleep: Literal["off", "offload", "discard"] = setting(
         "off",
         "vllm on a GPU: free the engine's memory while training. offload: weights go to host memory; discard: weights "
-        "are dropped and pushed again")
-    urls: list[str] = setting(list, "vllm_server: addresses of the servers, such as http://localhost:8000")
+        "are dropped and pushed again",
+        may_differ=Occasion.MEMORY)
+    urls: list[str] = setting(
+        list, "vllm_server: addresses of the servers, such as http://localhost:8000", may_differ=Occasion.SERVERS)
     served_model: str | None = setting(
-        None, "vllm_server: name under which they serve the base model; null: the one that they list first")
+        None,
+        "vllm_server: name under which they serve the base model; null: the one that they list first",
+        may_differ=Occasion.RUN | Occasion.SAMPLING)
     api_key_env: str | None = setting(
-        None, "vllm_server: name of the environment variable that holds the API key; null: no key")
+        None,
+        "vllm_server: name of the environment variable that holds the API key; null: no key",
+        may_differ=Occasion.SERVERS)
     exchange_dir: str | None = setting(
         None,
         "vllm_server: folder in which new versions are written for the servers, which must see it under the same path; "
-        "null: the run's folder")
-    start_timeout_s: float = setting(900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0)
+        "null: the run's folder",
+        may_differ=Occasion.SERVERS)
+    start_timeout_s: float = setting(
+        900.0, "vllm_server: how long the start waits for the servers", unit="s", gt=0, may_differ=Occasion.SERVERS)
     request_timeout_s: float = setting(
-        600.0, "vllm_server: a request without a reply for so long is sent again", unit="s", gt=0)
+        600.0,
+        "vllm_server: a request without a reply for so long is sent again",
+        unit="s",
+        gt=0,
+        may_differ=Occasion.SERVERS)
 
     @model_validator(mode="after")
     def _settings_fit_the_backend(self) -> GeneratorSection:
@@ -325,7 +373,8 @@ class CorrectionSection(Section):
 class LossSection(Section):
     name: Literal["clip", "cispo", "gspo"] = setting("clip", "per-token objective; see rl/losses.py")
     aggregation: Literal["token", "sequence", "constant"] = setting(
-        "token", "token: sum / all loss tokens (DAPO); sequence: mean of per-sequence means (GRPO); constant: sum / "
+        "token",
+        "token: sum / all loss tokens (DAPO); sequence: mean of per-sequence means (GRPO); constant: sum / "
         "(sequences * max_completion_tokens) (Dr. GRPO)")
     clip_low: float = setting(0.2, "the ratio is clipped below at 1 - clip_low", ge=0, le=1)
     clip_high: float = setting(0.2, "the ratio is clipped above at 1 + clip_high", ge=0)
@@ -354,8 +403,11 @@ class OptimSection(AdamSection):
     epochs: int = setting(1, "passes over each sampled batch", ge=1)
     minibatches: int = setting(1, "optimiser updates per pass: the batch is split into so many", ge=1)
     micro_batch_tokens: int = setting(
-        8192, "most tokens (padding included) in one forward pass; changes memory and speed, not the gradient",
-                                      unit="tokens", ge=1)
+        8192,
+        "most tokens (padding included) in one forward pass; changes memory and speed, not the gradient",
+        unit="tokens",
+        ge=1,
+        may_differ=Occasion.MEMORY)
 
 
 class BenchmarkSection(Section):
@@ -394,7 +446,8 @@ class HeldOutSection(Section):
         2, "completions per question in the evaluations between the first and the last", unit="completions", ge=1)
     temperature: float | None = setting(None, "sampling temperature; null: the training's", gt=0)
     reward: str | None = setting(
-        None, "the grader, a reward with values in [0, 1]; null: rewards.accuracy:accuracy, for a reasoning-gym task "
+        None,
+        "the grader, a reward with values in [0, 1]; null: rewards.accuracy:accuracy, for a reasoning-gym task "
         "rewards.reasoning_gym:solved")
 
 
@@ -453,7 +506,7 @@ class RunConfig(Section):
 
     seed: int = setting(0, "decides data order, sampling and initial adapter", ge=0)
     steps: int = setting(40, "training steps: one batch of questions each", unit="steps", ge=1)
-    run_dir: Path = setting(Path("runs/quickstart"), "folder of the run's results")
+    run_dir: Path = setting(Path("runs/quickstart"), "folder of the run's results", may_differ=Occasion.ALWAYS)
     model: Annotated[ModelSection, shorthand("path")] = setting(ModelSection, "the base model")
     lora: LoraSection = setting(LoraSection, "the trained adapter")
     data: Annotated[DataSection, shorthand("path")] = setting(DataSection, "the training questions")
@@ -471,9 +524,9 @@ class RunConfig(Section):
     optim: OptimSection = setting(OptimSection, "the optimiser")
     evaluation: Annotated[EvaluationSection, shorthand("path")] = setting(
         EvaluationSection, "held-out accuracy before, during and after")
-    watchdog: WatchdogSection = setting(WatchdogSection, "collapse detection")
-    checkpoint: CheckpointSection = setting(CheckpointSection, "what is saved when")
-    tracking: TrackingSection = setting(TrackingSection, "where metrics go")
+    watchdog: WatchdogSection = setting(WatchdogSection, "collapse detection", may_differ=Occasion.RUN)
+    checkpoint: CheckpointSection = setting(CheckpointSection, "what is saved when", may_differ=Occasion.RUN)
+    tracking: TrackingSection = setting(TrackingSection, "where metrics go", may_differ=Occasion.ALWAYS)
 
     @field_validator("rewards")
     @classmethod

@@ -11,6 +11,7 @@ from rl.generate.build import check_backend
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
 from rl.policy.policy import resolve_dtype
 from rl.questions.inputs import Inputs, read_inputs
+from rl.runs.progress import format_counts
 from rl.teacher.teacher import check_run_teacher
 
 
@@ -49,14 +50,13 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
     sampling, optim = config.sampling, config.optim
     completions = sampling.questions_per_step * sampling.group_size
     rows = completions * (longest + sampling.max_completion_tokens)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none"
     with_answer = sum(prompt.question.answer is not None for prompt in inputs.prompts)
     lines = [
         (
             f"training questions      {len(inputs.prompts)} ({with_answer} with an answer), longest prompt {longest} "
             "tokens"),
         f"held-out questions      {len(inputs.held_out)}",
-        f"left out                {dropped}",
+        f"left out                {format_counts(inputs.dropped) or 'none'}",
         (
             f"each step               {sampling.questions_per_step} questions x {sampling.group_size} = {completions} "
             f"completions of at most {sampling.max_completion_tokens} tokens"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,13 +22,15 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PretrainedConfig
 
 from rewards.errors import named
-from rl.config import GeneratorSection, LoraSection, ModelSection, RunConfig
+from rl.config import GeneratorSection, ModelSection, RunConfig
 from rl.errors import ConfigError
-from rl.generate.sampler_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.generate.generator_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
 from rl.paths import resolve_path
+from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 Backend = Literal["transformers", "vllm", "vllm_server"]
 LIBRARIES_BYTES = 600 * 2**20
+ANY_TOKEN = 0  # what the ids are changes neither time nor memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,45 +123,40 @@ def estimate_memory(
     shapes = weight_shapes(folder) if folder is not None else None
     if shapes is None:
         return None
-    lora, generator = config.lora.enabled, config.generator
+    vocabulary = model_config.get_text_config().vocab_size
     num_parameters = sum(map(math.prod, shapes.values()))
-    num_trained = _num_adapter_parameters(config.lora, shapes) if lora else num_parameters
+    adapted = [shape for name, shape in shapes.items()
+               if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
+    num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
     # Full parameters are kept in float32, and their frozen reference is a second copy.
-    frozen_copies = 1 if lora or config.loss.kl_weight > 0 else 0
-    bytes_per_base_weight = bytes_per_weight if lora else 4
+    frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
+    bytes_per_base_weight = bytes_per_weight if config.lora.enabled else 4
+    base = num_parameters * bytes_per_base_weight * frozen_copies
+    generator = config.generator
     row = longest_prompt + config.sampling.max_completion_tokens
     tokens = max(config.optim.micro_batch_tokens, row)
     sampler_copy, cache = _sampler_bytes(
         generator, max(row, benchmark_tokens), cache_bytes_per_token(model_config, bytes_per_weight),
         num_parameters * bytes_per_weight, num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
     return MemoryEstimate(
-        num_parameters=num_parameters, num_trained=num_trained,
-        base=num_parameters * bytes_per_base_weight * frozen_copies, sampler_copy=sampler_copy,
+        num_parameters=num_parameters, num_trained=num_trained, base=base, sampler_copy=sampler_copy,
         trained=num_trained * 4 * 4, activations=_activation_bytes(config, model_config, tokens, bytes_per_weight),
-        logits=4 * min(tokens * model_config.get_text_config().vocab_size * 4, 256 * 2**20), cache=cache,
-        backend=generator.backend, is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
+        logits=4 * min(tokens * vocabulary * 4, 256 * 2**20), cache=cache, backend=generator.backend,
+        is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
         sleeps=on_gpu and generator.sleep != "off", teacher=_teacher_bytes(config, on_gpu=on_gpu))
 
 
-def _num_adapter_parameters(lora: LoraSection, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    adapted = [
-        shape
-        for name, shape in shapes.items()
-        if len(shape) == 2 and "layers." in name and _is_target(name, lora.targets)]
-    return lora.rank * sum(map(sum, adapted))
-
-
 def _activation_bytes(config: RunConfig, model_config: PretrainedConfig, tokens: int, bytes_per_weight: int) -> int:
-    """What autograd keeps of a micro-batch of so many tokens: inputs of the linear layers, attention and the gated
-    product, counted on the Llama architecture."""
+    """Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama
+    architecture. tokens: of one micro-batch."""
     text = model_config.get_text_config()  # of a multimodal model, the language model's
     hidden, layers = text.hidden_size, text.num_hidden_layers
     intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
     adapter_inputs = 4 * (2 * hidden + intermediate) if config.lora.enabled else 0
     per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + adapter_inputs
     if config.model.gradient_checkpointing:
-        return tokens * (per_token_and_layer + layers * hidden * bytes_per_weight)
-    return tokens * layers * per_token_and_layer
+        return int(tokens * per_token_and_layer + tokens * layers * hidden * bytes_per_weight)
+    return int(tokens * layers * per_token_and_layer)
 
 
 def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
@@ -245,3 +241,17 @@ def _is_target(name: str, targets: str | list[str]) -> bool:
     if targets == "all-linear":
         return "norm" not in name
     return any(f".{target}." in name for target in ([targets] if isinstance(targets, str) else targets))
+
+
+def longest_groups(config: RunConfig, longest_prompt: int) -> list[TrainingGroup]:
+    """The longest batch that the configuration allows, made up, for a rehearsal before the first step on a GPU
+    (Updater.rehearse): out of memory then, not at step 40, when by chance the longest completions share a micro-batch.
+
+    Completions at the length limit, enough to fill one micro-batch, each a group of its own: those of one group with
+    the same tokens would share a row. longest_prompt in tokens."""
+    length = config.sampling.max_completion_tokens
+    rollout = Rollout((ANY_TOKEN,) * length, (0.0,) * length, "", "length", policy_version=0, seed=0)
+    prompt = Prompt(Question("rehearsal", "", None, {}), "", (ANY_TOKEN,) * longest_prompt)
+    scored = ScoredGroup(Group(prompt, (rollout,)), (0.0,), {}, (None,), (0,), 0.0, {})
+    # An advantage that is not zero: a group without one would be skipped.
+    return [TrainingGroup(scored, (1.0,))] * max(1, config.optim.micro_batch_tokens // (longest_prompt + length - 1))

@@ -2,8 +2,8 @@
 rl.pipeline`.
 
 Supervised warm-up, reinforcement learning, rejection sampling and evaluation in any order, each from the result of an
-earlier one. The same command goes on where it was cut off and skips what is done and unchanged. No class is defined
-here, because the script runs as `__main__`.
+earlier one. The same command goes on where it was cut off and skips what is done and unchanged. A composition root: it
+alone hands the stages what stands above rl. No class is defined here, because the script runs as `__main__`.
 """
 
 from __future__ import annotations
@@ -12,57 +12,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-DEFAULT = Path("configs/tiny_r1_recipe.yaml")
-OPTIONS = (
-    ("--config FILE", f"YAML file with any of the keys below. Without it {DEFAULT}"),
-    (
-        "KEY=VALUE ...",
-        "set a key, after the file: run_dir=runs/other, seed=1, repeat.rounds=3, stages.1.set.optim.lr=1e-4"),
-    ("--dry-run", "check every stage's configuration, show the order, what each takes, and its command; run nothing"),
-    ("--print-config", "print the resolved configuration as YAML and stop"),
-    ("--help", "this page"),
+from rl.configuration.command_line import run_command
+from rl.configuration.help import CommandLine
+from rl.stages.config import PipelineConfig
+
+COMMAND = CommandLine(
+    "accelerate launch rl/pipeline.py",
+    "Runs supervised warm-ups, reinforcement learning, rejection sampling and evaluations as one.", PipelineConfig,
+    Path("configs/tiny_r1_recipe.yaml"),
+    examples="run_dir=runs/other, seed=1, repeat.rounds=3, stages.1.set.optim.lr=1e-4",
+    dry_run="check every stage's configuration, show the order, what each takes, and its command; run nothing",
+    resume=None,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend, a stage's own where one failed, 130 after Ctrl-C
-    twice."""
-    from rl.errors import report_errors
-
-    return report_errors(lambda: _main(sys.argv[1:] if arguments is None else list(arguments)))
+    """Returns the exit code (see run_command), or that of a stage that failed."""
+    return run_command(COMMAND, arguments, dry_run=_dry_run, run=_run)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    from rl.configuration.command_line import parse_stage
-    from rl.errors import ConfigError
-    from rl.stages.config import PipelineConfig
+def _dry_run(config: PipelineConfig) -> None:
+    from eval.run import check_words
+    from rl.stages.run import check_files, check_pipeline, describe_plan
 
-    command = parse_stage(arguments, PipelineConfig, DEFAULT)
-    if command.wants_help:
-        from rl.configuration.help import render_help
+    plan, prepared = check_pipeline(config, check_words)
+    print(describe_plan(plan, prepared), flush=True)
+    check_files(prepared)
 
-        print(
-            render_help(
-                "accelerate launch rl/pipeline.py", model=PipelineConfig, options=OPTIONS,
-                purpose="Runs supervised warm-ups, reinforcement learning, rejection sampling and evaluations as one."))
-        return 0
-    if command.resume:
-        raise ConfigError("--resume: the same command without it goes on where the pipeline was cut off")
-    if command.print_config:
-        from rl.configuration.loading import to_yaml
 
-        print(to_yaml(command.config), end="")
-        return 0
-    from eval.run import check_words  # the composition root stands above rl and eval
-    from rl.stages.run import StageError, check_files, check_pipeline, describe_plan, run_pipeline
+def _run(config: PipelineConfig, resume: Path | None) -> int:
+    from eval.run import check_words
+    from rl.stages.run import StageError, run_pipeline
 
-    if command.dry_run:
-        plan, prepared = check_pipeline(command.config, check_words)
-        print(describe_plan(plan, prepared), flush=True)
-        check_files(prepared)
-        return 0
     try:
-        return run_pipeline(command.config, check_words)
+        return run_pipeline(config, check_words)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code

@@ -1,4 +1,4 @@
-"""Several processes of one run: who takes which questions, and how records come together.
+"""Several processes of one run: how they may be distributed, who takes which questions, how records come together.
 
 Each rank samples and scores its share of the questions; the scored groups (a few MB) are then gathered to every rank,
 so that selection, advantages, denominators and the plan of micro-batches are computed from the whole batch, the same on
@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
+
+from rl.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -26,3 +28,21 @@ def gather_shares(share: Sequence[T], num_ranks: int) -> list[T]:
         return list(share)
     shares: list[list[T]] = gather_object([list(share)])
     return [shares[i % num_ranks][i // num_ranks] for i in range(sum(map(len, shares)))]
+
+
+def first_given(mine: T | None, num_ranks: int) -> T | None:
+    """What the first rank gives that gives anything, the same on all ranks: so that a signal that one process received
+    stops all of them at the same step."""
+    if num_ranks == 1:
+        return mine
+    return next((given for given in gather_object([mine]) if given is not None), None)
+
+
+def check_distribution(kind: DistributedType) -> None:
+    """Raises ConfigError where accelerate distributes the model in another way than training and warm-ups are written
+    for."""
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ConfigError(
+            f"accelerate is configured for {kind.value}; this version trains in one process or with "
+            "DistributedDataParallel",
+            remedy="accelerate launch --multi_gpu, or accelerate config without FSDP and DeepSpeed")

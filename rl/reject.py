@@ -10,68 +10,43 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-DEFAULT = Path("configs/reject_tiny.yaml")
-OPTIONS = (
-    (
-        "--config FILE",
-        "YAML file with any of the keys below; what it leaves out has its default. Without it configs/reject_tiny.yaml",
+from rl.configuration.command_line import run_command
+from rl.configuration.help import CommandLine
+from rl.rejection.config import RejectConfig
+
+COMMAND = CommandLine(
+    "python -m rl.reject",
+    "Samples solutions from a policy and keeps those that a reward approves, as a file for a warm-up.",
+    RejectConfig,
+    Path("configs/reject_tiny.yaml"),
+    examples=(
+        "sampling.samples=16, data=questions.jsonl, generator=vllm, keep.per_question=2, "
+        "rewards.0.use=rewards.majority:majority_vote, 'mix=[{path: other.jsonl, ratio: 0.5}]'"
     ),
-    (
-        "KEY=VALUE ...",
-        (
-            "set a key, after the file: sampling.samples=16, data=questions.jsonl, generator=vllm, keep.per_question=2,"
-            " rewards.0.use=rewards.majority:majority_vote, 'mix=[{path: other.jsonl, ratio: 0.5}]'")),
-    (
-        "--dry-run",
-        (
-            "check everything but the model, show the resolved configuration, the first prompt and the sizes; sample "
-            "nothing")),
-    ("--print-config", "print the resolved configuration as YAML and stop"),
-    (
-        "--resume [RUN]",
-        (
-            "go on with a run that was stopped, or choose again from its samples by other keep and mix: its folder, its"
-            " name under runs/, or latest")),
-    ("--help", "this page"),
+    dry_run=(
+        "check everything but the model, show the resolved configuration, the first prompt and the sizes; sample "
+        "nothing"),
+    resume=(
+        "go on with a run that was stopped, or choose again from its samples by other keep and mix: its folder, its "
+        "name under runs/, or latest"),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend (OTHERHALF_TRACEBACK=1 shows the traceback), 130 after
-    Ctrl-C twice."""
-    from rl.errors import report_errors
-
-    return report_errors(lambda: _main(sys.argv[1:] if arguments is None else list(arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(COMMAND, arguments, dry_run=_dry_run, run=_run)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    from rl.configuration.command_line import parse_run
-    from rl.rejection.config import RejectConfig
+def _dry_run(config: RejectConfig) -> None:
+    from rl.rejection.run import describe
 
-    command = parse_run(arguments, RejectConfig, DEFAULT)
-    if command.wants_help:
-        from rl.configuration.help import render_help
+    print(describe(config))
 
-        print(
-            render_help(
-                "python -m rl.reject",
-                model=RejectConfig,
-                options=OPTIONS,
-                purpose=(
-                    "Samples solutions from a policy and keeps those that a reward approves, as a file for a warm-up."
-                )))
-        return 0
-    if command.print_config:
-        from rl.configuration.loading import to_yaml
 
-        print(to_yaml(command.config), end="")
-        return 0
-    from rl.rejection.run import describe, run
+def _run(config: RejectConfig, resume: Path | None) -> int:
+    from rl.rejection.run import run
 
-    if command.dry_run:
-        print(describe(command.config))
-        return 0
-    return run(command.config, command.resume)
+    return run(config, resume)
 
 
 if __name__ == "__main__":

@@ -1,55 +1,57 @@
-"""The main command: `accelerate launch rl/train.py [--config FILE] [key=value ...]`, also `python -m rl.train`.
+"""Reinforcement learning, the main command: `accelerate launch rl/train.py [--config FILE] [key=value ...]`, also
+`python -m rl.train`.
 
-The composition root: parses, builds the parts, runs. No class is defined here, because the script runs as `__main__`, a
-module other than `rl.train`. torch is imported only once there is something to train.
+A composition root: it alone hands a run what stands above rl. No class is defined here, because the script runs as
+`__main__`, a module other than `rl.train`. torch is imported only once there is something to train.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl.config import RunConfig
+from rl.configuration.command_line import run_command
+from rl.configuration.help import CommandLine
+
 if TYPE_CHECKING:
-    from rl.config import RunConfig
     from rl.evaluation.benchmarks import BuildBenchmarks
+
+COMMAND = CommandLine(
+    "accelerate launch rl/train.py",
+    "Trains a language model on a file of questions, with gold answers or without any.",
+    RunConfig,
+    Path("configs/quickstart.yaml"),
+    examples=(
+        "optim.lr=1e-6, data.columns.answer=null, sampling.stop_token_ids=[1,2], rewards.0.weight=0.5, "
+        "'rewards=[{use: my_rewards.py:brevity, weight: 0.2}]', model=FOLDER (for model.path)"),
+    dry_run=(
+        "check everything, show the resolved configuration, one prompt, the sizes of a step and the memory it needs; "
+        "train nothing"),
+    resume="continue a run from its newest checkpoint: its folder, its name under runs/, or latest")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend (one message, no traceback; OTHERHALF_TRACEBACK=1 shows
-    it), 130 after Ctrl-C twice. A run that a signal or the watchdog stopped has saved what it had: 0."""
-    from rl.errors import report_errors
-
-    return report_errors(lambda: _main(sys.argv[1:] if arguments is None else list(arguments)))
+    """Returns the exit code (see run_command). A run that a signal or the watchdog stopped has saved what it had: 0."""
+    return run_command(COMMAND, arguments, dry_run=_dry_run, run=_run)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    from rl.configuration.command_line import parse
+def _dry_run(config: RunConfig) -> None:
+    from rl.dry_run import describe
 
-    command = parse(arguments)
-    if command.wants_help:
-        from rl.configuration.help import render_help
+    print(describe(config, _benchmarks_builder(config)))
 
-        print(render_help("accelerate launch rl/train.py"))
-        return 0
-    if command.print_config:
-        from rl.configuration.loading import to_yaml
 
-        print(to_yaml(command.config), end="")
-        return 0
-    build_benchmarks = _benchmarks_builder(command.config)
-    if command.dry_run:
-        from rl.dry_run import describe
-
-        print(describe(command.config, build_benchmarks))
-        return 0
+def _run(config: RunConfig, resume: Path | None) -> int:
     from rl.run import run
 
-    return run(command.config, command.resume, build_benchmarks)
+    return run(config, resume, _benchmarks_builder(config))
 
 
 def _benchmarks_builder(config: RunConfig) -> BuildBenchmarks | None:
-    """The one place where rl knows of eval: the composition root stands above both."""
+    """The one place where training knows of eval."""
     if not config.evaluation.benchmarks:
         return None
     from eval.live_benchmarks import build_live_tasks

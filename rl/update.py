@@ -36,10 +36,10 @@ from rl.batching import (
 )
 from rl.config import RunConfig
 from rl.losses import LossTokens, entropy_threshold, policy_loss
+from rl.optimizer import learning_rate
 from rl.policy.forward import PolicyForward
 from rl.policy.logprobs import TokenLogprobs
 from rl.records import TrainingGroup
-from rl.schedule import learning_rate
 from rl.teacher.advantages import distilled_advantages
 from rl.update_report import UpdateReport, UpdateSums
 
@@ -67,7 +67,7 @@ class Updater:
     def update(self, groups: Sequence[TrainingGroup], *, step: int, policy_version: int) -> UpdateReport:
         """Train on the groups (the same on every rank); groups with zero advantages count in the denominators."""
         config, num_ranks = self._config, self._accelerator.num_processes
-        lr = learning_rate(config, step)
+        lr = learning_rate(config.optim, step, config.steps)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = lr
         groups, min_entropy = self._before_first_update(groups)

@@ -10,61 +10,38 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-DEFAULT = Path("configs/warmup_tiny.yaml")
-OPTIONS = (
-    (
-        "--config FILE",
-        "YAML file with any of the keys below; what it leaves out has its default. Without it configs/warmup_tiny.yaml",
-    ),
-    (
-        "KEY=VALUE ...",
-        "set a key, after the file: optim.lr=1e-5, data=solutions.jsonl, lora.enabled=false, prompt=boxed, merge=true"),
-    ("--dry-run", "check everything, show the resolved configuration and the first row; train nothing"),
-    ("--print-config", "print the resolved configuration as YAML and stop"),
-    ("--resume", "go on with the warm-up in run_dir from its newest checkpoint"),
-    ("--help", "this page"),
+from rl.configuration.command_line import run_command
+from rl.configuration.help import CommandLine
+from rl.supervised.config import WarmupConfig
+from rl.supervised.trl_version import check_trl
+
+COMMAND = CommandLine(
+    "accelerate launch rl/warmup.py",
+    "Trains a language model on solutions, so that reinforcement learning has something to begin with.", WarmupConfig,
+    Path("configs/warmup_tiny.yaml"),
+    examples="optim.lr=1e-5, data=solutions.jsonl, lora.enabled=false, prompt=boxed, merge=true",
+    dry_run="check everything, show the resolved configuration and the first row; train nothing",
+    resume="go on with a warm-up from its newest checkpoint: its folder, its name under runs/, or latest",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend (OTHERHALF_TRACEBACK=1 shows the traceback), 130 after
-    Ctrl-C twice."""
-    from rl.errors import report_errors
-
-    return report_errors(lambda: _main(sys.argv[1:] if arguments is None else list(arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(COMMAND, arguments, dry_run=_dry_run, run=_run)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    from rl.configuration.command_line import parse_stage
-    from rl.supervised.config import WarmupConfig
+def _dry_run(config: WarmupConfig) -> None:
+    check_trl()  # before the import, which takes seconds
+    from rl.supervised.run import describe
 
-    command = parse_stage(arguments, WarmupConfig, DEFAULT)
-    if command.wants_help:
-        from rl.configuration.help import render_help
+    print(describe(config))
 
-        print(
-            render_help(
-                "accelerate launch rl/warmup.py",
-                model=WarmupConfig,
-                options=OPTIONS,
-                purpose=(
-                    "Trains a language model on solutions, so that reinforcement learning has something to begin with."
-                )))
-        return 0
-    if command.print_config:
-        from rl.configuration.loading import to_yaml
 
-        print(to_yaml(command.config), end="")
-        return 0
-    from rl.supervised.trl_version import check_trl
+def _run(config: WarmupConfig, resume: Path | None) -> int:
+    check_trl()
+    from rl.supervised.run import run_warmup
 
-    check_trl()  # before the imports that take seconds
-    from rl.supervised.run import describe, run_warmup
-
-    if command.dry_run:
-        print(describe(command.config))
-        return 0
-    return run_warmup(command.config, command.resume)
+    return run_warmup(config, resume=resume is not None)
 
 
 if __name__ == "__main__":

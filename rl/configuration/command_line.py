@@ -1,48 +1,69 @@
-"""The words after `rl/train.py` -> what to do. Imports no torch, so that --help answers at once."""
+"""The skeleton of the commands that a file and `key=value` configure (rl/train.py and its siblings): the words that a
+person types -> what to do. Imports no torch, so that --help answers at once.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from rl.config import RunConfig, Section
-from rl.configuration.loading import closest, load
-from rl.errors import ConfigError
+from rl.config import Section
+from rl.configuration.help import CommandLine, render_help
+from rl.configuration.loading import load, to_yaml
+from rl.configuration.problems import closest
+from rl.errors import ConfigError, report_errors
 from rl.paths import project_root
 from rl.runs.folder import RunFolder, find_run
 
-QUICKSTART = Path("configs/quickstart.yaml")
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
-
-
-StageConfig = TypeVar("StageConfig", bound=Section)
+Config = TypeVar("Config", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
-class Command(Generic[StageConfig]):
+class Command(Generic[Config]):
     """What the user asked for. config: validated. resume: the folder of the run to go on with, or None."""
 
-    config: StageConfig
+    config: Config
     resume: Path | None
     wants_help: bool = False
     dry_run: bool = False
     print_config: bool = False
 
 
-def parse(arguments: Sequence[str]) -> Command[RunConfig]:
-    """The words of rl/train.py: see parse_run."""
-    return parse_run(arguments, RunConfig, QUICKSTART)
+def run_command(
+    line: CommandLine[Config], arguments: Sequence[str] | None, *, dry_run: Callable[[Config], None],
+    run: Callable[[Config, Path | None], int],
+) -> int:
+    """Do what the arguments (None: the process's own) ask for; --help and --print-config are answered here.
+
+    run: takes the configuration and the folder of the run to go on with, and returns the exit code.
+    Returns the exit code: run's, 2 for what the user can mend (one message, no traceback; OTHERHALF_TRACEBACK=1 shows
+    it), 130 after Ctrl-C twice."""
+
+    def main() -> int:
+        command = parse(sys.argv[1:] if arguments is None else arguments, line)
+        if command.wants_help:
+            print(render_help(line))
+        elif command.print_config:
+            print(to_yaml(command.config), end="")
+        elif command.dry_run:
+            dry_run(command.config)
+        else:
+            return run(command.config, command.resume)
+        return 0
+
+    return report_errors(main)
 
 
-def parse_run(arguments: Sequence[str], model: type[StageConfig], default: Path) -> Command[StageConfig]:
+def parse(arguments: Sequence[str], line: CommandLine[Config]) -> Command[Config]:
     """Raises ConfigError for unusable words, RunFolderError where there is no such run to resume.
 
-    model: the configuration's class, which has a run_dir. default: the file that is used without --config and without
-    --resume. With --resume the run's own configuration is, with the overrides given now (rl/checkpoint.py, or the
-    command, says which may differ)."""
+    With --resume the configuration is that of the run, with the overrides given now; which may differ is marked in
+    rl/config.py."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--resume")
@@ -53,16 +74,18 @@ def parse_run(arguments: Sequence[str], model: type[StageConfig], default: Path)
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error}; see --help") from error
     if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
-        raise ConfigError(f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], model)}; see --help")
+        raise ConfigError(f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], line.model)}; see --help")
     if known.help or known.h:
-        return Command(model(), None, wants_help=True)
+        return Command(line.model(), None, wants_help=True)
     path = known.config
     resume = None
     if known.resume is not None:
-        resume = _run_to_resume(known.resume, path, others, model)
+        if line.resume is None:
+            raise ConfigError("--resume: the same command without it goes on where it was cut off")
+        resume = _run_to_resume(known.resume, path, others, line.model)
         path = path or RunFolder(resume).config_file
         others = [*others, f"run_dir={resume}"]
-    config = load(path or project_root() / default, others, model)
+    config = load(path or project_root() / line.default, others, line.model)
     return Command(config, resume, dry_run=known.dry_run, print_config=known.print_config)
 
 
@@ -118,38 +141,3 @@ def _is_of(model: type[Section], run: RunFolder) -> bool:
     except ConfigError:
         return False
     return True
-
-
-@dataclass(frozen=True, slots=True)
-class StageCommand(Generic[StageConfig]):
-    """What the user asked of another command than rl/train.py, such as rl/warmup.py."""
-
-    config: StageConfig
-    resume: bool = False
-    wants_help: bool = False
-    dry_run: bool = False
-    print_config: bool = False
-
-
-def parse_stage(arguments: Sequence[str], model: type[StageConfig], default: Path) -> StageCommand[StageConfig]:
-    """The same options for a configuration of class `model`, which has a run_dir; --resume goes on with the run that is
-    there, by the run's own configuration where no file is given. default: the file that is used without --config.
-    Raises ConfigError."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path)
-    for flag in ("--resume", *FLAGS):
-        parser.add_argument(flag, action="store_true")
-    try:
-        known, others = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}; see --help") from error
-    if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
-        raise ConfigError(f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], model)}; see --help")
-    if known.help or known.h:
-        return StageCommand(model(), wants_help=True)
-    path = known.config
-    given = [word.partition("=")[2] for word in others if word.partition("=")[0] == "run_dir"]
-    if path is None and known.resume and given and RunFolder(Path(given[-1])).holds_run:
-        path = RunFolder(Path(given[-1])).config_file
-    config = load(path or project_root() / default, others, model)
-    return StageCommand(config, known.resume, dry_run=known.dry_run, print_config=known.print_config)

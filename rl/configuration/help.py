@@ -1,162 +1,59 @@
-"""Turns the configuration's models into text: the list of all keys, what each may be, and the page that `--help`
-prints.
-
-Nothing is written down twice: types, bounds, units, defaults and meanings come from rl/config.py, so a key that is
-added there appears here, in error messages (rl/configuration/loading.py) and in the help. Imports no torch.
-"""
+"""What a command says of itself, and the page that its `--help` prints: usage, options, every key. Imports no torch."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Generic, TypeVar
 
-import annotated_types
-from pydantic.fields import FieldInfo
+from rl.config import Section
+from rl.configuration.keys import all_keys
 
-from rl.config import RunConfig, Section
-
-OPTIONS = (
-    (
-        "--config FILE",
-        (
-            "YAML file with any of the keys below; what it leaves out has its default. Without it and without keys "
-            "the quick start runs (configs/quickstart.yaml)")),
-    (
-        "KEY=VALUE ...",
-        (
-            "set a key, after the file: optim.lr=1e-6, data.columns.answer=null, sampling.stop_token_ids=[1,2], "
-            "rewards.0.weight=0.5, "
-            "'rewards=[{use: my_rewards.py:brevity, weight: 0.2}]', model=FOLDER (for model.path)")),
-    (
-        "--dry-run",
-        (
-            "check everything, show the resolved configuration, one prompt, the sizes of a step and the memory it "
-            "needs; train nothing")),
-    ("--print-config", "print the resolved configuration as YAML and stop"),
-    ("--resume [RUN]", "continue a run from its newest checkpoint: its folder, its name under runs/, or latest"),
-    ("--help", "this page"),
-)
+Config = TypeVar("Config", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """One settable key. name: dotted, N stands for an entry of a list. is_section: it has keys of its own below it."""
+class CommandLine(Generic[Config]):
+    """A command that is configured by a file and by `key=value`.
 
-    name: str
-    expected: str
-    unit: str
-    default: str
-    meaning: str
-    is_section: bool
+    prog: how it is started. purpose: a sentence. model: its configuration's class, which has a run_dir. default: the
+    file that is used where none is named. examples: of keys that are set. dry_run, resume: what these options do;
+    resume None: the same command goes on by itself, and there is no such option."""
 
+    prog: str
+    purpose: str
+    model: type[Config]
+    default: Path
+    examples: str
+    dry_run: str
+    resume: str | None
 
-def section_of(annotation: Any) -> type[Section] | None:
-    """The model of a section, of one that may be null, of a list's entries, or None for a plain value."""
-    if get_origin(annotation) is Annotated:
-        return section_of(get_args(annotation)[0])
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    if get_origin(annotation) is list:
-        return section_of(get_args(annotation)[0])
-    if is_optional(annotation):
-        return section_of(get_args(annotation)[0])
-    return None
-
-
-def is_optional(annotation: Any) -> bool:
-    """`X | None`, such as a section that is null by default."""
-    arguments = get_args(annotation)
-    return get_origin(annotation) in (Union, types.UnionType) and len(arguments) == 2 and arguments[1] is type(None)
+    def options(self) -> Iterator[tuple[str, str]]:
+        """Each option with its meaning."""
+        yield (
+            "--config FILE",
+            f"YAML file with any of the keys below; what it leaves out has its default. Without it {self.default}")
+        yield "KEY=VALUE ...", f"set a key, after the file: {self.examples}"
+        yield "--dry-run", self.dry_run
+        yield "--print-config", "print the resolved configuration as YAML and stop"
+        if self.resume is not None:
+            yield "--resume [RUN]", self.resume
+        yield "--help", "this page"
 
 
-def is_list_of_sections(annotation: Any) -> bool:
-    return get_origin(annotation) is list and section_of(annotation) is not None
-
-
-def all_keys(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[Key]:
-    """Every key below `model`, in the order of the models; a section comes before its keys."""
-    for name, field in model.model_fields.items():
-        inner = section_of(field.annotation)
-        extra = field.json_schema_extra
-        unit = str(extra.get("unit", "")) if isinstance(extra, dict) else ""
-        yield Key(prefix + name, expected(field), unit, default_of(field), field.description or "", inner is not None)
-        if inner is not None:
-            yield from all_keys(inner, f"{prefix}{name}." + ("N." if is_list_of_sections(field.annotation) else ""))
-
-
-def default_of(field: FieldInfo) -> str:
-    """The default as it would be typed, or as JSON where it is a section."""
-    value = field.get_default(call_default_factory=True)
-    return show_value(value)
-
-
-def show_value(value: object) -> str:
-    """A value as it would be written in YAML, on one line: null, true, 0.0005, text, [1, 2]."""
-    if isinstance(value, str | Path):
-        return str(value)
-    if isinstance(value, Section):
-        value = value.model_dump(mode="json")
-    if isinstance(value, list | tuple):
-        value = [item.model_dump(mode="json") if isinstance(item, Section) else item for item in value]
-    return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def expected(field: FieldInfo) -> str:
-    """What a field may be: "a number > 0", "one of: auto, float32", "a whole number >= 1 or null"."""
-    described, or_null, _ = _describe(field.annotation).partition(" or null")
-    return described + _bounds(field) + or_null
-
-
-def _describe(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if section_of(annotation) is not None:
-        described = "a list of sections" if origin is list else "a section (keys and values)"
-        return described + (" or null" if is_optional(annotation) else "")
-    if origin is Literal:
-        return "one of: " + ", ".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
-        # null is named last, whatever the order in the annotation.
-        options = [_describe(option) for option in arguments if option is not type(None)]
-        return " or ".join([*options, *(["null"] if type(None) in arguments else [])])
-    if origin is list:
-        return "a list, each entry " + _describe(arguments[0])
-    if origin is tuple:
-        return f"a list of {len(arguments)} entries, each {_describe(arguments[0])}"
-    if origin is dict:
-        return "a mapping of names to values"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    return names[annotation]
-
-
-def _bounds(field: FieldInfo) -> str:
-    symbols = {annotated_types.Ge: ">= {0.ge}", annotated_types.Gt: "> {0.gt}",
-               annotated_types.Le: "<= {0.le}", annotated_types.Lt: "< {0.lt}",
-               annotated_types.MinLen: "with at least {0.min_length} entry"}
-    found = [symbols[type(item)].format(item) for item in field.metadata if type(item) in symbols]
-    return " " + " and ".join(found) if found else ""
-
-
-def render_help(
-    prog: str, width: int | None = None, *, model: type[Section] = RunConfig,
-    options: Sequence[tuple[str, str]] = OPTIONS,
-    purpose: str = "Trains a language model on a file of questions, with gold answers or without any.",
-) -> str:
-    """The page of `--help`: usage, options, every key of `model`. width: columns, by default the terminal's (at most
-    120)."""
+def render_help(command: CommandLine[Config], width: int | None = None) -> str:
+    """width: columns, by default the terminal's (at most 120)."""
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
+    options = list(command.options())
     flags = " ".join(f"[{option}]" for option, _ in options if option.startswith("--") and option != "--help")
-    usage = f"usage: {prog} {flags} [KEY=VALUE ...]"
-    lines = [usage, "", *_hanging("", purpose, width), ""]
+    lines = [f"usage: {command.prog} {flags} [KEY=VALUE ...]", "", *_hanging("", command.purpose, width), ""]
     for option, meaning in options:
         lines += _hanging(f"  {option:<16}", meaning, width)
     lines += ["", "Keys, with what each may be, its default and its meaning:"]
-    for key in all_keys(model):
+    for key in all_keys(command.model):
         if key.is_section:
             lines += ["", *_hanging(f"{key.name}: ", key.meaning, width)]
             continue

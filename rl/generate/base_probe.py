@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.generate.protocol import Row
 from rl.policy.forward import PolicyForward
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy
-from rl.policy.scorer import PolicyScorer
+from rl.records import PromptCompletion
 
 MAX_TOKENS = 64
 
@@ -24,7 +24,7 @@ class BaseProbe:
     """row: the text's first token, and the others. logprobs: of the others under the trainer's base at temperature 1.
     bound: nats, on the mean |difference|."""
 
-    row: Row
+    row: PromptCompletion
     logprobs: tuple[float, ...]
     bound: float
 
@@ -48,6 +48,7 @@ def measure_base(policy: Policy, token_ids: Sequence[int], *, bound: float) -> B
     if len(ids) < 2:
         return None
     row = ids[:1], ids[1:]
-    scorer = PolicyScorer(policy, PolicyForward(policy, temperature=1.0), max_tokens=MAX_TOKENS)
-    logprobs_N = scorer.reference_logprobs([row])[0] if policy.has_reference else scorer.score([row])[0].logprobs_N
+    calculator = LogprobCalculator(policy, PolicyForward(policy, temperature=1.0), max_tokens=MAX_TOKENS)
+    logprobs_N = (
+        calculator.reference_logprobs([row])[0] if policy.has_reference else calculator.logprobs([row])[0].logprobs_N)
     return BaseProbe(row, tuple(logprobs_N.tolist()), bound)

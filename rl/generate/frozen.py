@@ -21,8 +21,8 @@ from rl.config import GeneratorSection, LoraSection, ModelSection
 from rl.errors import ConfigError
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator
-from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
-from rl.generate.sampler_plan import SamplerPlan, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.generate.generator_plan import GeneratorPlan, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_engine import Engine, EngineSettings, check_version
 from rl.generate.vllm_generator import GPU_RESERVE, sample_groups
@@ -40,7 +40,7 @@ from rl.policy.policy import (
     resolve_dtype,
     stored_lora,
 )
-from rl.records import Group
+from rl.records import Group, PromptCompletion
 
 CACHE_SHARE = 0.4  # of the memory that is free, at most, for vLLM's key/value cache on a CPU
 
@@ -49,7 +49,7 @@ PROBE_BOUND = 0.5
 another model."""
 
 
-def open_fixed_generator(
+def open_frozen_generator(
     model: ModelSection,
     config: GeneratorSection,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,12 +62,12 @@ def open_fixed_generator(
 
     max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is
     removed.
-    Raises PolicyError or SamplerError with the remedy."""
+    Raises PolicyError or GeneratorError with the remedy."""
     device = default_device()
     if config.backend == "vllm":
         check_version()
         with explain_loading(model.path):
-            return _FixedVllm(model, config, tokenizer, model_config, max_tokens, scratch, device)
+            return _FrozenVllm(model, config, tokenizer, model_config, max_tokens, scratch, device)
     if config.backend != "transformers":
         raise ConfigError(
             f"{named('generator.backend')}: {config.backend}; expected transformers or vllm, which load the model "
@@ -81,7 +81,7 @@ def open_fixed_generator(
         return TransformersGenerator(merge_in_place(policy), merge=False, max_sequences=config.max_sequences)
 
 
-def open_fixed_servers(
+def open_frozen_servers(
     model: ModelSection,
     config: GeneratorSection,
     tokenizer: PreTrainedTokenizerBase,
@@ -97,7 +97,7 @@ def open_fixed_servers(
     `text` (token ids).
 
     max_tokens: of the longest prompt with the longest completion. scratch: folder for the files that the servers read,
-    until the generator is closed; config.exchange_dir comes before it. Raises PolicyError or SamplerError with the
+    until the generator is closed; config.exchange_dir comes before it. Raises PolicyError or GeneratorError with the
     remedy."""
     lora = LoraSection(rank=8) if model.adapter is None else stored_lora(resolve_path(model.adapter))
     with explain_loading(model.path):
@@ -105,14 +105,14 @@ def open_fixed_servers(
     return build_generator(
         config,
         policy,
-        SamplerPlan(
+        GeneratorPlan(
             max_tokens=max_tokens, cache_bytes_per_token=cache_bytes_per_token(model_config, policy.dtype.itemsize),
             trainer_bytes=0, base_path=str(resolve_path(model.path)), revision=model.revision,
             trust_remote_code=model.trust_remote_code, logprobs_mode="processed_logprobs", num_ranks=1, seed=0,
             run_dir=scratch, base_probe=measure_base(policy, text, bound=PROBE_BOUND)))
 
 
-class _FixedVllm:
+class _FrozenVllm:
     """Generator (rl/generate/protocol.py) on an engine that loads a checkpoint from the disk and keeps it."""
 
     def __init__(
@@ -161,8 +161,8 @@ class _FixedVllm:
         return sample_groups(
             self._engine, requests, parameters, self._tokenizer, self._eos_token_ids, self.policy_version, finished)
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        return self._engine.score(rows)
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        return self._engine.logprobs(rows)
 
     def rest(self) -> None:
         """Nothing else needs the memory."""

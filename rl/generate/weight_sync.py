@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rl.config import GeneratorSection
-from rl.generate.sampler_plan import MERGE_BELOW_BYTES
+from rl.generate.generator_plan import MERGE_BELOW_BYTES
 from rl.policy.policy import Policy, PolicyError
 
 Way = Literal["shared", "adapter", "merge"]

@@ -1,9 +1,9 @@
 """A sampler and a trainer that disagree -> which side is wrong.
 
 Three paths to the same tokens' log-probabilities at temperature 1 decide it: the sampler's own, computed afresh without
-its cache (Generator.score), the trainer's (rl/policy/forward.py), and the plain one: each completion alone through the
-model's own forward, with PEFT's own LoRA layers and attention without kernels. To add a cause: a branch in
-`find_cause`, its words in rl/proof/verdict_text.py.
+its cache (Generator.logprobs), the trainer's (rl/policy/forward.py), and the plain one: each completion alone through
+the model's own forward, with PEFT's own LoRA layers and attention without kernels. To add a cause: a branch in
+`find_cause`, its words in rl/proof/diagnosis_text.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rl.errors import SamplerError
-from rl.generate.protocol import Generator, Row
+from rl.errors import GeneratorError
+from rl.generate.protocol import Generator
 from rl.policy.forward import CHECK_TOLERANCE, PolicyForward
 from rl.policy.fused_lora import unfused
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy
-from rl.policy.scorer import PolicyScorer
 from rl.proof.distances import Distances, distances
+from rl.records import PromptCompletion
 
 Cause = Literal["trainer", "sampling", "base", "other", "lost"]
 
@@ -46,7 +47,7 @@ class Diagnosis:
 def find_cause(
     policy: Policy,
     generator: Generator,
-    rows: Sequence[Row],
+    rows: Sequence[PromptCompletion],
     recorded_T: Tensor,
     found: Distances,
     *,
@@ -57,15 +58,15 @@ def find_cause(
     """rows: the completions in question; recorded_T: the log-probabilities that the sampler gave with them, one row
     after the other, at `temperature`; found: their distances. Local to the rank; changes neither weights nor random
     numbers."""
-    scorer = PolicyScorer(policy, PolicyForward(policy, temperature=1.0), max_tokens=max_tokens)
-    trainer_T = torch.cat([scored.logprobs_N for scored in scorer.score(rows)])
-    base_T = torch.cat(scorer.reference_logprobs(rows)) if policy.has_reference else None
+    calculator = LogprobCalculator(policy, PolicyForward(policy, temperature=1.0), max_tokens=max_tokens)
+    trainer_T = torch.cat([scored.logprobs_N for scored in calculator.logprobs(rows)])
+    base_T = torch.cat(calculator.reference_logprobs(rows)) if policy.has_reference else None
     plain_T = torch.cat(plain_logprobs(policy, rows))
     own = _mean_difference(trainer_T, plain_T)
     tolerance = min(bound, CHECK_TOLERANCE[policy.dtype])
     try:
-        fresh_T = torch.tensor([value for scored in generator.score(rows) for value in scored])
-    except SamplerError as error:
+        fresh_T = torch.tensor([value for scored in generator.logprobs(rows) for value in scored])
+    except GeneratorError as error:
         return Diagnosis("trainer" if own > tolerance else "lost", None, own, error=str(error))
     fresh, from_plain = distances(fresh_T, trainer_T, base_T), _mean_difference(fresh_T, plain_T)
     # Both may be wrong; the trainer's is named where it explains at least half of what the two differ by.
@@ -81,7 +82,7 @@ def find_cause(
 
 
 @torch.no_grad()
-def plain_logprobs(policy: Policy, rows: Sequence[Row]) -> list[Tensor]:
+def plain_logprobs(policy: Policy, rows: Sequence[PromptCompletion]) -> list[Tensor]:
     """[T] per row at temperature 1, on the CPU, by as little of our own code as there can be."""
     model, device = policy.causal_lm, next(policy.model.parameters()).device
     attention, was_training = model.config._attn_implementation, policy.model.training

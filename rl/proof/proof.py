@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Self, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -20,16 +20,16 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.collect import Collected
 from rl.config import RunConfig
-from rl.generate.protocol import Generator, Row
+from rl.generate.protocol import Generator
 from rl.generate.weight_sync import choose_sync
 from rl.policy.forward import PolicyForward
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy
-from rl.policy.scorer import PolicyScorer
 from rl.proof.diagnosis import Diagnosis, find_cause
+from rl.proof.diagnosis_text import describe
 from rl.proof.distances import Distances, distances, pooled
-from rl.proof.verdict_text import describe
 from rl.ranks import share_of_rank
-from rl.records import Group, Prompt, Rollout
+from rl.records import Group, Prompt, PromptCompletion, Rollout
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ UNMOVED_UPDATES = 10
 """Updates with a gradient after which a policy that still equals its base to the last bit is an error."""
 
 
-class SamplerMismatchError(UserError):
+class GeneratorMismatchError(UserError):
     """The sampler does not sample from the policy that is trained."""
 
 
@@ -48,11 +48,27 @@ def mismatch_bound(config: RunConfig, policy: Policy) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class ProofState:
+    """is_owed: no version above 0 has been proven since the last proof that was due. num_updates: updates with a
+    gradient, as far as they are of interest. Empty JSON, of a version that knew no proof, is the state of the start."""
+
+    is_owed: bool = True
+    num_updates: int = 0
+
+    def to_json(self) -> dict[str, int | bool]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, int | bool]) -> Self:
+        return cls(bool(value.get("is_owed", True)), int(value.get("num_updates", 0)))
+
+
+@dataclass(frozen=True, slots=True)
 class _Evidence:
     """rows: completions, [N], none where the rank has no share. sampler_T: the sampler's log-probabilities of their
     tokens, one row after the other, at `temperature`."""
 
-    rows: list[Row]
+    rows: list[PromptCompletion]
     sampler_T: Tensor
     temperature: float
 
@@ -70,17 +86,15 @@ class Proof:
         self._rank, self._num_ranks = rank, num_ranks
         self._bound = mismatch_bound(config, policy)
         self._way = choose_sync(config.generator, policy).way
-        self._is_owed = True  # no version above 0 has been proven since the last proof that was due
-        self._num_updates = 0  # with a gradient, as far as they are of interest
+        self._is_owed, self._num_updates = True, 0  # see ProofState
         self._is_resumed = False
 
-    def state_dict(self) -> dict[str, int | bool]:
-        return {"is_owed": self._is_owed, "num_updates": self._num_updates}
+    def state(self) -> ProofState:
+        return ProofState(self._is_owed, self._num_updates)
 
-    def resume(self, state: Mapping[str, int | bool]) -> None:
-        """state: of the checkpoint; empty in one of a version that knew no proof."""
-        self._is_owed, self._num_updates = bool(state.get("is_owed", True)), int(state.get("num_updates", 0))
-        self._is_resumed = True
+    def resume(self, state: ProofState) -> None:
+        """state: of the checkpoint."""
+        self._is_owed, self._num_updates, self._is_resumed = state.is_owed, state.num_updates, True
 
     def note_update(self, metrics: Mapping[str, float]) -> None:
         """metrics: of the update that a step has made."""
@@ -91,7 +105,8 @@ class Proof:
         """The metrics of step `step`'s proof, empty where none is due or there is nothing to prove it on; collective
         over ranks.
 
-        Raises SamplerMismatchError, on every rank, where the sampler does not have version `version` of the policy."""
+        Raises GeneratorMismatchError, on every rank, where the sampler does not have version `version` of the
+        policy."""
         every, is_resumed, self._is_resumed = self._config.generator.proof_every, self._is_resumed, False
         is_due = every > 0 and (step % every == 0 or (version > 0 and self._is_owed))
         if not is_due and not (every > 0 and is_resumed):
@@ -142,14 +157,15 @@ class Proof:
             return None
         batch = [scored.group for scored in collected.batch]
         rows = _rows(spread(share_of_rank(batch, self._rank, self._num_ranks), num_each))
-        return _Evidence(rows, torch.tensor([value for scored in self._generator.score(rows) for value in scored]), 1.0)
+        fresh_T = torch.tensor([value for scored in self._generator.logprobs(rows) for value in scored])
+        return _Evidence(rows, fresh_T, 1.0)
 
     def _compare(self, evidence: _Evidence) -> Distances:
-        scorer = PolicyScorer(
+        calculator = LogprobCalculator(
             self._policy, PolicyForward(self._policy, temperature=evidence.temperature),
             max_tokens=self._config.optim.micro_batch_tokens)
-        trainer_T = torch.cat([scored.logprobs_N for scored in scorer.score(evidence.rows)])
-        base_T = torch.cat(scorer.reference_logprobs(evidence.rows)) if self._policy.has_reference else None
+        trainer_T = torch.cat([scored.logprobs_N for scored in calculator.logprobs(evidence.rows)])
+        base_T = torch.cat(calculator.reference_logprobs(evidence.rows)) if self._policy.has_reference else None
         return distances(evidence.sampler_T, trainer_T, base_T)
 
     def _cause(self, evidence: _Evidence, found: Distances) -> Diagnosis:
@@ -170,7 +186,7 @@ class Proof:
     def _error(
         self, step: int, version: int, failed: Sequence[int], parts: Sequence[tuple[Distances, int] | None],
         causes: Sequence[Diagnosis | None],
-    ) -> SamplerMismatchError:
+    ) -> GeneratorMismatchError:
         """Told by the first rank that failed; the others are named."""
         part, cause = parts[failed[0]], causes[failed[0]]
         assert part is not None and cause is not None
@@ -180,14 +196,14 @@ class Proof:
             ""
             if found.from_base is None
             else f", sampler and base {found.from_base:.3g}, trainer and base {found.moved:.3g}")
-        return SamplerMismatchError(
+        return GeneratorMismatchError(
             f"step {step}: the sampler does not sample from version {version} of the policy{where}. Mean |difference| "
             f"of their log-probabilities over {found.num_tokens} tokens of {count} completions: sampler and trainer "
             f"{found.agreement:.3g} nats (at most {self._bound:g} expected){to_base}. "
             f"{describe(cause, self._config, self._way, version=version)}")
 
-    def _unmoved(self, step: int, version: int, total: Distances) -> SamplerMismatchError:
-        return SamplerMismatchError(
+    def _unmoved(self, step: int, version: int, total: Distances) -> GeneratorMismatchError:
+        return GeneratorMismatchError(
             f"step {step}: version {version} of the policy equals its base to the last bit (mean |difference| of their "
             f"log-probabilities over {total.num_tokens} tokens is 0), after at least {UNMOVED_UPDATES} updates with a "
             "gradient. The trainer's side is wrong: the adapter takes no part in its forward, or the updates vanish "
@@ -213,5 +229,5 @@ def _sampled_by(version: int, group: Group) -> Group:
     return replace(group, rollouts=tuple(rollout for rollout in group.rollouts if rollout.policy_version == version))
 
 
-def _rows(chosen: Sequence[tuple[Prompt, Rollout]]) -> list[Row]:
+def _rows(chosen: Sequence[tuple[Prompt, Rollout]]) -> list[PromptCompletion]:
     return [(prompt.token_ids, rollout.token_ids) for prompt, rollout in chosen]

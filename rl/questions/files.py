@@ -18,7 +18,7 @@ from typing import Any
 
 from rewards.errors import UserError, named
 from rl.config import ColumnsSection, DataSection
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.errors import DataError
 from rl.paths import resolve_path
 from rl.questions.generated import is_generated, task_rows

@@ -20,7 +20,7 @@ from typing import Any
 from rewards.contract import RewardError
 from rewards.errors import named
 from rewards.reasoning_gym import COLUMN, check_installed
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.errors import DataError
 from rl.paths import project_root
 from rl.records import Json

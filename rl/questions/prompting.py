@@ -17,7 +17,8 @@ import jinja2.sandbox
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards.errors import UserError, named
-from rl.configuration.loading import closest, read_mapping
+from rl.configuration.problems import closest
+from rl.configuration.yaml_text import read_mapping
 from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
 from rl.records import Prompt, Question

@@ -15,6 +15,7 @@ from rl.config import (
     DataSection,
     GeneratorSection,
     ModelSection,
+    Occasion,
     PromptSection,
     RewardSection,
     Section,
@@ -87,7 +88,7 @@ class RejectConfig(Section):
     it."""
 
     seed: int = setting(0, "decides the samples, the random order and the rows that are mixed in", ge=0)
-    run_dir: Path = setting(Path("runs/reject"), "folder of the results")
+    run_dir: Path = setting(Path("runs/reject"), "folder of the results", may_differ=Occasion.ALWAYS)
     model: Annotated[ModelSection, shorthand("path")] = setting(
         ModelSection, "the policy that is sampled from, with model.adapter")
     data: Annotated[DataSection, shorthand("path")] = setting(
@@ -102,10 +103,10 @@ class RejectConfig(Section):
         lambda: [RewardSection(use="rewards.accuracy:accuracy")],
         "what judges completions, added up with their weights",
         min_length=1)
-    keep: KeepSection = setting(KeepSection, "which completions are kept")
+    keep: KeepSection = setting(KeepSection, "which completions are kept", may_differ=Occasion.CHOICE)
     mix: list[Annotated[MixSection, shorthand("path")]] = setting(
-        list, "other solutions that are put beside the kept ones")
-    tracking: WarmupTrackingSection = setting(WarmupTrackingSection, "the display")
+        list, "other solutions that are put beside the kept ones", may_differ=Occasion.CHOICE)
+    tracking: WarmupTrackingSection = setting(WarmupTrackingSection, "the display", may_differ=Occasion.ALWAYS)
 
     @model_validator(mode="after")
     def _entropy_needs_a_group(self) -> RejectConfig:

@@ -17,9 +17,12 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from rl.configuration.loading import differences, load, to_yaml
+from rewards.errors import Problem
+from rl.config import Occasion
+from rl.configuration.loading import to_yaml
+from rl.configuration.resuming import conflicts_with_folder
 from rl.errors import ConfigError
-from rl.generate.frozen import open_fixed_generator, open_fixed_servers
+from rl.generate.frozen import open_frozen_generator, open_frozen_servers
 from rl.generate.protocol import Generator, Request, request_seed
 from rl.records import Group, Json, Prompt, ScoredGroup
 from rl.rejection.config import RejectConfig
@@ -29,25 +32,20 @@ from rl.rejection.mix import draw
 from rl.rejection.report import MixedIn, Report, Tally, to_json, to_markdown
 from rl.rejection.samples import SampledQuestion, SampleStore, sampled_question
 from rl.runs.folder import RunFolder, prepare, write_atomically
-from rl.runs.progress import Progress, format_duration, open_progress
+from rl.runs.progress import Progress, format_counts, format_duration, open_progress
 from rl.runs.stop_signals import StopSignals
 from rl.runs.tracking import KEPT_SHARE, REWARD, TOKENS_PER_S
 from rl.scoring.rewarding import score_groups
 from rl.scoring.thread import ScoringThread
 
 SOLUTIONS, REPORT, REPORT_TEXT = "solutions.jsonl", "report.json", "report.md"
-FREE_KEYS = (
-    "run_dir", "tracking.", "keep.", "mix", "generator.urls", "generator.served_model", "generator.api_key_env",
-    "generator.exchange_dir", "generator.start_timeout_s", "generator.request_timeout_s")
-"""What may differ from the configuration of the run that goes on: nothing that changes what is sampled, or how it is
-scored."""
 
 
 def run(config: RejectConfig, resume: Path | None) -> int:
     """Sample, score, choose and write as configured; returns the exit code. resume: the folder of the run to go on
     with, config.run_dir.
 
-    Raises what `read_reject_inputs` raises, PolicyError, SamplerError, RunFolderError, OSError, and ConfigError where
+    Raises what `read_reject_inputs` raises, PolicyError, GeneratorError, RunFolderError, OSError, and ConfigError where
     nothing is kept or a file to mix in is too small; the samples are then kept, and no result is written."""
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
@@ -73,13 +71,10 @@ def run(config: RejectConfig, resume: Path | None) -> int:
 
 def _check_same_run(folder: RunFolder, config: RejectConfig) -> None:
     """Raises ConfigError where the run in the folder was sampled by other settings."""
-    changed = [
-        f"{key}: {new!r}, but the run in {folder.path} has {old!r}"
-        for key, old, new in differences(load(folder.config_file, [], RejectConfig), config)
-        if not any(key == free or key.startswith(free if free.endswith(".") else f"{free}.") for free in FREE_KEYS)]
-    if changed:
+    if changed := conflicts_with_folder(folder, config, Occasion.SAMPLING | Occasion.CHOICE):
         raise ConfigError(
-            *changed, "Remedy: --resume with the run's own configuration (keep and mix may differ), or a new run_dir")
+            *changed,
+            Problem(remedy="--resume with the run's own configuration (keep and mix may differ), or a new run_dir"))
 
 
 def _prompts_of_chunks(inputs: RejectInputs) -> list[list[Prompt]]:
@@ -93,10 +88,10 @@ def _open_generator(config: RejectConfig, inputs: RejectInputs) -> Iterator[Gene
     parts = config.model, config.generator, inputs.tokenizer, inputs.model_config
     try:
         if config.generator.backend == "vllm_server":
-            generator = open_fixed_servers(
+            generator = open_frozen_servers(
                 *parts, max_tokens=inputs.max_tokens, text=inputs.prompts[0].token_ids, scratch=scratch)
         else:
-            generator = open_fixed_generator(*parts, max_tokens=inputs.max_tokens, scratch=scratch)
+            generator = open_frozen_generator(*parts, max_tokens=inputs.max_tokens, scratch=scratch)
         try:
             yield generator
         finally:
@@ -114,12 +109,12 @@ def _sample_all(
     with open_progress(
         config.tracking.progress, config.run_dir.name, total, first_step=total - len(missing)
     ) as progress:
-        for text in (
-            generator.description, _left_out(inputs),
-            f"{total - len(missing)} of {total} chunks are there already" if len(missing) < total else "",
-        ):
-            if text:
-                progress.message(text)
+        if generator.description:
+            progress.message(generator.description)
+        if left_out := format_counts(inputs.dropped):
+            progress.message(f"left out: {left_out}")
+        if len(missing) < total:
+            progress.message(f"{total - len(missing)} of {total} chunks are there already")
         for done, number in enumerate(missing, start=total - len(missing) + 1):
             started = time.perf_counter()
             prompts = [inputs.prompts[position] for position in inputs.chunks[number]]
@@ -168,11 +163,6 @@ def _show(
             TOKENS_PER_S: sum(completion.num_tokens for completion in completions) / seconds})
 
 
-def _left_out(inputs: RejectInputs) -> str:
-    left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
-    return f"left out: {left_out}" if left_out else ""
-
-
 def _conclude(
     config: RejectConfig, inputs: RejectInputs, store: SampleStore, folder: RunFolder, started: float
 ) -> Report:
@@ -217,41 +207,36 @@ def solution_row(prompt: Prompt, text: str) -> dict[str, Json]:
 def _summary(report: Report, config: RejectConfig, folder: RunFolder) -> str:
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items() if count)
     mixed = "".join(f" + {entry.rows:,} of {entry.path}" for entry in report.mix)
-    return "\n".join(
-        [
-            "",
-            (
-                f"{'kept':<12}{report.kept:,} of {report.completions:,} completions ({report.kept_share:.1%}), of "
-                f"{report.questions_kept:,} of {report.questions:,} questions"),
-            f"{'dropped':<12}{dropped or 'none'}",
-            (
-                f"{'file':<12}{folder.path / SOLUTIONS}: {report.rows:,} "
-                f"rows{f' ({report.kept:,} kept{mixed})' if mixed else ''}"),
-            f"{'report':<12}{folder.path / REPORT_TEXT}",
-            f"{'cost':<12}{format_duration(report.wall_s)}",
-            (
-                f"{'go on with':<12}rl/warmup.py data={folder.path / SOLUTIONS} prompt={config.prompt.template} "
-                f"model={config.model.path}")])
+    facts = {
+        "kept": (
+            f"{report.kept:,} of {report.completions:,} completions ({report.kept_share:.1%}), of "
+            f"{report.questions_kept:,} of {report.questions:,} questions"),
+        "dropped": dropped or "none",
+        "file": f"{folder.path / SOLUTIONS}: {report.rows:,} rows{f' ({report.kept:,} kept{mixed})' if mixed else ''}",
+        "report": folder.path / REPORT_TEXT,
+        "cost": format_duration(report.wall_s),
+        "go on with": (
+            f"rl/warmup.py data={folder.path / SOLUTIONS} prompt={config.prompt.template} model={config.model.path}")}
+    return "\n".join(["", *(f"{name:<12}{fact}" for name, fact in facts.items())])
 
 
 def describe(config: RejectConfig) -> str:
     """`--dry-run`: reads and checks everything but the model, and shows the first prompt. Samples nothing."""
     inputs = read_reject_inputs(config)
-    first = inputs.prompts[0]
-    n = config.sampling.samples
+    first, n = inputs.prompts[0], config.sampling.samples
+    facts = {
+        "prompt of the first question": f"{first.text!r}, {len(first.token_ids)} tokens",
+        "questions": f"{len(inputs.prompts):,}, the longest with its completion {inputs.max_tokens:,} tokens",
+        "left out": format_counts(inputs.dropped) or "none",
+        "completions": (
+            f"{len(inputs.prompts) * n:,}, in {len(inputs.chunks):,} chunks of at most "
+            f"{config.sampling.questions_per_chunk} questions x {n}")}
+    facts |= {
+        file.key: (
+            f"{len(file.solutions):,} rows of {file.section.path}, {file.section.ratio:g} for each kept completion")
+        for file in inputs.mix}
     return "\n".join(
         [
             to_yaml(config),
-            f"prompt of the first question  {first.text!r}, {len(first.token_ids)} tokens",
-            (
-                f"questions                     {len(inputs.prompts):,}, the longest with its completion "
-                f"{inputs.max_tokens:,} tokens"),
-            f"{'left out':<30}{_left_out(inputs).removeprefix('left out: ') or 'none'}",
-            (
-                f"completions                   {len(inputs.prompts) * n:,}, in {len(inputs.chunks):,} chunks of at "
-                f"most {config.sampling.questions_per_chunk} questions x {n}"),
-            *(
-                f"{file.key:<30}{len(file.solutions):,} rows of {file.section.path}, {file.section.ratio:g} for each "
-                "kept completion"
-                for file in inputs.mix),
+            *(f"{name:<30}{fact}" for name, fact in facts.items()),
             "Everything but the model was read and checked; nothing was sampled."])

@@ -220,5 +220,10 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def format_counts(counts: Mapping[str, int]) -> str:
+    """{"too long": 3, "duplicates": 0} -> "3 too long"; "" where nothing was counted."""
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
 def _number(value: float | None) -> str:
     return "    -" if value is None else f"{value:5.3f}" if value >= 0 else f"{value:5.2f}"

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl.config import RunConfig, Section
-from rl.configuration.loading import load, read_mapping, to_yaml
+from rl.config import Occasion, RunConfig, Section
+from rl.configuration.loading import load, to_yaml
+from rl.configuration.resuming import may_differ
+from rl.configuration.yaml_text import read_mapping
 from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
 from rl.policy.file_digest import file_digest, weights_digest
@@ -35,8 +37,10 @@ ON_ALL_RANKS: tuple[StageKind, ...] = ("warmup", "rl")
 CheckEvaluation = Callable[[Sequence[str]], object]
 """Raises ConfigError where the words after `python -m eval.run` are not right: rl does not know eval."""
 
-_NOT_COMPUTED = ("run_dir", "tracking.")
-_NOT_COMPUTED_BY_EVAL = ("no-plots",)
+_GOES_ON: Mapping[StageKind, Occasion] = {
+    "warmup": Occasion.WARMUP, "rl": Occasion.RUN, "reject": Occasion.SAMPLING, "eval": Occasion.NEVER}
+_EVAL_OPTIONS = {"no-plots": Occasion.ALWAYS, "max-sequences": Occasion.DONE}
+"""Options of eval.run that may differ; those of the other kinds are marked on their configurations' fields."""
 _FILE_KEYS = (
     "path", "adapter", "template", "use", "reward", "grader", "data_dir", "benchmarks", "data-dir", "prompt", "best-of",
     "model")
@@ -84,8 +88,7 @@ def prepare_stage(
     except ConfigError as error:
         raise ConfigError(*[f"{stage.key}: {problem}" for problem in error.problems]) from None
     # A list of sections is one value here: `flatten` takes mappings apart, and what is compared is compared as a whole.
-    decides = {
-        key: value for key, value in flatten(config.model_dump(mode="json")).items() if not _begins(key, _NOT_COMPUTED)}
+    decides = _deciding(stage.kind, flatten(config.model_dump(mode="json")))
     words = ("-m", MODULES[stage.kind], "--config", str(config_file(stage)))
     return _prepared(stage, words, config, decides, results, read_files)
 
@@ -139,7 +142,7 @@ def resume_words(stage: Stage) -> tuple[str, ...]:
     """What is added to go on with what the folder holds; an evaluation goes on by itself."""
     if stage.kind == "eval" or not RunFolder(stage.folder).holds_run:
         return ()
-    return ("--resume",) if stage.kind == "warmup" else ("--resume", str(stage.folder))
+    return ("--resume", str(stage.folder))
 
 
 def is_done(stage: Stage) -> bool:
@@ -236,13 +239,28 @@ def _prepare_evaluation(
             words += [option, text] if option in _SHORT_OPTIONS.values() else [f"{option}={text}"]
     words.append(f"--out={stage.folder}")
     check_evaluation(words)
-    decides = {
-        name: value for name, value in options.items() if name not in _NOT_COMPUTED_BY_EVAL and value is not None}
+    decides = _deciding("eval", {name: value for name, value in options.items() if value is not None})
     return _prepared(stage, ("-m", MODULES["eval"], *words), None, decides, results, read_files)
 
 
-def _begins(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
+def goes_on_with_other(kind: StageKind, key: str, *, is_done: bool) -> bool:
+    """Whether a stage of this kind that has begun goes on, or one that is done keeps its result, although this setting
+    differs."""
+    return bool(_may_differ(kind, key) & (Occasion.DONE if is_done else _GOES_ON[kind]))
+
+
+def chooses_again_by(kind: StageKind, key: str) -> bool:
+    """Whether the setting decides only which samples are kept: with another one nothing is sampled again."""
+    return bool(_may_differ(kind, key) & Occasion.CHOICE)
+
+
+def _may_differ(kind: StageKind, key: str) -> Occasion:
+    return _EVAL_OPTIONS.get(key, Occasion.NEVER) if kind == "eval" else may_differ(CONFIGS[kind], key)
+
+
+def _deciding(kind: StageKind, settings: Mapping[str, Json]) -> dict[str, Json]:
+    """The settings without those that decide nothing of the result."""
+    return {key: value for key, value in settings.items() if _may_differ(kind, key) != Occasion.ALWAYS}
 
 
 def _digests(settings: Mapping[str, Json], results: Mapping[int, Result]) -> dict[str, str]:

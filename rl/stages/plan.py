@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.errors import ConfigError
 from rl.records import Json
 from rl.stages.config import BASE, PREVIOUS, PipelineConfig, StageKind, StageSection

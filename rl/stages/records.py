@@ -14,22 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from rl.configuration.resuming import differences
 from rl.records import Json
 from rl.runs.folder import RunFolderError, write_atomically
-from rl.stages.kinds import Prepared, is_done
+from rl.stages.kinds import Prepared, chooses_again_by, goes_on_with_other, is_done
 
 FILE = "pipeline.json"
 Verdict = Literal["skip", "resume", "start"]
-
-# What may differ where a stage is done: its result would be the same. What may where it is only begun, its command
-# knows.
-_MEMORY_KEYS = (
-    "optim.micro_batch_tokens", "optim.micro_batch_rows", "generator.max_sequences", "generator.memory_share",
-    "generator.cache_gb", "generator.sleep", "generator.urls", "generator.api_key_env", "generator.exchange_dir",
-    "generator.start_timeout_s", "generator.request_timeout_s", "model.gradient_checkpointing",
-    "evaluation.max_sequences", "max-sequences", "teacher.urls", "teacher.api_key_env", "teacher.max_requests",
-    "teacher.start_timeout_s", "teacher.request_timeout_s")
-_CHOSEN_ANEW = ("keep.", "mix")  # of rejection sampling: it samples nothing again, and chooses by the new settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +72,11 @@ class PipelineRecords:
         changes = _changes(record, prepared, inputs)
         if changes:
             # A result that is there, if only not recorded yet, is judged as one: it was made with what is changed now.
-            is_made = record.is_done or is_done(prepared.stage)
-            free = _MEMORY_KEYS if is_made else _free_keys(prepared.stage.kind)
-            changes = [(key, line) for key, line in changes if not key.startswith(free)]
+            is_made, kind = record.is_done or is_done(prepared.stage), prepared.stage.kind
+            changes = [(key, line) for key, line in changes if not goes_on_with_other(kind, key, is_done=is_made)]
+            chooses = all(chooses_again_by(kind, key) for key, _ in changes)
         if changes:
-            lines = tuple(line for _, line in changes)
-            chooses = prepared.stage.kind == "reject" and all(key.startswith(_CHOSEN_ANEW) for key, _ in changes)
-            return Decision("resume" if chooses else "start", lines)
+            return Decision("resume" if chooses else "start", tuple(line for _, line in changes))
         if is_done(prepared.stage):
             return Decision("skip")
         return Decision("start", ("its result is no longer there",)) if record.is_done else Decision("resume")
@@ -113,30 +102,14 @@ class PipelineRecords:
 
 def _changes(record: StageRecord, prepared: Prepared, inputs: Mapping[str, str]) -> list[tuple[str, str]]:
     """(key, a line about it) of all that differs; the key of another stage's result is empty."""
-    old, new = record.settings, prepared.settings
-    keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
-    found = [(key, f"{key}: {json.dumps(new.get(key))}, and it was {json.dumps(old.get(key))}") for key in keys]
-    # Where the setting names another file, that is said already.
-    found += [(file.partition(": ")[0], f"{file}: the file differs") for file, digest in prepared.files.items()
-              if record.files.get(file) != digest and file.partition(": ")[0] not in keys]
+    found = [
+        (key, f"{key}: {json.dumps(new)}, and it was {json.dumps(old)}")
+        for key, old, new in differences(record.settings, prepared.settings)]
+    changed = tuple(key for key, _ in found)
+    for file, digest in prepared.files.items():
+        setting = file.partition(": ")[0]
+        # Where the setting names another file, that is said already.
+        if record.files.get(file) != digest and not any(f"{key}.".startswith(f"{setting}.") for key in changed):
+            found.append((setting, f"{file}: the file differs"))
     found += [("", f"stage {name} ran again") for name, start in inputs.items() if record.inputs.get(name) != start]
     return found
-
-
-def _free_keys(kind: str) -> tuple[str, ...]:
-    """With which a stage that was cut off can go on, by its command; imported only where something differs, for it
-    loads torch."""
-    if kind == "rl":
-        from rl import checkpoint
-
-        # Another number of steps is another learning rate, where the schedule falls: its command would refuse it.
-        return tuple(key for key in checkpoint.FREE_KEYS if key != "steps")
-    if kind == "warmup":
-        from rl.supervised import run as warmup_run
-
-        return warmup_run.FREE_KEYS
-    if kind == "reject":
-        from rl.rejection import run as reject_run
-
-        return tuple(key for key in reject_run.FREE_KEYS if not key.startswith(_CHOSEN_ANEW))
-    return ()

@@ -14,6 +14,7 @@ from rl.config import (
     HeldOutSection,
     LoraSection,
     ModelSection,
+    Occasion,
     PromptSection,
     Section,
     TeacherModelSection,
@@ -55,13 +56,18 @@ class WarmupDataSection(Section):
 class WarmupOptimSection(AdamSection):
     batch_rows: int = setting(32, "rows per update, over all ranks; with packing, packed rows", unit="rows", ge=1)
     micro_batch_rows: int = setting(
-        32, "rows in one forward pass; changes memory and speed, not the gradient", unit="rows", ge=1)
+        32,
+        "rows in one forward pass; changes memory and speed, not the gradient",
+        unit="rows",
+        ge=1,
+        may_differ=Occasion.DONE)
 
 
 class WarmupEvaluationSection(HeldOutSection):
     temperature: float | None = setting(None, "sampling temperature; null: 1", gt=0)
     max_completion_tokens: int = setting(48, "held-out completions are cut at this length", unit="tokens", ge=1)
-    max_sequences: int = setting(256, "sequences decoded at the same time", unit="sequences", ge=1)
+    max_sequences: int = setting(
+        256, "sequences decoded at the same time", unit="sequences", ge=1, may_differ=Occasion.WARMUP | Occasion.DONE)
 
 
 class WarmupCheckpointSection(Section):
@@ -94,13 +100,14 @@ class WarmupConfig(Section):
     seed: int = setting(0, "decides the order of rows, sampling and the initial adapter", ge=0)
     steps: int | None = setting(None, "updates; null: as many as `epochs` takes", unit="steps", ge=1)
     epochs: int = setting(1, "passes over the rows, where steps is null", unit="passes", ge=1)
-    run_dir: Path = setting(Path("runs/warmup"), "folder of the results")
+    run_dir: Path = setting(Path("runs/warmup"), "folder of the results", may_differ=Occasion.ALWAYS)
     model: Annotated[ModelSection, shorthand("path")] = setting(ModelSection, "the base model")
     lora: LoraSection = setting(LoraSection, "the trained adapter; with lora.enabled=false all parameters train")
     merge: bool = setting(
         False,
         "also write model/, the adapter merged into its base: what a run starts from whose KL penalty's reference shall"
-        " be the warmed-up policy. Full parameters are always written as model/")
+        " be the warmed-up policy. Full parameters are always written as model/",
+        may_differ=Occasion.WARMUP)
     data: Annotated[WarmupDataSection, shorthand("path")] = setting(WarmupDataSection, "questions with solutions")
     prompt: Annotated[PromptSection, shorthand("template")] = setting(
         PromptSection, "how a question becomes a prompt; the training run that follows needs the same")
@@ -113,5 +120,6 @@ class WarmupConfig(Section):
     optim: WarmupOptimSection = setting(WarmupOptimSection, "the optimiser")
     evaluation: Annotated[WarmupEvaluationSection, shorthand("path")] = setting(
         WarmupEvaluationSection, "held-out accuracy (sampled) and held-out loss before, during and after")
-    checkpoint: WarmupCheckpointSection = setting(WarmupCheckpointSection, "what is saved while it runs")
-    tracking: WarmupTrackingSection = setting(WarmupTrackingSection, "the display")
+    checkpoint: WarmupCheckpointSection = setting(
+        WarmupCheckpointSection, "what is saved while it runs", may_differ=Occasion.WARMUP)
+    tracking: WarmupTrackingSection = setting(WarmupTrackingSection, "the display", may_differ=Occasion.ALWAYS)

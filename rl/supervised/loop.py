@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from rl.evaluation.held_out import Evaluation, HeldOut
 from rl.generate.protocol import Generator
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy
-from rl.policy.scorer import PolicyScorer
-from rl.ranks import gather_shares, share_of_rank
+from rl.ranks import first_given, gather_shares, share_of_rank
 from rl.runs.folder import write_atomically
 from rl.runs.intervals import Interval
 from rl.runs.progress import Progress
@@ -65,7 +64,7 @@ class LoopParts:
     generator: Generator | None
     held_out: HeldOut | None
     held_out_rows: Sequence[SolutionRow]
-    scorer: PolicyScorer
+    calculator: LogprobCalculator
     metrics: MetricsLog | None
     progress: Progress
     digest: str
@@ -120,7 +119,7 @@ class WarmupLoop(TrainerCallback):
             seen.after = self._evaluate(step, self._config.evaluation.samples)
         elif every and step % every == 0:
             self._evaluate(step, self._config.evaluation.samples_during)
-        signal = self._agreed_signal()
+        signal = first_given(parts.stop_requested(), parts.num_ranks)
         if signal is not None and step < state.max_steps:
             seen.stopped_by, control.should_save, control.should_training_stop = signal, True, True
         seen.step_began = time.perf_counter()
@@ -137,7 +136,7 @@ class WarmupLoop(TrainerCallback):
     def _evaluate(self, step: int, samples: int) -> HeldOutResult:
         """Held-out loss and accuracy of the present weights, into metrics and display; collective over ranks."""
         parts, started = self._parts, time.perf_counter()
-        loss = held_out_loss(parts.scorer, parts.held_out_rows, parts.rank, parts.num_ranks)
+        loss = held_out_loss(parts.calculator, parts.held_out_rows, parts.rank, parts.num_ranks)
         evaluation: Evaluation | None = None
         if parts.held_out is not None:
             assert parts.generator is not None
@@ -154,22 +153,17 @@ class WarmupLoop(TrainerCallback):
             parts.progress.held_out(step, interval.value, interval.low, interval.high)
         return HeldOutResult(loss, None if evaluation is None else evaluation.as_json())
 
-    def _agreed_signal(self) -> str | None:
-        """The signal that any rank received; all ranks stop at the same step."""
-        mine = self._parts.stop_requested()
-        if self._parts.num_ranks == 1:
-            return mine
-        return next((name for name in gather_object([mine]) if name is not None), None)
 
-
-def held_out_loss(scorer: PolicyScorer, rows: Sequence[SolutionRow], rank: int = 0, num_ranks: int = 1) -> float | None:
+def held_out_loss(
+    calculator: LogprobCalculator, rows: Sequence[SolutionRow], rank: int = 0, num_ranks: int = 1
+) -> float | None:
     """- sum of ln pi(token) / number of tokens, over the completion tokens of all rows, in nats; None without rows.
 
-    scorer: at temperature 1."""
+    calculator: at temperature 1."""
     if not rows:
         return None
     share = share_of_rank(rows, rank, num_ranks)
-    scored = scorer.score([(row.prompt.token_ids, row.completion_ids) for row in share])
+    scored = calculator.logprobs([(row.prompt.token_ids, row.completion_ids) for row in share])
     mine = [
         (float(item.logprobs_N.double().sum()), len(row.completion_ids))
         for row, item in zip(share, scored, strict=True)]

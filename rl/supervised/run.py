@@ -13,121 +13,146 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from rewards.errors import Problem, named
 from rl.checkpoint import save_weights
-from rl.config import GeneratorSection
-from rl.configuration.loading import differences, load, to_yaml
+from rl.config import GeneratorSection, Occasion
+from rl.configuration.loading import to_yaml
+from rl.configuration.resuming import conflicts_with_folder
 from rl.errors import ConfigError
 from rl.evaluation.held_out import HeldOut
 from rl.generate.build import build_generator
-from rl.generate.protocol import Generator, SamplingParameters
+from rl.generate.protocol import SamplingParameters
 from rl.picture import draw_warmup
 from rl.policy.adapter_base import write_fingerprint
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
-from rl.policy.scorer import PolicyScorer
+from rl.ranks import check_distribution
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
-from rl.runs.progress import open_progress
+from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
 from rl.runs.summary import Summary, held_out_lines, installed_versions, peak_rss_gb, write_summary
 from rl.runs.tracking import MetricsLog
 from rl.supervised.config import WarmupConfig
 from rl.supervised.inputs import WarmupInputs, read_warmup_inputs
-from rl.supervised.loop import STATE_FILE, HeldOutResult, LoopParts, WarmupLoop, WarmupState
+from rl.supervised.loop import STATE_FILE, HeldOutResult, LoopParts, Seen, WarmupLoop, WarmupState
 from rl.supervised.trainer import make_trainer, trainer_arguments
-from rl.supervised.trl_version import check_trl
 from rl.teacher.teacher import NUM_PROBED_PROMPTS, check_teacher, load_teacher, teacher_digests
 
 TEACHER = "distillation.teacher"
 SCORED_TOKENS = 8192
 """Most tokens, padding included, in one forward pass of the held-out loss."""
-FREE_KEYS = ("run_dir", "tracking.", "checkpoint.", "evaluation.max_sequences", "merge")
-"""What may differ between a checkpoint and the warm-up that goes on from it: nothing that changes what is computed."""
 
 
-def run_warmup(config: WarmupConfig, resume: bool = False) -> int:
+@dataclass(frozen=True, slots=True)
+class WarmupStart:
+    """What a warm-up begins with: everything that can fail before its folder is touched. teacher: of a distillation;
+    teacher_weights: digests of its weights."""
+
+    inputs: WarmupInputs
+    arguments: Any
+    policy: Policy
+    teacher: Policy | None
+    teacher_weights: dict[str, str]
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.arguments.process_index == 0)
+
+    def wait_for_all(self) -> None:
+        self.arguments.distributed_state.wait_for_everyone()
+
+
+def run_warmup(config: WarmupConfig, *, resume: bool = False) -> int:
     """Train as configured; returns the exit code. resume: from the newest checkpoint in config.run_dir.
 
     Raises what `read_warmup_inputs` raises, PolicyError, RunFolderError, OSError; the run folder is then as it was, or
     without result."""
-    check_trl()
     transformers_logging.disable_progress_bar()
-    inputs = read_warmup_inputs(config)
-    check_warmup_teacher(config, inputs)
-    arguments = trainer_arguments(config, RunFolder(config.run_dir).checkpoints)
-    rank, num_ranks, is_main = arguments.process_index, arguments.world_size, arguments.process_index == 0
-    distribution = arguments.distributed_state.distributed_type
-    if distribution not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise PolicyError(
-            f"accelerate is configured for {distribution.value}; this version warms up in one process or with "
-            "DistributedDataParallel. Remedy: accelerate launch --multi_gpu, or accelerate config without FSDP and "
-            "DeepSpeed")
-    # Before the folder: a model that cannot be had must not move an earlier run aside.
-    policy = load_warmup_policy(config, inputs, arguments.device)
-    teacher = None if config.distillation is None else load_teacher(
-        config.distillation.teacher, TEACHER, inputs.tokenizer, arguments.device)
-    teacher_weights = teacher_digests(None if config.distillation is None else config.distillation.teacher, TEACHER)
+    start = prepare_warmup(config)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(config.run_dir)
-        if is_main:
+        if start.is_main:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume))
-        arguments.distributed_state.wait_for_everyone()
-        checkpoint, state = _checkpoint_to_resume(folder, config, inputs, teacher_weights) if resume else (None, None)
+        start.wait_for_all()
+        checkpoint, state = (
+            _checkpoint_to_resume(folder, config, start.inputs, start.teacher_weights) if resume else (None, None))
         if resume and folder.summary_file.is_file():
             raise RunFolderError(
                 f"{folder.path} is complete: there is nothing to go on with. Remedy: without --resume for a new warm-up"
             )
-        metrics = None
-        if is_main:
+        if start.is_main:
             write_atomically(folder.config_file, to_yaml(config))
-            metrics = stack.enter_context(MetricsLog(folder))
-            metrics.truncate_to(0 if state is None else state.position)
-        forward = PolicyForward(policy, temperature=1.0)
-        check_head(forward, policy, inputs.rows[0].prompt.token_ids, 1.0)
-        generator = _generator(config, policy) if inputs.grader is not None else None
-        if generator is not None:
-            stack.callback(generator.close)
-        stop_signals = StopSignals()
-        stack.callback(stop_signals.close)
-        num_steps = count_steps(config, len(inputs.rows))
-        progress = stack.enter_context(
-            open_progress(
-                config.tracking.progress, config.run_dir.name, num_steps or 0,
-                first_step=0 if state is None else state.step, is_main=is_main))
-        loop = WarmupLoop(
-            config,
-            LoopParts(
-                policy=policy, generator=generator, held_out=_held_out(config, inputs, rank, num_ranks),
-                held_out_rows=inputs.held_out_rows, scorer=PolicyScorer(policy, forward, max_tokens=SCORED_TOKENS),
-                metrics=metrics, progress=progress, digest=inputs.digest, teacher=teacher_weights,
-                stop_requested=stop_signals, rank=rank, num_ranks=num_ranks),
-            state)
-        trainer = make_trainer(config, policy, inputs.rows, inputs.max_tokens, arguments, [loop], teacher)
-        left_out = ", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count)
-        if left_out:
-            progress.message(f"left out: {left_out}")
+        parts = _loop_parts(config, start, folder, state, stack)
+        loop = WarmupLoop(config, parts, state)
+        trainer = make_trainer(
+            config, start.policy, start.inputs.rows, start.inputs.max_tokens, start.arguments, [loop], start.teacher)
+        if left_out := format_counts(start.inputs.dropped):
+            parts.progress.message(f"left out: {left_out}")
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        wall_s = time.perf_counter() - started
+        wall_s, steps = time.perf_counter() - started, trainer.state.global_step
         if loop.seen.stopped_by is not None:
-            progress.message(
-                f"stopped by {loop.seen.stopped_by} after step {trainer.state.global_step}; saved, and without a result"
-                f" yet. Go on with --resume run_dir={folder.path}")
+            parts.progress.message(
+                f"stopped by {loop.seen.stopped_by} after step {steps}; saved, and without a result yet. Go on with "
+                f"--resume {folder.path}")
             return 0
-        if is_main:
-            written = write_result(policy, config, folder.path)
-            _report(config, folder, loop, trainer.state.global_step, wall_s, written)
-        arguments.distributed_state.wait_for_everyone()
+        if start.is_main:
+            _report(config, folder, loop.seen, steps, wall_s, write_result(start.policy, config, folder.path))
+        start.wait_for_all()
     return 0
+
+
+def prepare_warmup(config: WarmupConfig) -> WarmupStart:
+    """Read, check and load all that the warm-up needs; no folder is made or moved. Raises what `run_warmup` raises."""
+    inputs = read_warmup_inputs(config)
+    check_warmup_teacher(config, inputs)
+    arguments = trainer_arguments(config, RunFolder(config.run_dir).checkpoints)
+    check_distribution(arguments.distributed_state.distributed_type)
+    policy = load_warmup_policy(config, inputs, arguments.device)
+    section = None if config.distillation is None else config.distillation.teacher
+    teacher = None if section is None else load_teacher(section, TEACHER, inputs.tokenizer, arguments.device)
+    return WarmupStart(inputs, arguments, policy, teacher, teacher_digests(section, TEACHER))
+
+
+def _loop_parts(
+    config: WarmupConfig, start: WarmupStart, folder: RunFolder, state: WarmupState | None, stack: contextlib.ExitStack
+) -> LoopParts:
+    """What the loop works with, closed with the stack. state: of the checkpoint that the warm-up goes on from."""
+    policy, inputs = start.policy, start.inputs
+    rank, num_ranks = start.arguments.process_index, start.arguments.world_size
+    metrics = None
+    if start.is_main:
+        metrics = stack.enter_context(MetricsLog(folder))
+        metrics.truncate_to(0 if state is None else state.position)
+    forward = PolicyForward(policy, temperature=1.0)
+    check_head(forward, policy, inputs.rows[0].prompt.token_ids, 1.0)
+    generator = None
+    if inputs.grader is not None:
+        # Before the trainer, which changes the model's forward: a copy made later would compute with the changed one.
+        generator = build_generator(GeneratorSection(max_sequences=config.evaluation.max_sequences), policy)
+        stack.callback(generator.close)
+    stop_signals = StopSignals()
+    stack.callback(stop_signals.close)
+    progress = stack.enter_context(
+        open_progress(
+            config.tracking.progress, config.run_dir.name, count_steps(config, len(inputs.rows)) or 0,
+            first_step=0 if state is None else state.step, is_main=start.is_main))
+    return LoopParts(
+        policy=policy, generator=generator, held_out=_held_out(config, inputs, rank, num_ranks),
+        held_out_rows=inputs.held_out_rows, calculator=LogprobCalculator(policy, forward, max_tokens=SCORED_TOKENS),
+        metrics=metrics, progress=progress, digest=inputs.digest, teacher=start.teacher_weights,
+        stop_requested=stop_signals, rank=rank, num_ranks=num_ranks)
 
 
 def load_warmup_policy(config: WarmupConfig, inputs: WarmupInputs, device: torch.device) -> Policy:
@@ -187,12 +212,6 @@ def write_result(policy: Policy, config: WarmupConfig, folder: Path) -> list[Pat
     return written
 
 
-def _generator(config: WarmupConfig, policy: Policy) -> Generator:
-    """Made before the trainer, which changes the model's forward: a copy made later would compute with the
-    original's."""
-    return build_generator(GeneratorSection(max_sequences=config.evaluation.max_sequences), policy)
-
-
 def _held_out(config: WarmupConfig, inputs: WarmupInputs, rank: int, num_ranks: int) -> HeldOut | None:
     if inputs.grader is None:
         return None
@@ -213,22 +232,23 @@ def _checkpoint_to_resume(
     if not whole:
         return None, None
     state = WarmupState(**json.loads(whole[-1].read_text()))
-    changed = [f"{key}: {new!r}, but the run in {folder.path} has {old!r}"
-               for key, old, new in differences(load(folder.config_file, [], WarmupConfig), config)
-               if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)]
+    changed = conflicts_with_folder(folder, config, Occasion.WARMUP)
     if state.digest != inputs.digest:
-        changed.append("data.path: the rows differ from those that the run began with")
-    changed += [f"{name}: the weights differ from those that the run began with" for name, digest in teacher.items()
-                if state.teacher.get(name, digest) != digest]
+        changed.append(Problem("the rows differ from those that the run began with", named("data.path")))
+    changed += [
+        Problem("the weights differ from those that the run began with", named(name))
+        for name, digest in teacher.items()
+        if state.teacher.get(name, digest) != digest]
     if changed:
-        raise ConfigError(*changed, "Remedy: --resume with the run's own configuration, or a new run_dir")
+        raise ConfigError(*changed, Problem(remedy="--resume with the run's own configuration, or a new run_dir"))
     return whole[-1].parent, state
 
 
 def _report(
-    config: WarmupConfig, folder: RunFolder, loop: WarmupLoop, steps: int, wall_s: float, written: list[Path]
+    config: WarmupConfig, folder: RunFolder, seen: Seen, steps: int, wall_s: float, written: list[Path]
 ) -> None:
-    before, after = loop.seen.before, loop.seen.after
+    """Write summary and picture, drop the checkpoints, and tell people. written: the result's folders."""
+    before, after = seen.before, seen.after
     summary = Summary(
         steps=steps,
         stop_reason="completed",
@@ -251,40 +271,28 @@ def _result_lines(
     folder: RunFolder, before: HeldOutResult | None, after: HeldOutResult | None, wall_s: float, written: list[Path]
 ) -> list[str]:
     losses = [] if before is None or after is None else [before.loss, after.loss]
-    return [
-        *(
-            [f"{'held-out loss':<18}{losses[0]:.4f} -> {losses[1]:.4f} nats per completion token"]
-            if losses and None not in losses
-            else []),
-        f"{'cost':<18}{wall_s:.0f} s, {peak_rss_gb():.2f} GB of memory",
-        f"{'curves':<18}{folder.curve_file}",
-        *(
-            f"{'go on with':<18}rl/train.py model{'.adapter' if path.name == 'adapter' else ''}={path}"
-            for path in written)]
+    lines = [f"{'cost':<18}{wall_s:.0f} s, {peak_rss_gb():.2f} GB of memory", f"{'curves':<18}{folder.curve_file}"]
+    if losses and None not in losses:
+        lines.insert(0, f"{'held-out loss':<18}{losses[0]:.4f} -> {losses[1]:.4f} nats per completion token")
+    return lines + [
+        f"{'go on with':<18}rl/train.py model{'.adapter' if path.name == 'adapter' else ''}={path}" for path in written]
 
 
 def describe(config: WarmupConfig) -> str:
     """`--dry-run`: reads and checks everything but the model, and shows the first row. Trains nothing."""
-    check_trl()
     inputs = read_warmup_inputs(config)
     check_warmup_teacher(config, inputs)
     row = inputs.rows[0]
     steps = count_steps(config, len(inputs.rows))
     lengths = [row.num_tokens for row in inputs.rows]
     decode: Any = inputs.tokenizer.decode
-    lines = [
-        f"prompt of the first row      {row.prompt.text!r}, {len(row.prompt.token_ids)} tokens",
-        f"what is learnt after it      {decode(list(row.completion_ids))!r}, {len(row.completion_ids)} tokens",
-        f"rows                         {len(inputs.rows)} train, {len(inputs.held_out_rows)} give the held-out loss",
-        f"held-out questions           {len(inputs.prompts)}",
-        (
-            f"tokens                       {sum(lengths):,}, the longest row has {max(lengths)} of at most "
-            f"{inputs.max_tokens}"),
-        "left out                     "
-        + (", ".join(f"{count} {reason}" for reason, count in inputs.dropped.items() if count) or "none"),
-        (
-            f"updates                      {steps if steps is not None else 'as many as packed rows make'}, of "
-            f"{config.optim.batch_rows} rows"),
-        "",
-        "Everything was read and checked; nothing was trained."]
-    return to_yaml(config) + "\n" + "\n".join(lines)
+    facts = {
+        "prompt of the first row": f"{row.prompt.text!r}, {len(row.prompt.token_ids)} tokens",
+        "what is learnt after it": f"{decode(list(row.completion_ids))!r}, {len(row.completion_ids)} tokens",
+        "rows": f"{len(inputs.rows)} train, {len(inputs.held_out_rows)} give the held-out loss",
+        "held-out questions": len(inputs.prompts),
+        "tokens": f"{sum(lengths):,}, the longest row has {max(lengths)} of at most {inputs.max_tokens}",
+        "left out": format_counts(inputs.dropped) or "none",
+        "updates": f"{'as many as packed rows make' if steps is None else steps}, of {config.optim.batch_rows} rows"}
+    lines = [f"{name:<29}{fact}" for name, fact in facts.items()]
+    return "\n".join([to_yaml(config), *lines, "", "Everything was read and checked; nothing was trained."])

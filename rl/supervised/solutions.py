@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rewards.errors import named
 from rl.config import DataSection
-from rl.configuration.loading import closest
+from rl.configuration.problems import closest
 from rl.errors import DataError
 from rl.questions.files import Row, as_json, check_unicode, read_rows, shown_value
 from rl.questions.prompting import Message, PromptError, PromptRenderer

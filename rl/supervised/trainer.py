@@ -3,7 +3,7 @@ trainer.
 
 Of TRL are used: packing, the batch, the loss and the loop around the optimiser. Not used are its templates and its
 tokenising: a row comes with its ids and a mask of what carries loss. The learning rate is that of a training run
-(rl/update.py). trl is imported when a trainer is made, since its import takes seconds and it is an option of the
+(rl/optimizer.py). trl is imported when a trainer is made, since its import takes seconds and it is an option of the
 installation.
 """
 
@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from rewards.errors import named
 from rl.errors import ConfigError
+from rl.optimizer import learning_rate, make_optimizer
 from rl.policy.policy import Policy, resolve_dtype
-from rl.schedule import scheduled_rate
-from rl.supervised.config import WarmupConfig
+from rl.supervised.config import WarmupConfig, WarmupOptimSection
 from rl.supervised.distillation import attach_teacher
 from rl.supervised.solutions import SolutionRow
 
@@ -31,9 +32,10 @@ NEVER = 1 << 40
 
 def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
     """TRL's SFTConfig for the configuration; its `device` is where the policy belongs. Everything that TRL decides by
-    itself and that changes the result is set."""
+    itself and that changes the result is set. Raises ConfigError where the rows do not divide among the processes."""
     from trl import SFTConfig
 
+    optim = config.optim
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     # Full parameters are kept in float32 and computed in the policy's dtype, as in training (rl/policy/forward.py).
     dtype = resolve_dtype(config.model.dtype, torch.device("cpu" if on_cpu else "cuda"))
@@ -46,10 +48,10 @@ def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
         fp16=False,
         max_steps=config.steps or -1,
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.optim.micro_batch_rows,
-        max_grad_norm=config.optim.max_grad_norm,
-        learning_rate=config.optim.lr,
-        weight_decay=config.optim.weight_decay,
+        per_device_train_batch_size=optim.micro_batch_rows,
+        max_grad_norm=optim.max_grad_norm,
+        learning_rate=optim.lr,
+        weight_decay=optim.weight_decay,
         packing=config.packing,
         completion_only_loss=True,
         gradient_checkpointing=False,
@@ -67,19 +69,25 @@ def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
         dataloader_pin_memory=False,
         dataloader_drop_last=False,
         ddp_find_unused_parameters=False)
-    num_ranks = arguments.world_size
-    per_pass = config.optim.micro_batch_rows * num_ranks
-    if config.optim.batch_rows % per_pass:
-        raise ConfigError(
-            f"optim.batch_rows: {config.optim.batch_rows} rows per update are no multiple of "
-            f"optim.micro_batch_rows={config.optim.micro_batch_rows} x {num_ranks} process(es). Remedy: "
-            f"optim.batch_rows={-(-config.optim.batch_rows // per_pass) * per_pass}, or fewer micro_batch_rows")
-    arguments.gradient_accumulation_steps = config.optim.batch_rows // per_pass
+    arguments.gradient_accumulation_steps = _accumulation_steps(optim, arguments.world_size)
     if arguments.n_gpu > 1:
         raise ConfigError(
-            f"{arguments.n_gpu} GPUs are visible to one process, which uses one. Remedy: accelerate launch "
-            "--multi_gpu rl/warmup.py ..., or CUDA_VISIBLE_DEVICES=0")
+            f"{arguments.n_gpu} GPUs are visible to one process, which uses one",
+            remedy="accelerate launch --multi_gpu rl/warmup.py ..., or CUDA_VISIBLE_DEVICES=0")
     return arguments
+
+
+def _accumulation_steps(optim: WarmupOptimSection, num_ranks: int) -> int:
+    """Micro-batches of each process per update. Raises ConfigError where they do not make up optim.batch_rows."""
+    per_pass = optim.micro_batch_rows * num_ranks
+    if optim.batch_rows % per_pass:
+        raise ConfigError(
+            f"{optim.batch_rows} rows per update are no multiple of "
+            f"{named('optim.micro_batch_rows', optim.micro_batch_rows)} x {num_ranks} process(es)",
+            where=named("optim.batch_rows"),
+            remedy=(
+                f"{named('optim.batch_rows', -(-optim.batch_rows // per_pass) * per_pass)}, or fewer micro_batch_rows"))
+    return optim.batch_rows // per_pass
 
 
 def make_trainer(
@@ -97,34 +105,38 @@ def make_trainer(
     teacher: of config.distillation, where there is one."""
     import datasets
     from transformers import PrinterCallback
+
+    # the length of packed rows; longer ones are not here any more
+    arguments.max_length = max_tokens if config.packing else None
+    # it knows only flash attention's packing; ours is tested
+    logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    trainer = _trainer_class(config)(
+        model=policy.model, args=arguments, train_dataset=as_dataset(rows), processing_class=policy.tokenizer,
+        callbacks=list(callbacks),
+        optimizers=(make_optimizer(policy.trainable_parameters().values(), config.optim), None))
+    trainer.remove_callback(PrinterCallback)
+    if config.distillation is not None:
+        assert teacher is not None
+        attach_teacher(policy.causal_lm, teacher.causal_lm, config.distillation)
+    return trainer
+
+
+def _trainer_class(config: WarmupConfig) -> Any:
+    """TRL's trainer with our learning rate and without its telemetry."""
     from trl import SFTTrainer
 
     class WarmupTrainer(SFTTrainer):
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             self.lr_scheduler: Any = LambdaLR(
                 optimizer or self.optimizer,
-                lambda step: scheduled_rate(config.optim, step, num_training_steps) / config.optim.lr)
+                lambda step: learning_rate(config.optim, step, num_training_steps) / config.optim.lr)
             return self.lr_scheduler
 
         def _send_telemetry(self) -> None:
             """TRL reports the kind of model and data to the hub. We do not."""
 
-    # the length of packed rows; longer ones are not here any more
-    arguments.max_length = max_tokens if config.packing else None
-    optimizer = torch.optim.AdamW(
-        policy.trainable_parameters().values(), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay, fused=True)
-    # it knows only flash attention's packing; ours is tested
-    logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    trainer = WarmupTrainer(
-        model=policy.model, args=arguments, train_dataset=as_dataset(rows), processing_class=policy.tokenizer,
-        callbacks=list(callbacks), optimizers=(optimizer, None))
-    trainer.remove_callback(PrinterCallback)
-    if config.distillation is not None:
-        assert teacher is not None
-        attach_teacher(policy.causal_lm, teacher.causal_lm, config.distillation)
-    return trainer
+    return WarmupTrainer
 
 
 def as_dataset(rows: Sequence[SolutionRow]) -> Any:

@@ -25,10 +25,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rl.generate.protocol import Row
 from rl.kl import k1
 from rl.ranks import gather_shares, share_of_rank
-from rl.records import TrainingGroup
+from rl.records import PromptCompletion, TrainingGroup
 
 
 class Teacher(Protocol):
@@ -37,7 +36,7 @@ class Teacher(Protocol):
 
     description: str
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         """Log-probabilities of the completions' tokens at temperature 1, in order."""
         ...
 
@@ -72,7 +71,7 @@ def with_teacher(
     rows = list(dict.fromkeys(
         (item.group.prompt.token_ids, rollout.token_ids)
         for item, trains in zip(batch, trained, strict=True) if trains for rollout in item.group.rollouts))
-    scored = gather_shares(teacher.score(share_of_rank(rows, rank, num_ranks)), num_ranks)
+    scored = gather_shares(teacher.logprobs(share_of_rank(rows, rank, num_ranks)), num_ranks)
     found = dict(zip(rows, scored, strict=True))
     for (_, completion), logprobs in found.items():
         assert len(logprobs) == len(completion)

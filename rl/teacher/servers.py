@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from rl.config import TeacherSection
-from rl.errors import SamplerError
-from rl.generate.protocol import Row
+from rl.errors import GeneratorError
 from rl.generate.servers.background_loop import BackgroundLoop
 from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError, read_key
 from rl.generate.servers.replicas import ReplicaPool
-from rl.generate.servers.start import addresses, score_rows, start_servers
+from rl.generate.servers.start import addresses, pool_logprobs, start_servers
+from rl.records import PromptCompletion
 
 NO_PROBABILITY = -9999.0
 """vLLM's stand-in for minus infinity, which JSON does not have."""
@@ -74,7 +74,7 @@ class TeacherServer:
             models = await self._client.models()
         except ServerRefusedError as error:
             self._refuse_key(error)
-            raise SamplerError(
+            raise GeneratorError(
                 f"teacher.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process"
             ) from error
         names = ", ".join(model.name for model in models) or "none"
@@ -83,15 +83,15 @@ class TeacherServer:
         if self._served.value is not None:
             self._served.known.set()
         elif self.url == self._served.first_url:
-            raise SamplerError(f"teacher.urls: {self.url} serves no model. Remedy: another url")
+            raise GeneratorError(f"teacher.urls: {self.url} serves no model. Remedy: another url")
         await self._served.known.wait()
         asked = self._served.value
         found = [model for model in models if model.name == asked]
         if not found and self._config.served_model is not None:
-            raise SamplerError(
+            raise GeneratorError(
                 f"teacher.served_model: {asked}, but {self.url} serves {names}. Remedy: one of those, or another url")
         if not found:
-            raise SamplerError(
+            raise GeneratorError(
                 f"teacher.urls: {self.url} serves {names}, but the teacher is {asked}, which {self._served.first_url} "
                 "listed first at the start; one model has to score all tokens. Remedy: that model under that name "
                 "(--served-model-name) on every server; or teacher.served_model=NAME of one that all of them serve")
@@ -102,22 +102,22 @@ class TeacherServer:
             for model in models
             if model.name in (self.model, found[0].parent) and model.max_tokens is not None]
         if rooms and rooms[0] < self._max_tokens + 1:
-            raise SamplerError(
+            raise GeneratorError(
                 f"teacher.urls: {self.url} takes at most {rooms[0]} tokens (max_model_len), but the longest prompt with"
                 f" the longest completion and one token more are {self._max_tokens + 1}. Remedy: start it with "
                 f"--max-model-len {self._max_tokens + 1}; or lower data.max_prompt_tokens or "
                 "sampling.max_completion_tokens")
         for text, ids in self._probes:
             if (there := await self._client.tokenize(self.model, text)) != ids:
-                raise SamplerError(
+                raise GeneratorError(
                     f"teacher.urls: {self.url} serves {self.model} with another vocabulary than the student's: the text"
                     f" {text[:60]!r} is {list(ids[:8])} in the student and {list(there[:8])} there. Remedy: a teacher "
                     "with the student's tokenizer")
 
-    async def score(self, row: Row) -> tuple[float, ...]:
+    async def logprobs(self, row: PromptCompletion) -> tuple[float, ...]:
         """-inf where the server computes no probability."""
         try:
-            found = await self._client.score(self.model, row, "teacher")
+            found = await self._client.logprobs(self.model, row, "teacher")
         except ServerRefusedError as error:
             self._refuse_key(error)
             raise
@@ -125,7 +125,7 @@ class TeacherServer:
 
     def _refuse_key(self, error: ServerRefusedError) -> None:
         if error.status in (401, 403):
-            raise SamplerError(
+            raise GeneratorError(
                 f"teacher.api_key_env: {self.url} does not accept the API key ({error}). Remedy: "
                 "teacher.api_key_env=NAME of an environment variable that holds the server's key") from error
 
@@ -156,9 +156,9 @@ class ServerTeacher:
             raise
         self.description = f"{len(self._urls)} vLLM server{'s' if len(self._urls) > 1 else ''}, {self._served.value}"
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         assert self._pool is not None
-        return self._loop.run(score_rows(self._pool, rows))
+        return self._loop.run(pool_logprobs(self._pool, rows))
 
     def close(self) -> None:
         if self._is_closed:

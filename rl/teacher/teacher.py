@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSection
-from rl.errors import ConfigError, SamplerError
-from rl.generate.protocol import Row
+from rl.errors import ConfigError, GeneratorError
 from rl.paths import resolve_path
 from rl.policy.file_digest import weights_digest
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import (
     Policy,
     explain_loading,
@@ -32,8 +32,8 @@ from rl.policy.policy import (
     named_end_ids,
     stored_lora,
 )
-from rl.policy.scorer import PolicyScorer
 from rl.questions.inputs import Inputs, load_model_config, load_tokenizer
+from rl.records import PromptCompletion
 from rl.teacher.advantages import Teacher
 
 PROBE = "Question: 12 + 7 = ? Let's think step by step.\nΔx ≤ 3/4, thus \\boxed{19}."
@@ -46,19 +46,19 @@ class LocalTeacher:
     def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int, description: str) -> None:
         self.description = description
         self._num_outputs = policy.causal_lm.get_output_embeddings().weight.shape[0]
-        self._scorer = PolicyScorer(policy, forward, max_tokens=max_tokens)
+        self._calculator = LogprobCalculator(policy, forward, max_tokens=max_tokens)
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        """Raises SamplerError for an id that the teacher does not have: a family's models pad their outputs to
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        """Raises GeneratorError for an id that the teacher does not have: a family's models pad their outputs to
         different sizes."""
         largest = max((max(*prompt, *completion) for prompt, completion in rows), default=0)
         if largest >= self._num_outputs:
-            raise SamplerError(
+            raise GeneratorError(
                 f"teacher.path: the student has sampled the id {largest}, which stands for no token, and the teacher "
                 f"({self.description}) has {self._num_outputs} outputs: expected ids below. Remedy: a teacher with as "
                 "many outputs as the student; or a lower sampling.temperature or sampling.top_p, which leave such "
                 "ids out")
-        return [tuple(scored.logprobs_N.tolist()) for scored in self._scorer.score(rows)]
+        return [tuple(scored.logprobs_N.tolist()) for scored in self._calculator.logprobs(rows)]
 
     def close(self) -> None:
         """The model goes with the process."""
@@ -67,7 +67,7 @@ class LocalTeacher:
 def open_teacher(config: RunConfig, inputs: Inputs, device: torch.device) -> Teacher | None:
     """The teacher that the configuration names, ready to score; None where it names none.
 
-    Raises PolicyError, ConfigError or SamplerError, with the remedy, where it cannot be had."""
+    Raises PolicyError, ConfigError or GeneratorError, with the remedy, where it cannot be had."""
     section = config.teacher
     if section is None:
         return None

@@ -466,6 +466,7 @@ def test_a_file_that_does_not_exist_or_has_no_answers_is_refused(tmp_path: Path)
         load_benchmark(find_benchmark(str(tmp_path / "question.jsonl")))
 
 
+@pytest.mark.slow
 def test_a_reasoning_gym_task_is_a_benchmark_with_its_own_scorer() -> None:
     pytest.importorskip("reasoning_gym")
     benchmark = find_benchmark("reasoning_gym:chain_sum")

@@ -10,17 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from rl.configuration.command_line import parse
-from rl.configuration.help import all_keys
+from rl.config import RunConfig
+from rl.configuration import command_line
+from rl.configuration.command_line import Command
+from rl.configuration.keys import all_keys
 from rl.configuration.loading import load
 from rl.errors import ConfigError
 from rl.generate.vllm_engine import installed_version
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
+from rl.train import COMMAND
 from tests.reference.whole_run import SMALL, own_environment, python, train, trained_steps
 
 # Generous: the promise is 1 s and 10 s on an idle machine, and tests run on busy ones.
 HELP_SECONDS, DRY_RUN_SECONDS = 3.0, 30.0
+
+
+def parse(words: list[str]) -> Command[RunConfig]:
+    return command_line.parse(words, COMMAND)
 
 
 def process_seconds(*words: str) -> tuple[float, subprocess.CompletedProcess[str]]:

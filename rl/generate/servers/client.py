@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx2
 
-from rl.errors import SamplerError
-from rl.generate.protocol import Row, SamplingParameters
-from rl.records import FinishReason
+from rl.errors import GeneratorError
+from rl.generate.protocol import SamplingParameters
+from rl.records import FinishReason, PromptCompletion
 
 CONNECT_TIMEOUT_S = 10.0
 SHORT_TIMEOUT_S = 30.0  # for questions that no generation stands behind
@@ -68,7 +68,7 @@ def read_key(variable: str | None, section: str = "generator") -> str | None:
         return None
     if key := os.environ.get(variable, "").strip():
         return key
-    raise SamplerError(
+    raise GeneratorError(
         f"{section}.api_key_env: {variable}, but this environment variable is not set. Remedy: export it, or leave "
         "api_key_env out for servers without a key")
 
@@ -195,7 +195,7 @@ class ServerClient:
         except (KeyError, TypeError) as error:
             raise ServerRefusedError(200, f"POST /tokenize gave {self._words(str(reply))}") from error
 
-    async def score(self, model: str, row: Row, cache_salt: str) -> tuple[float, ...]:
+    async def logprobs(self, model: str, row: PromptCompletion, cache_salt: str) -> tuple[float, ...]:
         """Log-probabilities of the completion's tokens, without temperature. vLLM reads no cached prefix for these."""
         prompt, completion = row
         reply = await self._call(

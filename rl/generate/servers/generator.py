@@ -22,20 +22,20 @@ import torch
 from torch import distributed
 
 from rl.config import GeneratorSection
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.completions import CompletedGroups
-from rl.generate.protocol import Finished, Request, Row, SamplingParameters
-from rl.generate.sampler_plan import SamplerPlan, cache_bytes
+from rl.generate.generator_plan import GeneratorPlan, cache_bytes
+from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.servers.background_loop import BackgroundLoop
 from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError, read_key
 from rl.generate.servers.policy_server import PolicyFiles, PolicyServer, Sampled, Wanted
 from rl.generate.servers.replicas import Home, Replica, ReplicaPool
-from rl.generate.servers.start import addresses, first_error, score_rows, start_servers
+from rl.generate.servers.start import addresses, first_error, pool_logprobs, start_servers
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, lora_rank
-from rl.records import Group
+from rl.records import Group, PromptCompletion
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class ServerGenerator:
 
     on_outage, on_message: see rl/generate/servers/outages.py; without a listener, what they would be told is logged."""
 
-    def __init__(self, config: GeneratorSection, policy: Policy, plan: SamplerPlan, sync: Sync) -> None:
+    def __init__(self, config: GeneratorSection, policy: Policy, plan: GeneratorPlan, sync: Sync) -> None:
         assert sync.way != "shared"
         self.policy_version = 0
         self.on_outage: Callable[[str], None] | None = None
@@ -101,9 +101,9 @@ class ServerGenerator:
             self._loop.run(self._generate(requests, parameters, add))
             return groups.groups()
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         with self._lock:
-            return self._loop.run(score_rows(self._pool, rows))
+            return self._loop.run(pool_logprobs(self._pool, rows))
 
     def rest(self) -> None:
         """The servers' memory is theirs."""
@@ -214,7 +214,7 @@ class ServerGenerator:
         except ServerLostError as error:
             self._pool.lose(replica, str(error))
         except ServerRefusedError as error:
-            raise SamplerError(f"generator.urls: {replica.server.url} refuses a request: {error}") from error
+            raise GeneratorError(f"generator.urls: {replica.server.url} refuses a request: {error}") from error
 
     async def _assume(self, processes: dict[str, str | None]) -> None:
         for replica in self._pool.ready():
@@ -262,10 +262,10 @@ class ServerGenerator:
 
 
 def _end_of_sampling() -> None:
-    raise SamplerError("the sampler was closed while it sampled")
+    raise GeneratorError("the sampler was closed while it sampled")
 
 
-def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync, config: GeneratorSection) -> str:
+def _launch_line(policy: Policy, plan: GeneratorPlan, sync: Sync, config: GeneratorSection) -> str:
     """The command that starts a server for this run. Where the trainer is on a CPU, the server is taken to be on one
     too."""
     needed, on_cpu = plan.max_tokens + 1, next(policy.model.parameters()).device.type == "cpu"
@@ -307,18 +307,18 @@ def _is_main_rank() -> bool:
 
 
 def _from_main_rank(make: Callable[[], T]) -> T:
-    """What the main rank makes, on every rank; collective where there are several. Its SamplerError is raised on every
-    rank."""
+    """What the main rank makes, on every rank; collective where there are several. Its GeneratorError is raised on
+    every rank."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return make()
     outcome: list[Any] = [None, None]
     if distributed.get_rank() == 0:
         try:
             outcome[0] = make()
-        except SamplerError as error:
+        except GeneratorError as error:
             outcome[1] = str(error)
     distributed.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        raise SamplerError(outcome[1])
+        raise GeneratorError(outcome[1])
     made: T = outcome[0]
     return made

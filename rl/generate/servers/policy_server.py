@@ -16,12 +16,13 @@ from typing import Literal
 
 from packaging.version import InvalidVersion, Version
 
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe
-from rl.generate.protocol import Row, SamplingParameters
-from rl.generate.sampler_plan import LogprobsMode
+from rl.generate.generator_plan import LogprobsMode
+from rl.generate.protocol import SamplingParameters
 from rl.generate.servers.client import Completion, ServerClient, ServerLostError, ServerRefusedError
 from rl.generate.vllm_versions import VLLM_VERSIONS
+from rl.records import PromptCompletion
 
 NUM_PROBE_TOKENS = 16
 PROBE_TEMPERATURE = 2.0  # the highest that the server takes
@@ -68,8 +69,8 @@ class Sampled:
 
 
 class PolicyServer:
-    """Raises ServerLostError where it does not answer, ServerRefusedError or SamplerError where no later call would do
-    better."""
+    """Raises ServerLostError where it does not answer, ServerRefusedError or GeneratorError where no later call would
+    do better."""
 
     def __init__(self, client: ServerClient, wanted: Wanted) -> None:
         self.url = client.url
@@ -110,7 +111,7 @@ class PolicyServer:
             self.version = await self._client.version()
         except ServerRefusedError as error:
             self._refuse_key(error)
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.urls: {self.url} is no vLLM server ({error}). Expected the address of a `vllm serve` "
                 "process without a path, such as http://localhost:8000") from error
         lowest, above = VLLM_VERSIONS
@@ -119,27 +120,28 @@ class PolicyServer:
         except InvalidVersion:
             is_known = False
         if not is_known:
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.urls: {self.url} runs vLLM {self.version}; this version of otherhalf works with >={lowest},"
                 f"<{above}. Remedy: start it with a vLLM of that range")
         try:
             models = await self._client.models()
         except ServerRefusedError as error:
             self._refuse_key(error)
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process"
             ) from error
         bases = [model for model in models if model.parent is None]
         found = [model for model in bases if self._wanted.model in (None, model.name)]
         if not found:
             names = ", ".join(model.name for model in bases) or "none"
-            raise SamplerError(f"generator.served_model: {self._wanted.model}, but {self.url} serves {names}. Remedy: "
-                               f"generator.served_model={bases[0].name if bases else 'NAME'}, or another url")
+            raise GeneratorError(
+                f"generator.served_model: {self._wanted.model}, but {self.url} serves {names}. Remedy: "
+                f"generator.served_model={bases[0].name if bases else 'NAME'}, or another url")
         self._model = found[0].name
         # One more than the run needs: scoring a completion of full length generates a token after it.
         room, needed = found[0].max_tokens, self._wanted.max_tokens + 1
         if room is not None and room < needed:
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.urls: {self.url} takes at most {room} tokens (max_model_len), but the longest prompt with "
                 f"the longest completion and one token more are {needed}. Remedy: start it with {self._wanted.launch}; "
                 "or lower data.max_prompt_tokens or sampling.max_completion_tokens")
@@ -188,12 +190,12 @@ class PolicyServer:
             raise self._or_lost(error) from error
         return Sampled(completion, self, process, asyncio.get_running_loop().time())
 
-    async def score(self, row: Row) -> tuple[float, ...]:
+    async def logprobs(self, row: PromptCompletion) -> tuple[float, ...]:
         files, process = self._files, self._process
         assert files is not None
         try:
             async with self._scoring:
-                logprobs = await self._client.score(self._served_name(), row, self._cache_salt(files, process))
+                logprobs = await self._client.logprobs(self._served_name(), row, self._cache_salt(files, process))
         except ServerRefusedError as error:
             raise self._or_lost(error) from error
         if process is not None and await self._client.process_identity() != process:
@@ -233,18 +235,18 @@ class PolicyServer:
 
     def _adapter_refusal(
         self, files: PolicyFiles, error: ServerLostError | ServerRefusedError, words: str
-    ) -> SamplerError:
+    ) -> GeneratorError:
         if isinstance(error, ServerRefusedError):
             self._refuse_key(error)
         if error.status == 404 and "No adapter found" in words:
-            return SamplerError(
+            return GeneratorError(
                 f"generator.exchange_dir: the server {self.url} cannot see {files.path} ({words}). Remedy: "
                 "generator.exchange_dir=DIR, a folder that this machine and the server's see under the same path")
         if error.status in (404, 405):
-            return SamplerError(
+            return GeneratorError(
                 f"generator.sync: adapter, but {self.url} does not load adapters while it runs ({words}). Remedy: start"
                 f" it with {self._wanted.launch}; or generator.sync=merge")
-        return SamplerError(
+        return GeneratorError(
             f"generator.sync: adapter, but {self.url} cannot load the adapter in {files.path} ({words}). Remedy: start "
             f"it as the adapter needs it: {self._wanted.launch}; or generator.sync=merge")
 
@@ -255,13 +257,13 @@ class PolicyServer:
             await self._client.reset_prefix_cache()
         except ServerRefusedError as error:
             self._refuse_key(error)
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.sync: merge, but {self.url} does not load weights while it runs ({error}). Remedy: start it"
                 f" with {self._wanted.launch}; or generator.sync=adapter") from error
         except ServerLostError as error:
             if error.status != 500:
                 raise
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.sync: merge, but {self.url} could not load the weights in {files.path} ({error}). If it "
                 "cannot see that folder: generator.exchange_dir=DIR, one that both machines see under the same path; "
                 "it may also serve another model than model.path. A failed load ends vLLM's engine: start the server "
@@ -275,11 +277,11 @@ class PolicyServer:
         prompt = (self._wanted.probe_token,) * 2
         sampled = await self._client.complete(
             self._model, prompt, 0, SamplingParameters(PROBE_TEMPERATURE, 1.0, 0, max(1, num_tokens)), (), "probe")
-        raw = await self._client.score(self._model, (prompt, sampled.token_ids), "probe")
+        raw = await self._client.logprobs(self._model, (prompt, sampled.token_ids), "probe")
         distance = sum(abs(a - b) for a, b in zip(sampled.logprobs, raw, strict=True)) / len(raw)
         self.logprobs_mode = "raw_logprobs" if distance < PROBE_BOUND else "processed_logprobs"
         if self._wanted.logprobs_mode == "raw_logprobs" and self.logprobs_mode == "processed_logprobs":
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.urls: {self.url} reports log-probabilities after top_p and top_k; with sampling.top_p < 1 "
                 "or sampling.top_k the trainer needs those before. Remedy: start it with --logprobs-mode raw_logprobs")
         # One that comes back with another mode is left out, rather than ending the run at its next batch.
@@ -292,26 +294,26 @@ class PolicyServer:
         if probe is None or self._wanted.way == "merge":
             return
         try:
-            difference = probe.difference(await self._client.score(self._model, probe.row, "probe"))
+            difference = probe.difference(await self._client.logprobs(self._model, probe.row, "probe"))
         except ServerRefusedError as error:
             if error.status != 400:
                 raise
             difference = f"it refuses a text of the trainer's tokens ({error})"  # ids that its vocabulary does not have
         if difference is not None:
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.urls: {self.url} serves under the name {self._model} another model than model.path, or the "
                 f"same one in another precision: {difference}. Remedy: start it with {self._wanted.launch}, without "
                 "--quantization; or the model.path that it serves; or, if the difference is understood, a higher "
                 "generator.max_mismatch")
 
     def refuse_temperature(self, temperature: float) -> None:
-        """Raises SamplerError where its log-probabilities are not those at this temperature."""
+        """Raises GeneratorError where its log-probabilities are not those at this temperature."""
         if (
             temperature != 1.0
             and self.logprobs_mode == "raw_logprobs"
             and self._wanted.logprobs_mode == "processed_logprobs"
         ):
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.urls: {self.url} reports log-probabilities before the temperature, and is to sample at "
                 f"temperature {temperature:g}. Remedy: start it with --logprobs-mode processed_logprobs")
 
@@ -335,6 +337,6 @@ class PolicyServer:
 
     def _refuse_key(self, error: ServerRefusedError) -> None:
         if error.status in (401, 403):
-            raise SamplerError(
+            raise GeneratorError(
                 f"generator.api_key_env: {self.url} does not accept the API key ({error}). Remedy: "
                 "generator.api_key_env=NAME of an environment variable that holds the server's key") from error

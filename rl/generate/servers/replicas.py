@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.servers.client import ServerLostError, ServerRefusedError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
@@ -30,7 +30,7 @@ class Server(Protocol):
     url: str
 
     async def prepare(self) -> None:
-        """Make it fit for requests. Raises ServerLostError, ServerRefusedError or SamplerError where it is not."""
+        """Make it fit for requests. Raises ServerLostError, ServerRefusedError or GeneratorError where it is not."""
         ...
 
     async def is_well(self) -> bool:
@@ -133,7 +133,7 @@ class ReplicaPool(Generic[S]):
             default=ready[0])
 
     async def request(self, home: Home[S], ask: Callable[[S], Awaitable[T]]) -> T:
-        """The answer to one of the home's requests. Raises SamplerError where a server refuses it, or where it fails
+        """The answer to one of the home's requests. Raises GeneratorError where a server refuses it, or where it fails
         again and again on servers that are well."""
         seat, failures = home.replica, 0
         try:
@@ -153,7 +153,7 @@ class ReplicaPool(Generic[S]):
                 if await self._probe(seat):
                     failures += 1
                     if failures == MAX_FAILURES:
-                        raise SamplerError(
+                        raise GeneratorError(
                             f"{self._section}.urls: {seat.server.url} answers, but a request failed {failures} times, "
                             f"at last with: {reason}. Remedy: see the server's log; a higher "
                             f"{self._section}.request_timeout_s where it is slow")
@@ -163,7 +163,7 @@ class ReplicaPool(Generic[S]):
                 if failures:
                     seat = self._move(seat, await self.some_ready(beside=seat))
         except ServerRefusedError as error:
-            raise SamplerError(f"{self._section}.urls: {seat.server.url} refuses a request: {error}") from error
+            raise GeneratorError(f"{self._section}.urls: {seat.server.url} refuses a request: {error}") from error
         finally:
             seat.under_way -= 1
             await self._notify()
@@ -226,9 +226,9 @@ class ReplicaPool(Generic[S]):
             attempt += 1
             try:
                 await replica.server.prepare()
-            except (ServerLostError, ServerRefusedError, SamplerError) as error:
+            except (ServerLostError, ServerRefusedError, GeneratorError) as error:
                 reason = str(error)
-                if isinstance(error, SamplerError) and reason != replica.reason:
+                if isinstance(error, GeneratorError) and reason != replica.reason:
                     self._say(f"{self._role}: {replica.server.url} answers again and is not taken back: {reason}")
                 replica.reason = reason
                 continue

@@ -10,28 +10,28 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from rl.errors import SamplerError
-from rl.generate.protocol import Row
+from rl.errors import GeneratorError
 from rl.generate.servers.client import ServerLostError, ServerRefusedError
 from rl.generate.servers.replicas import Home, Replica, ReplicaPool, Server
+from rl.records import PromptCompletion
 
 START_WAIT_S, START_MESSAGE_EVERY_S = 1.0, 10.0
 
 
 class CheckedServer(Server, Protocol):
     async def check(self) -> None:
-        """Raises SamplerError where it is not what the run needs, ServerLostError where it does not answer."""
+        """Raises GeneratorError where it is not what the run needs, ServerLostError where it does not answer."""
         ...
 
 
-class ScoringServer(Server, Protocol):
-    async def score(self, row: Row) -> tuple[float, ...]:
+class LogprobsServer(Server, Protocol):
+    async def logprobs(self, row: PromptCompletion) -> tuple[float, ...]:
         """Log-probabilities of the completion's tokens."""
         ...
 
 
 C = TypeVar("C", bound=CheckedServer)
-R = TypeVar("R", bound=ScoringServer)
+R = TypeVar("R", bound=LogprobsServer)
 
 
 async def start_servers(
@@ -45,7 +45,7 @@ async def start_servers(
 ) -> None:
     """Until every server has been checked. section: of the configuration; role: what messages call the servers.
 
-    Raises SamplerError where one is not what the run needs, or does not answer in time; remedy: what to do then."""
+    Raises GeneratorError where one is not what the run needs, or does not answer in time; remedy: what to do then."""
     missing = {replica.server.url: "not asked yet" for replica in pool.replicas}
     try:
         async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
@@ -53,7 +53,7 @@ async def start_servers(
                 tasks.create_task(_start_one(replica, missing, section))
             tasks.create_task(_say_who_is_missing(missing, say, role))
     except TimeoutError:
-        raise SamplerError(
+        raise GeneratorError(
             f"{section}.urls: after {timeout_s:g} s ({section}.start_timeout_s) no vLLM server answers at "
             f"{_listed(missing)}. Remedy: {remedy}") from None
     except ExceptionGroup as errors:
@@ -70,7 +70,7 @@ async def _start_one(replica: Replica[C], missing: dict[str, str], section: str)
             await asyncio.sleep(START_WAIT_S)
             continue
         except ServerRefusedError as error:
-            raise SamplerError(f"{section}.urls: {server.url} refuses a request: {error}") from error
+            raise GeneratorError(f"{section}.urls: {server.url} refuses a request: {error}") from error
         replica.is_ready = True
         del missing[server.url]
         return
@@ -85,12 +85,12 @@ async def _say_who_is_missing(missing: dict[str, str], say: Callable[[str], None
             say(f"{role}: after {waited_s:g} s no answer yet from {_listed(missing)}")
 
 
-async def score_rows(pool: ReplicaPool[R], rows: Sequence[Row]) -> list[tuple[float, ...]]:
+async def pool_logprobs(pool: ReplicaPool[R], rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
     """Each row by some server, in parallel; in the order of the rows."""
     found: list[tuple[float, ...]] = [()] * len(rows)
 
-    async def one(index: int, row: Row, home: Home[R]) -> None:
-        ask: Callable[[R], Awaitable[tuple[float, ...]]] = lambda server: server.score(row)  # noqa: E731
+    async def one(index: int, row: PromptCompletion, home: Home[R]) -> None:
+        ask: Callable[[R], Awaitable[tuple[float, ...]]] = lambda server: server.logprobs(row)  # noqa: E731
         found[index] = await pool.request(home, ask)
 
     try:
@@ -111,13 +111,13 @@ def first_error(errors: BaseExceptionGroup[Any]) -> BaseException:
 
 
 def addresses(urls: Sequence[str], section: str = "generator") -> list[str]:
-    """The addresses without a slash or /v1 at their end. Raises SamplerError for what is none, or for the same one
+    """The addresses without a slash or /v1 at their end. Raises GeneratorError for what is none, or for the same one
     twice."""
     found: list[str] = []
     for url in urls:
         address = url.rstrip("/").removesuffix("/v1").rstrip("/")
         if not address.startswith(("http://", "https://")):
-            raise SamplerError(
+            raise GeneratorError(
                 f"{section}.urls: {url!r}, expected an address that begins with http:// or https://, such as "
                 "http://localhost:8000")
         try:
@@ -127,11 +127,11 @@ def addresses(urls: Sequence[str], section: str = "generator") -> list[str]:
         except (ValueError, httpx2.InvalidURL):
             fits = False
         if not fits:
-            raise SamplerError(
+            raise GeneratorError(
                 f"{section}.urls: {url!r}, expected http://HOST:PORT with a host and a port from 1 to 65535, such as "
                 "http://localhost:8000 or http://[::1]:8000")
         if address in found:
-            raise SamplerError(f"{section}.urls: {url} is given twice. Remedy: each server once")
+            raise GeneratorError(f"{section}.urls: {url} is given twice. Remedy: each server once")
         found.append(address)
     return found
 

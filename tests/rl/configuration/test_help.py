@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rl.configuration.help import Key, all_keys, render_help
+from rl.configuration.help import render_help
+from rl.configuration.keys import Key, all_keys
+from rl.train import COMMAND
 
 KEYS = list(all_keys())
 
@@ -12,7 +14,7 @@ KEYS = list(all_keys())
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
 def test_every_key_has_a_meaning_and_appears_in_the_help_with_type_default_and_meaning(key: Key) -> None:
     assert key.meaning, f"{key.name} has no description in rl/config.py"
-    page = " ".join(render_help("rl/train.py", width=100).split())
+    page = " ".join(render_help(COMMAND, width=100).split())
     if key.is_section:
         assert " ".join(f"{key.name}: {key.meaning}".split()) in page
     else:
@@ -40,12 +42,12 @@ def test_types_bounds_choices_and_defaults_are_spelt_out() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_lines_fit_the_width_but_for_words_that_are_longer(width: int) -> None:
-    for line in render_help("train", width=width).splitlines()[2:]:
+    for line in render_help(COMMAND, width=width).splitlines()[2:]:
         assert len(line) <= width or len(line.split()) <= 2, line
 
 
 def test_the_usage_names_the_program_and_every_option() -> None:
-    page = render_help("python -m rl.train", width=100)
-    assert page.startswith("usage: python -m rl.train [--config FILE]")
+    page = render_help(COMMAND, width=100)
+    assert page.startswith("usage: accelerate launch rl/train.py [--config FILE]")
     for option in ("--dry-run", "--print-config", "--resume", "--help", "KEY=VALUE"):
         assert f"  {option}" in page

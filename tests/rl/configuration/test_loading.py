@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from eval.run import check_words
 from rl.config import RewardSection, RunConfig
-from rl.configuration.loading import differences, load, to_yaml
+from rl.configuration.loading import load, to_yaml
+from rl.configuration.resuming import differences
 from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
 from rl.questions.prompting import load_template

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -26,10 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl import checkpoint
 from rl.config import GeneratorSection
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe, measure_base
+from rl.generate.generator_plan import GeneratorPlan, LogprobsMode
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.sampler_plan import LogprobsMode, SamplerPlan
 from rl.generate.servers import generator as server_generator
 from rl.generate.servers import replicas
 from rl.generate.servers import start as server_start
@@ -41,8 +40,10 @@ from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy, all_weights
 from rl.records import Group
 from tests.reference.chat_server import unused_url
+from tests.reference.fork import forked_ranks
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
 from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
+from tests.reference.two_rank_sampler import sample
 
 SAMPLING = SamplingParameters(1.0, 1.0, 0, 24)
 ROOT = Path(__file__).parents[3]
@@ -70,7 +71,7 @@ def sampler(policy: Policy, folder: Path, servers: list[ScriptedVllm], *, way: W
     with ExitStack() as stack:
         for server in servers:
             stack.enter_context(server)
-        plan = SamplerPlan(
+        plan = GeneratorPlan(
             max_tokens, 1, 0, "models/tiny-arith", None, False, mode, 1, 0, folder, base_probe=base_probe)
         section = GeneratorSection(
             backend="vllm_server", **{"urls": [server.url for server in servers], "sync": way, **settings})
@@ -107,7 +108,7 @@ def test_groups_come_whole_in_order_and_as_they_end(policy: Policy, tmp_path: Pa
     with sampler(policy, tmp_path, [ScriptedVllm(delay_s=0.02), ScriptedVllm()], way=way) as generator:
         check(generator.generate(asked, SAMPLING, finished), asked)
         assert sorted(ended) == list(range(6)) and threads == {threading.current_thread()}
-        assert generator.score([((1, 2), (5, 6, 7))]) == [(LOGPROB + 3,) * 3]
+        assert generator.logprobs([((1, 2), (5, 6, 7))]) == [(LOGPROB + 3,) * 3]
         assert generator.metrics() == {
             "sampler/replicas": 2.0, "sampler/retries": 0.0, "sampler/lost": 0.0, "sampler/taken_back": 0.0,
             "sampler/waited_s": 0.0}
@@ -143,7 +144,7 @@ def test_a_request_that_fails_on_healthy_servers_again_and_again_is_an_error(pol
     poison = ScriptedVllm(script=lambda body, number: SERVER_ERROR if body["seed"] == 101 else None)
     with (
         sampler(policy, tmp_path, [poison]) as generator,
-        pytest.raises(SamplerError, match=r"failed 6 times.*out of luck.*Remedy"),
+        pytest.raises(GeneratorError, match=r"failed 6 times.*out of luck.*Remedy"),
     ):
         generator.generate(requests(3), SAMPLING)
 
@@ -151,7 +152,7 @@ def test_a_request_that_fails_on_healthy_servers_again_and_again_is_an_error(pol
 def test_a_refused_request_is_an_error_with_the_servers_words(policy: Policy, tmp_path: Path) -> None:
     refusal = Accident(status=400, body=b'{"error": {"message": "seed 101 is unlucky"}}')
     server = ScriptedVllm(script=lambda body, number: refusal if body["seed"] == 101 else None)
-    with sampler(policy, tmp_path, [server]) as generator, pytest.raises(SamplerError, match="seed 101 is unlucky"):
+    with sampler(policy, tmp_path, [server]) as generator, pytest.raises(GeneratorError, match="seed 101 is unlucky"):
         generator.generate(requests(3), SAMPLING)
 
 
@@ -198,7 +199,7 @@ def test_a_server_that_was_started_anew_between_two_requests_is_noticed(
         metrics = generator.metrics()
         assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 1 and metrics["sampler/retries"] >= 1
         server.start_anew()
-        assert generator.score([((1, 2), (5, 6))]) == [(LOGPROB + 3,) * 2]
+        assert generator.logprobs([((1, 2), (5, 6))]) == [(LOGPROB + 3,) * 2]
 
 
 def test_no_two_processes_share_cached_prefixes(policy: Policy, tmp_path: Path) -> None:
@@ -236,6 +237,7 @@ def test_while_no_server_answers_the_run_waits_and_says_so_once(policy: Policy, 
     assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 2 and 0.3 < metrics["sampler/waited_s"] < 5
 
 
+@pytest.mark.slow
 def test_who_is_told_of_an_outage_may_end_the_waiting(policy: Policy, tmp_path: Path) -> None:
     def stop(text: str) -> None:
         raise KeyboardInterrupt(text)
@@ -255,7 +257,7 @@ def test_closing_ends_what_another_thread_waits_for(policy: Policy, tmp_path: Pa
     def sample() -> None:
         try:
             generator.generate(requests(2), SAMPLING)
-        except SamplerError as error:
+        except GeneratorError as error:
             ends.append(str(error))
 
     with sampler(policy, tmp_path, [server]) as generator:
@@ -358,7 +360,7 @@ def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
 ) -> None:
     monkeypatch.setenv("WRONG_KEY", "open up")
     with (
-        pytest.raises(SamplerError, match=message) as refused,
+        pytest.raises(GeneratorError, match=message) as refused,
         sampler(policy, tmp_path, [ScriptedVllm(**traits)], **settings),
     ):
         pass
@@ -384,7 +386,7 @@ def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
     with sampler(policy, tmp_path, [ScriptedVllm()], base_probe=same) as generator:
         check(generator.generate(requests(2), SAMPLING), requests(2))
     server = ScriptedVllm()
-    with (pytest.raises(SamplerError, match=r"serves under the name tiny another model than model\.path") as refused,
+    with (pytest.raises(GeneratorError, match=r"serves under the name tiny another model than model\.path") as refused,
           sampler(policy, tmp_path, [server], base_probe=other, version=None)):
         pass
     for part in (
@@ -424,7 +426,7 @@ def test_the_line_that_starts_a_server_has_room_for_the_longest_completion(
 ) -> None:
     """One token more than the model's context needs a variable; a prompt in one piece, which a CPU needs, the room for
     it."""
-    with (pytest.raises(SamplerError, match="does not load adapters") as refused,
+    with (pytest.raises(GeneratorError, match="does not load adapters") as refused,
           sampler(policy, tmp_path, [ScriptedVllm(has_lora=False, models={"tiny": 10**6})], max_tokens=max_tokens)):
         pass
     line = str(refused.value)
@@ -447,15 +449,16 @@ def test_a_key_that_is_refused_in_the_middle_of_a_run_has_the_remedy_of_the_star
     with sampler(policy, tmp_path, [server], api_key_env="SERVER_KEY") as generator:
         check(generator.generate(requests(2), SAMPLING), requests(2))
         server.key = "mustard"
-        for ask in (lambda: generator.generate(requests(2), SAMPLING), lambda: generator.score([((1, 2), (5, 6))]),
+        for ask in (lambda: generator.generate(requests(2), SAMPLING), lambda: generator.logprobs([((1, 2), (5, 6))]),
                     lambda: generator.take_over(policy, 4)):
-            with pytest.raises(SamplerError, match=message):
+            with pytest.raises(GeneratorError, match=message):
                 ask()
 
 
+@pytest.mark.slow
 def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(policy: Policy, tmp_path: Path) -> None:
     message = r"after 2 s .*start_timeout_s.* no vLLM server answers at http"
-    with (unused_url() as nobody, ScriptedVllm() as server, pytest.raises(SamplerError, match=message) as error,
+    with (unused_url() as nobody, ScriptedVllm() as server, pytest.raises(GeneratorError, match=message) as error,
           sampler(policy, tmp_path, [], urls=[server.url, nobody], start_timeout_s=2)):
         pass
     assert nobody.removesuffix("/v1") in str(error.value) and server.url not in str(error.value)
@@ -465,7 +468,7 @@ def test_log_probabilities_of_the_wrong_kind_are_refused(policy: Policy, tmp_pat
     """The scripted server reports them before the temperature."""
     with (
         sampler(policy, tmp_path, [ScriptedVllm()]) as generator,
-        pytest.raises(SamplerError, match="--logprobs-mode processed_logprobs"),
+        pytest.raises(GeneratorError, match="--logprobs-mode processed_logprobs"),
     ):
         generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 24))
     with sampler(policy, tmp_path, [ScriptedVllm()], mode="raw_logprobs") as generator:
@@ -488,7 +491,7 @@ def test_a_reply_that_repeats_the_key_is_shown_without_it(
     server = ScriptedVllm(key='se"same', script=lambda body, number: Accident(body=bodies[number % 2]))
     with sampler(policy, tmp_path, [server], api_key_env="RIGHT_KEY") as generator:
         for _ in bodies:
-            with pytest.raises(SamplerError, match=r"no completion with token ids .*Bearer \*\*\*") as error:
+            with pytest.raises(GeneratorError, match=r"no completion with token ids .*Bearer \*\*\*") as error:
                 generator.generate(requests(1, 1), SAMPLING)
             assert "same" not in str(error.value)
 
@@ -568,6 +571,7 @@ def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: P
     assert (tmp_path / "exchange" / "otherhalf-versions-1").exists()
 
 
+@pytest.mark.slow
 def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_path: Path) -> None:
     """SIGKILL lets nobody clean up. Another program's folder stays, and that of a process that still runs."""
     script = (
@@ -626,21 +630,12 @@ def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypat
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_of_several_ranks_the_main_one_brings_each_version_once(tmp_path: Path, way: Way) -> None:
-    with ScriptedVllm() as first, ScriptedVllm() as second, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        ranks = [
-            subprocess.Popen(
-                [
-                    sys.executable, "-m", "tests.reference.two_rank_sampler", str(rank), str(port), way, str(tmp_path),
-                    first.url, second.url],
-                stdout=subprocess.PIPE,
-                text=True)
-            for rank in range(2)]
-        lines = [line for rank in ranks for line in rank.communicate(timeout=180)[0].splitlines()]
+    with ScriptedVllm() as first, ScriptedVllm() as second:
+        ranks = forked_ranks(lambda: sample(way, tmp_path, [first.url, second.url]))
+        lines = [line for rank in ranks for line in rank.stdout.splitlines()]
         assert [rank.returncode for rank in ranks] == [0, 0]
         load = "/v1/load_lora_adapter" if way == "adapter" else "/collective_rpc"
         assert first.calls.count(load) == second.calls.count(load) == 2

@@ -144,6 +144,7 @@ def test_the_same_seeds_give_the_same_tokens_and_others_do_not(policy: Policy) -
     assert all(len({r.token_ids for r in group.rollouts}) > 1 for group in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 @pytest.mark.parametrize("max_sequences", [1, 3, 4, 7, 64])
 def test_tokens_do_not_depend_on_how_many_decode_together(policy: Policy, sync: Sync, max_sequences: int) -> None:
@@ -172,6 +173,7 @@ def test_requests_may_want_different_numbers_of_completions(policy: Policy) -> N
     assert [len(g.rollouts) for g in sampler(policy, max_sequences=4).generate(wanted, PLAIN)] == [1, 5, 2, 3]
 
 
+@pytest.mark.slow
 def test_never_more_than_max_sequences_decode_together(policy: Policy) -> None:
     generator = sampler(policy, max_sequences=3)
     rows: list[int] = []
@@ -361,11 +363,12 @@ def test_each_group_is_told_of_once_when_it_is_whole(policy: Policy) -> None:
 def test_scores_are_the_sampled_log_probabilities(policy: Policy, sync: Sync) -> None:
     generator = sampler(policy, sync)
     [group] = generator.generate(requests(1, 4), PLAIN)
-    scores = generator.score([(group.prompt.token_ids, rollout.token_ids) for rollout in group.rollouts])
+    scores = generator.logprobs([(group.prompt.token_ids, rollout.token_ids) for rollout in group.rollouts])
     for rollout, found in zip(group.rollouts, scores, strict=True):
         assert found == pytest.approx(rollout.logprobs, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_growing_cache_gives_the_results_of_transformers_own(policy: Policy) -> None:
     """Prompt, repeated rows, token by token past several reservations, rows removed on the way: the same logits and
     keys."""

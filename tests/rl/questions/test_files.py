@@ -21,7 +21,7 @@ from rl.config import ColumnsSection, DataSection, HeldOutSection
 from rl.errors import DataError
 from rl.questions.files import ANSWER_COLUMNS, LoadedQuestions, QuestionCounts, RowAdapter, RowError, load_questions
 from rl.questions.inputs import load_held_out_questions
-from rl.questions.order import QuestionOrder
+from rl.questions.order import OrderState, QuestionOrder
 
 
 def write(folder: Path, *rows: object, name: str = "questions.jsonl") -> str:
@@ -257,9 +257,9 @@ def test_a_resumed_order_equals_the_uninterrupted_one(
     first = QuestionOrder(num_questions, 1, True)
     before = take(first, sizes[:cut])
     second = QuestionOrder(num_questions, 1, True)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.load_state(OrderState.from_json(json.loads(json.dumps(first.state().to_json()))))
     assert before + take(second, sizes[cut:]) == uninterrupted
-    assert first.state_dict()["num_questions"] == num_questions
+    assert first.state().to_json()["num_questions"] == num_questions
 
 
 def test_orders_differ_by_epoch_and_seed_and_are_the_rows_order_without_shuffling() -> None:
@@ -273,13 +273,13 @@ def test_the_state_does_not_grow_with_the_number_of_questions() -> None:
     order = QuestionOrder(10_000, 0, True)
     order.next(9_990)
     order.next(64)
-    assert order.epoch == 1 and len(json.dumps(order.state_dict())) < 400
+    assert order.epoch == 1 and len(json.dumps(order.state().to_json())) < 400
 
 
 @pytest.mark.parametrize("other", [QuestionOrder(9, 0, True), QuestionOrder(10, 1, True), QuestionOrder(10, 0, False)])
 def test_the_state_of_another_order_is_refused(other: QuestionOrder) -> None:
     with pytest.raises(ValueError, match=r"the checkpoint's data order has (num_questions|seed|shuffle)"):
-        QuestionOrder(10, 0, True).load_state_dict(other.state_dict())
+        QuestionOrder(10, 0, True).load_state(other.state())
 
 
 def test_no_questions_and_no_demand_are_refused() -> None:

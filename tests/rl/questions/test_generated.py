@@ -15,8 +15,11 @@ from rl.errors import DataError
 from rl.questions.files import load_questions
 from rl.questions.inputs import load_held_out_questions
 from rl.records import Question
+from tests.reference.fork import Fork
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra reasoning-gym)")
+
+pytestmark = pytest.mark.slow  # every test starts a process with reasoning-gym
 
 
 def questions(
@@ -34,6 +37,27 @@ def refusal(path: str, task: dict[str, Any], *, held_out: bool = False) -> str:
             questions(path, task=task)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def generate_in_a_fork(command: object, *, input: str, **settings: object) -> subprocess.CompletedProcess[str]:  # noqa: A002
+    """In the place of `subprocess.run`, for tasks whose questions do not depend on Python's hash seed."""
+
+    def run() -> int:
+        read, write = os.pipe()
+        os.write(write, input.encode())
+        os.close(write)
+        sys.stdin = os.fdopen(read)
+        from rewards.reasoning_gym_worker import generate
+
+        generate()
+        return 0
+
+    return Fork(run).finished()
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", generate_in_a_fork)
 
 
 def test_a_task_becomes_questions_with_ids_answers_and_references() -> None:
@@ -62,6 +86,7 @@ def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> N
         q.text for q in questions(f"reasoning_gym:{task}")]
 
 
+@pytest.mark.usefixtures("forked")
 def test_held_out_questions_have_a_seed_far_away_and_leave_out_those_of_training() -> None:
     small = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 different sums
     path = "reasoning_gym:chain_sum"
@@ -78,6 +103,7 @@ def test_held_out_questions_have_a_seed_far_away_and_leave_out_those_of_training
         load_held_out_questions(HeldOutSection(path=path, num_questions=150, task={**small, "seed": 0}), texts)
 
 
+@pytest.mark.usefixtures("forked")
 def test_several_tasks_take_turns() -> None:
     made = questions("reasoning_gym:chain_sum+gcd", limit=7, task={"seed": 3, "gcd": {"max_numbers": 2}})
     assert [question.id for question in made] == [
@@ -86,6 +112,7 @@ def test_several_tasks_take_turns() -> None:
         "task": "gcd", "config": {"seed": 3, "size": 3, "max_numbers": 2}, "index": 0}
 
 
+@pytest.mark.usefixtures("forked")
 def test_size_and_limit() -> None:
     path = "reasoning_gym:chain_sum"
     assert len(questions(path, limit=3, task={"size": 9})) == 3
@@ -103,6 +130,7 @@ def test_a_task_without_a_single_answer_has_none() -> None:
         question.answer is None and question.columns for question in questions("reasoning_gym:graph_color", limit=3))
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("path", "task", "message"),
     [

@@ -1,7 +1,7 @@
 """Texts and rollouts -> token log-probabilities and statistics under the present policy, without a gradient, for
 rewards.
 
-Two uses: rewards with `needs_policy` (rewards/contract.py) receive `PolicyScorer.after(prompt)`, and rollouts of a
+Two uses: rewards with `needs_policy` (rewards/contract.py) receive `LogprobCalculator.after(prompt)`, and rollouts of a
 sampler that tells no token statistics get them by `with_statistics`. Everything runs through rl/policy/forward.py,
 hence at the sampling temperature, in micro-batches of at most `max_tokens` padded tokens; equal rows are computed once.
 Each rank scores its own share.
@@ -23,10 +23,7 @@ from rewards.errors import named
 from rl.policy.forward import PolicyForward
 from rl.policy.logprobs import TokenLogprobs
 from rl.policy.policy import Policy
-from rl.records import Group, Prompt, Rollout
-
-Row = tuple[tuple[int, ...], tuple[int, ...]]
-"""(ids of what precedes, ids to be scored), neither empty."""
+from rl.records import Group, Prompt, PromptCompletion, Rollout
 
 Result = TypeVar("Result")
 _Inputs = tuple[Tensor, None, Tensor, Tensor]
@@ -37,15 +34,15 @@ _Inputs = tuple[Tensor, None, Tensor, Tensor]
 class PromptPolicy:
     """rewards.contract.PolicyLike: the policy after one question's prompt."""
 
-    scorer: PolicyScorer
+    calculator: LogprobCalculator
     prompt: Prompt
 
     def logprobs(self, continuations: Sequence[tuple[str, str]]) -> list[list[float]]:
-        rows = [self.scorer.row(self.prompt, beginning, text) for beginning, text in continuations]
-        return [scored.logprobs_N.tolist() for scored in self.scorer.score(rows)]
+        rows = [self.calculator.row(self.prompt, beginning, text) for beginning, text in continuations]
+        return [scored.logprobs_N.tolist() for scored in self.calculator.logprobs(rows)]
 
 
-class PolicyScorer:
+class LogprobCalculator:
     """max_tokens: of one forward pass, padding included; a longer row gets one of its own."""
 
     def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int) -> None:
@@ -61,7 +58,7 @@ class PolicyScorer:
         missing = [
             (group.prompt, rollout) for group in groups for rollout in group.rollouts if rollout.entropies is None]
         scored = iter(
-            self.score([(prompt.token_ids, rollout.token_ids) for prompt, rollout in missing], self_certainty=True))
+            self.logprobs([(prompt.token_ids, rollout.token_ids) for prompt, rollout in missing], self_certainty=True))
 
         def complete(rollout: Rollout) -> Rollout:
             if rollout.entropies is not None:
@@ -77,7 +74,7 @@ class PolicyScorer:
             if missing
             else list(groups))
 
-    def row(self, prompt: Prompt, beginning: str, text: str) -> Row:
+    def row(self, prompt: Prompt, beginning: str, text: str) -> PromptCompletion:
         """Token ids of prompt + beginning, and those of `text` after it. Raises ValueError where `text` has no tokens,
         or there is no room for it in the model's context."""
         beginning = beginning.removeprefix(prompt.assistant_prefix)  # the prompt ends with it
@@ -92,7 +89,7 @@ class PolicyScorer:
                 f"context of {self._context}; a lower {named('sampling.max_completion_tokens')} leaves room")
         return context, scored
 
-    def score(self, rows: Sequence[Row], *, self_certainty: bool = False) -> list[TokenLogprobs]:
+    def logprobs(self, rows: Sequence[PromptCompletion], *, self_certainty: bool = False) -> list[TokenLogprobs]:
         """For each row the [T] log-probabilities and entropies of its scored ids, on the CPU; self-certainties where
         asked for."""
         def compute(inputs: _Inputs, lengths: list[int]) -> list[TokenLogprobs]:
@@ -105,16 +102,18 @@ class PolicyScorer:
 
         return self._in_batches(rows, compute)
 
-    def reference_logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
+    def reference_logprobs(self, rows: Sequence[PromptCompletion]) -> list[Tensor]:
         """For each row the [T] log-probabilities of its scored ids under the policy's reference
         (`Policy.has_reference`), on the CPU."""
         return self._in_batches(
             rows, lambda inputs, lengths: list(self._forward.reference(*inputs).cpu().split(lengths)))
 
     @torch.no_grad()
-    def _in_batches(self, rows: Sequence[Row], compute: Callable[[_Inputs, list[int]], list[Result]]) -> list[Result]:
+    def _in_batches(
+        self, rows: Sequence[PromptCompletion], compute: Callable[[_Inputs, list[int]], list[Result]]
+    ) -> list[Result]:
         longest_first = sorted(dict.fromkeys(rows), key=lambda row: -_num_inputs(row))
-        found: dict[Row, Result] = {}
+        found: dict[PromptCompletion, Result] = {}
         model = self._policy.model
         was_training = model.training
         model.eval()  # the sampler knows no dropout
@@ -127,7 +126,7 @@ class PolicyScorer:
             model.train(was_training)
         return [found[row] for row in rows]
 
-    def _inputs(self, rows: Sequence[Row]) -> _Inputs:
+    def _inputs(self, rows: Sequence[PromptCompletion]) -> _Inputs:
         """Right-padded: under the causal mask no token sees what follows it."""
         device = next(self._policy.model.parameters()).device
         width = max(map(_num_inputs, rows))
@@ -143,6 +142,6 @@ class PolicyScorer:
         return tuple(self._policy.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _num_inputs(row: Row) -> int:
+def _num_inputs(row: PromptCompletion) -> int:
     """Tokens that the model reads: the last one predicts nothing."""
     return len(row[0]) + len(row[1]) - 1

@@ -1,0 +1,139 @@
+"""`key=value` -> the value set in what a configuration file gave, as the kind of value that the key's field takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast, get_args, get_origin
+
+import yaml
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from rewards.errors import named
+from rl.config import Section
+from rl.configuration.keys import expected, is_list_of_sections, section_of
+from rl.configuration.problems import seen, unknown_key
+from rl.configuration.yaml_text import read_value
+from rl.errors import ConfigError
+
+
+def apply_override(values: dict[str, Any], override: str, root: type[Section]) -> str:
+    """Set one `key=value` in the (nested) values; returns the key. Raises: ConfigError."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(where=f"override {override!r}", expected="key=value, such as optim.lr=1e-6")
+    _Override(key, text, root).set_in_section(values, root, 0)
+    return key
+
+
+class _Override:
+    """One `key=value` on its way down through sections and lists of sections; depth: how many parts of the key it has
+    passed."""
+
+    def __init__(self, key: str, text: str, root: type[Section]) -> None:
+        self._key, self._text, self._root = key, text, root
+        self._parts = key.split(".")
+        self._where = f"override {named(key)}"
+
+    def set_in_section(self, section: dict[str, Any], model: type[Section], depth: int) -> None:
+        part, path = self._parts[depth], self._path(depth)
+        field = model.model_fields.get(part)
+        if field is None:
+            problem = unknown_key(path, model, self._root)
+            raise ConfigError(problem.what, where=f"override {problem.where}")
+        if depth == len(self._parts) - 1:
+            section[part] = self._typed(field, section.get(part))
+        elif get_origin(field.annotation) is dict:
+            _set_in_mapping(section, self._parts[depth:], self._as_yaml("a value as YAML has it"))
+        elif (inner := section_of(field.annotation)) is None:
+            raise ConfigError(f"{path} has no keys of its own; it is {expected(field)}", where=self._where)
+        else:
+            below = section[part] = _opened(section.get(part), field)
+            if isinstance(below, list):
+                self._set_in_list(below, inner, depth + 1)
+            elif isinstance(below, dict):
+                self.set_in_section(below, inner, depth + 1)
+            else:
+                raise ConfigError(
+                    f"{path} is {seen(below)} in the file", where=self._where, expected=expected(field))
+
+    def _set_in_list(self, entries: list[Any], model: type[Section], depth: int) -> None:
+        part, where = self._parts[depth], f"override {named(self._path(depth))}"
+        if not re.fullmatch(r"[0-9]+", part) or int(part) >= len(entries):
+            raise ConfigError(
+                where=where,
+                expected=f"the number of an entry, 0 to {len(entries) - 1} (set the whole list to add one)")
+        entry = entries[int(part)]
+        if not isinstance(entry, dict):
+            raise ConfigError(f"the entry is {seen(entry)}", where=where, expected="a section (keys and values)")
+        if depth == len(self._parts) - 1:
+            raise ConfigError(f"name a key of the entry, one of: {', '.join(model.model_fields)}", where=self._where)
+        self.set_in_section(entry, model, depth + 1)
+
+    def _path(self, depth: int) -> str:
+        return ".".join(self._parts[:depth + 1])
+
+    def _as_yaml(self, wanted: str) -> Any:
+        try:
+            return read_value(self._text)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or str(error)
+            raise ConfigError(
+                where=self._where, seen=f"{self._text!r}, which is not valid YAML ({problem})",
+                expected=wanted) from None
+
+    def _typed(self, field: FieldInfo, current: Any) -> Any:
+        """The text as the kind of value that the field takes: text as it was typed, all else as YAML reads it."""
+        options = get_args(field.annotation) or (field.annotation,)
+        takes_text = get_origin(field.annotation) not in (list, dict) and (str in options or Path in options)
+        try:
+            value = self._as_yaml(expected(field))
+        except ConfigError:
+            if takes_text:
+                return self._text
+            raise
+        if takes_text:
+            is_null = value is None and type(None) in options
+            is_quoted = isinstance(value, str) and self._text.lstrip()[:1] in ("'", '"')
+            is_list = isinstance(value, list | dict) and any(get_origin(option) is list for option in options)
+            return value if is_null or is_quoted or is_list else self._text
+        if section_of(field.annotation) is not None and isinstance(value, str):
+            short = _spelt_out(value, field)
+            if isinstance(short, dict):
+                before = _opened(current, field)
+                return {**before, **short} if isinstance(before, dict) else short
+        return value
+
+
+def _set_in_mapping(container: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    """Set data.task.max_terms where `task` takes any names; mappings on the way are copied, since an anchor may use
+    them twice."""
+    for part in parts[:-1]:
+        inner = container.get(part)
+        copy = dict(inner) if isinstance(inner, dict) else {}
+        container[part] = copy
+        container = copy
+    container[parts[-1]] = value
+
+
+def _opened(value: Any, field: FieldInfo) -> Any:
+    """A section or list of sections to write into: the shorthand spelt out, a missing list filled with its default."""
+    if value is None and is_list_of_sections(field.annotation):
+        return [entry.model_dump(mode="json") for entry in field.get_default(call_default_factory=True)]
+    if value is None:
+        return {}
+    value = _spelt_out(value, field)
+    # Copies, so that an anchor that a YAML file uses twice is not changed in both places.
+    if isinstance(value, list):
+        return [dict(entry) if isinstance(entry, dict) else entry for entry in value]
+    return dict(value) if isinstance(value, dict) else value
+
+
+def _spelt_out(value: Any, field: FieldInfo) -> Any:
+    for item in field.metadata:
+        if isinstance(item, BeforeValidator):
+            value = cast(Any, item.func)(value)
+    return value

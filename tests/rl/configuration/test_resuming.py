@@ -1,0 +1,69 @@
+"""rl/configuration/resuming.py: what differs between configurations, and which settings may differ when."""
+
+from __future__ import annotations
+
+import pytest
+
+from rl.config import Occasion, RunConfig, Section
+from rl.configuration.keys import all_keys
+from rl.configuration.loading import load
+from rl.configuration.resuming import Difference, conflicts, differences, may_differ
+from rl.rejection.config import RejectConfig
+from rl.supervised.config import WarmupConfig
+
+SERVERS = {
+    f"generator.{key}" for key in ("urls", "api_key_env", "exchange_dir", "start_timeout_s", "request_timeout_s")}
+MEMORY = {f"generator.{key}" for key in ("max_sequences", "memory_share", "cache_gb", "sleep")} | {
+    "model.gradient_checkpointing"}
+TEACHER = {f"teacher.{key}" for key in ("urls", "api_key_env", "max_requests", "start_timeout_s", "request_timeout_s")}
+OF_A_RUN = {"generator.served_model", "generator.max_mismatch", "generator.proof_every", "generator.proof_completions"}
+
+
+@pytest.mark.parametrize(
+    ("model", "occasion", "keys", "sections"),
+    [
+        (
+            RunConfig, Occasion.RUN, {"run_dir", "optim.micro_batch_tokens"} | SERVERS | MEMORY | TEACHER | OF_A_RUN,
+            ("tracking.", "checkpoint.", "watchdog."),
+        ),
+        (
+            RunConfig, Occasion.DONE, {"run_dir", "optim.micro_batch_tokens"} | SERVERS | MEMORY | TEACHER,
+            ("tracking.",),
+        ),
+        (WarmupConfig, Occasion.WARMUP, {"run_dir", "evaluation.max_sequences", "merge"}, ("tracking.", "checkpoint.")),
+        (
+            WarmupConfig, Occasion.DONE,
+            {"run_dir", "evaluation.max_sequences", "optim.micro_batch_rows", "model.gradient_checkpointing"},
+            ("tracking.",),
+        ),
+        (RejectConfig, Occasion.SAMPLING, {"run_dir", "generator.served_model"} | SERVERS, ("tracking.",)),
+        (RejectConfig, Occasion.CHOICE, {"run_dir"}, ("tracking.", "keep.", "mix.")),
+        (RejectConfig, Occasion.DONE, {"run_dir"} | SERVERS | MEMORY, ("tracking.",)),
+    ],
+)
+def test_what_may_differ_is_what_changes_no_result(
+    model: type[Section], occasion: Occasion, keys: set[str], sections: tuple[str, ...]
+) -> None:
+    plain = {key.name for key in all_keys(model) if not key.is_section}
+    assert {name for name in plain if occasion & may_differ(model, name)} == keys | {
+        name for name in plain if name.startswith(sections)}
+
+
+def test_no_mark_is_taken_from_a_name_that_a_user_chose() -> None:
+    assert may_differ(RejectConfig, "data.task.run_dir") == Occasion.NEVER
+    assert may_differ(RejectConfig, "mix.0.ratio") == Occasion.CHOICE
+    assert may_differ(RunConfig, "") == Occasion.NEVER
+
+
+def test_conflicts_are_the_differences_that_are_not_free() -> None:
+    words = ["teacher.path=models/tiny-arith", "data.task.max_terms=3", "run_dir=runs/other", "tracking.project=mine"]
+    found = conflicts(load(None, []), load(None, [*words, "watchdog.window=1", "optim.lr=1e-6"]), Occasion.RUN)
+    assert [difference.key for difference in found] == ["data.task.max_terms", "teacher", "optim.lr"]
+    assert found[0] == Difference("data.task.max_terms", None, 3) and found[2] == ("optim.lr", 5e-4, 1e-6)
+
+
+def test_mappings_of_a_file_are_compared_as_deep_as_both_go() -> None:
+    old = {"a": {"b": 1, "c": [1, 2]}, "only_old": {"d": 1}, "list": [{"e": 1}]}
+    new = {"a": {"b": 2, "c": [1, 3]}, "list": [{"e": 1}, {"e": 2}]}
+    assert differences(old, new) == [
+        ("a.b", 1, 2), ("a.c", [1, 2], [1, 3]), ("only_old", {"d": 1}, None), ("list.1.e", None, 2)]
