@@ -31,12 +31,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PARTS = {
-    "decode": ("merged", "half_rank", "full_rank"),
-    "swap": ("adapter", "merge"),
-    "train": ("lora", "full"),
-    "step": ("",),
-    "trl": ("off", "on"),
-    "run": ("grpo", "empo")}
+    "decode": ("merged", "half_rank", "full_rank"), "swap": ("adapter", "merge"), "train": ("lora", "full"),
+    "step": ("",), "trl": ("off", "on"), "run": ("grpo", "empo")}
 """The variants of each part: what is measured in one process."""
 
 

@@ -225,7 +225,7 @@ def step(case: Case, variant: str) -> Iterator[Row]:
 
 
 def trl(case: Case, variant: str) -> Iterator[Row]:
-    from gpu_trl import measure  # imports TRL, which takes its time
+    from gpu_trl import grpo_config, measure  # imports TRL, which takes its time
 
     setting = f"gradient checkpointing {variant}"
     if not case.on_gpu:
@@ -234,9 +234,10 @@ def trl(case: Case, variant: str) -> Iterator[Row]:
     config = case.config()
     inputs = read_inputs(config)
     rounds = case.sizes.rounds + 1
-    found = measure(
-        config, inputs.tokenizer, prompts_in_training_order(config, inputs, rounds), steps=rounds, on_gpu=case.on_gpu,
-        checkpointing=variant == "on", micro_batch=4 if case.is_tiny else 8, output_dir=case.work / "trl")
+    arguments = grpo_config(
+        config, int(inputs.tokenizer.eos_token_id), steps=rounds, on_gpu=case.on_gpu, checkpointing=variant == "on",
+        micro_batch=4 if case.is_tiny else 8, output_dir=case.work / "trl")
+    found = measure(config, inputs.tokenizer, prompts_in_training_order(config, inputs, rounds), arguments)
     yield case.row("trl", setting, "step, s", statistics.median(each.seconds for each in found[1:]))
     yield case.row("trl", setting, "completion tokens", statistics.mean(each.completion_tokens for each in found[1:]))
     if case.on_gpu:

@@ -17,7 +17,7 @@ from typing import Any
 
 from rewards.choice import LETTERS
 from rewards.extraction import extract
-from rl.questions.files import RowError
+from rl.questions.files import RowError, shown_value
 
 Row = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ class Columns:
 
 RowReader = Callable[[Row, Columns], dict[str, Any]]
 
-_REMEDY = "Fill it in, or remove the row"
+_REMEDY = "fill it in, or remove the row"
 _WHOLE = re.compile(r"(-?\d+)\.0")
 
 
@@ -57,7 +57,7 @@ def gsm8k(row: Row, columns: Columns) -> dict[str, Any]:
     if isinstance(answer, str) and "####" in answer:
         answer = answer.rpartition("####")[2].strip()
         if not answer:
-            raise RowError(f"field {columns.answer!r}: nothing stands behind its ####. {_REMEDY}")
+            raise RowError("nothing stands behind its ####", where=f"field {columns.answer!r}", remedy=_REMEDY)
     return _row(row, columns, answer)
 
 
@@ -68,11 +68,13 @@ def boxed_solution(row: Row, columns: Columns) -> dict[str, Any]:
     solution = row.get("solution")
     if not isinstance(solution, str) or not solution.strip():
         raise RowError(
-            f"neither {columns.answer!r} nor 'solution' has a gold answer; the row has: {', '.join(row)}. {_REMEDY}")
+            f"neither {columns.answer!r} nor 'solution' has a gold answer; the row has: {', '.join(row)}",
+            remedy=_REMEDY)
     extraction = extract(solution)
     if extraction.rule != "boxed" or extraction.written is None:
         raise RowError(
-            f"field 'solution': it ends {solution[-60:]!r}; expected a gold answer in \\boxed{{}}. {_REMEDY}")
+            f"it ends {solution[-60:]!r}", where="field 'solution'", expected="a gold answer in \\boxed{}",
+            remedy=_REMEDY)
     return _row(row, columns, extraction.written)
 
 
@@ -86,7 +88,7 @@ def answer_list(row: Row, columns: Columns) -> dict[str, Any]:
     if not isinstance(answer, list | tuple):
         return _row(row, columns, answer)
     if not answer or not all(isinstance(item, str) and item.strip() for item in answer):
-        raise RowError(f"field {columns.answer!r}: saw {answer!r}; expected a list of answers as text. {_REMEDY}")
+        raise _wrong(columns.answer, answer, "a list of answers as text")
     return _row(row, columns, ", ".join(item.strip() for item in answer))
 
 
@@ -103,7 +105,7 @@ def gpqa(row: Row, columns: Columns) -> dict[str, Any]:
     for name in names:
         text = row.get(name)
         if not isinstance(text, str) or not text.strip():
-            raise RowError(f"field {name!r}: saw {text!r}; expected the text of an option. {_REMEDY}")
+            raise _wrong(name, text, "the text of an option")
         texts.append(text.strip())
     question = _question(row, columns).strip()
     # The hash of the text where a copy has lost the ids.
@@ -122,23 +124,17 @@ def mmlu_pro(row: Row, columns: Columns) -> dict[str, Any]:
     if "options" not in row:
         return _with_letter(plain(row, columns))
     options, index, letter = row["options"], row.get("answer_index"), row.get(columns.answer)
-    if (
-        not isinstance(options, list | tuple)
-        or not 2 <= len(options) <= len(LETTERS)
-        or not all(isinstance(text, str) for text in options)
-    ):
-        raise RowError(
-            f"field 'options': saw {_shown(options)}; expected a list of 2 to {len(LETTERS)} texts. {_REMEDY}")
-    if index is None and isinstance(letter, str) and letter in LETTERS[:len(options)] and letter:
+    is_list = isinstance(options, list | tuple) and all(isinstance(text, str) for text in options)
+    if not is_list or not 2 <= len(options) <= len(LETTERS):
+        raise _wrong("options", options, f"a list of 2 to {len(LETTERS)} texts")
+    if index is None and isinstance(letter, str) and letter and letter in LETTERS[: len(options)]:
         index = LETTERS.index(letter)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(options):
-        raise RowError(
-            f"field 'answer_index': saw {index!r}; expected the number of the right option, 0 to {len(options) - 1}. "
-            f"{_REMEDY}")
+        raise _wrong("answer_index", index, f"the number of the right option, 0 to {len(options) - 1}")
     if letter not in (None, LETTERS[index]):
         raise RowError(
-            f"field {columns.answer!r}: saw {letter!r}, and answer_index {index} is {LETTERS[index]}; expected the "
-            "same. Correct one")
+            where=f"field {columns.answer!r}", seen=f"{letter!r}, and answer_index {index} is {LETTERS[index]}",
+            expected="the same", remedy="correct one")
     # Early copies fill up to ten options with N/A; the benchmark's own code leaves these out.
     offered = [text.strip() for text in options]
     while len(offered) > index + 1 and offered[-1] == "N/A":
@@ -157,9 +153,7 @@ def with_options(question: str, options: Sequence[str]) -> str:
 def _with_letter(row: dict[str, Any]) -> dict[str, Any]:
     answer = str(row["answer"]).strip().strip("()")
     if len(answer) != 1 or answer not in LETTERS:
-        raise RowError(
-            f"field 'answer': saw {row['answer']!r}; expected the letter of an option (A to J) that the question lists."
-            f" {_REMEDY}")
+        raise _wrong("answer", row["answer"], "the letter of an option (A to J) that the question lists")
     return {**row, "answer": answer}
 
 
@@ -172,17 +166,16 @@ def _row(row: Row, columns: Columns, answer: Any) -> dict[str, Any]:
 def _question(row: Row, columns: Columns) -> str:
     text = _first(row, (columns.question, "question", "problem"))
     if not isinstance(text, str) or not text.strip():
-        raise RowError(f"field {columns.question!r}: saw {_shown(text)}; expected the question as text; the row has: "
-                       f"{', '.join(row) or 'none'}. {_REMEDY}")
+        raise _wrong(columns.question, text, f"the question as text; the row has: {', '.join(row) or 'none'}")
     return text
 
 
 def _answer(row: Row, columns: Columns) -> Any:
     answer = _first(row, (columns.answer, "answer"))
     if _is_empty(answer):
-        raise RowError(
-            f"field {columns.answer!r}: saw {answer!r}; expected a gold answer: without one nothing can be graded; the "
-            f"row has: {', '.join(row) or 'none'}. {_REMEDY}")
+        raise _wrong(
+            columns.answer, answer,
+            f"a gold answer: without one nothing can be graded; the row has: {', '.join(row) or 'none'}")
     return answer
 
 
@@ -195,6 +188,5 @@ def _is_empty(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _wrong(column: str, value: object, expected: str) -> RowError:
+    return RowError(where=f"field {column!r}", seen=shown_value(value), expected=expected, remedy=_REMEDY)
