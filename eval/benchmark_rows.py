@@ -19,7 +19,7 @@ from rewards.choice import LETTERS
 from rewards.extraction import extract
 from rl.questions.files import RowError, shown_value
 
-Row = Mapping[str, Any]
+RowValues = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +33,25 @@ class Columns:
     others: tuple[str, ...] = ()
 
 
-RowReader = Callable[[Row, Columns], dict[str, Any]]
+RowReader = Callable[[RowValues, Columns], dict[str, Any]]
 
 _REMEDY = "fill it in, or remove the row"
 _WHOLE = re.compile(r"(-?\d+)\.0")
 
 
-def plain(row: Row, columns: Columns) -> dict[str, Any]:
+def plain(row: RowValues, columns: Columns) -> dict[str, Any]:
     """Question and answer in columns of their own."""
     return _row(row, columns, _answer(row, columns))
 
 
-def whole_number(row: Row, columns: Columns) -> dict[str, Any]:
+def whole_number(row: RowValues, columns: Columns) -> dict[str, Any]:
     """Answers that are whole numbers and were stored as floats: 27.0 -> 27."""
     answer = _answer(row, columns)
     found = _WHOLE.fullmatch(str(answer))
     return _row(row, columns, answer if found is None else found.group(1))
 
 
-def gsm8k(row: Row, columns: Columns) -> dict[str, Any]:
+def gsm8k(row: RowValues, columns: Columns) -> dict[str, Any]:
     """The answer is what stands behind #### in a worked solution."""
     answer = _answer(row, columns)
     if isinstance(answer, str) and "####" in answer:
@@ -61,7 +61,7 @@ def gsm8k(row: Row, columns: Columns) -> dict[str, Any]:
     return _row(row, columns, answer)
 
 
-def boxed_solution(row: Row, columns: Columns) -> dict[str, Any]:
+def boxed_solution(row: RowValues, columns: Columns) -> dict[str, Any]:
     """The answer is the last \\boxed{} of the worked solution, where there is no column with it."""
     if not _is_empty(answer := _first(row, (columns.answer, "answer"))):
         return _row(row, columns, answer)
@@ -78,7 +78,7 @@ def boxed_solution(row: Row, columns: Columns) -> dict[str, Any]:
     return _row(row, columns, extraction.written)
 
 
-def answer_list(row: Row, columns: Columns) -> dict[str, Any]:
+def answer_list(row: RowValues, columns: Columns) -> dict[str, Any]:
     """The answer is a list of texts, such as ["$69$,$84$"]: several are one answer, in any order. Some copies keep the
     list as text."""
     answer = _answer(row, columns)
@@ -92,7 +92,7 @@ def answer_list(row: Row, columns: Columns) -> dict[str, Any]:
     return _row(row, columns, ", ".join(item.strip() for item in answer))
 
 
-def gpqa(row: Row, columns: Columns) -> dict[str, Any]:
+def gpqa(row: RowValues, columns: Columns) -> dict[str, Any]:
     """The right option and three wrong ones, each in a column -> a question with lettered options, and a letter.
 
     The options are in the order of a hash of (id, number), so that a question has the same letters in every run, on
@@ -118,7 +118,7 @@ def gpqa(row: Row, columns: Columns) -> dict[str, Any]:
     return {**asked, "question": with_options(question, options), "options": options, "option_order": order}
 
 
-def mmlu_pro(row: Row, columns: Columns) -> dict[str, Any]:
+def mmlu_pro(row: RowValues, columns: Columns) -> dict[str, Any]:
     """Up to ten options and the number of the right one -> a question with lettered options, and a letter; in the data
     set's order."""
     if "options" not in row:
@@ -157,20 +157,20 @@ def _with_letter(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "answer": answer}
 
 
-def _row(row: Row, columns: Columns, answer: Any) -> dict[str, Any]:
+def _row(row: RowValues, columns: Columns, answer: Any) -> dict[str, Any]:
     kept = {name: row[name] for name in columns.others if row.get(name) is not None}
     key = _first(row, (columns.id, "id"))
     return {**kept, "question": _question(row, columns), "answer": answer, **({} if key is None else {"id": key})}
 
 
-def _question(row: Row, columns: Columns) -> str:
+def _question(row: RowValues, columns: Columns) -> str:
     text = _first(row, (columns.question, "question", "problem"))
     if not isinstance(text, str) or not text.strip():
         raise _wrong(columns.question, text, f"the question as text; the row has: {', '.join(row) or 'none'}")
     return text
 
 
-def _answer(row: Row, columns: Columns) -> Any:
+def _answer(row: RowValues, columns: Columns) -> Any:
     answer = _first(row, (columns.answer, "answer"))
     if _is_empty(answer):
         raise _wrong(
@@ -179,7 +179,7 @@ def _answer(row: Row, columns: Columns) -> Any:
     return answer
 
 
-def _first(row: Row, names: Sequence[str | None]) -> Any:
+def _first(row: RowValues, names: Sequence[str | None]) -> Any:
     """The value of the first of these columns that has one."""
     return next((row[name] for name in names if name is not None and not _is_empty(row.get(name))), None)
 

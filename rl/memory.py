@@ -133,10 +133,10 @@ def estimate_memory(
     bytes_per_base_weight = bytes_per_weight if config.lora.enabled else 4
     base = num_parameters * bytes_per_base_weight * frozen_copies
     generator = config.generator
-    row = longest_prompt + config.sampling.max_completion_tokens
-    tokens = max(config.optim.micro_batch_tokens, row)
+    longest = longest_prompt + config.sampling.max_completion_tokens
+    tokens = max(config.optim.micro_batch_tokens, longest)
     sampler_copy, cache = _sampler_bytes(
-        generator, max(row, benchmark_tokens), cache_bytes_per_token(model_config, bytes_per_weight),
+        generator, max(longest, benchmark_tokens), cache_bytes_per_token(model_config, bytes_per_weight),
         num_parameters * bytes_per_weight, num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
     return MemoryEstimate(
         num_parameters=num_parameters, num_trained=num_trained, base=base, sampler_copy=sampler_copy,
@@ -172,18 +172,18 @@ def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
 
 
 def _sampler_bytes(
-    generator: GeneratorSection, row: int, bytes_per_token: int, weights: int, base: int, *, on_gpu: bool
+    generator: GeneratorSection, longest: int, bytes_per_token: int, weights: int, base: int, *, on_gpu: bool
 ) -> tuple[int, int]:
-    """Of the sampler's copy of the weights and its cache. row: tokens of the longest prompt with the longest
+    """Of the sampler's copy of the weights and its cache. longest: tokens of the longest prompt with the longest
     completion; weights: bytes of the model as the sampler holds it; base: as the trainer does."""
     if generator.backend == "vllm_server":
         return 0, 0
     if generator.backend == "vllm":
-        fixed = engine_cache_bytes(generator, row, bytes_per_token, on_gpu=on_gpu)
-        return weights, cache_bytes(1, row, bytes_per_token) if fixed is None else fixed
+        fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
+        return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES)
     # Half as much again while the cache grows into a larger buffer.
-    return weights if merges else 0, int(1.5 * generator.max_sequences * row * bytes_per_token)
+    return weights if merges else 0, int(1.5 * generator.max_sequences * longest * bytes_per_token)
 
 
 def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: int, where: str) -> None:

@@ -29,7 +29,7 @@ PYTHON_FILE = re.compile(r"(?<![\w/.*-])[a-z]\w*\.py\b(?!:)")
 MODULE = re.compile(r"(?<![\w/.\"'-])((?:rl|rewards|eval|benchmarks|tests)(?:\.[a-z_]\w*)+)(?::(\w+))?(?![\w(/])")
 
 MADE_LATER = ("models/smollm2-135m-instruct",)
-ELSEWHERE = ("my_rewards.py", "evaluate_from_local.py", "rl/build_pools.py")  # a user's, other projects'
+ELSEWHERE = ("my_rewards.py", "file.py", "evaluate_from_local.py", "rl/build_pools.py")  # a user's, other projects'
 KEYS = ("rl.model", "rl.adapter")  # of a pipeline's stage that is named rl
 FORBIDDEN = ("rl/types.py",)  # would hide the standard library's module
 
