@@ -19,7 +19,8 @@ def check_generator(config: GeneratorSection, sampling: SamplingSection, policy:
 
 
 def check_backend(config: GeneratorSection, sampling: SamplingSection) -> None:
-    """The part of it that needs no model: what is installed and set on this machine."""
+    """Raises GeneratorError where what is installed and set on this machine does not serve the back end; needs no
+    model."""
     if config.backend == "transformers":
         return
     logprobs_mode(sampling)

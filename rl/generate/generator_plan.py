@@ -52,7 +52,7 @@ def cache_bytes_per_token(model_config: PretrainedConfig, bytes_per_value: int) 
 
 def cache_bytes(num_sequences: int, max_tokens: int, bytes_per_token: int) -> int:
     """Of vLLM's key/value cache that holds num_sequences of max_tokens: each in whole blocks, and one more for the
-    token that scoring generates."""
+    token that vLLM generates after a completion whose log-probabilities are asked for."""
     return num_sequences * (-(-max_tokens // CACHE_BLOCK) + 1) * CACHE_BLOCK * bytes_per_token
 
 
@@ -70,14 +70,17 @@ def logprobs_mode(sampling: SamplingSection) -> LogprobsMode:
     is, or vLLM refuses the temperature."""
     if sampling.temperature > HIGHEST_TEMPERATURE:
         raise GeneratorError(
-            f"sampling.temperature: {sampling.temperature:g}, but vLLM samples at {HIGHEST_TEMPERATURE:g} at most. "
-            f"Remedy: a lower sampling.temperature, or {named('generator.backend', 'transformers')}")
+            f"{sampling.temperature:g}, but vLLM samples at {HIGHEST_TEMPERATURE:g} at most",
+            where="sampling.temperature",
+            remedy=f"a lower sampling.temperature, or {named('generator.backend', 'transformers')}")
     if sampling.top_p == 1.0 and sampling.top_k == 0:
         return "processed_logprobs"
     if sampling.temperature == 1.0:
         return "raw_logprobs"
     raise GeneratorError(
-        f"sampling.temperature={sampling.temperature:g} with top_p={sampling.top_p:g} and top_k={sampling.top_k}: vLLM "
-        "reports log-probabilities before the temperature or after top_p and top_k; the trainer needs those in "
-        "between. Remedy: sampling.temperature=1, or sampling.top_p=1 sampling.top_k=0, or "
+        "vLLM reports log-probabilities before the temperature or after top_p and top_k; the trainer needs those in "
+        "between",
+        where=f"sampling.temperature={sampling.temperature:g} with top_p={sampling.top_p:g} and "
+        f"top_k={sampling.top_k}",
+        remedy="sampling.temperature=1, or sampling.top_p=1 sampling.top_k=0, or "
         f"{named('generator.backend', 'transformers')}")

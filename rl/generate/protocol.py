@@ -39,12 +39,8 @@ class SamplingParameters:
 def sampling_parameters(sampling: SamplingSection, stop_strings: tuple[str, ...] = ()) -> SamplingParameters:
     """The parameters that a configuration gives; stop_strings: all of them, the template's too."""
     return SamplingParameters(
-        sampling.temperature,
-        sampling.top_p,
-        sampling.top_k,
-        sampling.max_completion_tokens,
-        tuple(sampling.stop_token_ids),
-        stop_strings)
+        sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
+        tuple(sampling.stop_token_ids), stop_strings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +72,9 @@ class Generator(Protocol):
         The same seeds, weights and requests give the same tokens. Raises GeneratorError where the sampler is lost."""
         ...
 
-    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         """Log-probabilities of the completions' tokens at temperature 1 (whatever the sampling temperature), computed
-        afresh from the
-        weights that the sampler has: nothing comes from a cache."""
+        afresh from the weights that the sampler has: nothing comes from a cache."""
         ...
 
     def rest(self) -> None:

@@ -19,7 +19,7 @@ from rl.generate.completions import CompletedGroups
 from rl.generate.generator_plan import GeneratorPlan, engine_cache_bytes
 from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.version_files import VersionFiles
-from rl.generate.vllm_engine import Engine, EngineSettings, Sampled
+from rl.generate.vllm_engine import Engine, EngineSettings
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, all_weights, lora_rank, lora_targets
 from rl.records import Group, PromptCompletion
@@ -62,9 +62,9 @@ class VllmGenerator:
             self._engine, requests, parameters, self._policy.tokenizer, self._policy.eos_token_ids, self.policy_version,
             finished)
 
-    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         self._wake()
-        return self._engine.logprobs(rows)
+        return self._engine.logprobs(pairs)
 
     def take_over(self, policy: Policy, version: int) -> None:
         self._policy = policy
@@ -111,14 +111,11 @@ def sample_groups(
     """Generator.generate on an engine."""
     completed = CompletedGroups(requests, tokenizer, parameters.stop_strings, version, finished)
 
-    def add(position: int, sampled: Sampled) -> None:
-        completed.add(position, sampled.token_ids, sampled.logprobs, "stop" if sampled.is_stopped else "length")
-
     # All stop ids by name: vLLM reads one end-of-sequence id from the checkpoint, and models may have several.
     stop_ids = sorted({*eos_token_ids, *parameters.stop_token_ids})
     engine.sample(
         [request.prompt.token_ids for request in requests for _ in request.seeds],
-        [seed for request in requests for seed in request.seeds], parameters, stop_ids, add)
+        [seed for request in requests for seed in request.seeds], parameters, stop_ids, completed.add)
     return completed.groups()
 
 

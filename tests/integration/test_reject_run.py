@@ -20,7 +20,7 @@ from rl.configuration.loading import load
 from rl.generate.protocol import Request, request_seed
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.paths import resolve_path
-from rl.policy.policy import load_plain
+from rl.policy.policy import load_frozen
 from rl.questions.prompting import PromptRenderer, load_template
 from rl.records import Rollout
 from rl.rejection.config import RejectConfig
@@ -99,7 +99,7 @@ def test_every_kept_solution_is_right_and_the_wrong_ones_are_counted(whole: Path
 def tiny_sampler() -> tuple[RejectConfig, RejectInputs, TransformersGenerator]:
     config = load(None, [*SMALL], RejectConfig)
     inputs = read_reject_inputs(config)
-    policy = load_plain(config.model, inputs.tokenizer, torch.device("cpu"))
+    policy = load_frozen(config.model, inputs.tokenizer, torch.device("cpu"))
     return config, inputs, TransformersGenerator(policy, merge=False, max_sequences=256)
 
 

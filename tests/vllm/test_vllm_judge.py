@@ -40,7 +40,7 @@ def score(url: str, completions: Sequence[str], **arguments: Any) -> GroupResult
 
 
 def test_a_model_held_to_yes_or_no_gives_the_verdicts_of_its_own_log_probabilities(url: str) -> None:
-    """The same model in this process, which looks at the probabilities of Yes and No, must say the same."""
+    """The model in this process, which looks at the probabilities of Yes and No, gives the served one's verdicts."""
     from rewards.judges.transformers import TransformersJudge
 
     endpoint = Endpoint(url, "tiny", api_key_env="JUDGE_KEY", extra_body=json.dumps(YES_OR_NO))

@@ -38,13 +38,8 @@ MAX_TOKENS = 24
 
 def config_for(way: str) -> RunConfig:
     return tiny_config(
-        "generator.backend=vllm",
-        f"generator.sync={way}",
-        "generator.max_sequences=16",
-        "lora.rank=8",
-        "generator.proof_every=1",
-        "rewards.0.use=rewards.semantic_entropy:semantic_entropy",
-        "optim.lr=5e-3",
+        "generator.backend=vllm", f"generator.sync={way}", "generator.max_sequences=16", "lora.rank=8",
+        "generator.proof_every=1", "rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr=5e-3",
         f"sampling.max_completion_tokens={MAX_TOKENS}")
 
 
@@ -68,13 +63,8 @@ def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             # One more: with the log-probabilities of a prompt vLLM always samples a token.
             max_tokens=max(len(prompt.token_ids) for prompt in questions()) + MAX_TOKENS + 1,
             cache_bytes_per_token=2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim,
-            trainer_bytes=0,
-            base_path=str(Path("models/tiny-arith").resolve()),
-            revision=None,
-            trust_remote_code=False,
-            logprobs_mode="processed_logprobs",
-            num_ranks=1,
-            seed=0,
+            trainer_bytes=0, base_path=str(Path("models/tiny-arith").resolve()), revision=None,
+            trust_remote_code=False, logprobs_mode="processed_logprobs", num_ranks=1, seed=0,
             run_dir=tmp_path_factory.mktemp("run")))
     assert isinstance(found, VllmGenerator)
     yield found

@@ -33,8 +33,8 @@ def accuracies(run: Path) -> dict[int, float]:
 
 
 def test_the_tiny_model_learns_as_with_the_embedded_sampler(tmp_path: Path) -> None:
-    """The same seed does not give the same tokens: the curves agree within the spread of seeds (LOG.md), about 0.06
-    while they climb."""
+    """One seed does not give both samplers the same tokens: the curves agree within the spread of seeds (LOG.md), about
+    0.06 while they climb."""
     curves = {}
     for backend in ("vllm", "transformers"):
         train(

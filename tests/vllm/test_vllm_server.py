@@ -22,7 +22,7 @@ import torch
 from rl.config import GeneratorSection
 from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe, measure_base
-from rl.generate.generator_plan import GeneratorPlan, LogprobsMode
+from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.servers.generator import ServerGenerator
 from rl.generate.weight_sync import Sync, Way
@@ -77,11 +77,13 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def sampler(
-    policy: Policy, folder: Path, servers: list[VllmProcess], way: Way, *, max_tokens: int = 200,
-    mode: LogprobsMode = "processed_logprobs", base_probe: BaseProbe | None = None, **settings: Any,
+def on_servers(
+    policy: Policy, folder: Path, servers: list[VllmProcess], way: Way, **settings: Any
 ) -> Iterator[ServerGenerator]:
-    plan = GeneratorPlan(max_tokens, 1, 0, str(MODEL), None, False, mode, 1, 0, folder, base_probe=base_probe)
+    """settings: of the plan and of the generator's section."""
+    plan = GeneratorPlan(
+        settings.pop("max_tokens", 200), 1, 0, str(MODEL), None, False,
+        settings.pop("logprobs_mode", "processed_logprobs"), 1, 0, folder, base_probe=settings.pop("base_probe", None))
     section = GeneratorSection(backend="vllm_server", **{
         "urls": [server.url for server in servers], "sync": way, "api_key_env": "SERVER_KEY", "start_timeout_s": 60,
         **settings})
@@ -122,7 +124,7 @@ def wait_for_all(generator: ServerGenerator, seconds: float = 120) -> None:
 def test_every_version_samples_with_the_trainers_log_probabilities(servers: Servers, tmp_path: Path, way: Way) -> None:
     policy, asked = tiny_policy(), requests(4)
     drawn: list[list[Group]] = []
-    with sampler(policy, tmp_path, servers.pair, way) as generator:
+    with on_servers(policy, tmp_path, servers.pair, way) as generator:
         for version, scale in enumerate((0.0, 0.1)):
             change_adapter(policy, scale)
             generator.take_over(policy, version)
@@ -144,7 +146,7 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_path: Path, way: Way) -> None:
     policy, asked = tiny_policy(), requests(4)
-    with sampler(policy, tmp_path, servers.pair, way) as generator:
+    with on_servers(policy, tmp_path, servers.pair, way) as generator:
         generator.take_over(policy, 0)
         plain = [
             rollout
@@ -180,23 +182,23 @@ def test_a_server_that_is_not_as_the_run_needs_it_is_refused(
             r"generator\.served_model: llama, but .* serves tiny\. Remedy: generator\.served_model=tiny"),
         (pair, {"urls": [pair[0].url + "/docs"]}, r"/docs is no vLLM server .*HTTP 404"),
         (pair, {"max_tokens": 256}, r"at most 256 tokens \(max_model_len\).* are 257"),
-        (pair, {"mode": "raw_logprobs"}, r"after top_p and top_k.*--logprobs-mode raw_logprobs"),
+        (pair, {"logprobs_mode": "raw_logprobs"}, r"after top_p and top_k.*--logprobs-mode raw_logprobs"),
     )
     for chosen, settings, message in cases:
         with (
             pytest.raises(GeneratorError, match=message) as refused,
-            sampler(policy, tmp_path, chosen, "adapter", **settings),
+            on_servers(policy, tmp_path, chosen, "adapter", **settings),
         ):
             pass
         assert "open up" not in str(refused.value)
     message = (
         r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .*--enable-lora")
     with (
-        sampler(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator,
+        on_servers(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator,
         pytest.raises(GeneratorError, match=message),
     ):
         generator.take_over(policy, 0)
-    with sampler(policy, tmp_path, wrong, "merge", max_tokens=80) as generator:
+    with on_servers(policy, tmp_path, wrong, "merge", max_tokens=80) as generator:
         with pytest.raises(GeneratorError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 .*python -m vllm"):
             generator.take_over(policy, 0)
         with pytest.raises(GeneratorError, match=r"before the temperature.*--logprobs-mode processed_logprobs"):
@@ -211,7 +213,7 @@ def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
     policy, pair = tiny_policy(adapter_scale=0.1), servers.pair[:1]
     ids = prompts(1)[0].token_ids
     probe = measure_base(policy, ids, bound=BOUND)
-    with sampler(policy, tmp_path, pair, "adapter", base_probe=probe) as generator:
+    with on_servers(policy, tmp_path, pair, "adapter", base_probe=probe) as generator:
         generator.take_over(policy, 0)
     with torch.no_grad():
         policy.causal_lm.get_input_embeddings().weight[::2] += 0.5
@@ -224,7 +226,7 @@ def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
     ):
         refusal = rf"{pair[0].url} serves under the name tiny another model.*{message}"
         with (pytest.raises(GeneratorError, match=refusal),
-              sampler(policy, tmp_path, pair, "adapter", base_probe=wrong)):
+              on_servers(policy, tmp_path, pair, "adapter", base_probe=wrong)):
             pass
 
 
@@ -232,7 +234,7 @@ def test_an_adapter_that_the_server_cannot_load_is_an_error_and_the_server_goes_
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, asked = tiny_policy(adapter_scale=0.1), requests(1)
-    with sampler(policy, tmp_path, servers.pair, "adapter") as generator:
+    with on_servers(policy, tmp_path, servers.pair, "adapter") as generator:
         generator.take_over(policy, 0)
         with monkeypatch.context() as elsewhere:
             # What a server on another machine sees of a folder that is not shared.
@@ -244,7 +246,7 @@ def test_an_adapter_that_the_server_cannot_load_is_an_error_and_the_server_goes_
         generator.take_over(policy, 1)
         assert largest_mismatch(policy, generator.generate(asked, SAMPLING)) < BOUND
     large = tiny_policy(tiny_config("lora.rank=16"))
-    with (sampler(large, tmp_path, servers.pair, "adapter") as generator,
+    with (on_servers(large, tmp_path, servers.pair, "adapter") as generator,
           pytest.raises(GeneratorError, match=r"cannot load the adapter.*rank 16 .*--max-lora-rank 16")):
         generator.take_over(large, 0)
 
@@ -264,9 +266,9 @@ def test_killed_servers_cost_no_completion_and_come_back_with_the_version(server
             doomed.kill()
 
     # Few at once, so that most groups are still to be sampled when the first one is whole.
-    with (sampler(policy, tmp_path / "a", servers.pair, "merge", max_sequences=8) as generator,
-          sampler(policy, tmp_path / "b", servers.pair, "adapter") as by_adapter,
-          sampler(policy, tmp_path / "c", servers.pair, "merge") as idle):
+    with (on_servers(policy, tmp_path / "a", servers.pair, "merge", max_sequences=8) as generator,
+          on_servers(policy, tmp_path / "b", servers.pair, "adapter") as by_adapter,
+          on_servers(policy, tmp_path / "c", servers.pair, "merge") as idle):
         by_adapter.take_over(policy, 7)
         idle.take_over(policy, 7)
         generator.take_over(policy, 7)
@@ -318,7 +320,7 @@ def test_weights_that_a_server_cannot_see_end_it_with_a_message(
     """vLLM's engine ends when a load fails; the message says so."""
     policy = tiny_policy()
     message = r"could not load the weights in /nowhere/merged.*generator\.exchange_dir.*start the server again"
-    with sampler(policy, tmp_path, servers.pair[:1], "merge") as generator:
+    with on_servers(policy, tmp_path, servers.pair[:1], "merge") as generator:
         generator.take_over(policy, 0)
         monkeypatch.setattr(generator._files, "merged", lambda policy, version: Path("/nowhere/merged"))
         with pytest.raises(GeneratorError, match=message):

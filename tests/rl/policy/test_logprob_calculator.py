@@ -152,7 +152,7 @@ def test_the_assistant_prefix_is_in_the_prompt_and_not_read_twice(policy: Policy
     ids = tuple(policy.tokenizer("19+", add_special_tokens=False)["input_ids"])
     prefixed = Prompt(plain.question, plain.text + "19+", plain.token_ids + ids, "19+")
     service = calculator(policy)
-    assert service.row(prefixed, "19+28=", "47") == service.row(plain, "19+28=", "47")
+    assert service.tokenized(prefixed, "19+28=", "47") == service.tokenized(plain, "19+28=", "47")
 
 
 def test_texts_without_tokens_or_beyond_the_context_are_refused(policy: Policy) -> None:
@@ -168,8 +168,8 @@ def test_a_token_that_would_straddle_the_boundary_is_split_there(policy: Policy)
     service = calculator(dataclasses.replace(policy, tokenizer=merging))
     prompt = prompts(1)[0]
     a, b, c, d, cd = (vocabulary[token] for token in ("a", "b", "c", "d", "cd"))
-    assert service.row(prompt, "ab", "cda") == ((*prompt.token_ids, a, b), (cd, a))
-    assert service.row(prompt, "abc", "da") == ((*prompt.token_ids, a, b, c), (d, a))
+    assert service.tokenized(prompt, "ab", "cda") == ((*prompt.token_ids, a, b), (cd, a))
+    assert service.tokenized(prompt, "abc", "da") == ((*prompt.token_ids, a, b, c), (d, a))
 
 
 def test_confidence_rewards_are_means_of_the_statistics_and_leave_none_behind(policy: Policy) -> None:

@@ -48,7 +48,7 @@ SETTINGS = (
 EVERY_STEP = "generator.proof_every=1"
 
 
-class Sampler(TransformersGenerator):
+class Embedded(TransformersGenerator):
     """The embedded sampler over a copy of its own, for the others to break."""
 
     def __init__(self, policy: Policy) -> None:
@@ -56,7 +56,7 @@ class Sampler(TransformersGenerator):
         self.take_over(policy, 0)
 
 
-class Deaf(Sampler):
+class Deaf(Embedded):
     """Takes the numbers of new versions and not their weights."""
 
     def take_over(self, policy: Policy, version: int) -> None:
@@ -65,7 +65,7 @@ class Deaf(Sampler):
         self.policy_version = version
 
 
-class Stuck(Sampler):
+class Stuck(Embedded):
     """Takes the first update, and none after it."""
 
     def take_over(self, policy: Policy, version: int) -> None:
@@ -74,7 +74,7 @@ class Stuck(Sampler):
         self.policy_version = version
 
 
-class Late(Sampler):
+class Late(Embedded):
     """Samples with the version before, and scores with the present one: what a stale cache does."""
 
     def __init__(self, policy: Policy) -> None:
@@ -94,7 +94,7 @@ class Late(Sampler):
         return self._previous.generate(requests, parameters, finished)
 
 
-class Raw(Sampler):
+class Raw(Embedded):
     """Records log-probabilities at temperature 1, whatever it samples at."""
 
     def generate(
@@ -115,7 +115,7 @@ class Dumb(Deaf):
         raise GeneratorError("generator.urls: http://localhost:1 does not answer")
 
 
-class Eager(Sampler):
+class Eager(Embedded):
     """Computes attention without kernels, and so apart from the trainer."""
 
     def __init__(self, policy: Policy) -> None:
@@ -193,7 +193,7 @@ def test_a_proof_that_stays_open_is_repeated_until_it_is_not(tmp_path: Path) -> 
 def test_full_parameters_without_a_reference_are_proven_by_agreement_alone(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "lora.enabled=false", "optim.lr=1e-4", EVERY_STEP)
     policy = tiny_policy(config)
-    _, metrics = run_steps(config, policy, Sampler(policy), tmp_path, 2)
+    _, metrics = run_steps(config, policy, Embedded(policy), tmp_path, 2)
     assert all(float(str(line["proof/agreement"])) < 1e-5 and "proof/moved" not in line for line in metrics)
     policy = tiny_policy(config)
     assert "it does not have this version, so an earlier version" in failure(
@@ -203,7 +203,7 @@ def test_full_parameters_without_a_reference_are_proven_by_agreement_alone(tmp_p
 def test_a_proof_changes_neither_random_numbers_nor_the_models_state() -> None:
     config = tiny_config(*SETTINGS, "lora.dropout=0.1", "loss.kl_weight=0.1")
     policy = tiny_policy(config, adapter_scale=0.02)
-    proof = Proof(config, policy, Sampler(policy), rank=0, num_ranks=1)
+    proof = Proof(config, policy, Embedded(policy), rank=0, num_ranks=1)
     for parameter in policy.trainable_parameters().values():
         parameter.grad = torch.ones_like(parameter)
     weights, rng, names = trained(policy), torch.get_rng_state(), list(policy.trainable_parameters())
@@ -234,14 +234,14 @@ def test_a_sampler_that_stays_behind_has_an_earlier_version(tmp_path: Path) -> N
 def test_a_sampler_of_another_model_is_found_before_anything_is_trained(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS)
     other = tiny_policy(config, adapter_scale=0.05)
-    message = failure(config, tiny_policy(config), Sampler(other), tmp_path, good_steps=0)
+    message = failure(config, tiny_policy(config), Embedded(other), tmp_path, good_steps=0)
     assert "another model than model.path=models/tiny-arith" in message
 
 
 def test_a_server_of_another_model_is_called_that(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "generator.backend=vllm_server", "generator.urls=[http://localhost:8000]")
     other = tiny_policy(config, adapter_scale=0.05)
-    message = failure(config, tiny_policy(config), Sampler(other), tmp_path, good_steps=0)
+    message = failure(config, tiny_policy(config), Embedded(other), tmp_path, good_steps=0)
     assert "The server serves another model than model.path=models/tiny-arith" in message
 
 
@@ -287,11 +287,11 @@ def test_samples_that_are_all_of_an_earlier_version_are_scored_again_by_the_samp
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config, adapter_scale=0.02)
     stale = collected_from(policy, version=0)
-    good = Sampler(policy)
+    good = Embedded(policy)
     good.take_over(policy, 1)
     found = Proof(config, policy, good, rank=0, num_ranks=1).check(1, 1, stale)
     assert found["proof/inconclusive"] == 0.0 and found["proof/agreement"] < 1e-5
-    bad = Sampler(tiny_policy(config))
+    bad = Embedded(tiny_policy(config))
     bad.policy_version = 1
     with pytest.raises(GeneratorMismatchError, match="the adapter never reached the sampler"):
         Proof(config, policy, bad, rank=0, num_ranks=1).check(1, 1, stale)
@@ -306,13 +306,13 @@ def test_a_resumed_run_is_proven_in_its_first_step_and_leaves_no_trace_of_it() -
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config, adapter_scale=0.02)
     state = ProofState(is_owed=False, num_updates=3)
-    good = Proof(config, policy, Sampler(policy), rank=0, num_ranks=1)
+    good = Proof(config, policy, Embedded(policy), rank=0, num_ranks=1)
     good.resume(state)
     assert good.check(7, 5, collected_from(policy, version=5)) == {} and good.state() == state
-    bad = Proof(config, policy, Sampler(tiny_policy(config)), rank=0, num_ranks=1)
+    bad = Proof(config, policy, Embedded(tiny_policy(config)), rank=0, num_ranks=1)
     bad.resume(state)
     with pytest.raises(GeneratorMismatchError, match="step 7: the sampler does not sample from version 5"):
-        bad.check(7, 5, collected_by(Sampler(tiny_policy(config)), version=5))
+        bad.check(7, 5, collected_by(Embedded(tiny_policy(config)), version=5))
 
 
 def test_a_wrong_scale_in_the_trainers_lora_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_a_wrong_scale_in_the_trainers_lora_layers(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(LoraProduct, "forward", staticmethod(wrong))
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config)
-    message = failure(config, policy, Sampler(policy), tmp_path, good_steps=1)
+    message = failure(config, policy, Embedded(policy), tmp_path, good_steps=1)
     assert "The trainer's side is wrong" in message and "rl/policy/fused_lora.py" in message
 
 
@@ -345,7 +345,7 @@ def test_a_wrong_attention_of_the_trainer(tmp_path: Path, monkeypatch: pytest.Mo
 def test_updates_that_leave_the_policy_as_its_base_are_the_trainers_error(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "optim.lr=1e-30", "generator.proof_completions=2")
     policy = tiny_policy(config)
-    trainer, _ = run_steps(config, policy, Sampler(policy), tmp_path, UNMOVED_UPDATES)
+    trainer, _ = run_steps(config, policy, Embedded(policy), tmp_path, UNMOVED_UPDATES)
     with pytest.raises(GeneratorMismatchError, match=r"equals its base to the last bit .* The trainer's side is wrong"):
         trainer.step()
 

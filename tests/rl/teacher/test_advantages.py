@@ -420,12 +420,7 @@ def other_vocabulary(folder: Path, swap: tuple[str, str] = ("7", "8")) -> Path:
 
 def check(path: Path, max_tokens: int = 60) -> None:
     check_teacher(
-        TeacherModelSection(path=str(path)),
-        "teacher",
-        tiny_config().model,
-        inputs().tokenizer,
-        ["1+1=?"],
-        max_tokens,
+        TeacherModelSection(path=str(path)), "teacher", tiny_config().model, inputs().tokenizer, ["1+1=?"], max_tokens,
         "do without")
 
 
@@ -441,7 +436,7 @@ def test_a_teacher_with_other_ids_is_refused_with_both_vocabularies_and_the_reme
 
 
 def test_a_teacher_that_only_splits_texts_differently_is_refused(tmp_path: Path) -> None:
-    """The same ids for the same tokens, but another way of making tokens."""
+    """Each token has the student's id, but texts are split in another way."""
     folder = tmp_path / "other"
     shutil.copytree(resolve_path("models/tiny-arith"), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
