@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.comparison import Comparison, ComparisonError, Flip, compare_questions
-from eval.errors import command
+from eval.errors import run_command
 from eval.records import GradedQuestion, from_lines
 from rl.runs.tracking import read_json_lines
 
@@ -42,6 +42,11 @@ class Evaluated:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", type=Path, metavar="A", help="folder of an evaluation, or its result.json")
@@ -54,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.flips < 0:
         parser.error(f"--flips: saw {options.flips}; expected a number of questions, 0 or more")
-    return command(lambda: _main(options))
+    return options
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -141,12 +146,8 @@ def render(
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines[1:1] = ["-" * max(map(len, lines))]
     lines[:0] = [f"A  {a.name}", f"B  {b.name}", ""]
-    lines += [
-        "",
-        (
-            "Accuracy (avg@n) and differences in points; p: sign-flip test over paired questions; gained, lost: "
-            "questions whose"),
-        "majority answer is right in B alone, in A alone."]
+    lines += ["", "Accuracy (avg@n) and differences in points; p: sign-flip test over paired questions; gained, lost: "
+                  "questions whose\nmajority answer is right in B alone, in A alone."]
     for comparison in comparisons:
         for kind, flips in (("gained", comparison.gained), ("lost", comparison.lost)):
             if flips[:num_flips]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.errors import run_command
 from eval.options import Parser, positive_list
 from eval.records import GradedQuestion, Sample
 
@@ -40,10 +41,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
-    from eval.errors import command
-
-    return command(lambda: _main(parse(sys.argv[1:] if arguments is None else arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -144,46 +143,56 @@ def read_samples(path: Path, recorded_key: str = RECORDED) -> tuple[list[GradedQ
 
     if not path.is_file():
         raise EvaluationError(
-            f"--samples: there is no file {path}; expected JSONL with question, answer and samples in each line")
+            f"there is no file {path}", where="--samples",
+            expected="JSONL with question, answer and samples in each line")
     questions: list[GradedQuestion] = []
     recorded: dict[str, list[bool | None]] = {}
     keys: set[str] = set()
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
+        where = f"--samples: {path}:{number}"
         try:
-            row: Mapping[str, Any] = json.loads(line)
-            texts = [sample if isinstance(sample, str) else sample["text"] for sample in row["samples"]]
-            question, gold, row_id = row["question"], row["answer"], str(row.get("id", f"line-{number}"))
-            if not isinstance(question, str) or not all(isinstance(text, str) for text in texts):
-                raise TypeError("question and the samples' texts must be text")
-            if isinstance(gold, bool) or not isinstance(gold, str | int | float) or not str(gold).strip():
-                raise TypeError(f"answer is {gold!r}, expected text or a number")
-            verdicts = [sample.get(recorded_key) if isinstance(sample, Mapping) else None for sample in row["samples"]]
-            if not all(verdict is None or isinstance(verdict, bool) or verdict in (0, 1) for verdict in verdicts):
-                raise TypeError(
-                    f"{recorded_key} is {next(v for v in verdicts if v not in (None, 0, 1))!r}, expected true or false")
+            row = json.loads(line)
+            question, verdicts = _question(row, f"line-{number}", path.stem), _verdicts(row["samples"], recorded_key)
         except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(
-                f"--samples: {path}:{number}: {type(error).__name__}: {error}; expected an object with question, "
-                "answer, and samples, which are texts or objects with text") from None
-        if not texts or row_id in recorded:
-            what = f"the id {row_id!r} was there before" if texts else "it has no samples"
-            raise EvaluationError(
-                f"--samples: {path}:{number}: {what}; expected ids that differ, and at least one sample")
-        recorded[row_id] = verdicts
+            expected = "an object with question, answer, and samples, which are texts or objects with text"
+            raise EvaluationError(f"{type(error).__name__}: {error}", where=where, expected=expected) from None
+        if not question.samples or question.id in recorded:
+            what = f"the id {question.id!r} was there before" if question.samples else "it has no samples"
+            raise EvaluationError(what, where=where, expected="ids that differ, and at least one sample")
+        questions.append(question)
+        recorded[question.id] = verdicts
         keys |= {key for sample in row["samples"] if isinstance(sample, Mapping) for key in sample}
-        columns = {key: value for key, value in row.items() if key not in ("id", "question", "answer", "samples")}
-        questions.append(GradedQuestion(path.stem, row_id, question, str(gold), columns, tuple(
-            Sample(text, None, 0.0, index, truncated=False) for index, text in enumerate(texts))))
     if not questions:
-        raise EvaluationError(f"--samples: {path} is empty; expected at least one question")
+        raise EvaluationError(f"{path} is empty", where="--samples", expected="at least one question")
     if recorded_key != RECORDED and recorded_key not in keys:
         raise EvaluationError(
-            f"--recorded: no sample in {path} has {recorded_key!r}; they have: "
-            f"{', '.join(sorted(keys)) or 'text alone'}")
-    return questions, (
-        recorded if any(verdict is not None for verdicts in recorded.values() for verdict in verdicts) else {})
+            f"no sample in {path} has {recorded_key!r}; they have: {', '.join(sorted(keys)) or 'text alone'}",
+            where="--recorded")
+    has_verdict = any(verdict is not None for verdicts in recorded.values() for verdict in verdicts)
+    return questions, recorded if has_verdict else {}
+
+
+def _question(row: Mapping[str, Any], place: str, benchmark: str) -> GradedQuestion:
+    """place: its id where the row has none. Raises KeyError or TypeError."""
+    texts = [sample if isinstance(sample, str) else sample["text"] for sample in row["samples"]]
+    question, gold = row["question"], row["answer"]
+    if not isinstance(question, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("question and the samples' texts must be text")
+    if isinstance(gold, bool) or not isinstance(gold, str | int | float) or not str(gold).strip():
+        raise TypeError(f"answer is {gold!r}, expected text or a number")
+    columns = {key: value for key, value in row.items() if key not in ("id", "question", "answer", "samples")}
+    samples = tuple(Sample(text, None, 0.0, index, truncated=False) for index, text in enumerate(texts))
+    return GradedQuestion(benchmark, str(row.get("id", place)), question, str(gold), columns, samples)
+
+
+def _verdicts(samples: Sequence[Any], recorded_key: str) -> list[bool | None]:
+    """The verdict that came with each sample, None where none did. Raises TypeError."""
+    verdicts = [sample.get(recorded_key) if isinstance(sample, Mapping) else None for sample in samples]
+    if wrong := [verdict for verdict in verdicts if not (verdict is None or verdict in (0, 1))]:
+        raise TypeError(f"{recorded_key} is {wrong[0]!r}, expected true or false")
+    return verdicts
 
 
 def _rewards(use: str | None, arguments: Mapping[str, Any]) -> Any:
