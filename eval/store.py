@@ -130,7 +130,7 @@ def read_completions(folder: Path) -> list[GradedQuestion]:
     path = folder / COMPLETIONS
     if not path.is_file():
         raise RecordsError(
-            f"{folder} holds no {COMPLETIONS}; expected the folder of an evaluation (--out of python -m eval.run)")
+            f"{folder} holds no {COMPLETIONS}", expected="the folder of an evaluation (--out of python -m eval.run)")
     return from_lines(_read(path)[0], str(path))
 
 
@@ -178,7 +178,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                     f"not JSON ({error}); the file was edited or damaged", where=f"{path}:{number}",
                     remedy="--restart, or the file as the evaluation wrote it") from None
             if not isinstance(line, dict):
-                raise RecordsError(f"{path}:{number}: expected a JSON object; the file was edited or damaged")
+                raise RecordsError("the file was edited or damaged", where=f"{path}:{number}", expected="a JSON object")
             lines.append(line)
             ends.append(position)
     return lines, ends

@@ -14,9 +14,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rewards.check_process import CheckProcess, Reply
+from rewards.errors import UserError, report_errors
+from rewards.loading import split_use
+from rewards.options import add_reward_options, read_object
 
 Level = Literal["OK", "WARN", "FAIL"]
 
@@ -121,16 +124,13 @@ def check_usual(bench: Bench) -> Finding:
     seen = f"16 completions, 16 finite values from {low:.4g} to {high:.4g}"
     if reply.scores.count(None) == len(reply.scores):
         return Finding("values", "WARN", "no completion got a score",
-        "a group without scores trains nothing; return a number where there is one")
+                       "a group without scores trains nothing; return a number where there is one")
     if None in reply.scores:
         return _ok("values", f"{seen}; {reply.scores.count(None)} without a score")
     if low == high:
         return Finding(
-            "values",
-            "WARN",
-            f"all 16 values are {low:.4g}",
-            "a group with equal rewards trains nothing; if the reward looks for something that these texts lack, this "
-            "is fine")
+            "values", "WARN", f"all 16 values are {low:.4g}", "a group with equal rewards trains nothing; if the "
+            "reward looks for something that these texts lack, this is fine")
     return _ok("values", seen)
 
 
@@ -144,7 +144,7 @@ def check_small_groups(bench: Bench) -> Finding:
 
 
 def check_deterministic(bench: Bench) -> Finding:
-    """The same call, at once, after other calls, and in a new process, gives the same values."""
+    """A call that is repeated (at once, after other calls, in a new process) gives the same values."""
     name = "deterministic"
     first = bench.call(GROUP, "a group of 16")
     second = bench.call(GROUP, "a group of 16")
@@ -162,15 +162,14 @@ def check_deterministic(bench: Bench) -> Finding:
             assert first.scores is not None and other.scores is not None
             at = next(i for i, pair in enumerate(zip(first.scores, other.scores, strict=True)) if pair[0] != pair[1])
             return Finding(
-                name,
-                "FAIL",
-                f"{when}: completion {at} got {first.scores[at]}, then {other.scores[at]}",
+                name, "FAIL", f"{when}: completion {at} got {first.scores[at]}, then {other.scores[at]}",
                 "draw random numbers from a hash of the completion, keep no state between calls, sort sets before use: "
                 "otherwise a resumed run is another run")
     return _ok(name, "the same values twice, after other calls, and in a new process")
 
 
 def check_inputs(bench: Bench) -> Finding:
+    """The reward leaves what it is given as it was."""
     reply = bench.call(GROUP, "a group of 16")
     if reply.scores is None:
         return _failed("inputs unchanged", reply, "a group of 16 completions")
@@ -225,9 +224,7 @@ def check_missing(bench: Bench) -> Finding:
     if bare.scores is None:
         if bench.call(GROUP[:4], "a group of 4", with_answer=True, with_columns=False).scores is not None:
             return Finding(
-                name,
-                "FAIL",
-                f"without a gold answer: {bare.problem}",
+                name, "FAIL", f"without a gold answer: {bare.problem}",
                 "set the attribute needs_answer = True on the function, so that a question without one is refused "
                 "before the run, or handle answer=None")
         return Finding(
@@ -271,15 +268,8 @@ def check_manners(bench: Bench) -> Finding:
 
 
 CHECKS: tuple[Callable[[Bench], Finding], ...] = (
-    check_usual,
-    check_small_groups,
-    check_deterministic,
-    check_inputs,
-    check_order,
-    check_hostile,
-    check_missing,
-    check_time,
-    check_manners)
+    check_usual, check_small_groups, check_deterministic, check_inputs, check_order, check_hostile, check_missing,
+    check_time, check_manners)
 
 
 def check_reward(
@@ -289,8 +279,7 @@ def check_reward(
     """All findings, in the order of CHECKS, up to the first that makes the others pointless.
 
     question, answer: what the completions are said to answer; columns: further columns of the question, for a reward
-    that needs them.
-    deadline_s: seconds for one call."""
+    that needs them. deadline_s: seconds for one call."""
     with CheckProcess(use, style, dict(arguments or {}), deadline_s) as process:
         bench = Bench(process, question, answer, columns or {})
         loaded = process.load()
@@ -323,28 +312,30 @@ def render(use: str, findings: Sequence[Finding]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """0: keeps the contract, with or without warnings; 1: breaks it; 2: the command itself is wrong."""
+    given = _parse(words)
+    return report_errors(lambda: _check_given(given))
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m rewards.check", description="Try a reward function against the contract.")
     parser.add_argument("use", metavar="REWARD", help="package.module:name or file.py:name")
-    parser.add_argument("--style", choices=("group", "trl"), default="group", help="trl: a function written for TRL")
-    parser.add_argument("--arguments", default="{}", metavar="JSON", help="keyword arguments, as in a configuration")
-    parser.add_argument(
-        "--columns", default="{}", metavar="JSON", help="further columns of the question that the reward needs")
+    add_reward_options(parser)
     parser.add_argument("--question", default=QUESTION, help="the question of the group (one about books)")
     parser.add_argument("--answer", default=ANSWER, help="its gold answer (42)")
     parser.add_argument("--no-answers", action="store_true", help="questions have no gold answers")
     parser.add_argument("--deadline", type=float, default=10.0, metavar="SECONDS", help="end a call after so long (10)")
     parser.add_argument("--json", action="store_true", help="one JSON object in the place of the text")
-    given = parser.parse_args(words)
-    arguments, columns = (_object(parser, option, text) for option, text in
-                          (("--arguments", given.arguments), ("--columns", given.columns)))
+    return parser.parse_args(words)
+
+
+def _check_given(given: argparse.Namespace) -> int:
+    arguments, columns = read_object("--arguments", given.arguments), read_object("--columns", given.columns)
     if given.deadline <= 0:
-        parser.error(f"--deadline: saw {given.deadline:g}; expected a number of seconds above 0")
-    place, colon, name = given.use.rpartition(":")
-    if not colon or not place or not name:
-        parser.error(f"{given.use!r} names no function; write package.module:name or file.py:name")
+        raise UserError(where="--deadline", seen=f"{given.deadline:g}", expected="a number of seconds above 0")
+    place, _ = split_use(given.use)
     if place.endswith(".py") and not Path(place).expanduser().is_file():
-        parser.error(f"there is no file {place}")
+        raise UserError(f"there is no file {place}")
     findings = check_reward(
         given.use, style=given.style, arguments=arguments, question=given.question,
         answer=None if given.no_answers else given.answer, columns=columns, deadline_s=given.deadline)
@@ -356,17 +347,6 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         print(render(given.use, findings))
     return int(broken)
-
-
-def _object(parser: argparse.ArgumentParser, option: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        parser.error(
-            f"{option}: saw {text!r}, which is not JSON ({error}); expected an object such as '{{\"longest\": 30}}'")
-    if not isinstance(value, dict):
-        parser.error(f"{option}: saw {text!r}; expected an object such as '{{\"longest\": 30}}'")
-    return value
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ def choice(*, completions: list[str], answer: str, **columns: object) -> GroupSc
     Raises RewardError if the gold answer is no letter A to J."""
     gold = letter(answer)
     if gold is None:
-        raise RewardError(f"the gold answer is {answer[:80]!r}; expected the letter of an option, A to J. Remedy: "
-                          "rewards.accuracy:accuracy for questions without options")
+        raise RewardError(
+            f"the gold answer is {answer[:80]!r}", expected="the letter of an option, A to J",
+            remedy="rewards.accuracy:accuracy for questions without options")
     extractions = extract_all(completions)
     letters = [_letter_of(extraction) for extraction in extractions]
     found = sum(extraction.answer is not None for extraction in extractions)

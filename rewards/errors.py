@@ -3,12 +3,15 @@
 A message names settings through `named`, which marks them in the text. So whoever shows the message can name them in
 its own words: a run says `generator.backend=vllm`, an evaluation's command says `--generator vllm`, and what loads a
 teacher's model says `teacher.path` where the loading itself says `model.path`. `str(error)` says what configurations
-say. Imports nothing.
+say. `report_errors` is how a command tells such an error. Imports nothing of this project.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Self
@@ -16,6 +19,8 @@ from typing import Self
 # Of Unicode's private use area: no text that a user writes has them.
 _OPEN, _BETWEEN, _CLOSE = "\ue000", "\ue001", "\ue002"
 _MARKED = re.compile(f"{_OPEN}([^{_BETWEEN}{_CLOSE}]*)(?:{_BETWEEN}([^{_CLOSE}]*))?{_CLOSE}")
+
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes; 130 is the shells' own for a command that Ctrl-C ended
 
 Words = Callable[[str, str | None], str]
 """(a setting's name, the value to give it or None) -> how a command says that."""
@@ -94,3 +99,40 @@ class UserError(ValueError):
     def renamed(self, rename: Callable[[str], str]) -> Self:
         """This error about other settings: `rename` gives each setting's name, such as teacher.path for model.path."""
         return type(self)(*(problem.renamed(rename) for problem in self.problems))
+
+
+def user_message(error: BaseException) -> str | None:
+    """What to tell a user about an error that they can mend, its settings marked; None for an error of ours."""
+    if isinstance(error, UserError):
+        return "\n".join(problem.text for problem in error.problems)
+    if isinstance(error, OSError):
+        return ": ".join(filter(None, (error.filename, error.strerror))) if error.strerror else str(error)
+    return None
+
+
+def report_errors(
+    main: Callable[[], int], words: Words = as_configured, *, when_interrupted: str = "interrupted",
+    message_of: Callable[[BaseException], str | None] = user_message,
+) -> int:
+    """`main()`'s exit code; what the user can mend becomes one message on stderr and its exit code, and a warning one
+    line. OTHERHALF_TRACEBACK=1 lets the error through.
+
+    words: how the command names settings. when_interrupted: what it says after Ctrl-C. message_of: the message of an
+    error, None where it keeps its traceback."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return main()
+    except BaseException as error:
+        message = when_interrupted if isinstance(error, KeyboardInterrupt) else message_of(error)
+        if message is None or os.environ.get("OTHERHALF_TRACEBACK"):
+            raise
+        message = "\n".join([message, *getattr(error, "__notes__", ())])
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"error{f' (process {rank})' if rank else ''}: {in_words(message, words)}", file=sys.stderr)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else USER_ERROR
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    """A line that says what is the matter; Python's own form begins with a path and ends with a line of our source."""
+    print(f"warning: {message}", file=sys.stderr)

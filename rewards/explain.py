@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rewards.accuracy import gold_answer
 from rewards.answers.description import describe
 from rewards.answers.reading import read
 from rewards.calling import GroupInput
-from rewards.contract import RewardError
 from rewards.equivalence import explain as explain_pair
-from rewards.extraction import extract
+from rewards.errors import UserError, report_errors
+from rewards.extraction import Extraction, extract
 from rewards.loading import load
-from rewards.recorded import RecordedError, RecordedGroup, read_group, rewards_of_run
+from rewards.options import add_reward_options, read_object
+from rewards.recorded import RecordedGroup, read_group, rewards_of_run
 from rewards.scoring import GroupResult, RewardSpec, RewardSum
 
 MAX_SHOWN = 300  # characters of a completion: its end, where the answer is
@@ -42,49 +41,49 @@ def explain(specs: Sequence[RewardSpec], group: GroupInput, recorded: RecordedGr
         lines.append(f"gold answer  {gold}" + (f"   (from {_end(group.answer)})" if gold != group.answer else ""))
     for i, completion in enumerate(group.completions):
         lines += ["", f"completion {i}   {_end(completion)}"]
-        lines += [f"  {line}" for line in _of_completion(specs, result, i, completion, gold, last_number)]
+        found = extract(completion, last_number)
+        lines += [f"  {line}" for line in (*_of_answer(found, result.answers[i], gold), *_of_cluster(result, i))]
+        lines += [f"  score      {scores[i]:g}   {name}" for name, scores in result.scores.items()]
+        if len(specs) > 1 or any(spec.weight != 1 for spec in specs):
+            lines.append(f"  reward     {result.rewards[i]:g}   the weighted sum")
         if recorded is not None:
-            lines.append(
-                f"  recorded   answer {recorded.answers[i]!r}, cluster {recorded.labels[i]}, reward "
-                f"{recorded.rewards[i]:g}"
-                + ("" if _as_recorded(result, recorded, i) else "   -- differs from now"))
-    lines += [
-        "",
-        (
-            f"group        {len(set(result.labels))} clusters of {len(result.labels)}, semantic entropy "
-            f"{result.entropy:.4g} nats")]
+            differs = "" if _as_recorded(result, recorded, i) else "   -- differs from now"
+            lines.append(f"  recorded   answer {recorded.answers[i]!r}, cluster {recorded.labels[i]}, reward "
+                         f"{recorded.rewards[i]:g}{differs}")
+    num_clusters = len(set(result.labels))
+    lines += ["", f"group        {num_clusters} clusters of {len(result.labels)}, semantic entropy "
+              f"{result.entropy:.4g} nats"]
     lines += [f"  {name:<40} {value:.6g}" for name, value in result.metrics.items()]
     return lines
 
 
-def _of_completion(
-    specs: Sequence[RewardSpec], result: GroupResult, i: int, completion: str, gold: str | None, last_number: bool
-) -> list[str]:
-    found = extract(completion, last_number)
-    answer = result.answers[i]
-    lines = [f"extracted  nothing   by rule: {found.rule} (see rewards/extraction.py)" if found.answer is None else
-             f"extracted  {_short(found.answer)}   by rule: {found.rule}"]
+def _of_answer(found: Extraction, answer: str | None, gold: str | None) -> list[str]:
+    """What was extracted, and what it was compared with. answer: the one that the rewards judged."""
+    lines = [f"extracted  {_short(found.answer)}   by rule: {found.rule}"
+             + (" (see rewards/extraction.py)" if found.answer is None else "")]
     if answer != found.answer:
         lines.append(f"answer     {_short(answer)}   (the reward's own extraction)")
     if answer is not None and gold is not None:
-        lines += [
-            f"{'against the gold answer' if n == 0 else '':<25}{line}"
-            for n, line in enumerate(explain_pair(answer, gold))]
+        lines += _headed("against the gold answer", explain_pair(answer, gold))
     elif answer is not None:
         lines.append(f"read as    {describe(read(answer))}")
-    label = result.labels[i]
-    others = [k for k, other in enumerate(result.labels) if other == label and k != i]
-    lines.append(f"cluster    {label}" + (f", with completion {', '.join(map(str, others))}" if others else ", alone"))
-    founder = result.labels.index(label)
-    if founder != i and answer is not None and (founding := result.answers[founder]) not in (None, answer):
-        assert founding is not None
-        lines += [f"{f'  since {_short(founding)!s} founded it:' if n == 0 else '':<25}{line}"
-                  for n, line in enumerate(explain_pair(founding, answer))]
-    for name, scores in result.scores.items():
-        lines.append(f"score      {scores[i]:g}   {name}")
-    if len(specs) > 1 or any(spec.weight != 1 for spec in specs):
-        lines.append(f"reward     {result.rewards[i]:g}   the weighted sum")
     return lines
+
+
+def _of_cluster(result: GroupResult, i: int) -> list[str]:
+    """Who else gave the answer, and why it counts as the same."""
+    label, answer = result.labels[i], result.answers[i]
+    others = [k for k, other in enumerate(result.labels) if other == label and k != i]
+    lines = [f"cluster    {label}" + (f", with completion {', '.join(map(str, others))}" if others else ", alone")]
+    founder = result.labels.index(label)
+    founding = result.answers[founder]
+    if founder != i and answer is not None and founding is not None and founding != answer:
+        lines += _headed(f"  since {_short(founding)} founded it:", explain_pair(founding, answer))
+    return lines
+
+
+def _headed(head: str, lines: Sequence[str]) -> list[str]:
+    return [f"{'' if n else head:<25}{line}" for n, line in enumerate(lines)]
 
 
 def _as_recorded(result: GroupResult, recorded: RecordedGroup, i: int) -> bool:
@@ -112,9 +111,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--reward", metavar="REWARD", help="package.module:name or file.py:name; of --rollouts the run's own by default"
     )
-    parser.add_argument("--style", choices=("group", "trl"), default="group", help="trl: a function written for TRL")
-    parser.add_argument("--arguments", default="{}", metavar="JSON", help="keyword arguments, as in a configuration")
-    parser.add_argument("--columns", default="{}", metavar="JSON", help="further columns of the question")
+    add_reward_options(parser)
     parser.add_argument("--question", default="", help="the question")
     parser.add_argument("--answer", help="its gold answer")
     parser.add_argument("--completion", action="append", default=[], help="a completion; once for each")
@@ -123,33 +120,18 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--question-id", metavar="ID", help="which question of the run; the first one of the step by default")
     given = parser.parse_args(words)
-    try:
-        lines = _explain_given(given)
-    except (RewardError, RecordedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(lines))
-    return 0
+
+    def show() -> int:
+        print("\n".join(_explain_given(given)))
+        return 0
+
+    return report_errors(show)
 
 
 def _explain_given(given: argparse.Namespace) -> list[str]:
-    columns = _object("--columns", given.columns)
-    if given.rollouts is None:
-        if given.reward is None:
-            raise RewardError(
-                "--reward is missing; name one, such as --reward rewards.accuracy:accuracy, or a run with --rollouts")
-        if not given.completion:
-            raise RewardError(
-                "there is no completion to explain; give at least one with --completion TEXT, or a run with --rollouts")
-        recorded = None
-        group = GroupInput("given here", given.question, given.completion, given.answer, columns)
-    else:
-        recorded = read_group(given.rollouts, given.step, given.question_id)
-        group = GroupInput(
-            recorded.question_id, recorded.question, recorded.completions,
-            recorded.answer if given.answer is None else given.answer, {**recorded.columns, **columns}, recorded.prompt)
+    group, recorded = _group_given(given)
     if given.reward is not None:
-        specs = [RewardSpec(given.reward, style=given.style, arguments=_object("--arguments", given.arguments))]
+        specs = [RewardSpec(given.reward, style=given.style, arguments=read_object("--arguments", given.arguments))]
     else:
         specs = rewards_of_run(given.rollouts)
     left_out = [spec for spec in specs if _reads_tokens(spec)]
@@ -158,16 +140,33 @@ def _explain_given(given: argparse.Namespace) -> list[str]:
         f"not computed {spec.use}: it reads tokens or asks the policy, which only a training run has"
         for spec in left_out]
     if not specs:
-        raise RewardError(
+        raise UserError(
             "; ".join(notes)
             + ". Name another with --reward, such as rewards.accuracy:accuracy, to see how answers are read")
-    if left_out and given.reward is None and recorded is not None:
-        notes.append("so the sums below are without it, and differ from the recorded ones")
     if recorded is None:
         return [*notes, *explain(specs, group)]
+    if left_out and given.reward is None:
+        notes.append("so the sums below are without it, and differ from the recorded ones")
     title = f"step {recorded.step}, question {recorded.question_id}, rewards: {', '.join(spec.use for spec in specs)}"
     # Another reward than the run's has nothing to be compared with.
     return [title, *notes, *explain(specs, group, recorded if given.reward is None and not left_out else None)]
+
+
+def _group_given(given: argparse.Namespace) -> tuple[GroupInput, RecordedGroup | None]:
+    """The group of the command line, or the one that a run recorded."""
+    columns = read_object("--columns", given.columns)
+    if given.rollouts is not None:
+        recorded = read_group(given.rollouts, given.step, given.question_id)
+        answer = recorded.answer if given.answer is None else given.answer
+        return GroupInput(recorded.question_id, recorded.question, recorded.completions, answer,
+                          {**recorded.columns, **columns}, recorded.prompt), recorded
+    if given.reward is None:
+        raise UserError(
+            "--reward is missing; name one, such as --reward rewards.accuracy:accuracy, or a run with --rollouts")
+    if not given.completion:
+        raise UserError(
+            "there is no completion to explain; give at least one with --completion TEXT, or a run with --rollouts")
+    return GroupInput("given here", given.question, given.completion, given.answer, columns), None
 
 
 def _reads_tokens(spec: RewardSpec) -> bool:
@@ -179,18 +178,6 @@ def _reads_tokens(spec: RewardSpec) -> bool:
     return any(
         name in parameters and parameters[name].default is inspect.Parameter.empty
         for name in ("rollouts", "completion_ids"))
-
-
-def _object(option: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RewardError(
-            f"{option}: saw {text!r}, which is not JSON ({error}); expected an object such as '{{\"level\": 3}}'"
-        ) from None
-    if not isinstance(value, dict):
-        raise RewardError(f"{option}: saw {text!r}; expected an object such as '{{\"level\": 3}}'")
-    return value
 
 
 if __name__ == "__main__":

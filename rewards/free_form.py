@@ -1,14 +1,14 @@
 """Completions with free-form answers -> rewards, where a model says which answers are equal.
 
 Label-free, r_i by the agreement of the group (EMPO, arXiv:2504.05812, whose free-form runs asked a general verifier):
-    verifier_entropy         a model behind an OpenAI-compatible endpoint (openai_judge.py)
-    local_verifier_entropy   a transformers model in this process (transformers_judge.py)
-    embedding_entropy        sentence embeddings and a threshold (embeddings.py)
+    verifier_entropy         a model behind an OpenAI-compatible endpoint (rewards/judges/openai.py)
+    local_verifier_entropy   a transformers model in this process (rewards/judges/transformers.py)
+    embedding_entropy        sentence embeddings and a threshold (rewards/judges/embeddings.py)
 With a gold answer: verifier_accuracy, local_verifier_accuracy.
 
 `answer_from` says what a completion's answer is: extracted (rules of extraction.py), last_line (the last that is not
 empty), whole (the completion). An answer of more than `max_answer_length` characters is no answer. What is asked, how
-clusters are made: judged_clustering.py.
+clusters are made, and what `max_pairs` bounds: rewards/judges/clustering.py.
 
 A missing verdict (no reply, or one that is neither yes nor no) is an error, or with `on_failure: skip` a counted skip:
 a group whose clusters hang on it is skipped as a whole, a completion that is compared with a gold answer has no score.
@@ -23,72 +23,47 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from rewards.agreement import Form, agreement, check_form
+from rewards.agreement import Agreement, Form
 from rewards.contract import GroupScore
 from rewards.extraction import extract
 from rewards.judges.clustering import DEFAULT_MAX_PAIRS, both_ways, cluster_by_judge, one_line, verdict_metrics
+from rewards.judges.embeddings import EmbeddingEquality
+from rewards.judges.openai import Endpoint, OpenAIJudge
 from rewards.judges.questions import DEFAULT_PROMPT, Judge, JudgeError, Judgement, Pair, encodable
+from rewards.judges.transformers import TransformersJudge
 
 AnswerFrom = Literal["extracted", "last_line", "whole"]
 OnFailure = Literal["error", "skip"]
 
 
 async def verifier_entropy(
-    *,
-    question: str,
-    completions: list[str],
-    url: str,
-    model: str,
-    form: Form = "share",
-    power: float = 1.0,
-    unanswered: float | None = None,
-    answer_from: AnswerFrom = "extracted",
-    max_answer_length: int = 2000,
-    max_pairs: int = DEFAULT_MAX_PAIRS,
-    on_failure: OnFailure = "error",
-    api_key_env: str | None = None,
-    judge_prompt: str = DEFAULT_PROMPT,
-    concurrency: int = 32,
-    timeout_s: float = 30.0,
-    attempts: int = 4,
-    max_tokens: int = 8,
-    extra_body: Mapping[str, Any] | None = None,
-    **columns: object,
+    *, question: str, completions: list[str], url: str, model: str, form: Form = "share", power: float = 1.0,
+    unanswered: float | None = None, answer_from: AnswerFrom = "extracted", max_answer_length: int = 2000,
+    max_pairs: int = DEFAULT_MAX_PAIRS, on_failure: OnFailure = "error", api_key_env: str | None = None,
+    judge_prompt: str = DEFAULT_PROMPT, concurrency: int = 32, timeout_s: float = 30.0, attempts: int = 4,
+    max_tokens: int = 8, extra_body: Mapping[str, Any] | None = None, **columns: object,
 ) -> GroupScore:
-    """Semantic entropy over clusters that a model behind an endpoint judges; settings of the endpoint:
-    openai_judge.OpenAIJudge, of the
-    form: agreement.agreement (`majority` is the majority vote). max_pairs: judged_clustering.py. Raises JudgeError,
-    ValueError."""
+    """What agreement is worth (agreement.Agreement; form `majority` is the majority vote) in clusters that a model
+    behind an endpoint (judges.openai.Endpoint) judges. Raises JudgeError, ValueError."""
     judge = _openai_judge(
-        url, model, api_key_env, judge_prompt, concurrency, timeout_s, attempts, max_tokens,
-        json.dumps(extra_body or {}))
+        Endpoint(url, model, api_key_env, concurrency, timeout_s, attempts, max_tokens, json.dumps(extra_body or {})),
+        judge_prompt)
     answers = free_form_answers(completions, answer_from, max_answer_length)
-    return await _entropy(judge, question, answers, form, power, unanswered, max_pairs, on_failure)
+    return await _entropy(judge, question, answers, Agreement(form, power, unanswered), max_pairs, on_failure)
 
 
 async def local_verifier_entropy(
-    *,
-    question: str,
-    completions: list[str],
-    model: str,
-    form: Form = "share",
-    power: float = 1.0,
-    unanswered: float | None = None,
-    answer_from: AnswerFrom = "extracted",
-    max_answer_length: int = 2000,
-    max_pairs: int = DEFAULT_MAX_PAIRS,
-    on_failure: OnFailure = "error",
-    judge_prompt: str = DEFAULT_PROMPT,
-    min_mass: float = 0.1,
-    batch_tokens: int = 8192,
-    device: str | None = None,
-    dtype: str = "auto",
+    *, question: str, completions: list[str], model: str, form: Form = "share", power: float = 1.0,
+    unanswered: float | None = None, answer_from: AnswerFrom = "extracted", max_answer_length: int = 2000,
+    max_pairs: int = DEFAULT_MAX_PAIRS, on_failure: OnFailure = "error", judge_prompt: str = DEFAULT_PROMPT,
+    min_mass: float = 0.1, batch_tokens: int = 8192, device: str | None = None, dtype: str = "auto",
     **columns: object,
 ) -> GroupScore:
-    """The same with a transformers model in this process; its settings: transformers_judge.TransformersJudge."""
+    """What agreement is worth (agreement.Agreement; form `majority` is the majority vote) in clusters that a
+    transformers model in this process (judges.transformers.TransformersJudge) judges. Raises JudgeError, ValueError."""
     judge = _transformers_judge(model, judge_prompt, min_mass, batch_tokens, device, dtype)
     answers = free_form_answers(completions, answer_from, max_answer_length)
-    return await _entropy(judge, question, answers, form, power, unanswered, max_pairs, on_failure)
+    return await _entropy(judge, question, answers, Agreement(form, power, unanswered), max_pairs, on_failure)
 
 
 async def embedding_entropy(
@@ -96,61 +71,40 @@ async def embedding_entropy(
     unanswered: float | None = None, answer_from: AnswerFrom = "extracted", max_answer_length: int = 2000,
     device: str | None = None, **columns: object,
 ) -> GroupScore:
-    """The same with embeddings: answers are equal if the cosine similarity of their embeddings reaches `threshold`."""
+    """What agreement is worth (agreement.Agreement; form `majority` is the majority vote) where answers are equal if
+    the cosine similarity of their embeddings reaches `threshold`. Raises JudgeError, ValueError."""
+    judge = _embeddings(model, threshold, device)
     answers = free_form_answers(completions, answer_from, max_answer_length)
     all_pairs = len(answers) * len(answers)
-    return await _entropy(
-        _embeddings(model, threshold, device), question, answers, form, power, unanswered, all_pairs, "error")
+    return await _entropy(judge, question, answers, Agreement(form, power, unanswered), all_pairs, "error")
 
 
 async def verifier_accuracy(
-    *,
-    question: str,
-    completions: list[str],
-    answer: str,
-    url: str,
-    model: str,
-    answer_from: AnswerFrom = "extracted",
-    max_answer_length: int = 2000,
-    on_failure: OnFailure = "error",
-    api_key_env: str | None = None,
-    judge_prompt: str = DEFAULT_PROMPT,
-    concurrency: int = 32,
-    timeout_s: float = 30.0,
-    attempts: int = 4,
-    max_tokens: int = 8,
-    extra_body: Mapping[str, Any] | None = None,
-    **columns: object,
+    *, question: str, completions: list[str], answer: str, url: str, model: str, answer_from: AnswerFrom = "extracted",
+    max_answer_length: int = 2000, on_failure: OnFailure = "error", api_key_env: str | None = None,
+    judge_prompt: str = DEFAULT_PROMPT, concurrency: int = 32, timeout_s: float = 30.0, attempts: int = 4,
+    max_tokens: int = 8, extra_body: Mapping[str, Any] | None = None, **columns: object,
 ) -> GroupScore:
-    """r_i = 1 if the judge finds the answer of completion i equal to the gold answer in both directions, else 0;
-    unanswered is 0."""
+    """r_i = 1 if the model behind an endpoint (judges.openai.Endpoint) finds the answer of completion i equal to the
+    gold answer in both directions, else 0; unanswered is 0."""
     judge = _openai_judge(
-        url, model, api_key_env, judge_prompt, concurrency, timeout_s, attempts, max_tokens,
-        json.dumps(extra_body or {}))
-    return await _accuracy(
-        judge, question, free_form_answers(completions, answer_from, max_answer_length), answer, on_failure)
+        Endpoint(url, model, api_key_env, concurrency, timeout_s, attempts, max_tokens, json.dumps(extra_body or {})),
+        judge_prompt)
+    answers = free_form_answers(completions, answer_from, max_answer_length)
+    return await _accuracy(judge, question, answers, answer, on_failure)
 
 
 async def local_verifier_accuracy(
-    *,
-    question: str,
-    completions: list[str],
-    answer: str,
-    model: str,
-    answer_from: AnswerFrom = "extracted",
-    max_answer_length: int = 2000,
-    on_failure: OnFailure = "error",
-    judge_prompt: str = DEFAULT_PROMPT,
-    min_mass: float = 0.1,
-    batch_tokens: int = 8192,
-    device: str | None = None,
-    dtype: str = "auto",
+    *, question: str, completions: list[str], answer: str, model: str, answer_from: AnswerFrom = "extracted",
+    max_answer_length: int = 2000, on_failure: OnFailure = "error", judge_prompt: str = DEFAULT_PROMPT,
+    min_mass: float = 0.1, batch_tokens: int = 8192, device: str | None = None, dtype: str = "auto",
     **columns: object,
 ) -> GroupScore:
-    """The same with a transformers model in this process."""
+    """r_i = 1 if a transformers model in this process (judges.transformers.TransformersJudge) finds the answer of
+    completion i equal to the gold answer in both directions, else 0; unanswered is 0."""
     judge = _transformers_judge(model, judge_prompt, min_mass, batch_tokens, device, dtype)
-    return await _accuracy(
-        judge, question, free_form_answers(completions, answer_from, max_answer_length), answer, on_failure)
+    answers = free_form_answers(completions, answer_from, max_answer_length)
+    return await _accuracy(judge, question, answers, answer, on_failure)
 
 
 verifier_accuracy.needs_answer = True  # type: ignore[attr-defined]
@@ -173,10 +127,8 @@ def _answer_text(completion: str, answer_from: AnswerFrom) -> str:
 
 
 async def _entropy(
-    judge: Judge, question: str, answers: list[str | None], form: Form, power: float, unanswered: float | None,
-    max_pairs: int, on_failure: OnFailure,
+    judge: Judge, question: str, answers: list[str | None], agreement: Agreement, max_pairs: int, on_failure: OnFailure
 ) -> GroupScore:
-    check_form(form, power)
     _check_on_failure(on_failure)
 
     async def ask(pairs: Sequence[Pair]) -> list[Judgement]:
@@ -188,8 +140,7 @@ async def _entropy(
     judged = await cluster_by_judge(answers, ask, max_pairs)
     if judged.clusters is None:
         return GroupScore([None] * len(answers), judged.metrics(), answers=answers, skipped=True)
-    return GroupScore(
-        agreement(judged.clusters, form, power, unanswered), judged.metrics(), judged.clusters.labels, answers)
+    return GroupScore(agreement.of(judged.clusters), judged.metrics(), judged.clusters.labels, answers)
 
 
 async def _accuracy(
@@ -227,40 +178,30 @@ def _refuse_failures(judge: Judge, judgements: Mapping[Pair, Judgement]) -> None
     if not missing:
         return
     (first, second), judgement = missing[0]
-    what = (
-        "replied {0}, expected Yes or No; use a model that follows instructions, or another judge_prompt"
-        if judgement.replied
-        else "gave no reply: {0}; is the server up, and fast enough for timeout_s and concurrency?")
+    if judgement.replied:
+        what = (f"replied {judgement.seen}, expected Yes or No; use a model that follows instructions, or another "
+                "judge_prompt")
+    else:
+        what = f"gave no reply: {judgement.seen}; is the server up, and fast enough for timeout_s and concurrency?"
     raise JudgeError(
-        f"{judge.place} {what.format(judgement.seen)} ({len(missing)} of {len(judgements)} calls without a verdict; "
+        f"{judge.place} {what} ({len(missing)} of {len(judgements)} calls without a verdict; "
         f"this one asked about {first[:80]!r} and {second[:80]!r}). To go on without such groups: on_failure: skip")
 
 
 @lru_cache(maxsize=8)
-def _openai_judge(
-    url: str, model: str, api_key_env: str | None, prompt: str, concurrency: int, timeout_s: float, attempts: int,
-    max_tokens: int, extra_body: str,
-) -> Judge:
+def _openai_judge(endpoint: Endpoint, prompt: str) -> Judge:
     """One judge for all groups, so that they share its bound on concurrent requests."""
-    from rewards.judges.openai import OpenAIJudge
-
-    return OpenAIJudge(
-        url, model, api_key_env=api_key_env, prompt=prompt, concurrency=concurrency, timeout_s=timeout_s,
-        attempts=attempts, max_tokens=max_tokens, extra_body=json.loads(extra_body))
+    return OpenAIJudge(endpoint, prompt)
 
 
 @lru_cache(maxsize=2)
 def _transformers_judge(
     model: str, prompt: str, min_mass: float, batch_tokens: int, device: str | None, dtype: str
 ) -> Judge:
-    from rewards.judges.transformers import TransformersJudge
-
     return TransformersJudge(
         model, prompt=prompt, min_mass=min_mass, batch_tokens=batch_tokens, device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=2)
 def _embeddings(model: str, threshold: float, device: str | None) -> Judge:
-    from rewards.judges.embeddings import EmbeddingEquality
-
     return EmbeddingEquality(model, threshold, device=device)

@@ -25,19 +25,26 @@ def load(use: str, search_from: Path | None = None) -> Callable[..., Any]:
     Raises RewardError for a name without a colon, a missing file, module or function (with the closest match),
     something that is not callable, and a file that raises when it is imported (with its line).
     """
-    place, colon, name = use.rpartition(":")
-    if not colon or not place or not name:
-        raise RewardError(f"reward {use!r} names no function; write package.module:name or file.py:name")
-    module = _import_file(use, place, search_from) if place.endswith(".py") else _import_module(use, place)
+    place, name = split_use(use)
+    where = f"reward {use!r}"
+    module = _import_file(where, place, search_from) if place.endswith(".py") else _import_module(where, place)
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         close = difflib.get_close_matches(name, public, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(sorted(public)) or 'no function'}"
-        raise RewardError(f"reward {use!r}: {place} has no {name!r}; {hint}")
+        raise RewardError(f"{place} has no {name!r}; {hint}", where=where)
     function = getattr(module, name)
     if not callable(function):
-        raise RewardError(f"reward {use!r}: {name} is {type(function).__name__}, expected a function")
+        raise RewardError(f"{name} is {type(function).__name__}, expected a function", where=where)
     return function
+
+
+def split_use(use: str) -> tuple[str, str]:
+    """(the module or file, the function in it). Raises RewardError where one of them is missing."""
+    place, _, name = use.rpartition(":")
+    if not place or not name:
+        raise RewardError(f"reward {use!r} names no function; write package.module:name or file.py:name")
+    return place, name
 
 
 def user_line(error: BaseException, filename: str | None) -> str:
@@ -53,24 +60,25 @@ def user_line(error: BaseException, filename: str | None) -> str:
     return f"{frame.filename}:{frame.lineno}"
 
 
-def _import_module(use: str, place: str) -> ModuleType:
+def _import_module(where: str, place: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
-            raise RewardError(f"reward {use!r}: there is no module {error.name!r}; is it installed, or is a file "
-                              f"meant ({place.rsplit('.', 1)[-1]}.py:...)?") from error
-        raise RewardError(f"reward {use!r}: importing {place} raised {_describe(error, None)}") from error
+            raise RewardError(
+                f"there is no module {error.name!r}; is it installed, or is a file meant "
+                f"({place.rsplit('.', 1)[-1]}.py:...)?", where=where) from error
+        raise RewardError(f"importing {place} raised {_describe(error, None)}", where=where) from error
     except Exception as error:  # any error of the user's own code becomes one message that names its line
-        raise RewardError(f"reward {use!r}: importing {place} raised {_describe(error, None)}") from error
+        raise RewardError(f"importing {place} raised {_describe(error, None)}", where=where) from error
 
 
-def _import_file(use: str, place: str, search_from: Path | None) -> ModuleType:
+def _import_file(where: str, place: str, search_from: Path | None) -> ModuleType:
     folders = ([search_from] if search_from is not None else []) + [Path.cwd()]
     candidates = list(dict.fromkeys((folder / Path(place).expanduser()).resolve() for folder in folders))
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        raise RewardError(f"reward {use!r}: there is no file {' or '.join(str(candidate) for candidate in candidates)}")
+        raise RewardError(f"there is no file {' or '.join(map(str, candidates))}", where=where)
     module_name = f"reward_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
@@ -82,7 +90,7 @@ def _import_file(use: str, place: str, search_from: Path | None) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # any error of the user's own code becomes one message that names its line
         del sys.modules[module_name]
-        raise RewardError(f"reward {use!r}: importing {path} raised {_describe(error, str(path))}") from error
+        raise RewardError(f"importing {path} raised {_describe(error, str(path))}", where=where) from error
     return module
 
 

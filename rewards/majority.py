@@ -3,6 +3,7 @@ read."""
 
 from __future__ import annotations
 
+from rewards.agreement import Agreement
 from rewards.clustering import cluster, prepare_clusters
 from rewards.contract import GroupScore
 from rewards.extraction import extract_all, rule_shares
@@ -22,13 +23,10 @@ def majority_vote(
     extractions = extract_all(completions, last_number)
     guarded = refuse(
         completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
-    answers = guarded.answers
-    clusters = cluster(answers)
+    clusters = cluster(guarded.answers)
     is_tie = len(clusters.majority) > 1
-    winner = clusters.majority[0] if len(clusters.majority) == 1 else None
-    scores = [float(label == winner) for label in clusters.labels]
     metrics = clusters.metrics() | {"tie": float(is_tie)} | rule_shares(extractions) | guarded.metrics
-    return GroupScore(scores, metrics, clusters.labels, answers)
+    return GroupScore(Agreement("majority").of(clusters), metrics, clusters.labels, guarded.answers)
 
 
 majority_vote.prepare = prepare_clusters  # type: ignore[attr-defined]

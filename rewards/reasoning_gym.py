@@ -84,4 +84,4 @@ def _pool() -> WorkerPool:
 def check_installed() -> None:
     """Raises RewardError with the line to type where the library is missing."""
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise RewardError(f"reasoning-gym is not installed. Remedy: {INSTALL}")
+        raise RewardError("reasoning-gym is not installed", remedy=INSTALL)

@@ -42,53 +42,62 @@ def read_group(path: Path, step: int | None = None, question_id: str | None = No
     the step, else of the file's last step. Raises RecordedError."""
     file = path / "rollouts.jsonl" if path.is_dir() else path
     if not file.is_file():
+        if not path.is_dir():
+            raise RecordedError(f"{path} does not exist", where="--rollouts")
         raise RecordedError(
-            f"--rollouts: {path} "
-            + (
-                "is a folder without rollouts.jsonl; expected a run's folder (with "
-                "tracking.rollouts_every=0 a run records none)"
-                if path.is_dir()
-                else "does not exist"))
-    heads = list(_heads(file))
-    if not heads:
-        raise RecordedError(f"--rollouts: {file} holds no groups")
-    if step is not None and all(head[1] != step for head in heads):
-        steps = sorted({head[1] for head in heads})
-        raise RecordedError(f"--step: saw {step}; {file} has steps {steps[0]} to {steps[-1]}")
-    in_step = [head for head in heads if step is None or head[1] == step]
-    if question_id is None:
-        last = heads[-1][1] if step is None else step
-        offset = next(head[0] for head in heads if head[1] == last)
-    else:
-        with_id = [head for head in in_step if head[2] == question_id]
-        if not with_id:
-            known = list(dict.fromkeys(head[2] for head in in_step))
-            near = difflib.get_close_matches(question_id, known, n=1, cutoff=0.0)
-            where = f"step {step}" if step is not None else str(file)
-            raise RecordedError(
-                f"--question-id: saw {question_id!r}, which {where} does not have; the closest is {near[0]!r}"
-                if near
-                else f"--question-id: saw {question_id!r}, which {where} does not have")
-        offset = with_id[-1][0]
+            f"{path} is a folder without rollouts.jsonl", where="--rollouts",
+            expected="a run's folder (with tracking.rollouts_every=0 a run records none)")
+    head = _chosen(_heads(file), file, step, question_id)
     with file.open("rb") as opened:
-        opened.seek(offset)
+        opened.seek(head.offset)
         return _group(json.loads(opened.readline()))
 
 
-def _heads(file: Path) -> list[tuple[int, int, str]]:
-    """(offset, step, question id) of each group; a last line that a kill has cut is left out."""
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Where a group's line begins, and what it is of."""
+
+    offset: int
+    step: int
+    question_id: str
+
+
+def _chosen(heads: Sequence[_Head], file: Path, step: int | None, question_id: str | None) -> _Head:
+    """By the rule of `read_group`."""
+    if not heads:
+        raise RecordedError(f"{file} holds no groups", where="--rollouts")
+    in_step = [head for head in heads if step is None or head.step == step]
+    if not in_step:
+        steps = [head.step for head in heads]
+        raise RecordedError(
+            where="--step", seen=str(step), expected=f"one of the steps {min(steps)} to {max(steps)} of {file}")
+    if question_id is None:
+        return next(head for head in in_step if head.step == in_step[-1].step)
+    with_id = [head for head in in_step if head.question_id == question_id]
+    if not with_id:
+        known = dict.fromkeys(head.question_id for head in in_step)
+        (near,) = difflib.get_close_matches(question_id, known, n=1, cutoff=0.0)
+        where = f"step {step}" if step is not None else str(file)
+        raise RecordedError(
+            where="--question-id", seen=f"{question_id!r}, which {where} does not have",
+            expected=f"one of its questions; the closest is {near!r}")
+    return with_id[-1]
+
+
+def _heads(file: Path) -> list[_Head]:
+    """Of each group; a last line that a kill has cut is left out."""
     heads, offset = [], 0
     with file.open("rb") as opened:
         for number, line in enumerate(opened, start=1):
             if line.endswith(b"\n"):
                 try:
                     record = json.loads(line)
-                    heads.append((offset, int(record["step"]), str(record["question_id"])))
+                    heads.append(_Head(offset, int(record["step"]), str(record["question_id"])))
                     _group(record)
                 except (ValueError, KeyError, TypeError) as error:
                     raise RecordedError(
-                        f"--rollouts: {file}:{number} is not a group of a run ({type(error).__name__}: {error})"
-                    ) from None
+                        f"{file}:{number} is not a group of a run ({type(error).__name__}: {error})",
+                        where="--rollouts") from None
             offset += len(line)
     return heads
 
@@ -108,11 +117,12 @@ def rewards_of_run(path: Path) -> list[RewardSpec]:
 
     file = (path if path.is_dir() else path.parent) / "config.resolved.yaml"
     if not file.is_file():
-        raise RecordedError(f"there is no {file} to read the run's rewards from; name one with --reward")
+        raise RecordedError(f"there is no {file} to read the run's rewards from", remedy="name one with --reward")
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))["rewards"]
         return [RewardSpec(use=entry["use"], weight=float(entry["weight"]), name=entry["name"], style=entry["style"],
                            arguments=entry["arguments"]) for entry in entries]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise RecordedError(
-            f"{file}: its rewards cannot be read ({type(error).__name__}: {error}); name one with --reward") from None
+            f"its rewards cannot be read ({type(error).__name__}: {error})", where=str(file),
+            remedy="name one with --reward") from None

@@ -37,13 +37,12 @@ class RewardSpec:
 class GroupResult:
     """What the rewards say about one group.
 
-    rewards: [G], weighted sum. scores: each reward's own values [G] by name, unweighted; where it had none the
-    mean of its others in the group, or 0. answers: [G],
-    None where nothing was found. labels: [G], cluster of each completion. entropy: over the labels, in nats, 0 <= H <=
-    ln G.
-    metrics: `name/metric` of each reward, and of the group `group/num_clusters`, `group/unparsable_share`,
-    `group/unscored_share` (completions for which no reward had a score), `group/skipped` (1 where skipped).
-    skipped: some reward could not judge the group. Its rewards are then all equal, its clusters mean nothing, and it
+    rewards: [G], weighted sum. scores: each reward's own values [G] by name, unweighted; where it had none the mean of
+    its others in the group, or 0. answers: [G], None where nothing was found. labels: [G], cluster of each completion.
+    entropy: over the labels, in nats, 0 <= H <= ln G. metrics: `name/metric` of each reward, and of the group
+    `group/num_clusters`, `group/unparsable_share`, `group/unscored_share` (completions for which no reward had a
+    score), `group/skipped` (1 where skipped). skipped: some reward could not judge the group. Its rewards are then all
+    equal, its clusters mean nothing, and it
     must not train.
     """
 
@@ -71,9 +70,11 @@ class RewardSum:
         self._terms: list[tuple[RewardSpec, Reward]] = []
         for spec in specs:
             if spec.style not in STYLES:
-                raise RewardError(f"reward {spec.use!r}: style is {spec.style!r}, expected one of {', '.join(STYLES)}")
+                raise RewardError(
+                    f"style is {spec.style!r}, expected one of {', '.join(STYLES)}", where=f"reward {spec.use!r}")
             if not math.isfinite(spec.weight):
-                raise RewardError(f"reward {spec.use!r}: weight is {spec.weight}, expected a finite number")
+                raise RewardError(
+                    f"weight is {spec.weight}, expected a finite number", where=f"reward {spec.use!r}")
             function = load(spec.use, search_from)
             name = spec.name or str(getattr(function, "__name__", type(function).__name__))
             if name in self.names:
@@ -130,8 +131,9 @@ class RewardSum:
         for _, reward in self._terms:
             if reward.needs_answer:
                 raise RewardError(
-                    f"{reward.label} needs a gold answer, and question {question_id!r} has none; fill the answer "
-                    "column, or use a reward that needs none, such as rewards.semantic_entropy:semantic_entropy")
+                    f"{reward.label} needs a gold answer, and question {question_id!r} has none",
+                    remedy="fill the answer column, or use a reward that needs none, such as "
+                    "rewards.semantic_entropy:semantic_entropy")
 
     def check_columns(self, question_id: str, columns: Mapping[str, object]) -> None:
         """Raises RewardError if the question lacks a column that a reward says it needs (`needs_columns`)."""
@@ -174,8 +176,8 @@ class RewardSum:
             rewards = (_mean(rewards),) * size
         if not all(map(math.isfinite, rewards)):
             raise RewardError(
-                f"question {group.question_id!r}: the weighted sum of {', '.join(self.names)} is {rewards}, "
-                "expected finite numbers; the values or the weights are too large")
+                f"the weighted sum of {', '.join(self.names)} is {rewards}, expected finite numbers; the values or the "
+                "weights are too large", where=f"question {group.question_id!r}")
         answers, labels = _answers_and_labels(group, checked)
         metrics = {f"{name}/{metric}": value for name, score in zip(self.names, checked, strict=True)
                    for metric, value in score.metrics.items()}

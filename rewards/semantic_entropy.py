@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rewards.agreement import agreement
+from rewards.agreement import Agreement
 from rewards.clustering import cluster, prepare_clusters
 from rewards.contract import GroupScore
 from rewards.extraction import extract_all, rule_shares
@@ -30,16 +30,13 @@ def semantic_entropy(
     """
     if form not in ("share", "log", "power"):
         raise ValueError(f"form is {form!r}, expected one of share, log, power")
-    if not isinstance(power, (int, float)) or not power > 0:
-        raise ValueError(f"power is {power!r}, expected a number above 0")
+    agreement = Agreement(form, power, unanswered)
     extractions = extract_all(completions, last_number)
     guarded = refuse(
         completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
-    answers = guarded.answers
-    clusters = cluster(answers)
-    scores = agreement(clusters, form, power, unanswered)
+    clusters = cluster(guarded.answers)
     metrics = clusters.metrics() | {"entropy": clusters.entropy} | rule_shares(extractions) | guarded.metrics
-    return GroupScore(scores, metrics, clusters.labels, answers)
+    return GroupScore(agreement.of(clusters), metrics, clusters.labels, guarded.answers)
 
 
 semantic_entropy.prepare = prepare_clusters  # type: ignore[attr-defined]

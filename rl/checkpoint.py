@@ -20,12 +20,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -37,36 +37,13 @@ from rl.config import Occasion, RunConfig
 from rl.configuration.loading import to_yaml
 from rl.configuration.resuming import Difference, conflicts
 from rl.policy.policy import Policy
+from rl.trainer_state import TrainerState
 
 PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be written or read; the message says which file and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerState:
-    """The part of a run's state that is not tensors; JSON values only.
-
-    step: training steps done. policy_version: optimiser updates done. data: digests of the training and held-out
-    questions, and of a local teacher's weights.
-    positions: bytes of metrics.jsonl and rollouts.jsonl. surplus: groups left over for the next step; ahead: its first
-    round, where that was sampled ahead."""
-
-    step: int
-    policy_version: int
-    num_ranks: int
-    order: dict[str, Any]
-    watchdog: dict[str, Any]
-    memory: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
-    best: dict[str, Any] | None = None
-    held_out_before: dict[str, Any] | None = None
-    positions: dict[str, int] = field(default_factory=dict)
-    surplus: list[dict[str, Any]] = field(default_factory=list)
-    ahead: dict[str, Any] | None = None
-    totals: dict[str, float] = field(default_factory=dict)
 
 
 def checkpoint_name(step: int) -> str:
@@ -97,7 +74,7 @@ def save_checkpoint(
         save_weights(temporary, policy)
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         torch.save([dict(states) for states in rng_states], temporary / "rng.pt")
-        (temporary / "state.json").write_text(json.dumps(asdict(state)))
+        (temporary / "state.json").write_text(json.dumps(state.to_json()))
         (temporary / "config.yaml").write_text(to_yaml(config))
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {
@@ -117,6 +94,47 @@ def save_checkpoint(
             "--resume."
         ) from error
     return final
+
+
+class Checkpoints:
+    """A run's checkpoints, one of each state at most; everything here is collective over ranks, and the main one
+    writes."""
+
+    def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator, policy: Policy, optimizer: Optimizer):
+        self._config, self._folder, self._accelerator = config, folder, accelerator
+        self._policy, self._optimizer = policy, optimizer
+        self._of_present_state: Path | None = None
+
+    def changed(self) -> None:
+        """The run is no longer in the state that was written last."""
+        self._of_present_state = None
+
+    def write(self, state: Callable[[], TrainerState], *, best: bool = False) -> Path:
+        """Write a checkpoint of the present state and drop the oldest; nothing where it has been written already.
+        state: called on the main rank. best: let `best` point to it."""
+        if self._of_present_state is not None:
+            return self._of_present_state
+        rng = rng_state(self._accelerator.device)
+        states = gather_object([rng]) if self._accelerator.num_processes > 1 else [rng]
+        path = self._folder
+        if self._accelerator.is_main_process:
+            path = save_checkpoint(self._folder, state(), self._policy, self._optimizer, states, self._config)
+            if best:
+                mark_best(self._folder, path)
+            prune(self._folder, self._config.checkpoint.keep)
+        self._accelerator.wait_for_everyone()
+        self._of_present_state = path
+        return path
+
+    def load(self, path: Path, best_step: int | None) -> None:
+        """Weights, optimiser and generator states of a verified checkpoint. best_step: of the best checkpoint."""
+        rng_states = load_weights(path, self._policy, self._optimizer)
+        set_rng_state(rng_states[self._accelerator.process_index], self._accelerator.device)
+        # A kill between writing a checkpoint and pointing `best` at it leaves the link behind.
+        if best_step is not None and self._accelerator.is_main_process:
+            best = self._folder / checkpoint_name(best_step)
+            if best.is_dir():
+                mark_best(self._folder, best)
 
 
 def _replace(final: Path, temporary: Path) -> None:
@@ -185,8 +203,8 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 def read_state(path: Path) -> TrainerState:
     """The state of a verified checkpoint."""
     try:
-        return TrainerState(**json.loads((path / "state.json").read_text()))
-    except TypeError as error:
+        return TrainerState.from_json(json.loads((path / "state.json").read_text()))
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path / 'state.json'} was written by another version of otherhalf ({error}). Remedy: resume with "
             "the version that wrote it") from error

@@ -13,19 +13,21 @@ to draw is known.
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
-from rewards.scoring import RewardSum
 from rl.config import RunConfig
-from rl.generate.protocol import Generator, Request, SamplingParameters, request_seed
+from rl.generate.protocol import Generator, Request, request_seed, sampling_parameters
 from rl.prefetch import Prefetch
-from rl.questions.order import QuestionOrder
+from rl.questions.inputs import Inputs
+from rl.questions.order import OrderState, QuestionOrder
 from rl.ranks import gather_shares, share_of_rank
-from rl.records import Group, Json, Prompt, ScoredGroup
-from rl.scoring.rewarding import Scorer, score_groups
+from rl.records import Group, Prompt, ScoredGroup
+from rl.records_json import scored_group_from_json, scored_group_to_json
+from rl.runs.stopwatch import Stopwatch
+from rl.scoring.rewarding import AskedPolicy, score_groups
 from rl.scoring.thread import ScoringThread
 from rl.selection import Selection, select
 
@@ -51,6 +53,13 @@ class Round:
     groups: tuple[ScoredGroup, ...]
     times: Times
 
+    def to_json(self) -> dict[str, Any]:
+        return {"groups": [scored_group_to_json(group) for group in self.groups], "times": asdict(self.times)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(tuple(map(scored_group_from_json, value["groups"])), Times(**value["times"]))
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
@@ -67,12 +76,24 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class CollectorState:
-    """What decides the groups of the next step. ahead: its first round, where that was sampled ahead; otherwise
-    None."""
+    """What decides the groups of the next step. surplus: groups left over for it. ahead: its first round, where that
+    was sampled ahead; otherwise None."""
 
-    order: Mapping[str, Json]
+    order: OrderState
     surplus: tuple[ScoredGroup, ...]
     ahead: Round | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "order": self.order.to_json(), "surplus": [scored_group_to_json(group) for group in self.surplus],
+            "ahead": None if self.ahead is None else self.ahead.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The inverse of to_json. Raises: KeyError, TypeError or ValueError where it is not one."""
+        ahead = value.get("ahead")
+        return cls(OrderState.from_json(value["order"]), tuple(map(scored_group_from_json, value.get("surplus", ()))),
+                   None if ahead is None else Round.from_json(ahead))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,30 +110,22 @@ class Collector:
     sampled ahead."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        prompts: Sequence[Prompt],
-        generator: Generator,
-        parameters: SamplingParameters,
-        rewards: RewardSum,
-        *,
-        rank: int,
-        num_ranks: int,
-        scorer: Scorer | None = None,
+        self, config: RunConfig, inputs: Inputs, generator: Generator, *, rank: int, num_ranks: int,
+        policy: AskedPolicy | None = None,
     ) -> None:
-        self.order = QuestionOrder(len(prompts), seed=config.seed, shuffle=config.data.shuffle)
+        self.order = QuestionOrder(len(inputs.prompts), seed=config.seed, shuffle=config.data.shuffle)
         self.surplus: tuple[ScoredGroup, ...] = ()
         self._ahead: Round | None = None
         self._prefetch: Prefetch[_Share] = Prefetch()
         # that before a draw whose groups are not there yet, or not yet trained on
         self._repeatable: CollectorState | None = None
         self._config = config
-        self._prompts = prompts
+        self._prompts, self._rewards = inputs.prompts, inputs.rewards
         self._generator = generator
-        self._rewards = rewards
-        self._scorer = scorer
+        self._policy = policy
         self._rank, self._num_ranks = rank, num_ranks
-        self._parameters = replace(parameters, token_statistics=rewards.needs_token_statistics)
+        self._parameters = replace(sampling_parameters(config.sampling, inputs.stop_strings),
+                                   token_statistics=inputs.rewards.needs_token_statistics)
 
     def collect(self, step: int) -> Collected:
         """The groups of training step `step`; collective over ranks. Nothing may be in flight (`settle`).
@@ -168,10 +181,10 @@ class Collector:
         return self._repeatable or self._present()
 
     def _present(self) -> CollectorState:
-        return CollectorState(self.order.state_dict(), self.surplus, self._ahead)
+        return CollectorState(self.order.state(), self.surplus, self._ahead)
 
     def load_state(self, state: CollectorState) -> None:
-        self.order.load_state_dict(state.order)
+        self.order.load_state(state.order)
         self.surplus, self._ahead, self._repeatable = state.surplus, state.ahead, None
 
     def _round_size(self, missing: int, selection: Selection) -> int:
@@ -198,25 +211,28 @@ class Collector:
 
     def _sample(self, requests: Sequence[Request]) -> _Share:
         """In any thread: samples, and scores meanwhile where that is safe and worth while."""
-        started = time.perf_counter()
+        watch = Stopwatch()
         if not self._rewards.any_thread or self._ends_at_once(requests):
-            groups = self._generator.generate(requests, self._parameters)
-            return _Share(groups, None, Times(generate_s=time.perf_counter() - started))
+            with watch("generate_s"):
+                groups = self._generator.generate(requests, self._parameters)
+            return _Share(groups, None, Times(**watch.seconds))
         with ScoringThread(lambda groups: score_groups(self._rewards, groups)) as scoring:
-            groups = self._generator.generate(requests, self._parameters, scoring.take)
-            generated = time.perf_counter()
+            with watch("generate_s"):
+                groups = self._generator.generate(requests, self._parameters, scoring.take)
             overlapped_s = scoring.busy_s()
-            found = scoring.results()
+            with watch("reward_s"):
+                found = scoring.results()
         scored = [found[i] for i in range(len(groups))]
         assert len(found) == len(groups) and all(s.group == g for s, g in zip(scored, groups, strict=True))
-        return _Share(groups, scored, Times(generated - started, time.perf_counter() - generated, overlapped_s))
+        return _Share(groups, scored, Times(reward_overlapped_s=overlapped_s, **watch.seconds))
 
     def _complete(self, share: _Share) -> Round:
         """In the main thread: scores what is not scored yet, and brings the ranks' shares together."""
-        started = time.perf_counter()
-        scored = share.scored if share.scored is not None else score_groups(self._rewards, share.groups, self._scorer)
-        times = share.times if share.scored is not None else share.times + Times(reward_s=time.perf_counter() - started)
-        return Round(tuple(gather_shares(scored, self._num_ranks)), times)
+        watch, scored = Stopwatch(), share.scored
+        if scored is None:
+            with watch("reward_s"):
+                scored = score_groups(self._rewards, share.groups, self._policy)
+        return Round(tuple(gather_shares(scored, self._num_ranks)), share.times + Times(**watch.seconds))
 
     def _ends_at_once(self, requests: Sequence[Request]) -> bool:
         """The embedded sampler decodes as many sequences together as it may, and tells of none before the last of them

@@ -45,10 +45,11 @@ def reverse_kl(logits_NV: Tensor, other_logits_NV: Tensor, temperature: float = 
 
 
 def forward_kl(logits_NV: Tensor, other_logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(other || pi), the arguments and errors of `reverse_kl`: the classical distillation loss (arXiv:1503.02531)
-    without its factor.
+    """KL(other || pi) with pi = softmax(logits / temperature), other likewise: [N, V] twice -> [N], exact,
+    differentiable in both; the classical distillation loss (arXiv:1503.02531) without its factor.
 
-    Covers: it costs the policy what it finds unlikely and the other does not."""
+    Covers: it costs the policy what it finds unlikely and the other does not.
+    Raises: ValueError for a temperature that is not above 0 or for shapes that differ; logits must be finite."""
     log_pi_NV, log_other_NV = _log_softmax(logits_NV, other_logits_NV, temperature)
     return _expected_difference(log_other_NV, log_pi_NV)
 

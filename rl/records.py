@@ -16,6 +16,9 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 FinishReason = Literal["stop", "length"]
 
+PromptCompletion = tuple[tuple[int, ...], tuple[int, ...]]
+"""(token ids of a prompt, token ids of a completion of it), neither empty."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:

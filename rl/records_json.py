@@ -1,12 +1,10 @@
-"""Scored groups, and a round of them, to JSON values and back, exactly: a checkpoint holds what was sampled but not yet
-trained on."""
+"""Scored groups to JSON values and back, exactly: a checkpoint holds what was sampled but not yet trained on."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from rl.collect import Round, Times
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup
 
 
@@ -37,12 +35,3 @@ def scored_group_from_json(value: dict[str, Any]) -> ScoredGroup:
         metrics=dict(value["metrics"]),
         skipped=value.get("skipped", False),
     )
-
-
-def round_to_json(sampled: Round) -> dict[str, Any]:
-    return {"groups": [scored_group_to_json(group) for group in sampled.groups], "times": asdict(sampled.times)}
-
-
-def round_from_json(value: dict[str, Any]) -> Round:
-    """The inverse of round_to_json."""
-    return Round(tuple(map(scored_group_from_json, value["groups"])), Times(**value["times"]))

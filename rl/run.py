@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,41 +14,55 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers.utils import logging as transformers_logging
 
 from rewards.contract import RewardError
-from rl.checkpoint import TrainerState, check_same_run, list_checkpoints, read_state, recover, verify
+from rl.checkpoint import check_same_run, list_checkpoints, read_state, recover, verify
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.configuration.loading import load, to_yaml
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.evaluation.held_out import HeldOut
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator, check_generator
+from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import sampling_parameters
-from rl.generate.sampler_plan import SamplerPlan, cache_bytes_per_token, logprobs_mode
-from rl.memory import available_memory, check_memory, estimate_memory
+from rl.memory import available_memory, check_memory, estimate_memory, longest_groups
 from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
 from rl.picture import draw_curves
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
-from rl.policy.scorer import PolicyScorer
-from rl.proof.proof import SamplerMismatchError, mismatch_bound
+from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.ranks import check_distribution
-from rl.rehearsal import longest_groups
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
-from rl.runs.summary import render_summary, write_summary
+from rl.runs.summary import Summary, render_summary, write_summary
 from rl.runs.tracking import Forward, MetricsLog, RolloutsLog
 from rl.runs.watchdog import REWARD_GOAL, TEACHER_GOAL, Watchdog
 from rl.teacher.advantages import Teacher
 from rl.teacher.teacher import check_run_teacher, open_teacher, teacher_digests
 from rl.trainer import Parts, Trainer
+from rl.trainer_state import TrainerState
 from rl.update import Updater
 
 OUTAGE = datetime.timedelta(days=7)
 """How long a process waits in a collective operation for one that waits for its sampler's servers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run begins with; its other parts are built from it. benchmarks: evaluated as it goes. teacher: of
+    on-policy distillation."""
+
+    config: RunConfig
+    inputs: Inputs
+    accelerator: Accelerator
+    policy: Policy
+    folder: RunFolder
+    benchmarks: LiveBenchmarks | None = None
+    teacher: Teacher | None = None
 
 
 def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None) -> int:
@@ -57,21 +71,8 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
 
     build: what makes the benchmarks of the configuration, where it names some."""
     transformers_logging.disable_progress_bar()
-    inputs = read_inputs(config)
-    check_run_teacher(config, inputs)
-    inputs = replace(inputs, digests={**inputs.digests, **teacher_digests(config.teacher, "teacher")})
-    benchmarks = build_benchmarks(config, inputs, build)
-    if benchmarks is not None:
-        inputs = replace(inputs, digests={**inputs.digests, **benchmarks.digests})
-    # For servers, and for a rank whose share of a benchmark takes longer than another's.
-    waits_on_servers = config.generator.backend == "vllm_server" or (
-        config.teacher is not None and config.teacher.backend == "vllm_server")
-    waits_long = waits_on_servers or benchmarks is not None
-    # None and not an empty list: accelerate warns that the services in the list are not installed.
-    accelerator = Accelerator(
-        mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
-    check_distribution(accelerator.distributed_type)
+    inputs, benchmarks = _read(config, build)
+    accelerator = _make_accelerator(config, benchmarks)
     # Before the folder: a model or a sampler that cannot be had must not move an earlier run aside.
     policy = load_run_policy(config, inputs, accelerator, benchmarks)
     check_generator(config.generator, config.sampling, policy)
@@ -83,31 +84,16 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         if accelerator.is_main_process:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume is not None))
         accelerator.wait_for_everyone()
-        checkpoint, state = (
-            _checkpoint_to_resume(folder, config, inputs, accelerator) if resume is not None else (None, None))
+        setup = Setup(config, inputs, accelerator, policy, folder, benchmarks, teacher)
+        resumed = _checkpoint_to_resume(setup) if resume is not None else None
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
-        trainer, parts = build_trainer(config, inputs, policy, accelerator, folder, stack, state, benchmarks, teacher)
-        if parts.generator.description:
-            parts.progress.message(parts.generator.description)
-        if teacher is not None:
-            parts.progress.message(f"teacher: {teacher.description}")
-        if left_out := format_counts(inputs.dropped):
-            parts.progress.message(f"questions left out: {left_out}")
-        for note in benchmarks.notes if benchmarks is not None else ():
-            parts.progress.message(f"note: {note}")
-        if checkpoint is not None and state is not None:
-            trainer.restore(checkpoint, state)
-            parts.progress.message(f"going on from {checkpoint.name}")
-        try:
-            summary = trainer.run()
-        # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what
-        # is kept.
-        except (RewardError, SamplerError, SamplerMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
-                KeyboardInterrupt) as error:
-            if saved := list_checkpoints(folder.checkpoints):
-                error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
-            raise
+        trainer, parts = build_trainer(setup, stack, None if resumed is None else resumed[1])
+        _introduce(setup, parts)
+        if resumed is not None:
+            trainer.restore(*resumed)
+            parts.progress.message(f"going on from {resumed[0].name}")
+        summary = _run_to_its_end(trainer, folder)
         parts.generator.close()  # before the process group, which a sampler may share, is gone
         accelerator.end_training()
     if accelerator.is_main_process:
@@ -117,20 +103,69 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     return 0
 
 
-def _checkpoint_to_resume(
-    folder: RunFolder, config: RunConfig, inputs: Inputs, accelerator: Accelerator
-) -> tuple[Path | None, TrainerState | None]:
+def _read(config: RunConfig, build: BuildBenchmarks | None) -> tuple[Inputs, LiveBenchmarks | None]:
+    """Everything but the models, with the digests of all that a resumed run must find unchanged."""
+    inputs = read_inputs(config)
+    check_run_teacher(config, inputs)
+    inputs = replace(inputs, digests={**inputs.digests, **teacher_digests(config.teacher, "teacher")})
+    benchmarks = build_benchmarks(config, inputs, build)
+    if benchmarks is not None:
+        inputs = replace(inputs, digests={**inputs.digests, **benchmarks.digests})
+    return inputs, benchmarks
+
+
+def _make_accelerator(config: RunConfig, benchmarks: LiveBenchmarks | None) -> Accelerator:
+    # For servers, and for a rank whose share of a benchmark takes longer than another's.
+    waits_on_servers = config.generator.backend == "vllm_server" or (
+        config.teacher is not None and config.teacher.backend == "vllm_server")
+    waits_long = waits_on_servers or benchmarks is not None
+    # None and not an empty list: accelerate warns that the services in the list are not installed.
+    accelerator = Accelerator(
+        mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
+    check_distribution(accelerator.distributed_type)
+    return accelerator
+
+
+def _introduce(setup: Setup, parts: Parts) -> None:
+    """What people should know before the run."""
+    say = parts.progress.message
+    if parts.generator.description:
+        say(parts.generator.description)
+    if setup.teacher is not None:
+        say(f"teacher: {setup.teacher.description}")
+    if left_out := format_counts(setup.inputs.dropped):
+        say(f"questions left out: {left_out}")
+    for note in setup.benchmarks.notes if setup.benchmarks is not None else ():
+        say(f"note: {note}")
+
+
+def _run_to_its_end(trainer: Trainer, folder: RunFolder) -> Summary:
+    try:
+        return trainer.run()
+    # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is
+    # kept.
+    except (RewardError, GeneratorError, GeneratorMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
+            KeyboardInterrupt) as error:
+        if saved := list_checkpoints(folder.checkpoints):
+            error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
+        raise
+
+
+def _checkpoint_to_resume(setup: Setup) -> tuple[Path, TrainerState] | None:
     """The newest checkpoint, verified; None where the run was killed before its first one."""
+    accelerator, checkpoints = setup.accelerator, setup.folder.checkpoints
     if accelerator.is_main_process:
-        recover(folder.checkpoints)
+        recover(checkpoints)
     accelerator.wait_for_everyone()
-    checkpoints = list_checkpoints(folder.checkpoints)
-    if not checkpoints:
-        return None, None
-    newest = checkpoints[-1]
+    found = list_checkpoints(checkpoints)
+    if not found:
+        return None
+    newest = found[-1]
     verify(newest)
     state = read_state(newest)
-    check_same_run(newest, load(newest / "config.yaml", []), config, state, accelerator.num_processes, inputs.digests)
+    check_same_run(newest, load(newest / "config.yaml", []), setup.config, state, accelerator.num_processes,
+                   setup.inputs.digests)
     return newest, state
 
 
@@ -157,104 +192,92 @@ def load_run_policy(
             keep_reference=config.loss.kl_weight > 0)
 
 
-def sampler_plan(config: RunConfig, inputs: Inputs, policy: Policy, folder: RunFolder, num_ranks: int,
-                 benchmarks: LiveBenchmarks | None = None) -> SamplerPlan:
+def generator_plan(setup: Setup) -> GeneratorPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the
     run will need."""
+    config, inputs, policy = setup.config, setup.inputs, setup.policy
     longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
     on_gpu = next(policy.model.parameters()).device.type == "cuda"
     estimate = estimate_memory(
         config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu,
-        benchmark_tokens=_benchmark_tokens(benchmarks))
+        benchmark_tokens=_benchmark_tokens(setup.benchmarks))
     is_probed = config.generator.backend == "vllm_server" and config.generator.proof_every > 0
-    return SamplerPlan(
-        max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(benchmarks)),
+    is_embedded = config.generator.backend == "transformers"
+    return GeneratorPlan(
+        max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(setup.benchmarks)),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
         trainer_bytes=0 if estimate is None else estimate.trainer_bytes,
         kept_bytes=0 if estimate is None else estimate.kept_bytes,
-        base_path=str(resolve_path(config.model.path)),
-        revision=config.model.revision,
+        base_path=str(resolve_path(config.model.path)), revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
-        logprobs_mode=(
-            "processed_logprobs" if config.generator.backend == "transformers" else logprobs_mode(config.sampling)),
-        num_ranks=num_ranks,
-        seed=config.seed,
-        run_dir=folder.path,
+        logprobs_mode="processed_logprobs" if is_embedded else logprobs_mode(config.sampling),
+        num_ranks=setup.accelerator.num_processes, seed=config.seed, run_dir=setup.folder.path,
         base_probe=(
             measure_base(policy, inputs.prompts[0].token_ids, bound=mismatch_bound(config, policy))
-            if is_probed
-            else None))
+            if is_probed else None))
 
 
 def build_trainer(
-    config: RunConfig,
-    inputs: Inputs,
-    policy: Policy,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    stack: contextlib.ExitStack,
-    state: TrainerState | None,
-    benchmarks: LiveBenchmarks | None = None,
-    teacher: Teacher | None = None,
+    setup: Setup, stack: contextlib.ExitStack, state: TrainerState | None = None
 ) -> tuple[Trainer, Parts]:
+    """stack: closes what is opened. state: of the checkpoint that the run goes on from."""
+    config, inputs, accelerator, policy, folder = (
+        setup.config, setup.inputs, setup.accelerator, setup.policy, setup.folder)
     set_seed(config.seed)
     forward = PolicyForward(policy, temperature=config.sampling.temperature)
     check_head(forward, policy, inputs.prompts[0].token_ids, config.sampling.temperature)
     optimizer = make_optimizer(policy.trainable_parameters().values(), config.optim)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
-    plan = sampler_plan(config, inputs, policy, folder, accelerator.num_processes, benchmarks)
-    generator = build_generator(config.generator, policy, plan)
+    generator = build_generator(config.generator, policy, generator_plan(setup))
     stack.callback(generator.close)
-    rank, num_ranks, is_main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    sampling = config.sampling
     updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
                       attention=policy.causal_lm.config._attn_implementation)
     if accelerator.device.type == "cuda":
         generator.rest()  # as it will while training
         updater.rehearse(longest_groups(config, _longest_prompt(inputs)))
-    parameters = sampling_parameters(sampling, inputs.stop_strings)
-    held_out = None
-    if inputs.grader is not None:
-        held_out = HeldOut(
-            inputs.held_out,
-            inputs.grader,
-            replace(parameters, temperature=config.evaluation.temperature or sampling.temperature),
-            config.seed,
-            rank,
-            num_ranks,
-            min(config.evaluation.samples, config.evaluation.samples_during))
-    if not state:
-        # A new log in a resumed folder is cut to its checkpoint by Trainer.restore; without one it starts empty.
-        for file in (folder.metrics_file, folder.rollouts_file):
-            if is_main:
-                file.unlink(missing_ok=True)
     stop_signals = StopSignals()
     stack.callback(stop_signals.close)
-    scorer = PolicyScorer(policy, forward, max_tokens=config.optim.micro_batch_tokens)
+    metrics, rollouts = _open_logs(setup, stack, is_new=state is None)
+    progress = stack.enter_context(open_progress(
+        config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0,
+        is_main=accelerator.is_main_process))
+    collector = Collector(
+        config, inputs, generator, rank=accelerator.process_index, num_ranks=accelerator.num_processes,
+        policy=LogprobCalculator(policy, forward, max_tokens=config.optim.micro_batch_tokens))
     parts = Parts(
-        accelerator=accelerator,
-        policy=policy,
-        generator=generator,
-        teacher=teacher,
-        optimizer=prepared_optimizer,
-        updater=updater,
-        collector=Collector(
-            config, inputs.prompts, generator, parameters, inputs.rewards, rank=rank, num_ranks=num_ranks, scorer=scorer
-        ),
-        held_out=held_out,
-        benchmarks=benchmarks,
-        watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL),
-        data=inputs.digests,
-        folder=folder,
-        metrics=stack.enter_context(MetricsLog(folder, _trackers(config, accelerator))) if is_main else None,
-        rollouts=stack.enter_context(RolloutsLog(folder)) if is_main else None,
-        progress=stack.enter_context(
-            open_progress(
-                config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0,
-                is_main=is_main)),
-        stop_requested=stop_signals,
-    )
+        accelerator=accelerator, policy=policy, generator=generator, teacher=setup.teacher,
+        optimizer=prepared_optimizer, updater=updater, collector=collector, held_out=_held_out(setup),
+        benchmarks=setup.benchmarks,
+        watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL), data=inputs.digests,
+        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress, stop_requested=stop_signals)
     return Trainer(config, parts), parts
+
+
+def _held_out(setup: Setup) -> HeldOut | None:
+    """None without held-out questions."""
+    config, inputs, accelerator = setup.config, setup.inputs, setup.accelerator
+    if inputs.grader is None:
+        return None
+    parameters = replace(
+        sampling_parameters(config.sampling, inputs.stop_strings),
+        temperature=config.evaluation.temperature or config.sampling.temperature)
+    return HeldOut(
+        inputs.held_out, inputs.grader, parameters, config.seed, accelerator.process_index, accelerator.num_processes,
+        min(config.evaluation.samples, config.evaluation.samples_during))
+
+
+def _open_logs(
+    setup: Setup, stack: contextlib.ExitStack, *, is_new: bool
+) -> tuple[MetricsLog | None, RolloutsLog | None]:
+    """metrics.jsonl and rollouts.jsonl of the main rank. In a resumed folder they are cut to its checkpoint by
+    Trainer.restore; where there was none (is_new) they start empty."""
+    if not setup.accelerator.is_main_process:
+        return None, None
+    if is_new:
+        for file in (setup.folder.metrics_file, setup.folder.rollouts_file):
+            file.unlink(missing_ok=True)
+    return (stack.enter_context(MetricsLog(setup.folder, _trackers(setup.config, setup.accelerator))),
+            stack.enter_context(RolloutsLog(setup.folder)))
 
 
 def _trackers(config: RunConfig, accelerator: Accelerator) -> list[Forward]:

@@ -15,8 +15,7 @@ def post(url, question, completion, timeout_s):
 
 
 async def judged(*, question, completions, url, timeout_s=10.0, **columns):
-    """The service's score. A service that stays down is an error, never a score: it must not look like wrong
-    answers."""
+    """The service's score. One that stays down is an error, never a score: it must not look like wrong answers."""
     async def ask(completion):
         for attempt in range(ATTEMPTS):
             try:

@@ -122,46 +122,59 @@ def _meaning(kind: str, token: str) -> str | None:
 
 
 def _node(text: str, depth: int) -> Node:
+    """The tree of cleaned text: a choice, what its loosest marks take apart, what surrounds it, or else a leaf."""
     text = text.strip()
-    if depth > _MAX_DEPTH or len(text) > _MAX_STRUCTURED or not text:
+    if depth > _MAX_DEPTH or len(text) > _MAX_STRUCTURED or not text or read_quantity(text) is not None:
         return leaf(text)
-    if read_quantity(text) is not None:
-        return leaf(text)
-    if (qualified := _QUALIFIER.search(text)) and qualified.start():
-        text = text[:qualified.start()].strip()
-    if (
-        text.startswith(TEXT_OPEN)
-        and text.find(TEXT_CLOSE) == len(text) - 1
-        and _LIST_IN_TEXT.search(text)
-        and text[2:3] != "."
-    ):
-        # \\text{A, B and C}
-        text = TEXT_OPEN + _LIST_IN_TEXT.sub(rf"{TEXT_CLOSE}\1{TEXT_OPEN}", text[1:-1]) + TEXT_CLOSE
+    text = _with_marked_list(_without_qualifier(text))
     if (choice := _choice(text, depth)) is not None:
         return choice
     if _FRENCH.fullmatch(text):  # ]1, 2] and [1, 2[
         text = text[0].replace("]", "(") + text[1:-1] + text[-1].replace("[", ")")
     marks = _marks(text)
+    node = _apart(text, marks, depth)
+    if node is None:
+        node = _whole(text, marks, depth)
+    return leaf(text) if node is None else node
+
+
+def _without_qualifier(text: str) -> str:
+    """2k\\pi of 2k\\pi, k \\in \\mathbb{Z}."""
+    qualifier = _QUALIFIER.search(text)
+    return text[:qualifier.start()].strip() if qualifier is not None and qualifier.start() else text
+
+
+def _with_marked_list(text: str) -> str:
+    """\\text{A, B and C}: a list all of whose items stand in one mark of text gets a mark for each."""
+    is_one_mark = text.startswith(TEXT_OPEN) and text.find(TEXT_CLOSE) == len(text) - 1
+    if is_one_mark and _LIST_IN_TEXT.search(text) and text[2:3] != ".":
+        return TEXT_OPEN + _LIST_IN_TEXT.sub(rf"{TEXT_CLOSE}\1{TEXT_OPEN}", text[1:-1]) + TEXT_CLOSE
+    return text
+
+
+def _apart(text: str, marks: list[_Mark], depth: int) -> Node | None:
+    """What separators, signs of relations or set operations take apart, the loosest first; None without them."""
     separators = [mark for mark in marks if mark.kind == "separator"]
     if separators and len(separators) < _MAX_ITEMS and (node := _list(text, separators, marks, depth)) is not None:
         return node
     if signs := [mark for mark in marks if mark.kind == "sign"]:
         return _relation(text, signs, depth)
     operations = [mark for mark in marks if mark.kind == "set"]
-    if operations and (node := _set_operation(text, operations, depth)) is not None:
-        return node
+    return _set_operation(text, operations, depth) if operations else None
+
+
+def _whole(text: str, marks: list[_Mark], depth: int) -> Node | None:
+    """What brackets, \\pm, an environment or a ratio's colons make of a text without looser marks, or None."""
     if not any(mark.kind == "pm" for mark in marks) and (node := _bracketed(text, depth)) is not None:
         return node
     if _PLUS_MINUS.search(text):
-        return _flat_collection(
-            [_node(_with_signs(text, "+", "-"), depth + 1), _node(_with_signs(text, "-", "+"), depth + 1)], "comma")
+        both = (_with_signs(text, "+", "-"), _with_signs(text, "-", "+"))
+        return _flat_collection([_node(one, depth + 1) for one in both], "comma")
     if "\\begin" in text and (node := _environment(text, depth)) is not None:
         return node
-    if colons := [mark for mark in marks if mark.kind == "colon"]:
-        parts = _cut(text, colons)
-        if len(parts) <= 4 and all(parts):
-            return Ratio(tuple(_node(part, depth + 1) for part in parts))
-    return leaf(text)
+    colons = [mark for mark in marks if mark.kind == "colon"]
+    parts = _cut(text, colons) if colons else []
+    return Ratio(tuple(_node(part, depth + 1) for part in parts)) if 0 < len(parts) <= 4 and all(parts) else None
 
 
 def _cut(text: str, marks: list[_Mark]) -> list[str]:
@@ -193,12 +206,8 @@ def _choice(text: str, depth: int) -> Choice | None:
         rest = TEXT_OPEN + rest
     content = _node(rest, depth + 1) if rest.strip(TEXT_OPEN + TEXT_CLOSE + " .") else None
     is_spaced = text.startswith(TEXT_OPEN) or raw_rest.startswith(TEXT_OPEN) or text[found.start("rest") - 1].isspace()
-    if (
-        found.group("round")
-        and content is not None
-        and parse(text) is not None
-        and not (is_spaced and letter.isupper())
-    ):
+    is_label = is_spaced and letter.isupper()
+    if found.group("round") and content is not None and not is_label and parse(text) is not None:
         return None  # (a)(b) and (a)x are products
     return Choice(letter.lower(), content)
 
@@ -239,12 +248,8 @@ def _names_equal_values(text: str, separators: list[_Mark], equals: _Mark, depth
     num_right = sum(mark.start > equals.start for mark in separators) + 1
     if len(names) < 2 or len(names) != num_right or not all(_name_of(name) for name in names):
         return None
-    values = _cut(
-        right,
-        [
-            _Mark(m.kind, m.value, m.start - equals.end, m.end - equals.end)
-            for m in separators
-            if m.start > equals.start])
+    values = _cut(right, [_Mark(mark.kind, mark.value, mark.start - equals.end, mark.end - equals.end)
+                          for mark in separators if mark.start > equals.start])
     return Collection(
         tuple(_relation_of(("=",), [name, value], depth) for name, value in zip(names, values, strict=True)), False)
 
@@ -284,9 +289,8 @@ def _name_of(text: str) -> str | None:
     """The name that the text is (x, a_n, f(x), AB, \\angle ABC, (x, y), Area), with one spelling; None if it is
     none."""
     text = text.strip()
-    if (text.startswith(TEXT_OPEN) and text.endswith(TEXT_CLOSE) and text.count(TEXT_OPEN) == 1) or _WORDY.fullmatch(
-        text
-    ):
+    is_text = text.startswith(TEXT_OPEN) and text.endswith(TEXT_CLOSE) and text.count(TEXT_OPEN) == 1
+    if is_text or _WORDY.fullmatch(text):
         words = unmark(text)
         return words if len(words) == 1 else "text"
     plain = unmark(text)
@@ -393,9 +397,8 @@ def _determinant(text: str, factor: str, rows: list[list[str]]) -> Node | None:
     times = parse(factor) if factor else number(1)
     if times is None or any(entry is None for row in entries for entry in row):
         return None
-    return of_term(
-        unmark(text), Term("*", (times, _expansion([[entry for entry in row if entry is not None] for row in entries])))
-    )
+    determinant = _expansion([[entry for entry in row if entry is not None] for row in entries])
+    return of_term(unmark(text), Term("*", (times, determinant)))
 
 
 def _expansion(rows: list[list[Term]]) -> Term:

@@ -48,6 +48,6 @@ class EmbeddingEquality:
         return similarities
 
     async def judge(self, question: str, pairs: Sequence[Pair]) -> list[Judgement]:
-        """The same in both directions; the question is not read. Nothing is awaited."""
+        """By similarity, hence equal in both directions; the question is not read, and nothing is awaited."""
         similarities = self.similarities([text for pair in pairs for text in pair])
         return [Judgement(pair[0] == pair[1] or similarities[pair] >= self._threshold) for pair in pairs]

@@ -7,7 +7,7 @@ Retry-After.
 - 401, 403, 404: a wrong key, URL or model name. Always an error: no later call would do better.
 - Another status, or a reply that is no verdict: not asked again (at temperature 0 it would say the same); no verdict.
 After GIVE_UP_AFTER calls in a row that failed for good, the rest of the batch is not asked any more: a server that has
-gone away costs one time-out, not one per completion.
+gone away costs one time-out, not one per completion. httpx2 is imported with the first call.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import httpx2
+from typing import TYPE_CHECKING, Any
 
 from rewards.judges.questions import DEFAULT_PROMPT, JudgeError, Judgement, JudgePrompt, Pair, read_verdict, shortened
+
+if TYPE_CHECKING:
+    import httpx2
 
 GIVE_UP_AFTER = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
@@ -44,40 +45,50 @@ class _Session:
     failed_in_a_row: int = 0
 
 
-class OpenAIJudge:
+@dataclass(frozen=True, slots=True)
+class Endpoint:
     """url: up to and with /v1. model: the name that the server knows it by. api_key_env: name of the environment
     variable that holds the key; None: no key is sent. concurrency: requests under way at once, over all groups of a
-    batch, per process. timeout_s: for one request.
-    attempts: how often a request is made at most. max_tokens: of a reply. extra_body: further fields of the request,
-    such as {chat_template_kwargs: {enable_thinking: false}}. Raises ValueError for impossible settings, JudgeError for
-    an unset variable."""
+    batch, per process. timeout_s: for one request. attempts: how often a request is made at most. max_tokens: of a
+    reply. extra_body: JSON of further fields of the request, such as
+    {"chat_template_kwargs": {"enable_thinking": false}}. Raises ValueError for impossible settings."""
 
-    def __init__(
-        self, url: str, model: str, *, api_key_env: str | None = None, prompt: str = DEFAULT_PROMPT,
-        concurrency: int = 32, timeout_s: float = 30.0, attempts: int = 4, max_tokens: int = 8,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> None:
-        if not url.startswith(("http://", "https://")):
+    url: str
+    model: str
+    api_key_env: str | None = None
+    concurrency: int = 32
+    timeout_s: float = 30.0
+    attempts: int = 4
+    max_tokens: int = 8
+    extra_body: str = "{}"
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
             raise ValueError(
-                f"url is {url!r}, expected one that begins with http:// or https://, such as http://localhost:8000/v1")
-        for name, value in (
-            ("concurrency", concurrency), ("timeout_s", timeout_s), ("attempts", attempts), ("max_tokens", max_tokens),
-        ):
-            if not value > 0:
-                raise ValueError(f"{name} is {value!r}, expected a number above 0")
-        self._endpoint = url.rstrip("/") + "/chat/completions"
-        self._model = model
+                f"url is {self.url!r}, expected one that begins with http:// or https://, such as "
+                "http://localhost:8000/v1")
+        for name in ("concurrency", "timeout_s", "attempts", "max_tokens"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a number above 0")
+
+
+class OpenAIJudge:
+    """Asks the model behind `endpoint`, in the words of `prompt`. Raises ValueError for an impossible prompt,
+    JudgeError where the key's variable is not set."""
+
+    def __init__(self, endpoint: Endpoint, prompt: str = DEFAULT_PROMPT) -> None:
+        self._endpoint, self._url = endpoint, endpoint.url.rstrip("/") + "/chat/completions"
         self._prompt = JudgePrompt(prompt)
-        self._key = None if api_key_env is None else _read_key(api_key_env)
+        self._key = None if endpoint.api_key_env is None else _read_key(endpoint.api_key_env)
         self._headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        self._concurrency, self._timeout_s, self._attempts = concurrency, timeout_s, attempts
-        self._fields = {"model": model, "temperature": 0, "max_tokens": max_tokens, **(extra_body or {})}
+        self._fields = {"model": endpoint.model, "temperature": 0, "max_tokens": endpoint.max_tokens,
+                        **json.loads(endpoint.extra_body)}
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
         self._jitter = random.Random()  # its own: the global generator belongs to the run, which must be repeatable
 
     @property
     def place(self) -> str:
-        return f"model {self._model!r} at {self._endpoint}"
+        return f"model {self._endpoint.model!r} at {self._url}"
 
     async def judge(self, question: str, pairs: Sequence[Pair]) -> list[Judgement]:
         if not pairs:
@@ -95,15 +106,17 @@ class OpenAIJudge:
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[_Session]:
         """One client for all groups that are being judged in this event loop; closed by the last of them."""
+        import httpx2
+
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
-            limits = httpx2.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency)
+            at_once = self._endpoint.concurrency
+            limits = httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once)
             # The time-out below covers the whole request; httpx's would count each read, and a server that dribbles
             # would never end.
-            session = _Session(
-                httpx2.AsyncClient(headers=self._headers, timeout=None, limits=limits),
-                asyncio.Semaphore(self._concurrency))
+            client = httpx2.AsyncClient(headers=self._headers, timeout=None, limits=limits)
+            session = _Session(client, asyncio.Semaphore(at_once))
             self._sessions[loop] = session
         session.users += 1
         try:
@@ -127,14 +140,16 @@ class OpenAIJudge:
     async def _ask(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> tuple[Judgement, bool]:
         """The judgement, and whether the server is well: it is where the request alone was at fault, such as a prompt
         above the context."""
-        seen = ""
-        for attempt in range(self._attempts):
+        import httpx2
+
+        seen, attempts = "", self._endpoint.attempts
+        for attempt in range(attempts):
             wait_s = 0.0
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    response = await client.post(self._endpoint, json=body)
+                async with asyncio.timeout(self._endpoint.timeout_s):
+                    response = await client.post(self._url, json=body)
             except TimeoutError:
-                seen = f"no reply within {self._timeout_s:g} s"
+                seen = f"no reply within {self._endpoint.timeout_s:g} s"
             except httpx2.TransportError as error:
                 seen = f"{type(error).__name__}: {error}"
             else:
@@ -142,18 +157,17 @@ class OpenAIJudge:
                 if status == 200:
                     return _read(response), True
                 # A server may repeat the key; messages end up in logs.
-                seen = (
-                    f"HTTP {status}: "
-                    f"{shortened(response.text.replace(self._key, '***') if self._key else response.text)}")
+                text = response.text.replace(self._key, "***") if self._key else response.text
+                seen = f"HTTP {status}: {shortened(text)}"
                 if status in _CONFIGURATION:
-                    raise JudgeError(f"{self.place}: {seen}; {_CONFIGURATION[status]}")
+                    raise JudgeError(f"{seen}; {_CONFIGURATION[status]}", where=self.place)
                 if status < 500 and status not in _ASKED_AGAIN:
                     return Judgement(None, seen, replied=False), True
                 wait_s = _retry_after_s(response)
-            if attempt + 1 < self._attempts:
+            if attempt + 1 < attempts:
                 back_off_s = FIRST_WAIT_S * 2**attempt * self._jitter.uniform(0.5, 1.0)
                 await asyncio.sleep(min(max(back_off_s, wait_s), LONGEST_WAIT_S))
-        return Judgement(None, f"{seen} ({self._attempts} attempts)", replied=False), False
+        return Judgement(None, f"{seen} ({attempts} attempts)", replied=False), False
 
 
 def _read_key(variable: str) -> str:

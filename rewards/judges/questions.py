@@ -1,9 +1,9 @@
 """A question and two answers -> the text that a judge model is asked, and its reply -> a verdict: yes, no, or none.
 
-A judge is anything with `async judge(question, pairs) -> list[Judgement]`: openai_judge.py asks a server,
-transformers_judge.py a model in this process. "None" is a case of its own and stays one: a call that failed or a reply
-that is no verdict is never taken for "different". To add a judge, write a class with that method and a function beside
-those in free_form.py.
+A judge is anything with `async judge(question, pairs) -> list[Judgement]`: openai.py asks a server, transformers.py a
+model in this process. "None" is a case of its own and stays one: a call that failed or a reply that is no verdict is
+never taken for "different". To add a judge, write a class with that method and a function beside those in
+rewards/free_form.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Protocol
 
 import jinja2
 import jinja2.sandbox
+
+from rewards.errors import UserError
 
 Pair = tuple[str, str]
 
@@ -56,7 +58,7 @@ class Judgement:
     replied: bool = True
 
 
-class JudgeError(RuntimeError):
+class JudgeError(UserError):
     """The judge cannot be asked, or gave no verdict where `on_failure` is error."""
 
 

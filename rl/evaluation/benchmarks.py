@@ -94,19 +94,24 @@ class BenchmarkHistory:
         return _named(self.before) or None
 
     def named_after(self, step: int) -> dict[str, Interval] | None:
-        """The same of the evaluations after the run's last step, and of no earlier one."""
+        """{"math500 avg@4": interval} of the evaluations after the run's last step, and of no earlier one; None where
+        there is none."""
         return _named({name: values for name, values in self.latest.items() if self.at[name] == step}) or None
 
-    def state_dict(self) -> dict[str, Any]:
+    def copy(self) -> BenchmarkHistory:
+        return BenchmarkHistory(dict(self.at), dict(self.before), dict(self.latest))
+
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.at = dict(state.get("at", {}))
-        for kept, key in ((self.before, "before"), (self.latest, "latest")):
-            kept.clear()
-            kept |= {
-                name: {metric: Interval(**ends) for metric, ends in values.items()}
-                for name, values in state.get(key, {}).items()}
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> BenchmarkHistory:
+        """The inverse of to_json. Empty, of a version that evaluated no benchmarks: an empty history."""
+        before, latest = (
+            {name: {metric: Interval(**ends) for metric, ends in intervals.items()}
+             for name, intervals in value.get(key, {}).items()}
+            for key in ("before", "latest"))
+        return cls(dict(value.get("at", {})), before, latest)
 
 
 def _named(values: Mapping[str, Mapping[str, Interval]]) -> dict[str, Interval]:

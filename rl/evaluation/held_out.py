@@ -35,6 +35,10 @@ class Evaluation:
     truncated_share: float
     mean_completion_tokens: float
 
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        return {f"avg@{self.samples}": self.accuracy}
+
     def as_json(self) -> dict[str, dict[str, float]]:
         return {
             f"avg@{self.samples}": {"value": self.accuracy.value, "low": self.accuracy.low, "high": self.accuracy.high}}

@@ -2,8 +2,8 @@
 sampled.
 
 rl/proof/proof.py finds another model too, in the first step and with the reason; this names the server, and costs no
-step. Only where versions
-travel as adapters: merged weights replace what a server served before, which may be an earlier run's policy.
+step. Only where versions travel as adapters: merged weights replace what a server served before, which may be an
+earlier run's policy.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.generate.protocol import Row
 from rl.policy.forward import PolicyForward
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy
-from rl.policy.scorer import PolicyScorer
+from rl.records import PromptCompletion
 
 MAX_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class BaseProbe:
-    """row: the text's first token, and the others. logprobs: of the others under the trainer's base at temperature 1.
+    """pair: the text's first token, and the others. logprobs: of the others under the trainer's base at temperature 1.
     bound: nats, on the mean |difference|."""
 
-    row: Row
+    pair: PromptCompletion
     logprobs: tuple[float, ...]
     bound: float
 
@@ -47,7 +47,9 @@ def measure_base(policy: Policy, token_ids: Sequence[int], *, bound: float) -> B
     ids = tuple(token_ids[-MAX_TOKENS:])
     if len(ids) < 2:
         return None
-    row = ids[:1], ids[1:]
-    scorer = PolicyScorer(policy, PolicyForward(policy, temperature=1.0), max_tokens=MAX_TOKENS)
-    logprobs_N = scorer.reference_logprobs([row])[0] if policy.has_reference else scorer.score([row])[0].logprobs_N
-    return BaseProbe(row, tuple(logprobs_N.tolist()), bound)
+    pair = ids[:1], ids[1:]
+    calculator = LogprobCalculator(policy, PolicyForward(policy, temperature=1.0), max_tokens=MAX_TOKENS)
+    [logprobs_N] = (
+        calculator.reference_logprobs([pair]) if policy.has_reference
+        else [found.logprobs_N for found in calculator.logprobs([pair])])
+    return BaseProbe(pair, tuple(logprobs_N.tolist()), bound)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rl.config import GeneratorSection, SamplingSection
+from rl.generate.generator_plan import GeneratorPlan, logprobs_mode
 from rl.generate.protocol import Generator
-from rl.generate.sampler_plan import SamplerPlan, logprobs_mode
 from rl.generate.vllm_engine import check_version, room_for_rank
 from rl.generate.weight_sync import choose_sync
 from rl.policy.policy import Policy, lora_rank
@@ -19,7 +19,8 @@ def check_generator(config: GeneratorSection, sampling: SamplingSection, policy:
 
 
 def check_backend(config: GeneratorSection, sampling: SamplingSection) -> None:
-    """The part of it that needs no model: what is installed and set on this machine."""
+    """Raises GeneratorError where what is installed and set on this machine does not serve the back end; needs no
+    model."""
     if config.backend == "transformers":
         return
     logprobs_mode(sampling)
@@ -31,10 +32,10 @@ def check_backend(config: GeneratorSection, sampling: SamplingSection) -> None:
         read_key(config.api_key_env)
 
 
-def build_generator(config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None) -> Generator:
+def build_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPlan | None = None) -> Generator:
     """The generator that the configuration names, sampling from `policy`'s present weights as version 0.
 
-    plan: for vLLM. Raises SamplerError or PolicyError, with the remedy, where it cannot be had."""
+    plan: for vLLM. Raises GeneratorError or PolicyError, with the remedy, where it cannot be had."""
     sync = choose_sync(config, policy)
     generator: Generator
     if config.backend == "transformers":

@@ -9,7 +9,8 @@ beside the base.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,8 +22,8 @@ from rl.config import GeneratorSection, LoraSection, ModelSection
 from rl.errors import ConfigError
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator
-from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
-from rl.generate.sampler_plan import SamplerPlan, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.generate.generator_plan import GeneratorPlan, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_engine import Engine, EngineSettings, check_version
 from rl.generate.vllm_generator import GPU_RESERVE, sample_groups
@@ -33,14 +34,13 @@ from rl.policy.policy import (
     default_device,
     end_of_sequence_ids,
     explain_loading,
+    load_frozen,
     load_generation_config,
-    load_plain,
     load_policy,
-    merge_in_place,
     resolve_dtype,
     stored_lora,
 )
-from rl.records import Group
+from rl.records import Group, PromptCompletion
 
 CACHE_SHARE = 0.4  # of the memory that is free, at most, for vLLM's key/value cache on a CPU
 
@@ -49,110 +49,72 @@ PROBE_BOUND = 0.5
 another model."""
 
 
-def open_fixed_generator(
-    model: ModelSection,
-    config: GeneratorSection,
-    tokenizer: PreTrainedTokenizerBase,
-    model_config: PretrainedConfig,
-    *,
-    max_tokens: int,
-    scratch: Path,
+def open_frozen_generator(
+    model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
+    *, max_tokens: int, scratch: Path,
 ) -> Generator:
     """A sampler of model.path, with model.adapter merged into it where there is one, on the GPU where there is one.
 
     max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is
-    removed.
-    Raises PolicyError or SamplerError with the remedy."""
-    device = default_device()
+    removed. Raises PolicyError or GeneratorError with the remedy."""
     if config.backend == "vllm":
         check_version()
         with explain_loading(model.path):
-            return _FixedVllm(model, config, tokenizer, model_config, max_tokens, scratch, device)
+            return _FrozenVllm(model, config, tokenizer, model_config, max_tokens, scratch)
     if config.backend != "transformers":
         raise ConfigError(
-            f"{named('generator.backend')}: {config.backend}; expected transformers or vllm, which load the model "
-            "themselves")
+            f"{config.backend}", where=named("generator.backend"),
+            expected="transformers or vllm, which load the model themselves")
     with explain_loading(model.path):
-        if model.adapter is None:
-            return TransformersGenerator(
-                load_plain(model, tokenizer, device), merge=False, max_sequences=config.max_sequences)
-        lora = stored_lora(resolve_path(model.adapter))
-        policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)
-        return TransformersGenerator(merge_in_place(policy), merge=False, max_sequences=config.max_sequences)
+        policy = load_frozen(model, tokenizer, default_device())
+    return TransformersGenerator(policy, merge=False, max_sequences=config.max_sequences)
 
 
-def open_fixed_servers(
-    model: ModelSection,
-    config: GeneratorSection,
-    tokenizer: PreTrainedTokenizerBase,
-    model_config: PretrainedConfig,
-    *,
-    max_tokens: int,
-    text: Sequence[int],
-    scratch: Path,
+def open_frozen_servers(
+    model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
+    *, max_tokens: int, text: Sequence[int], scratch: Path,
 ) -> Generator:
     """model.path with model.adapter on the servers of config.urls; without an adapter, with one that changes nothing.
-    The model is loaded
-    here too, on the CPU: what is brought is made of it, and with sync adapter the servers' model is compared with it on
-    `text` (token ids).
+    The model is loaded here too, on the CPU: what is brought is made of it, and with sync adapter the servers' model is
+    compared with it on `text` (token ids).
 
     max_tokens: of the longest prompt with the longest completion. scratch: folder for the files that the servers read,
-    until the generator is closed; config.exchange_dir comes before it. Raises PolicyError or SamplerError with the
+    until the generator is closed; config.exchange_dir comes before it. Raises PolicyError or GeneratorError with the
     remedy."""
     lora = LoraSection(rank=8) if model.adapter is None else stored_lora(resolve_path(model.adapter))
     with explain_loading(model.path):
         policy = load_policy(model, lora, tokenizer, seed=0, device=torch.device("cpu"), keep_reference=False)
-    return build_generator(
-        config,
-        policy,
-        SamplerPlan(
-            max_tokens=max_tokens, cache_bytes_per_token=cache_bytes_per_token(model_config, policy.dtype.itemsize),
-            trainer_bytes=0, base_path=str(resolve_path(model.path)), revision=model.revision,
-            trust_remote_code=model.trust_remote_code, logprobs_mode="processed_logprobs", num_ranks=1, seed=0,
-            run_dir=scratch, base_probe=measure_base(policy, text, bound=PROBE_BOUND)))
+    plan = GeneratorPlan(
+        max_tokens=max_tokens, cache_bytes_per_token=cache_bytes_per_token(model_config, policy.dtype.itemsize),
+        trainer_bytes=0, base_path=str(resolve_path(model.path)), revision=model.revision,
+        trust_remote_code=model.trust_remote_code, logprobs_mode="processed_logprobs", num_ranks=1, seed=0,
+        run_dir=scratch, base_probe=measure_base(policy, text, bound=PROBE_BOUND))
+    return build_generator(config, policy, plan)
 
 
-class _FixedVllm:
+class _FrozenVllm:
     """Generator (rl/generate/protocol.py) on an engine that loads a checkpoint from the disk and keeps it."""
 
     def __init__(
         self, model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase,
-        model_config: PretrainedConfig, max_tokens: int, scratch: Path, device: torch.device,
+        model_config: PretrainedConfig, max_tokens: int, scratch: Path,
     ) -> None:
         self.policy_version = 0
         self._tokenizer = tokenizer
-        path, revision = str(resolve_path(model.path)), model.revision
-        self._eos_token_ids = end_of_sequence_ids(load_generation_config(path, revision), tokenizer, path)
+        path = str(resolve_path(model.path))
+        self._eos_token_ids = end_of_sequence_ids(load_generation_config(path, model.revision), tokenizer, path)
+        device = default_device()
         dtype, on_gpu = resolve_dtype(model.dtype, device), device.type == "cuda"
-        merged = None
-        if model.adapter is not None:
-            merged = scratch / "merged"
-            shutil.rmtree(merged, ignore_errors=True)  # of an evaluation that was killed
-            base = model.model_copy(update={"adapter": None})
-            write_plain(Source(base, resolve_path(model.adapter), base), merged, str(dtype).removeprefix("torch."))
-            path, revision = str(merged), None
-        share = config.memory_share
-        if on_gpu and share is None:
-            free, total = torch.cuda.mem_get_info(device)
-            share = GPU_RESERVE * free / total
         bytes_per_token = cache_bytes_per_token(model_config, dtype.itemsize)
-        cache = engine_cache_bytes(config, max_tokens, bytes_per_token, on_gpu=on_gpu)
-        if cache is not None and config.cache_gb is None:
-            # Evaluations allow long completions, which few reach: with less, the engine lets some sequences wait.
-            cache = max(
-                cache_bytes(1, max_tokens, bytes_per_token),
-                min(cache, int(CACHE_SHARE * psutil.virtual_memory().available)))
-        try:
+        with _checkpoint(model, dtype, scratch) as (checkpoint, revision):
             self._engine = Engine(
                 EngineSettings(
-                    model=path, revision=revision, trust_remote_code=model.trust_remote_code, dtype=dtype,
+                    model=checkpoint, revision=revision, trust_remote_code=model.trust_remote_code, dtype=dtype,
                     max_tokens=max_tokens, max_sequences=config.max_sequences, lora_rank=None, lora_targets=(),
-                    logprobs_mode="raw_logprobs", memory_share=share if on_gpu else None, cache_bytes=cache,
+                    logprobs_mode="raw_logprobs", memory_share=_memory_share(config, device) if on_gpu else None,
+                    cache_bytes=_engine_cache(config, max_tokens, bytes_per_token, on_gpu=on_gpu),
                     eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1,
                     seed=0))
-        finally:
-            if merged is not None:
-                shutil.rmtree(merged, ignore_errors=True)
         self.description = f"sampler: vLLM {self._engine.version} in this process"
 
     def generate(
@@ -161,8 +123,8 @@ class _FixedVllm:
         return sample_groups(
             self._engine, requests, parameters, self._tokenizer, self._eos_token_ids, self.policy_version, finished)
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        return self._engine.score(rows)
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        return self._engine.logprobs(pairs)
 
     def rest(self) -> None:
         """Nothing else needs the memory."""
@@ -175,3 +137,38 @@ class _FixedVllm:
 
     def close(self) -> None:
         self._engine.close()
+
+
+@contextmanager
+def _checkpoint(model: ModelSection, dtype: torch.dtype, scratch: Path) -> Iterator[tuple[str, str | None]]:
+    """Path and revision of what vLLM loads: the model itself, or a checkpoint with its adapter merged into it, which
+    lies in `scratch` until the context is left."""
+    if model.adapter is None:
+        yield str(resolve_path(model.path)), model.revision
+        return
+    merged = scratch / "merged"
+    shutil.rmtree(merged, ignore_errors=True)  # of an evaluation that was killed
+    base = model.model_copy(update={"adapter": None})
+    write_plain(Source(base, resolve_path(model.adapter), base), merged, str(dtype).removeprefix("torch."))
+    try:
+        yield str(merged), None
+    finally:
+        shutil.rmtree(merged, ignore_errors=True)
+
+
+def _memory_share(config: GeneratorSection, device: torch.device) -> float:
+    """Of the GPU's memory."""
+    if config.memory_share is not None:
+        return config.memory_share
+    free, total = torch.cuda.mem_get_info(device)
+    return GPU_RESERVE * free / total
+
+
+def _engine_cache(config: GeneratorSection, max_tokens: int, bytes_per_token: int, *, on_gpu: bool) -> int | None:
+    """`engine_cache_bytes`, on a CPU within a share of the memory that is free: evaluations allow long completions,
+    which few reach, and with less cache the engine lets some sequences wait."""
+    cache = engine_cache_bytes(config, max_tokens, bytes_per_token, on_gpu=on_gpu)
+    if cache is None or config.cache_gb is not None:
+        return cache
+    available = int(CACHE_SHARE * psutil.virtual_memory().available)
+    return max(cache_bytes(1, max_tokens, bytes_per_token), min(cache, available))

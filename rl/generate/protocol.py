@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rl.config import SamplingSection
-from rl.records import Group, Prompt
+from rl.records import Group, Prompt, PromptCompletion
 
 if TYPE_CHECKING:
     from rl.policy.policy import Policy
@@ -25,7 +25,7 @@ class SamplingParameters:
 
     stop_strings: a completion ends with the token that completes one of these; rewards see the text before it.
     token_statistics: whether rollouts shall carry entropies and self_certainties; a back end that cannot tell them
-    leaves them None, and the policy computes them (rl/policy/scorer.py)."""
+    leaves them None, and the policy computes them (rl/policy/logprob_calculator.py)."""
 
     temperature: float
     top_p: float
@@ -39,12 +39,8 @@ class SamplingParameters:
 def sampling_parameters(sampling: SamplingSection, stop_strings: tuple[str, ...] = ()) -> SamplingParameters:
     """The parameters that a configuration gives; stop_strings: all of them, the template's too."""
     return SamplingParameters(
-        sampling.temperature,
-        sampling.top_p,
-        sampling.top_k,
-        sampling.max_completion_tokens,
-        tuple(sampling.stop_token_ids),
-        stop_strings)
+        sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
+        tuple(sampling.stop_token_ids), stop_strings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +53,6 @@ class Request:
 
 Finished = Callable[[int, Group], None]
 """Called with a request's position and its whole group."""
-
-Row = tuple[tuple[int, ...], tuple[int, ...]]
-"""(token ids of a prompt, token ids of a completion), neither empty."""
 
 
 class Generator(Protocol):
@@ -76,13 +69,12 @@ class Generator(Protocol):
         """One group per request, in the order of the requests, with one rollout per seed, in the order of the seeds.
 
         finished: called in this thread, once for each group as soon as it is whole, in whatever order they end.
-        The same seeds, weights and requests give the same tokens. Raises SamplerError where the sampler is lost."""
+        The same seeds, weights and requests give the same tokens. Raises GeneratorError where the sampler is lost."""
         ...
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         """Log-probabilities of the completions' tokens at temperature 1 (whatever the sampling temperature), computed
-        afresh from the
-        weights that the sampler has: nothing comes from a cache."""
+        afresh from the weights that the sampler has: nothing comes from a cache."""
         ...
 
     def rest(self) -> None:
@@ -90,7 +82,7 @@ class Generator(Protocol):
         ...
 
     def take_over(self, policy: Policy, version: int) -> None:
-        """From now on sample from this policy's present weights. Raises SamplerError where they cannot be brought to
+        """From now on sample from this policy's present weights. Raises GeneratorError where they cannot be brought to
         the sampler."""
         ...
 

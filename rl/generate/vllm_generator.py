@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rl.config import GeneratorSection
 from rl.generate.completions import CompletedGroups
-from rl.generate.protocol import Finished, Request, Row, SamplingParameters
-from rl.generate.sampler_plan import SamplerPlan, engine_cache_bytes
+from rl.generate.generator_plan import GeneratorPlan, engine_cache_bytes
+from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.version_files import VersionFiles
-from rl.generate.vllm_engine import Engine, EngineSettings, Sampled
+from rl.generate.vllm_engine import Engine, EngineSettings
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, all_weights, lora_rank, lora_targets
-from rl.records import Group
+from rl.records import Group, PromptCompletion
 
 GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer and engine both waste some
 
@@ -30,7 +30,7 @@ GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer a
 class VllmGenerator:
     """Generator (rl/generate/protocol.py) on an engine in this process."""
 
-    def __init__(self, config: GeneratorSection, policy: Policy, plan: SamplerPlan, sync: Sync) -> None:
+    def __init__(self, config: GeneratorSection, policy: Policy, plan: GeneratorPlan, sync: Sync) -> None:
         self.policy_version = 0
         self._policy = policy
         self._sync = sync
@@ -62,9 +62,9 @@ class VllmGenerator:
             self._engine, requests, parameters, self._policy.tokenizer, self._policy.eos_token_ids, self.policy_version,
             finished)
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         self._wake()
-        return self._engine.score(rows)
+        return self._engine.logprobs(pairs)
 
     def take_over(self, policy: Policy, version: int) -> None:
         self._policy = policy
@@ -111,18 +111,15 @@ def sample_groups(
     """Generator.generate on an engine."""
     completed = CompletedGroups(requests, tokenizer, parameters.stop_strings, version, finished)
 
-    def add(position: int, sampled: Sampled) -> None:
-        completed.add(position, sampled.token_ids, sampled.logprobs, "stop" if sampled.is_stopped else "length")
-
     # All stop ids by name: vLLM reads one end-of-sequence id from the checkpoint, and models may have several.
     stop_ids = sorted({*eos_token_ids, *parameters.stop_token_ids})
     engine.sample(
         [request.prompt.token_ids for request in requests for _ in request.seeds],
-        [seed for request in requests for seed in request.seeds], parameters, stop_ids, add)
+        [seed for request in requests for seed in request.seeds], parameters, stop_ids, completed.add)
     return completed.groups()
 
 
-def _memory_share(config: GeneratorSection, plan: SamplerPlan, device: torch.device) -> float | None:
+def _memory_share(config: GeneratorSection, plan: GeneratorPlan, device: torch.device) -> float | None:
     """Of the GPU's memory: all that is free less what the trainer will still allocate while the engine is awake:
     everything, or of an engine that sleeps while training what the trainer keeps between its turns."""
     if config.memory_share is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rl.config import GeneratorSection
-from rl.generate.sampler_plan import MERGE_BELOW_BYTES
+from rl.generate.generator_plan import MERGE_BELOW_BYTES
 from rl.policy.policy import Policy, PolicyError
 
 Way = Literal["shared", "adapter", "merge"]
@@ -36,8 +36,8 @@ def choose_sync(config: GeneratorSection, policy: Policy) -> Sync:
     if not policy.is_adapter:
         if config.sync == "adapter":
             raise PolicyError(
-                "generator.sync: adapter, but lora.enabled=false trains all parameters and there is no adapter. Remedy:"
-                " generator.sync=merge, or lora.enabled=true")
+                "adapter, but lora.enabled=false trains all parameters and there is no adapter",
+                where="generator.sync", remedy="generator.sync=merge, or lora.enabled=true")
         return Sync("merge", "all parameters train")
     if config.sync != "auto":
         return Sync("merge" if config.sync == "merge" else "adapter", "as configured")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rewards.errors import named
-from rl.policy.logprobs import TokenLogprobs, chunk_tokens_for, token_logprobs
+from rl.policy.logprobs import LogitHead, TokenLogprobs, chunk_tokens_for, token_logprobs
 from rl.policy.policy import Policy, PolicyError
 
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -34,14 +34,8 @@ class PolicyForward(nn.Module):
         self._autocast = policy.dtype != torch.float32 and not policy.is_adapter
 
     def forward(
-        self,
-        token_ids: Tensor,
-        position_ids: Tensor | None,
-        predicting: Tensor,
-        targets: Tensor,
-        *,
-        entropy_grad: bool = False,
-        self_certainty: bool = False,
+        self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor, *,
+        entropy_grad: bool = False, self_certainty: bool = False,
     ) -> TokenLogprobs:
         with torch.autocast(token_ids.device.type, dtype=self._policy.dtype, enabled=self._autocast):
             return self._compute(
@@ -53,33 +47,19 @@ class PolicyForward(nn.Module):
         model, context = self._policy.reference_model()
         # In the policy's own precision: otherwise rounding would look like divergence.
         with context, torch.autocast(token_ids.device.type, dtype=self._policy.dtype, enabled=self._autocast):
-            return self._compute(model, token_ids, position_ids, predicting, targets, False).logprobs_N
+            return self._compute(model, token_ids, position_ids, predicting, targets).logprobs_N
 
     def _compute(
-        self,
-        model: PreTrainedModel,
-        token_ids: Tensor,
-        position_ids: Tensor | None,
-        predicting: Tensor,
-        targets: Tensor,
-        entropy_grad: bool,
-        self_certainty: bool = False,
+        self, model: PreTrainedModel, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor,
+        targets: Tensor, entropy_grad: bool = False, self_certainty: bool = False,
     ) -> TokenLogprobs:
         backbone = getattr(model, model.base_model_prefix)
         hidden_BLH = backbone(input_ids=token_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         hidden_NH = hidden_BLH.flatten(0, 1)[predicting]
-        scale, softcap = logit_settings(model)
         return token_logprobs(
-            hidden_NH,
-            model.get_output_embeddings(),
-            targets,
-            chunk_tokens=self._chunk_tokens,
-            temperature=self._temperature,
-            entropy_grad=entropy_grad,
-            self_certainty=self_certainty,
-            logit_scale=scale,
-            softcap=softcap,
-        )
+            hidden_NH, LogitHead(model.get_output_embeddings(), *logit_settings(model)), targets,
+            chunk_tokens=self._chunk_tokens, temperature=self._temperature, entropy_grad=entropy_grad,
+            self_certainty=self_certainty)
 
 
 def logit_settings(model: PreTrainedModel) -> tuple[float, float | None]:

@@ -1,15 +1,15 @@
 """Hidden states -> log-probabilities of the completion tokens and entropies, in chunks over tokens.
 
 The logits of a whole micro-batch are its largest tensor (16k tokens x 152k entries x 4 bytes = 10 GB), so they are
-never
-made at once: each chunk's logits live only while its log-probabilities are computed, and again, recomputed, in the
-backward pass. When everything fits into one chunk nothing is recomputed.
+never made at once: each chunk's logits live only while its log-probabilities are computed, and again, recomputed, in
+the backward pass. When everything fits into one chunk nothing is recomputed.
 
 Shape legend: N predicting positions, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,35 +39,39 @@ def chunk_tokens_for(vocab_size: int, *, budget_bytes: int = 256 * 2**20) -> int
     return max(1, budget_bytes // (4 * vocab_size))
 
 
+@dataclass(frozen=True, slots=True)
+class LogitHead:
+    """[n, H] -> z [n, V] in float32: z = scale * layer(hidden), and with a softcap softcap * tanh(z / softcap), as in
+    Gemma 2.
+
+    layer: such as the model's output layer (with or without bias or adapter); it runs in its own dtype."""
+
+    layer: Head
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden_nH: Tensor) -> Tensor:
+        logits_nV = self.layer(hidden_nH).float()
+        if self.scale != 1.0:
+            logits_nV = logits_nV * self.scale
+        return logits_nV if self.softcap is None else self.softcap * torch.tanh(logits_nV / self.softcap)
+
+
 def token_logprobs(
-    hidden_NH: Tensor,
-    lm_head: Head,
-    token_ids_N: Tensor,
-    *,
-    chunk_tokens: int,
-    temperature: float = 1.0,
-    entropy_grad: bool = False,
-    self_certainty: bool = False,
-    upcast_head: bool = False,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
+    hidden_NH: Tensor, head: Head, token_ids_N: Tensor, *, chunk_tokens: int, temperature: float = 1.0,
+    entropy_grad: bool = False, self_certainty: bool = False,
 ) -> TokenLogprobs:
     """ln softmax(z / temperature)[token] and the entropy of softmax(z / temperature), with z the logits of each
     position.
 
     Args:
         hidden_NH: final hidden states (after the last norm) of the positions that predict `token_ids_N`; float32 or
-        bfloat16.
-        lm_head: [n, H] -> [n, V], such as the model's output layer (with or without bias or adapter).
-        token_ids_N: long, the tokens predicted.
+            bfloat16.
+        head: [n, H] -> [n, V]: a model's output layer, or a LogitHead. Its logits are float32 from there on.
         chunk_tokens: at most so many rows of logits live at once, forward and backward.
         temperature: the sampling temperature: the gradient is that of the distribution sampled from.
         entropy_grad: whether the entropies carry a gradient; costs memory and time, so only for an entropy bonus.
         self_certainty: also KL(uniform || pi) = logsumexp(z) - mean_v(z) - ln V, without a gradient.
-        upcast_head: the output layer's product itself in float32 (an nn.Linear only; slower on a GPU, closer to the
-            exact log-probabilities). Without it the layer runs in its own dtype. Logits are float32 from there on in
-            both cases.
-        logit_scale: z = logit_scale * lm_head(hidden). softcap: then z = softcap * tanh(z / softcap), as in Gemma 2.
     Returns: [N] each; empty for N = 0.
     Raises: ValueError if the numbers of positions and tokens differ, or a setting is out of range.
     """
@@ -79,47 +83,51 @@ def token_logprobs(
             f"temperature is {temperature}; log-probabilities need one above 0 (greedy decoding has no density)")
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
-    head = _float32_head(lm_head) if upcast_head else lm_head
-
-    def one_chunk(hidden_nH: Tensor, token_ids_n: Tensor) -> tuple[Tensor, ...]:
-        logits_nV = float_logits(hidden_nH, head, logit_scale, softcap)
-        if temperature != 1.0:
-            logits_nV = logits_nV / temperature
-        log_normaliser_n = torch.logsumexp(logits_nV, dim=-1)
-        logprobs_n = logits_nV.gather(-1, token_ids_n[:, None]).squeeze(-1) - log_normaliser_n
-        # Detached, the entropy's intermediates are freed at once instead of being kept for the backward pass.
-        z_nV, log_z_n = (
-            (logits_nV, log_normaliser_n) if entropy_grad else (logits_nV.detach(), log_normaliser_n.detach()))
-        entropies_n = log_z_n - (torch.softmax(z_nV, dim=-1) * z_nV).sum(dim=-1)
-        if not self_certainty:
-            return logprobs_n, entropies_n
-        return logprobs_n, entropies_n, (log_z_n - z_nV.mean(dim=-1) - math.log(z_nV.shape[-1])).detach()
-
+    of_chunk = functools.partial(
+        _of_chunk, head=head, temperature=temperature, entropy_grad=entropy_grad, self_certainty=self_certainty)
     if token_ids_N.shape[0] <= chunk_tokens:
-        return TokenLogprobs(*one_chunk(hidden_NH, token_ids_N))
+        return TokenLogprobs(*of_chunk(hidden_NH, token_ids_N))
+    return TokenLogprobs(*_in_chunks(of_chunk, hidden_NH, token_ids_N, chunk_tokens))
+
+
+def _of_chunk(
+    hidden_nH: Tensor, token_ids_n: Tensor, *, head: Head, temperature: float, entropy_grad: bool, self_certainty: bool
+) -> tuple[Tensor, ...]:
+    logits_nV = head(hidden_nH).float()
+    if temperature != 1.0:
+        logits_nV = logits_nV / temperature
+    log_normaliser_n = torch.logsumexp(logits_nV, dim=-1)
+    logprobs_n = logits_nV.gather(-1, token_ids_n[:, None]).squeeze(-1) - log_normaliser_n
+    # Detached, the entropy's intermediates are freed at once instead of being kept for the backward pass.
+    z_nV, log_z_n = (
+        (logits_nV, log_normaliser_n) if entropy_grad else (logits_nV.detach(), log_normaliser_n.detach()))
+    entropies_n = log_z_n - (torch.softmax(z_nV, dim=-1) * z_nV).sum(dim=-1)
+    if not self_certainty:
+        return logprobs_n, entropies_n
+    return logprobs_n, entropies_n, (log_z_n - z_nV.mean(dim=-1) - math.log(z_nV.shape[-1])).detach()
+
+
+def _in_chunks(
+    of_chunk: Callable[[Tensor, Tensor], tuple[Tensor, ...]], hidden_NH: Tensor, token_ids_N: Tensor, chunk_tokens: int
+) -> list[Tensor]:
+    """The results of all chunks in one; their logits are computed again in the backward pass."""
     chunks = zip(hidden_NH.split(chunk_tokens), token_ids_N.split(chunk_tokens), strict=True)
     if torch.is_grad_enabled():
-        parts = [
-            checkpoint(one_chunk, hidden_nH, token_ids_n, use_reentrant=False) for hidden_nH, token_ids_n in chunks]
+        parts = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
     else:
-        parts = [one_chunk(hidden_nH, token_ids_n) for hidden_nH, token_ids_n in chunks]
-    return TokenLogprobs(*(torch.cat(chunks) for chunks in zip(*parts, strict=True)))
+        parts = [of_chunk(*chunk) for chunk in chunks]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
-def float_logits(hidden_nH: Tensor, head: Head, logit_scale: float = 1.0, softcap: float | None = None) -> Tensor:
-    """z [n, V] in float32, as `token_logprobs` describes them, before the temperature."""
-    logits_nV = head(hidden_nH).float()
-    if logit_scale != 1.0:
-        logits_nV = logits_nV * logit_scale
-    return logits_nV if softcap is None else softcap * torch.tanh(logits_nV / softcap)
+def upcast_head(layer: Head) -> Head:
+    """The output layer with its product itself in float32: slower on a GPU, closer to the exact log-probabilities.
 
-
-def _float32_head(lm_head: Head) -> Head:
-    if not isinstance(lm_head, nn.Linear):
-        raise ValueError(f"upcast_head needs an nn.Linear as output layer; this model's is {type(lm_head).__name__}")
+    Raises: ValueError where it is no nn.Linear."""
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"upcast_head needs an nn.Linear as output layer; this model's is {type(layer).__name__}")
     # Once for all chunks: one float32 copy of the weight, through which gradients still reach the original.
-    weight_VH = lm_head.weight.float()
-    bias_V = None if lm_head.bias is None else lm_head.bias.float()
+    weight_VH = layer.weight.float()
+    bias_V = None if layer.bias is None else layer.bias.float()
 
     def head(hidden_nH: Tensor) -> Tensor:
         with torch.autocast(device_type=hidden_nH.device.type, enabled=False):

@@ -6,10 +6,14 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rl.config import ModelSection
 from rl.errors import ConfigError
 from rl.paths import resolve_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +30,11 @@ class Source:
 
 
 def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
-    """The same for a source that is known. `out`: does not exist, or is empty."""
+    """Write the merged checkpoint into the folder `out`, which does not exist or is empty, and return a line that says
+    so. dtype: of its weights, such as bfloat16; None: of the checkpoint that the source names for it.
+
+    Raises ConfigError where it cannot be written."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -38,8 +44,7 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(source.base)
     plain = AutoModelForCausalLM.from_pretrained(
-        str(resolve_path(source.base.path)),
-        revision=source.base.revision,
+        str(resolve_path(source.base.path)), revision=source.base.revision,
         trust_remote_code=source.base.trust_remote_code,
         dtype=dtype or load_model_config(source.stored_like).dtype or "auto")
     if source.adapter is not None:
@@ -50,6 +55,15 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
         with torch.no_grad():
             for name, weight in merged_weights(policy):
                 parameters[name].copy_(weight)
+    _save(plain, tokenizer, out)
+    added = "" if source.adapter is None else f" with {source.adapter} merged into it"
+    return f"wrote {out}: {source.base.path}{added}, {str(plain.dtype).removeprefix('torch.')}"
+
+
+def _save(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Appears complete: written beside it, and renamed."""
+    from safetensors import SafetensorError
+
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -59,9 +73,6 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
     # safetensors has an error of its own for a full disk.
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"cannot write {out}: {error}. Remedy: free some space there, or name another folder") from error
+            f"cannot write {out}: {error}", remedy="free some space there, or name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    what = (
-        f"{source.base.path} with {source.adapter} merged into it" if source.adapter is not None else source.base.path)
-    return f"wrote {out}: {what}, {str(plain.dtype).removeprefix('torch.')}"

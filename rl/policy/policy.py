@@ -55,10 +55,8 @@ class Policy:
 
     @property
     def base_bytes(self) -> int:
-        return sum(
-            p.numel() * p.element_size()
-            for p in self.causal_lm.parameters()
-            if not self.is_adapter or not p.requires_grad)
+        base = (p for p in self.causal_lm.parameters() if not self.is_adapter or not p.requires_grad)
+        return sum(p.numel() * p.element_size() for p in base)
 
     def pristine_copy(self) -> PreTrainedModel:
         """A plain transformers model with the base's weights, in the policy's dtype."""
@@ -88,50 +86,39 @@ def merged_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     if not policy.is_adapter:
         yield from policy.model.named_parameters()
         return
-    for name, module in policy.causal_lm.named_modules():
-        if isinstance(module, LoraLayer):
-            base = module.get_base_layer().weight
-            yield f"{name}.weight", base.float() + module.get_delta_weight(module.active_adapters[0]).float()
+    for name, module in _adapted(policy).items():
+        yield f"{name}.weight", _merged(module)
 
 
-def merge_in_place(policy: Policy) -> Policy:
-    """W + BA in float32 written over the base, and the adapter taken off: a policy to sample from alone. The one given
-    is used up."""
-    assert isinstance(policy.model, PeftModel)
-    layers = {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
-    with torch.no_grad():
-        for name, weight in merged_weights(policy):
-            layers[name.removesuffix(".weight")].get_base_layer().weight.copy_(weight)
-    plain = policy.model.unload().requires_grad_(False).eval()
-    return Policy(plain, policy.tokenizer, policy.eos_token_ids, policy.dtype, None)
+def _adapted(policy: Policy) -> dict[str, LoraLayer]:
+    """The adapter's layers by their names in the plain model; none where there is no adapter."""
+    return {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _merged(module: LoraLayer) -> torch.Tensor:
+    """W + BA in float32."""
+    return module.get_base_layer().weight.float() + module.get_delta_weight(module.active_adapters[0]).float()
 
 
 def lora_rank(policy: Policy) -> int:
     """The largest rank of the adapter; 0 where there is none."""
-    ranks = [
-        module.r[module.active_adapters[0]] for module in policy.causal_lm.modules() if isinstance(module, LoraLayer)]
-    return max(ranks, default=0)
+    return max((module.r[module.active_adapters[0]] for module in _adapted(policy).values()), default=0)
 
 
 def lora_targets(policy: Policy) -> tuple[str, ...]:
     """The last parts of the adapted modules' names, such as q_proj."""
-    names = {
-        name.rpartition(".")[2] for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
-    return tuple(sorted(names))
+    return tuple(sorted({name.rpartition(".")[2] for name in _adapted(policy)}))
 
 
 def all_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     """(name in the plain checkpoint, weight in the policy's dtype) of every weight, layer by layer; an adapter is
     merged into them, in float32 and from the pristine base."""
-    adapted = {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
+    adapted = _adapted(policy)
     for name, parameter in policy.causal_lm.named_parameters():
         owner, _, rest = name.partition(".base_layer.")
         if rest:
-            module = adapted[owner]
-            weight = parameter
-            if rest == "weight":
-                with torch.no_grad():
-                    weight = parameter.float() + module.get_delta_weight(module.active_adapters[0]).float()
+            with torch.no_grad():
+                weight = _merged(adapted[owner]) if rest == "weight" else parameter
             yield f"{owner}.{rest}", weight.detach().to(policy.dtype)
         elif not any(part.startswith("lora_") for part in name.split(".")):
             yield name, parameter.detach().to(policy.dtype)
@@ -141,20 +128,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """auto: bfloat16 on a GPU that computes in it, float32 elsewhere, also where a GPU is there and the run is on the
     CPU."""
     if name == "auto":
-        name = (
-            "bfloat16"
-            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            else "float32")
+        in_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if in_bfloat16 else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def load_policy(
-    model: ModelSection,
-    lora: LoraSection,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int,
-    device: torch.device,
+    model: ModelSection, lora: LoraSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, device: torch.device,
     keep_reference: bool,
 ) -> Policy:
     """Load the base, put the adapter over it (a new one: B = 0, A from `seed`), on `device`.
@@ -166,17 +146,33 @@ def load_policy(
     if model.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.enable_input_require_grads()
-    reference = copy.deepcopy(base).requires_grad_(False).eval() if keep_reference and not lora.enabled else None
     if not lora.enabled:
         if model.adapter is not None:
             raise PolicyError(
-                f"{named('model.adapter')}: an adapter cannot be trained in full; set lora.enabled=true, or merge it "
-                "first (python -m rl.export)")
+                "an adapter cannot be trained in full; set lora.enabled=true, or merge it first (python -m rl.export)",
+                where=named("model.adapter"))
+        reference = copy.deepcopy(base).requires_grad_(False).eval() if keep_reference else None
         return Policy(base.train(), tokenizer, eos_ids, dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_tied_targets(base)
     fuse_lora(trained)
     return Policy(trained, tokenizer, eos_ids, dtype, None)
+
+
+def load_frozen(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
+    """The checkpoint to sample from and not to train, in place of its base with W + BA in float32 where model.adapter
+    names an adapter. Raises PolicyError."""
+    if model.adapter is None:
+        dtype = resolve_dtype(model.dtype, device)
+        base, eos_ids = _load_base(model, tokenizer, dtype, device)
+        return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None)
+    lora = stored_lora(resolve_path(model.adapter))
+    policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)
+    with torch.no_grad():
+        for module in _adapted(policy).values():
+            module.get_base_layer().weight.copy_(_merged(module))
+    plain = policy.model.unload().requires_grad_(False).eval()
+    return Policy(plain, tokenizer, policy.eos_token_ids, policy.dtype, None)
 
 
 @contextmanager
@@ -190,15 +186,8 @@ def explain_loading(path: str) -> Iterator[None]:
         raise
     except (SafetensorError, OSError, ValueError, ImportError) as error:
         raise PolicyError(
-            f"{named('model.path')}: {path} cannot be loaded ({str(error).strip().splitlines()[0]}). Remedy: a whole "
-            f"checkpoint of a causal language model, and {named('model.attention', 'auto')}") from error
-
-
-def load_plain(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
-    """The checkpoint as it is, to sample from and not to train; model.adapter is not read. Raises PolicyError."""
-    dtype = resolve_dtype(model.dtype, device)
-    base, eos_ids = _load_base(model, tokenizer, dtype, device)
-    return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None)
+            f"{path} cannot be loaded ({str(error).strip().splitlines()[0]})", where=named("model.path"),
+            remedy=f"a whole checkpoint of a causal language model, and {named('model.attention', 'auto')}") from error
 
 
 def load_generation_config(path: str, revision: str | None) -> GenerationConfig | None:
@@ -224,8 +213,8 @@ def end_of_sequence_ids(
     eos_ids = named_end_ids(generation_config, tokenizer)
     if not eos_ids:
         raise PolicyError(
-            f"{named('model.path')}: {path} names no end-of-sequence token in generation_config.json or its tokenizer; "
-            "set sampling.stop_token_ids and add eos_token to the tokenizer")
+            f"{path} names no end-of-sequence token in generation_config.json or its tokenizer; set "
+            "sampling.stop_token_ids and add eos_token to the tokenizer", where=named("model.path"))
     return eos_ids
 
 
@@ -243,12 +232,7 @@ def _load_base(
 
 def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSection, seed: int) -> PeftModel:
     if model.adapter is not None:
-        folder = resolve_path(model.adapter)
-        if not (Path(folder) / "adapter_config.json").is_file():
-            raise PolicyError(
-                f"{named('model.adapter')}: {folder} holds no adapter_config.json; expected a folder saved by PEFT, "
-                "such as runs/NAME/checkpoints/best/adapter")
-        return _load_adapter(base, Path(folder), model.path, lora)
+        return _load_adapter(base, Path(resolve_path(model.adapter)), model.path, lora)
     # The adapter's first weights come from the run's seed alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -258,8 +242,9 @@ def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSectio
                 task_type="CAUSAL_LM", bias="none"))
         # PEFT's own error for modules that do not exist, or that it cannot adapt.
         except ValueError as error:
-            raise PolicyError(f"lora.targets: {lora.targets!r} cannot be adapted in {model.path} ({error}). "
-                              "Remedy: lora.targets=all-linear, or names of its linear modules") from error
+            raise PolicyError(
+                f"{lora.targets!r} cannot be adapted in {model.path} ({error})", where="lora.targets",
+                remedy="lora.targets=all-linear, or names of its linear modules") from error
 
 
 def stored_lora(folder: Path) -> LoraSection:
@@ -271,42 +256,54 @@ def stored_lora(folder: Path) -> LoraSection:
 def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: LoraSection) -> PeftModel:
     """The stored adapter over this base; refused where it is no plain LoRA, or where some weight of it has no place
     here: PEFT itself passes over what it cannot place, and the run would begin with a part of the adapter or none."""
-    stored = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(stored, LoraConfig):
-        raise PolicyError(f"{named('model.adapter')}: {folder} is of type {stored.peft_type}; expected LORA")
-    extras = [name for name, is_on in (("use_dora", stored.use_dora), ("bias", stored.bias != "none"),
-                                       ("modules_to_save", bool(stored.modules_to_save))) if is_on]
-    if extras:
-        raise PolicyError(
-            f"{named('model.adapter')}: {folder} uses {', '.join(extras)}, which is more than base + BA; expected a "
-            f"plain LoRA. Remedy: merge it into its base with PEFT and name the result in {named('model.path')}")
-    # Dropout belongs to the training, not to the weights.
-    stored.lora_dropout = lora.dropout
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise PolicyError(
-            f"{named('model.adapter')}: {folder} holds no adapter_model.safetensors; expected a folder saved by PEFT")
-    origin = (
-        f"{named('model.adapter')}: {folder} was made for another base ({stored.base_model_name_or_path}) than "
-        f"{named('model.path', base_path)}")
-    remedy = f"Remedy: the {named('model.path')} that it was trained on, or another adapter"
+    stored, weights = _stored_adapter(folder)
+    stored.lora_dropout = lora.dropout  # it belongs to the training, not to the weights
+
+    def of_another_base(sign: str) -> PolicyError:
+        return PolicyError(
+            f"{folder} was made for another base ({stored.base_model_name_or_path}) than "
+            f"{named('model.path', base_path)}: {sign}", where=named("model.adapter"),
+            remedy=f"the {named('model.path')} that it was trained on, or another adapter")
+
     if is_other_base(folder, base):
-        raise PolicyError(f"{origin}: the weights differ from those in its {FILE}. {remedy}")
+        raise of_another_base(f"the weights differ from those in its {FILE}")
     try:
         trained = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=stored)
     # PEFT's own errors for target modules that do not exist and for shapes that differ.
     except (ValueError, RuntimeError) as error:
-        raise PolicyError(f"{origin}: {str(error).strip().splitlines()[-1].strip()}. {remedy}") from error
+        raise of_another_base(str(error).strip().splitlines()[-1].strip()) from error
     placed = {name.replace(".default.", ".") for name, p in trained.named_parameters() if p.requires_grad}
     if different := sorted(placed ^ load_file(weights).keys()):
-        raise PolicyError(
-            f"{origin}: {len(different)} of its weights have no counterpart, the first is {different[0]}. {remedy}")
+        raise of_another_base(f"{len(different)} of its weights have no counterpart, the first is {different[0]}")
     for key, there, here in (("rank", stored.r, lora.rank), ("alpha", stored.lora_alpha, lora.alpha)):
         if there != here:
             raise PolicyError(
-                f"lora.{key}: {here:g}, but the adapter in {folder} ({named('model.adapter')}) has {there:g}. "
-                f"Remedy: lora.{key}={there:g}")
+                f"{here:g}, but the adapter in {folder} ({named('model.adapter')}) has {there:g}", where=f"lora.{key}",
+                remedy=f"lora.{key}={there:g}")
     return trained
+
+
+def _stored_adapter(folder: Path) -> tuple[LoraConfig, Path]:
+    """The configuration of a plain LoRA and the file of its weights. Raises PolicyError for anything else."""
+    where = named("model.adapter")
+    if not (folder / "adapter_config.json").is_file():
+        raise PolicyError(
+            f"{folder} holds no adapter_config.json", where=where,
+            expected="a folder saved by PEFT, such as runs/NAME/checkpoints/best/adapter")
+    stored = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(stored, LoraConfig):
+        raise PolicyError(f"{folder} is of type {stored.peft_type}", where=where, expected="LORA")
+    extras = [name for name, is_on in (("use_dora", stored.use_dora), ("bias", stored.bias != "none"),
+                                       ("modules_to_save", bool(stored.modules_to_save))) if is_on]
+    if extras:
+        raise PolicyError(
+            f"{folder} uses {', '.join(extras)}, which is more than base + BA", where=where, expected="a plain LoRA",
+            remedy=f"merge it into its base with PEFT and name the result in {named('model.path')}")
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise PolicyError(
+            f"{folder} holds no adapter_model.safetensors", where=where, expected="a folder saved by PEFT")
+    return stored, weights
 
 
 def _refuse_tied_targets(base: PreTrainedModel) -> None:
@@ -317,8 +314,8 @@ def _refuse_tied_targets(base: PreTrainedModel) -> None:
     plain = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in (head, embedding)]
     if adapted and plain[0].weight is plain[1].weight:
         raise PolicyError(
-            "lora.targets: this model's output layer and input embedding are one weight, which an adapter on either "
-            "would split. Remedy: leave both out of lora.targets (all-linear does)")
+            "this model's output layer and input embedding are one weight, which an adapter on either would split",
+            where="lora.targets", remedy="leave both out of lora.targets (all-linear does)")
 
 
 def default_device() -> torch.device:

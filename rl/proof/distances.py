@@ -55,10 +55,8 @@ class Distances:
 
         Without a base, agreement is all there is: policy or other."""
         if not self.agreement <= bound or self.is_on_base_side:  # NaN is no agreement
-            return (
-                "base"
-                if self.from_base is not None and self.from_base <= bound and self.from_base < self.agreement
-                else "other")
+            has_base = self.from_base is not None and self.from_base <= bound and self.from_base < self.agreement
+            return "base" if has_base else "other"
         return "policy" if self.moved is None or self.is_on_policy_side else "open"
 
 
@@ -93,11 +91,8 @@ def pooled(parts: Sequence[Distances]) -> Distances:
     agreement = mean([part.agreement for part in parts])
     assert agreement is not None
     return Distances(
-        sum(part.num_tokens for part in parts),
-        agreement,
-        mean([part.from_base for part in parts]),
-        mean([part.moved for part in parts]),
-        mean([part.share for part in parts]))
+        sum(part.num_tokens for part in parts), agreement, mean([part.from_base for part in parts]),
+        mean([part.moved for part in parts]), mean([part.share for part in parts]))
 
 
 def effective_sample_share(weights: Tensor) -> float:

@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Self, TypeVar
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from rewards.errors import UserError
 from rl.collect import Collected
 from rl.config import RunConfig
-from rl.generate.protocol import Generator, Row
+from rl.generate.protocol import Generator
 from rl.generate.weight_sync import choose_sync
-from rl.policy.forward import PolicyForward
 from rl.policy.policy import Policy
-from rl.policy.scorer import PolicyScorer
-from rl.proof.diagnosis import Diagnosis, find_cause
+from rl.proof.diagnosis import Evidence, find_cause, sampler_logprobs, trainer_logprobs
+from rl.proof.diagnosis_text import describe
 from rl.proof.distances import Distances, distances, pooled
-from rl.proof.verdict_text import describe
 from rl.ranks import share_of_rank
-from rl.records import Group, Prompt, Rollout
+from rl.records import Group, Prompt, PromptCompletion, Rollout
 
 T = TypeVar("T")
 
@@ -39,7 +36,7 @@ UNMOVED_UPDATES = 10
 """Updates with a gradient after which a policy that still equals its base to the last bit is an error."""
 
 
-class SamplerMismatchError(UserError):
+class GeneratorMismatchError(UserError):
     """The sampler does not sample from the policy that is trained."""
 
 
@@ -48,13 +45,27 @@ def mismatch_bound(config: RunConfig, policy: Policy) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Evidence:
-    """rows: completions, [N], none where the rank has no share. sampler_T: the sampler's log-probabilities of their
-    tokens, one row after the other, at `temperature`."""
+class ProofState:
+    """is_owed: no version above 0 has been proven since the last proof that was due. num_updates: updates with a
+    gradient, as far as they are of interest. Empty JSON, of a version that knew no proof, is the state of the start."""
 
-    rows: list[Row]
-    sampler_T: Tensor
-    temperature: float
+    is_owed: bool = True
+    num_updates: int = 0
+
+    def to_json(self) -> dict[str, int | bool]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, int | bool]) -> Self:
+        return cls(bool(value.get("is_owed", True)), int(value.get("num_updates", 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What one rank has found."""
+
+    distances: Distances
+    num_completions: int
 
 
 class Proof:
@@ -70,17 +81,15 @@ class Proof:
         self._rank, self._num_ranks = rank, num_ranks
         self._bound = mismatch_bound(config, policy)
         self._way = choose_sync(config.generator, policy).way
-        self._is_owed = True  # no version above 0 has been proven since the last proof that was due
-        self._num_updates = 0  # with a gradient, as far as they are of interest
+        self._is_owed, self._num_updates = True, 0  # see ProofState
         self._is_resumed = False
 
-    def state_dict(self) -> dict[str, int | bool]:
-        return {"is_owed": self._is_owed, "num_updates": self._num_updates}
+    def state(self) -> ProofState:
+        return ProofState(self._is_owed, self._num_updates)
 
-    def resume(self, state: Mapping[str, int | bool]) -> None:
-        """state: of the checkpoint; empty in one of a version that knew no proof."""
-        self._is_owed, self._num_updates = bool(state.get("is_owed", True)), int(state.get("num_updates", 0))
-        self._is_resumed = True
+    def resume(self, state: ProofState) -> None:
+        """state: of the checkpoint."""
+        self._is_owed, self._num_updates, self._is_resumed = state.is_owed, state.num_updates, True
 
     def note_update(self, metrics: Mapping[str, float]) -> None:
         """metrics: of the update that a step has made."""
@@ -91,114 +100,99 @@ class Proof:
         """The metrics of step `step`'s proof, empty where none is due or there is nothing to prove it on; collective
         over ranks.
 
-        Raises SamplerMismatchError, on every rank, where the sampler does not have version `version` of the policy."""
+        Raises GeneratorMismatchError, on every rank, where the sampler does not have version `version` of the
+        policy."""
         every, is_resumed, self._is_resumed = self._config.generator.proof_every, self._is_resumed, False
         is_due = every > 0 and (step % every == 0 or (version > 0 and self._is_owed))
         if not is_due and not (every > 0 and is_resumed):
             return {}
         started = time.perf_counter()
         evidence = self._evidence(version, collected)
-        parts = self._gather(
-            (self._compare(evidence), len(evidence.rows)) if evidence is not None and evidence.rows else None)
-        present = [part for part in parts if part is not None]
-        if not present:
+        of_ranks = self._gather(self._compare(evidence) if evidence is not None and evidence.pairs else None)
+        findings = [finding for finding in of_ranks if finding is not None]
+        if not findings:
             self._is_owed |= is_due
             return {}
-        verdicts = [None if part is None else part[0].verdict(self._bound) for part in parts]
-        total, num_completions = pooled([found for found, _ in present]), sum(count for _, count in present)
-        failed = [rank for rank, verdict in enumerate(verdicts) if verdict in ("base", "other")]
-        if failed:
-            part = parts[self._rank]
-            cause = (
-                self._cause(evidence, part[0])
-                if evidence is not None and part is not None and self._rank in failed
-                else None)
-            raise self._error(step, version, failed, parts, self._gather(cause))
+        self._refuse_failed(step, version, evidence, of_ranks)
+        total = pooled([finding.distances for finding in findings])
         if total.moved == 0.0 and self._num_updates >= UNMOVED_UPDATES:
             raise self._unmoved(step, version, total)
         if not is_due:
             return {}
-        is_open = version > 0 and "open" in verdicts
+        is_open = version > 0 and any(finding.distances.verdict(self._bound) == "open" for finding in findings)
         self._is_owed = is_open or version == 0
         values = {
             "agreement": total.agreement, "from_base": total.from_base, "moved": total.moved, "share": total.share,
-            "inconclusive": float(is_open), "completions": float(num_completions)}
+            "inconclusive": float(is_open), "completions": float(sum(found.num_completions for found in findings))}
         return {f"proof/{name}": value for name, value in values.items() if value is not None} | {
             "proof_s": time.perf_counter() - started}
 
-    def _evidence(self, version: int, collected: Collected) -> _Evidence | None:
+    def _evidence(self, version: int, collected: Collected) -> Evidence | None:
         """What this rank compares: completions that `version` has sampled in this step; where there are none (refilling
-        left enough over, or the step before has sampled this one's), the sampler scores some of the batch with the
-        weights that it has now.
+        left enough over, or the step before has sampled this one's), some of the batch, with the log-probabilities that
+        the sampler computes by the weights that it has now.
 
-        None where its weights are not those of `version`, the same on every rank."""
+        None where its weights are not those of `version`, alike on every rank."""
         num_each = max(1, self._config.generator.proof_completions // self._num_ranks)
         fresh = [found for scored in collected.sampled if (found := _sampled_by(version, scored.group)).rollouts]
         if fresh:
             chosen = spread(share_of_rank(fresh, self._rank, self._num_ranks), num_each)
             recorded = [value for _, rollout in chosen for value in rollout.logprobs]
-            return _Evidence(_rows(chosen), torch.tensor(recorded), self._config.sampling.temperature)
+            return Evidence(_pairs(chosen), torch.tensor(recorded), self._config.sampling.temperature)
         if self._generator.policy_version != version:
             return None
         batch = [scored.group for scored in collected.batch]
-        rows = _rows(spread(share_of_rank(batch, self._rank, self._num_ranks), num_each))
-        return _Evidence(rows, torch.tensor([value for scored in self._generator.score(rows) for value in scored]), 1.0)
+        pairs = _pairs(spread(share_of_rank(batch, self._rank, self._num_ranks), num_each))
+        return Evidence(pairs, sampler_logprobs(self._generator, pairs), 1.0)
 
-    def _compare(self, evidence: _Evidence) -> Distances:
-        scorer = PolicyScorer(
-            self._policy, PolicyForward(self._policy, temperature=evidence.temperature),
+    def _compare(self, evidence: Evidence) -> _Finding:
+        trainer_T, base_T = trainer_logprobs(
+            self._policy, evidence.pairs, temperature=evidence.temperature,
             max_tokens=self._config.optim.micro_batch_tokens)
-        trainer_T = torch.cat([scored.logprobs_N for scored in scorer.score(evidence.rows)])
-        base_T = torch.cat(scorer.reference_logprobs(evidence.rows)) if self._policy.has_reference else None
-        return distances(evidence.sampler_T, trainer_T, base_T)
+        return _Finding(distances(evidence.sampler_T, trainer_T, base_T), len(evidence.pairs))
 
-    def _cause(self, evidence: _Evidence, found: Distances) -> Diagnosis:
-        return find_cause(
-            self._policy,
-            self._generator,
-            evidence.rows,
-            evidence.sampler_T,
-            found,
-            temperature=evidence.temperature,
-            bound=self._bound,
-            max_tokens=self._config.optim.micro_batch_tokens)
+    def _refuse_failed(
+        self, step: int, version: int, evidence: Evidence | None, of_ranks: Sequence[_Finding | None]
+    ) -> None:
+        """Raise what the first rank that failed tells, on every rank, where one has failed; the others are named."""
+        failed = [rank for rank, finding in enumerate(of_ranks)
+                  if finding is not None and finding.distances.verdict(self._bound) in ("base", "other")]
+        if not failed:
+            return
+        mine, cause = of_ranks[self._rank], None
+        if self._rank in failed and evidence is not None and mine is not None:
+            cause = find_cause(
+                self._policy, self._generator, evidence, mine.distances, bound=self._bound,
+                max_tokens=self._config.optim.micro_batch_tokens)
+        told, finding = self._gather(cause)[failed[0]], of_ranks[failed[0]]
+        assert told is not None and finding is not None
+        found, words = finding.distances, describe(told, self._config, self._way, version=version)
+        ranks = "" if self._num_ranks == 1 else f" (process {', '.join(map(str, failed))} of {self._num_ranks})"
+        to_base = "" if found.from_base is None else (
+            f", sampler and base {found.from_base:.3g}, trainer and base {found.moved:.3g}")
+        raise GeneratorMismatchError(
+            f"the sampler does not sample from version {version} of the policy{ranks}. Mean |difference| of their "
+            f"log-probabilities over {found.num_tokens} tokens of {finding.num_completions} completions: sampler and "
+            f"trainer {found.agreement:.3g} nats (at most {self._bound:g} expected){to_base}. {words}",
+            where=f"step {step}")
 
     def _gather(self, mine: T) -> list[T]:
         """Every rank's value, in the order of the ranks."""
         return gather_object([mine]) if self._num_ranks > 1 else [mine]
 
-    def _error(
-        self, step: int, version: int, failed: Sequence[int], parts: Sequence[tuple[Distances, int] | None],
-        causes: Sequence[Diagnosis | None],
-    ) -> SamplerMismatchError:
-        """Told by the first rank that failed; the others are named."""
-        part, cause = parts[failed[0]], causes[failed[0]]
-        assert part is not None and cause is not None
-        found, count = part
-        where = "" if self._num_ranks == 1 else f" (process {', '.join(map(str, failed))} of {self._num_ranks})"
-        to_base = (
-            ""
-            if found.from_base is None
-            else f", sampler and base {found.from_base:.3g}, trainer and base {found.moved:.3g}")
-        return SamplerMismatchError(
-            f"step {step}: the sampler does not sample from version {version} of the policy{where}. Mean |difference| "
-            f"of their log-probabilities over {found.num_tokens} tokens of {count} completions: sampler and trainer "
-            f"{found.agreement:.3g} nats (at most {self._bound:g} expected){to_base}. "
-            f"{describe(cause, self._config, self._way, version=version)}")
-
-    def _unmoved(self, step: int, version: int, total: Distances) -> SamplerMismatchError:
-        return SamplerMismatchError(
-            f"step {step}: version {version} of the policy equals its base to the last bit (mean |difference| of their "
+    def _unmoved(self, step: int, version: int, total: Distances) -> GeneratorMismatchError:
+        return GeneratorMismatchError(
+            f"version {version} of the policy equals its base to the last bit (mean |difference| of their "
             f"log-probabilities over {total.num_tokens} tokens is 0), after at least {UNMOVED_UPDATES} updates with a "
             "gradient. The trainer's side is wrong: the adapter takes no part in its forward, or the updates vanish "
             "in rounding. Check: that nothing has switched the adapter off (rl/policy/policy.py, "
-            f"rl/policy/fused_lora.py); optim.lr={self._config.optim.lr:g} in {self._policy.dtype}. Remedy: mend that, "
-            "or a higher optim.lr, in a new run")
+            f"rl/policy/fused_lora.py); optim.lr={self._config.optim.lr:g} in {self._policy.dtype}",
+            where=f"step {step}", remedy="mend that, or a higher optim.lr, in a new run")
 
 
 def spread(groups: Sequence[Group], count: int) -> list[tuple[Prompt, Rollout]]:
     """At most `count` completions: of evenly spaced groups where there are more groups than that, else of every group
-    in turn; the first of one group, the second of the next. The same groups give the same choice."""
+    in turn; the first of one group, the second of the next. Depends on nothing but the groups."""
     chosen: list[tuple[Prompt, Rollout]] = []
     for turn in range(max((len(group.rollouts) for group in groups), default=0)):
         wanted = min(count - len(chosen), len(groups))
@@ -213,5 +207,5 @@ def _sampled_by(version: int, group: Group) -> Group:
     return replace(group, rollouts=tuple(rollout for rollout in group.rollouts if rollout.policy_version == version))
 
 
-def _rows(chosen: Sequence[tuple[Prompt, Rollout]]) -> list[Row]:
+def _pairs(chosen: Sequence[tuple[Prompt, Rollout]]) -> list[PromptCompletion]:
     return [(prompt.token_ids, rollout.token_ids) for prompt, rollout in chosen]

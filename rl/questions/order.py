@@ -7,10 +7,36 @@ Epoch e is a permutation that (seed, e) alone decides, so the state is a few num
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 
-from rl.records import Json
+
+@dataclass(frozen=True, slots=True)
+class OrderState:
+    """epoch and position: how far the order has come. postponed: indices of this epoch that are still to come. The
+    others say which order it is."""
+
+    num_questions: int
+    seed: int
+    shuffle: bool
+    epoch: int
+    position: int
+    postponed: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The inverse of to_json. Raises: KeyError or ValueError where it is not one."""
+        epoch, position, postponed = value["epoch"], value["position"], value["postponed"]
+        if not (isinstance(epoch, int) and isinstance(position, int) and isinstance(postponed, list)):
+            raise ValueError(
+                f"saw epoch {epoch!r}, position {position!r}, postponed {postponed!r}; expected two whole numbers "
+                "and a list")
+        return cls(value["num_questions"], value["seed"], value["shuffle"], epoch, position, tuple(postponed))
 
 
 class QuestionOrder:
@@ -42,25 +68,19 @@ class QuestionOrder:
             taken.add(index)
         return chosen
 
-    def state_dict(self) -> dict[str, Json]:
-        return {"num_questions": self.num_questions, "seed": self.seed, "shuffle": self.shuffle, "epoch": self.epoch,
-                "position": self._position, "postponed": list(self._postponed)}
+    def state(self) -> OrderState:
+        return OrderState(
+            self.num_questions, self.seed, self.shuffle, self.epoch, self._position, tuple(self._postponed))
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state(self, state: OrderState) -> None:
         """Continue where the state was taken. Raises: ValueError if it belongs to another number of questions, seed or
         mode."""
-        for key, own in (("num_questions", self.num_questions), ("seed", self.seed), ("shuffle", self.shuffle)):
-            if state.get(key) != own:
+        for key in ("num_questions", "seed", "shuffle"):
+            if getattr(state, key) != (own := getattr(self, key)):
                 raise ValueError(
-                    f"the checkpoint's data order has {key} = {state.get(key)!r}, this run {own!r}: it cannot be "
+                    f"the checkpoint's data order has {key} = {getattr(state, key)!r}, this run {own!r}: it cannot be "
                     "continued. Use the questions and settings that the run began with, or start a new run")
-        epoch, position, postponed = state["epoch"], state["position"], state["postponed"]
-        if not (isinstance(epoch, int) and isinstance(position, int) and isinstance(postponed, list)):
-            raise ValueError(
-                f"saw epoch {epoch!r}, position {position!r}, postponed {postponed!r}; expected two whole numbers "
-                "and a list")
-        self.epoch, self._position = epoch, position
-        self._postponed = [index for index in postponed if isinstance(index, int)]
+        self.epoch, self._position, self._postponed = state.epoch, state.position, list(state.postponed)
         self._permutation = self._permute()
 
     def _permute(self) -> list[int]:

@@ -15,7 +15,7 @@ from rl.generate.protocol import SamplingParameters
 from rl.generate.servers.client import read_key
 from rl.generate.vllm_engine import check_version
 from rl.paths import resolve_path
-from rl.policy.fingerprint import model_identity, rewards_digest
+from rl.policy.model_identity import model_identity, rewards_digest
 from rl.policy.policy import end_of_sequence_ids, load_generation_config
 from rl.questions.inputs import (
     check_lengths,
@@ -66,7 +66,7 @@ class RejectInputs:
 
 
 def read_reject_inputs(config: RejectConfig) -> RejectInputs:
-    """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError, SamplerError or RewardError
+    """Everything but the model. Raises ConfigError, DataError, PromptError, PolicyError, GeneratorError or RewardError
     with the remedy."""
     sampling, backend = config.sampling, config.generator.backend
     if backend == "vllm":

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards.errors import named
-from rl.errors import ConfigError
-from rl.questions.files import DataError
+from rl.errors import ConfigError, DataError
 from rl.records import Json
 from rl.rejection.config import MixSection
 from rl.supervised.config import WarmupDataSection
@@ -33,9 +32,10 @@ def read_mix(sections: Sequence[MixSection]) -> list[MixFile]:
     for number, section in enumerate(sections):
         key = f"mix.{number}"
         try:
-            solutions = load_solutions(WarmupDataSection(path=section.path, columns=section.columns), key)
+            solutions = load_solutions(WarmupDataSection(path=section.path, columns=section.columns))
         except DataError as error:
-            raise ConfigError(f"{key}.path: {error}") from error
+            message = error.renamed(lambda name: name.replace("data.", f"{key}.", 1))  # noqa: B023
+            raise ConfigError(f"{key}.path: {message}") from error
         files.append(MixFile(key, section, tuple(solutions)))
     return files
 

@@ -22,7 +22,7 @@ from rl.config import Occasion
 from rl.configuration.loading import to_yaml
 from rl.configuration.resuming import conflicts_with_folder
 from rl.errors import ConfigError
-from rl.generate.frozen import open_fixed_generator, open_fixed_servers
+from rl.generate.frozen import open_frozen_generator, open_frozen_servers
 from rl.generate.protocol import Generator, Request, request_seed
 from rl.records import Group, Json, Prompt, ScoredGroup
 from rl.rejection.config import RejectConfig
@@ -45,7 +45,7 @@ def run(config: RejectConfig, resume: Path | None) -> int:
     """Sample, score, choose and write as configured; returns the exit code. resume: the folder of the run to go on
     with, config.run_dir.
 
-    Raises what `read_reject_inputs` raises, PolicyError, SamplerError, RunFolderError, OSError, and ConfigError where
+    Raises what `read_reject_inputs` raises, PolicyError, GeneratorError, RunFolderError, OSError, and ConfigError where
     nothing is kept or a file to mix in is too small; the samples are then kept, and no result is written."""
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
@@ -88,10 +88,10 @@ def _open_generator(config: RejectConfig, inputs: RejectInputs) -> Iterator[Gene
     parts = config.model, config.generator, inputs.tokenizer, inputs.model_config
     try:
         if config.generator.backend == "vllm_server":
-            generator = open_fixed_servers(
+            generator = open_frozen_servers(
                 *parts, max_tokens=inputs.max_tokens, text=inputs.prompts[0].token_ids, scratch=scratch)
         else:
-            generator = open_fixed_generator(*parts, max_tokens=inputs.max_tokens, scratch=scratch)
+            generator = open_frozen_generator(*parts, max_tokens=inputs.max_tokens, scratch=scratch)
         try:
             yield generator
         finally:

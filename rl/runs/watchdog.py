@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal, Self
 
 from rl.config import WatchdogSection
-from rl.records import Json, Rollout, ScoredGroup
+from rl.records import Rollout, ScoredGroup
 
 Rule = Literal["falling_accuracy", "accuracy_drop", "nothing_gained", "one_answer", "unparsable"]
 
@@ -82,23 +82,59 @@ class StepSignals:
 
 
 @dataclass(frozen=True, slots=True)
-class _Evaluation:
+class JudgedEvaluation:
+    """reward: the mean of what the run raises over the steps since the evaluation before; None before the first."""
+
     step: int
     accuracy: float
     reward: float | None
 
+    def to_json(self) -> list[float | None]:
+        return [self.step, self.accuracy, self.reward]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchdogState:
+    """evaluations: the last ones, as far as a rule looks back. first, best: of the run. one_answer_steps,
+    unparsable_steps: how many steps in a row have shown the sign. majorities: question id -> majority answer at its
+    last visit."""
+
+    evaluations: tuple[JudgedEvaluation, ...]
+    first: JudgedEvaluation | None
+    best: JudgedEvaluation | None
+    one_answer_steps: int
+    unparsable_steps: int
+    majorities: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
+            "first": None if self.first is None else self.first.to_json(),
+            "best": None if self.best is None else self.best.to_json(),
+            "one_answer_steps": self.one_answer_steps, "unparsable_steps": self.unparsable_steps,
+            "majorities": dict(self.majorities)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The inverse of to_json. Raises: KeyError or TypeError where it is not one."""
+        first, best = value.get("first"), value["best"]
+        return cls(
+            evaluations=tuple(JudgedEvaluation(*item) for item in value["evaluations"]),
+            first=None if first is None else JudgedEvaluation(*first),
+            best=None if best is None else JudgedEvaluation(*best), one_answer_steps=value["one_answer_steps"],
+            unparsable_steps=value["unparsable_steps"], majorities=dict(value["majorities"]))
+
 
 class Watchdog:
-    """A state machine over steps and evaluations; its state is JSON, so that a resumed run judges as the uninterrupted
-    one.
+    """A state machine over steps and evaluations; with its state a resumed run judges as the uninterrupted one.
 
     goal: what `observe_evaluation` is given as the mean reward; TEACHER_GOAL for a run without rewards."""
 
     def __init__(self, settings: WatchdogSection, goal: Goal = REWARD_GOAL) -> None:
         self._settings, self._goal = settings, goal
-        self._evaluations: list[_Evaluation] = []
-        self._first: _Evaluation | None = None
-        self._best: _Evaluation | None = None
+        self._evaluations: list[JudgedEvaluation] = []
+        self._first: JudgedEvaluation | None = None
+        self._best: JudgedEvaluation | None = None
         self._one_answer_steps = 0
         self._unparsable_steps = 0
         self._majorities: dict[str, str] = {}
@@ -152,7 +188,7 @@ class Watchdog:
         fall over `patience` evaluations counts only if it is larger, a gain in any case; the half-width of the
         accuracy's 95% interval is a good value.
         """
-        now = _Evaluation(step, accuracy, mean_reward)
+        now = JudgedEvaluation(step, accuracy, mean_reward)
         self._evaluations = [*self._evaluations, now][
             -max(self._settings.patience + 1, self._settings.max_vain_evaluations) :]
         if self._first is None:
@@ -166,7 +202,7 @@ class Watchdog:
             or self._fell_while_reward_rose(noise)
             or self._gained_nothing(self._first, noise))
 
-    def _dropped(self, now: _Evaluation, best: _Evaluation) -> Alarm | None:
+    def _dropped(self, now: JudgedEvaluation, best: JudgedEvaluation) -> Alarm | None:
         # Accuracies are shares of counts: a drop of exactly the bound must not alarm because 0.7 - 0.15 is not 0.55 in
         # binary.
         if best.accuracy - now.accuracy <= self._settings.max_drop + 1e-9:
@@ -197,7 +233,7 @@ class Watchdog:
             f"{rewards[0]:.3f} to {rewards[-1]:.3f}: {self._goal.means}. Use the best checkpoint, or go on from it "
             f"with {self._goal.other} or a lower optim.lr. To wait longer raise watchdog.patience")
 
-    def _gained_nothing(self, first: _Evaluation, noise: float) -> Alarm | None:
+    def _gained_nothing(self, first: JudgedEvaluation, noise: float) -> Alarm | None:
         # A policy that cannot fall far, because it is right by chance only, never meets the two rules above. One that
         # has gained and stays on its height does not meet this one, however its reward creeps up: its accuracy lies
         # above the first.
@@ -221,32 +257,14 @@ class Watchdog:
             f"{first.accuracy:.3f} before training. {self._goal.in_vain}. To wait longer raise "
             "watchdog.max_vain_evaluations")
 
-    def state_dict(self) -> dict[str, Json]:
-        return {
-            "evaluations": [_to_json(evaluation) for evaluation in self._evaluations],
-            "first": None if self._first is None else _to_json(self._first),
-            "best": None if self._best is None else _to_json(self._best),
-            "one_answer_steps": self._one_answer_steps,
-            "unparsable_steps": self._unparsable_steps,
-            "majorities": dict(self._majorities),
-        }
+    def state(self) -> WatchdogState:
+        return WatchdogState(tuple(self._evaluations), self._first, self._best, self._one_answer_steps,
+                             self._unparsable_steps, dict(self._majorities))
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        self._evaluations = [_from_json(item) for item in cast(list[Json], state["evaluations"])]
-        self._first = None if state.get("first") is None else _from_json(state["first"])
-        self._best = None if state["best"] is None else _from_json(state["best"])
-        self._one_answer_steps = cast(int, state["one_answer_steps"])
-        self._unparsable_steps = cast(int, state["unparsable_steps"])
-        self._majorities = dict(cast(dict[str, str], state["majorities"]))
-
-
-def _to_json(evaluation: _Evaluation) -> Json:
-    return [evaluation.step, evaluation.accuracy, evaluation.reward]
-
-
-def _from_json(item: Json) -> _Evaluation:
-    step, accuracy, reward = cast(tuple[int, float, float | None], item)
-    return _Evaluation(step, accuracy, reward)
+    def load_state(self, state: WatchdogState) -> None:
+        self._evaluations, self._first, self._best = list(state.evaluations), state.first, state.best
+        self._one_answer_steps, self._unparsable_steps = state.one_answer_steps, state.unparsable_steps
+        self._majorities = dict(state.majorities)
 
 
 def collapse_metrics(

@@ -12,8 +12,8 @@ from rl.config import RewardSection
 from rl.records import Group, Prompt, Question, ScoredGroup
 
 
-class Scorer(Protocol):
-    """What rewards may ask of the policy; rl.policy.scorer.PolicyScorer is one."""
+class AskedPolicy(Protocol):
+    """What rewards may ask of the policy; rl.policy.logprob_calculator.LogprobCalculator is one."""
 
     def after(self, prompt: Prompt) -> PolicyLike: ...
 
@@ -35,8 +35,7 @@ def build_rewards(sections: Sequence[RewardSection], max_completion_tokens: int)
         [
             RewardSpec(use=s.use, weight=s.weight, name=s.name, style=s.style, arguments=dict(s.arguments))
             for s in sections],
-        run_arguments={"max_completion_tokens": max_completion_tokens},
-        may_be_empty=True)
+        run_arguments={"max_completion_tokens": max_completion_tokens}, may_be_empty=True)
 
 
 def check_answers(rewards: RewardSum, questions: Sequence[Question]) -> None:
@@ -51,36 +50,25 @@ def check_columns(rewards: RewardSum, questions: Sequence[Question]) -> None:
         rewards.check_columns(question.id, question.columns)
 
 
-def score_groups(rewards: RewardSum, groups: Sequence[Group], scorer: Scorer | None = None) -> list[ScoredGroup]:
-    """Score whole groups, in order. scorer: the policy that sampled them, for rewards that ask it something.
+def score_groups(rewards: RewardSum, groups: Sequence[Group], policy: AskedPolicy | None = None) -> list[ScoredGroup]:
+    """Score whole groups, in order. policy: the policy that sampled them, for rewards that ask it something.
 
-    Token statistics that the sampler did not tell are computed by the scorer; the scored groups carry none."""
-    if rewards.needs_token_statistics and scorer is not None:
-        groups = scorer.with_statistics(groups)
+    Token statistics that the sampler did not tell are computed by the policy; the scored groups carry none."""
+    if rewards.needs_token_statistics and policy is not None:
+        groups = policy.with_statistics(groups)
     inputs = [
         GroupInput(
-            question_id=group.question.id,
-            question=group.question.text,
-            completions=[r.text for r in group.rollouts],
-            answer=group.question.answer,
-            columns=group.question.columns,
-            prompt=group.prompt.text,
+            question_id=group.question.id, question=group.question.text, completions=[r.text for r in group.rollouts],
+            answer=group.question.answer, columns=group.question.columns, prompt=group.prompt.text,
             rollouts=group.rollouts,
-            policy=scorer.after(group.prompt) if scorer is not None and rewards.needs_policy else None,
-        )
+            policy=policy.after(group.prompt) if policy is not None and rewards.needs_policy else None)
         for group in groups
     ]
     return [
         ScoredGroup(
-            group=_without_statistics(group),
-            rewards=tuple(result.rewards),
-            scores=dict(result.scores),
-            answers=tuple(result.answers),
-            labels=tuple(result.labels),
-            entropy=result.entropy,
-            metrics=dict(result.metrics),
-            skipped=result.skipped,
-        )
+            group=_without_statistics(group), rewards=tuple(result.rewards), scores=dict(result.scores),
+            answers=tuple(result.answers), labels=tuple(result.labels), entropy=result.entropy,
+            metrics=dict(result.metrics), skipped=result.skipped)
         for group, result in zip(groups, rewards.score(inputs), strict=True)
     ]
 

@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 
 from rl.kl import forward_kl, reverse_kl
 from rl.policy.forward import logit_settings
-from rl.policy.logprobs import chunk_tokens_for, float_logits
+from rl.policy.logprobs import LogitHead, chunk_tokens_for
 from rl.supervised.config import DistillationSection
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
@@ -110,13 +110,13 @@ def _in_chunks(
     section: DistillationSection, chunk_tokens: int,
 ) -> list[Tensor]:
     """Losses with gradient, entropies and whether the token is the likeliest, [N] each."""
-    head, teacher_head = student.get_output_embeddings(), teacher.get_output_embeddings()
-    settings, teacher_settings = logit_settings(student), logit_settings(teacher)
+    head, teacher_head = (
+        LogitHead(model.get_output_embeddings(), *logit_settings(model)) for model in (student, teacher))
 
     def one_chunk(hidden_nH: Tensor, other_nH: Tensor, token_ids_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits_nV = float_logits(hidden_nH, head, *settings)
+        logits_nV = head(hidden_nH)
         with torch.no_grad(), torch.autocast(other_nH.device.type, enabled=False):
-            teacher_logits_nV = float_logits(other_nH, teacher_head, *teacher_settings)
+            teacher_logits_nV = teacher_head(other_nH)
         losses_n = distilled_losses(logits_nV, teacher_logits_nV, token_ids_n, section)
         with torch.no_grad():
             log_pi_nV = torch.log_softmax(logits_nV, dim=-1)

@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 
 from rl.evaluation.held_out import Evaluation, HeldOut
 from rl.generate.protocol import Generator
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy
-from rl.policy.scorer import PolicyScorer
 from rl.ranks import first_given, gather_shares, share_of_rank
 from rl.runs.folder import write_atomically
 from rl.runs.intervals import Interval
@@ -64,7 +64,7 @@ class LoopParts:
     generator: Generator | None
     held_out: HeldOut | None
     held_out_rows: Sequence[SolutionRow]
-    scorer: PolicyScorer
+    calculator: LogprobCalculator
     metrics: MetricsLog | None
     progress: Progress
     digest: str
@@ -136,7 +136,7 @@ class WarmupLoop(TrainerCallback):
     def _evaluate(self, step: int, samples: int) -> HeldOutResult:
         """Held-out loss and accuracy of the present weights, into metrics and display; collective over ranks."""
         parts, started = self._parts, time.perf_counter()
-        loss = held_out_loss(parts.scorer, parts.held_out_rows, parts.rank, parts.num_ranks)
+        loss = held_out_loss(parts.calculator, parts.held_out_rows, parts.rank, parts.num_ranks)
         evaluation: Evaluation | None = None
         if parts.held_out is not None:
             assert parts.generator is not None
@@ -154,14 +154,16 @@ class WarmupLoop(TrainerCallback):
         return HeldOutResult(loss, None if evaluation is None else evaluation.as_json())
 
 
-def held_out_loss(scorer: PolicyScorer, rows: Sequence[SolutionRow], rank: int = 0, num_ranks: int = 1) -> float | None:
+def held_out_loss(
+    calculator: LogprobCalculator, rows: Sequence[SolutionRow], rank: int = 0, num_ranks: int = 1
+) -> float | None:
     """- sum of ln pi(token) / number of tokens, over the completion tokens of all rows, in nats; None without rows.
 
-    scorer: at temperature 1."""
+    calculator: at temperature 1."""
     if not rows:
         return None
     share = share_of_rank(rows, rank, num_ranks)
-    scored = scorer.score([(row.prompt.token_ids, row.completion_ids) for row in share])
+    scored = calculator.logprobs([(row.prompt.token_ids, row.completion_ids) for row in share])
     mine = [
         (float(item.logprobs_N.double().sum()), len(row.completion_ids))
         for row, item in zip(share, scored, strict=True)]

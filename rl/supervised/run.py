@@ -34,9 +34,9 @@ from rl.generate.protocol import SamplingParameters
 from rl.picture import draw_warmup
 from rl.policy.adapter_base import write_fingerprint
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
-from rl.policy.scorer import PolicyScorer
 from rl.ranks import check_distribution
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
@@ -150,7 +150,7 @@ def _loop_parts(
             first_step=0 if state is None else state.step, is_main=start.is_main))
     return LoopParts(
         policy=policy, generator=generator, held_out=_held_out(config, inputs, rank, num_ranks),
-        held_out_rows=inputs.held_out_rows, scorer=PolicyScorer(policy, forward, max_tokens=SCORED_TOKENS),
+        held_out_rows=inputs.held_out_rows, calculator=LogprobCalculator(policy, forward, max_tokens=SCORED_TOKENS),
         metrics=metrics, progress=progress, digest=inputs.digest, teacher=start.teacher_weights,
         stop_requested=stop_signals, rank=rank, num_ranks=num_ranks)
 

@@ -1,5 +1,5 @@
-"""On-policy distillation: the student samples, a teacher scores the same tokens, and minus the per-token reverse KL is
-the advantage.
+"""On-policy distillation: the student samples, a teacher gives the log-probabilities of the same tokens, and minus the
+per-token reverse KL is the advantage.
 
 A_t = A_i + weight * (ln pi_teacher(o_t) - ln pi_old(o_t)), without a gradient through it, with A_i the advantage of
 completion i among its group (0 where there is no reward). The expected policy gradient of the second term, at the
@@ -25,10 +25,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rl.generate.protocol import Row
 from rl.kl import k1
 from rl.ranks import gather_shares, share_of_rank
-from rl.records import TrainingGroup
+from rl.records import PromptCompletion, TrainingGroup
 
 
 class Teacher(Protocol):
@@ -37,7 +36,7 @@ class Teacher(Protocol):
 
     description: str
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         """Log-probabilities of the completions' tokens at temperature 1, in order."""
         ...
 
@@ -64,16 +63,15 @@ def with_teacher(
     """The groups with the teacher's log-probabilities of their completions' tokens, on every rank; collective over
     ranks.
 
-    trained: whether each group trains; the teacher is not asked about the others. Equal completions of a question are
-    scored once.
-    Raises: FloatingPointError where the teacher gives a number that is not finite; what the teacher raises."""
+    trained: whether each group trains; the teacher is not asked about the others. About equal completions of a question
+    it is asked once. Raises: FloatingPointError where the teacher gives a number that is not finite; what the teacher
+    raises."""
     if teacher is None:
         return list(batch)
-    rows = list(dict.fromkeys(
-        (item.group.prompt.token_ids, rollout.token_ids)
-        for item, trains in zip(batch, trained, strict=True) if trains for rollout in item.group.rollouts))
-    scored = gather_shares(teacher.score(share_of_rank(rows, rank, num_ranks)), num_ranks)
-    found = dict(zip(rows, scored, strict=True))
+    pairs = list(dict.fromkeys(
+        pair for item, trains in zip(batch, trained, strict=True) if trains for pair in _pairs(item)))
+    computed = gather_shares(teacher.logprobs(share_of_rank(pairs, rank, num_ranks)), num_ranks)
+    found = dict(zip(pairs, computed, strict=True))
     for (_, completion), logprobs in found.items():
         assert len(logprobs) == len(completion)
         if not all(map(math.isfinite, logprobs)):
@@ -82,11 +80,9 @@ def with_teacher(
                 f"{next(value for value in logprobs if not math.isfinite(value))}; expected finite numbers. Remedy: "
                 "teacher.dtype=float32 (of a server: --dtype float32), or another teacher")
     return [
-        (
-            replace(
-                item,
-                teacher_logprobs=tuple(
-                    found[item.group.prompt.token_ids, rollout.token_ids] for rollout in item.group.rollouts))
-            if trains
-            else item)
+        replace(item, teacher_logprobs=tuple(found[pair] for pair in _pairs(item))) if trains else item
         for item, trains in zip(batch, trained, strict=True)]
+
+
+def _pairs(item: TrainingGroup) -> list[PromptCompletion]:
+    return [(item.group.prompt.token_ids, rollout.token_ids) for rollout in item.group.rollouts]

@@ -9,20 +9,19 @@ for its own share.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
 from rl.config import TeacherSection
-from rl.errors import SamplerError
-from rl.generate.protocol import Row
-from rl.generate.servers.background_loop import BackgroundLoop
-from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError, read_key
-from rl.generate.servers.replicas import ReplicaPool
-from rl.generate.servers.start import addresses, score_rows, start_servers
+from rl.errors import GeneratorError
+from rl.generate.servers.checks import check_room, refuse_key, served_models
+from rl.generate.servers.client import TEACHER, ServedModel, ServerClient, ServerLostError, ServerRefusedError
+from rl.generate.servers.service import ServerService
+from rl.generate.servers.start import pool_logprobs
+from rl.records import PromptCompletion
 
 NO_PROBABILITY = -9999.0
 """vLLM's stand-in for minus infinity, which JSON does not have."""
@@ -30,31 +29,50 @@ NO_PROBABILITY = -9999.0
 
 @dataclass(slots=True)
 class ServedName:
-    """The name under which every server has to serve the teacher. Where the configuration gives none, the server at
-    first_url decides, by what it lists first, and the others wait for it: the same on every rank, whoever answers
-    first."""
+    """The name under which every server has to serve the teacher. configured: what the configuration says. Where it
+    says nothing, the server at first_url decides, by what it lists first, and the others wait for it: one name on every
+    rank, whoever answers first. known: once the name is."""
 
+    configured: str | None
     first_url: str
-    value: str | None
+    value: str | None = None
     known: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def find(self, url: str, models: Sequence[ServedModel]) -> ServedModel:
+        """What of the models that the server at `url` lists is the teacher. Raises GeneratorError where none is."""
+        self.value = self.value or self.configured
+        if self.value is None and url == self.first_url:
+            if not models:
+                raise GeneratorError(f"{url} serves no model", where="teacher.urls", remedy="another url")
+            self.value = models[0].name
+        if self.value is not None:
+            self.known.set()
+        await self.known.wait()
+        for model in models:
+            if model.name == self.value:
+                return model
+        names = ", ".join(model.name for model in models) or "none"
+        if self.configured is not None:
+            raise GeneratorError(
+                f"{self.value}, but {url} serves {names}", where="teacher.served_model",
+                remedy="one of those, or another url")
+        raise GeneratorError(
+            f"{url} serves {names}, but the teacher is {self.value}, which {self.first_url} listed first at the start; "
+            "one model has to score all tokens", where="teacher.urls",
+            remedy="that model under that name (--served-model-name) on every server; or teacher.served_model=NAME of "
+            "one that all of them serve")
 
 
 class TeacherServer:
     """One server, as rl/generate/servers/replicas.py wants it. served: shared by all of them. probes: texts with the
-    token ids that the student reads. max_tokens: of a row."""
+    token ids that the student reads. max_tokens: of a prompt with its completion."""
 
     def __init__(
-        self,
-        client: ServerClient,
-        config: TeacherSection,
-        served: ServedName,
-        probes: Sequence[tuple[str, tuple[int, ...]]],
-        max_tokens: int,
+        self, client: ServerClient, served: ServedName, probes: Sequence[tuple[str, tuple[int, ...]]], max_tokens: int
     ) -> None:
         self.url = client.url
         self.model = ""
-        self._client, self._config, self._served, self._probes, self._max_tokens = (
-            client, config, served, probes, max_tokens)
+        self._client, self._served, self._probes, self._max_tokens = client, served, probes, max_tokens
 
     async def prepare(self) -> None:
         await self._client.check_health()
@@ -68,140 +86,50 @@ class TeacherServer:
             return False
 
     async def check(self) -> None:
-        """Does it serve the teacher, with room for the longest row and a token after it, and with the student's token
-        ids?"""
-        try:
-            models = await self._client.models()
-        except ServerRefusedError as error:
-            self._refuse_key(error)
-            raise SamplerError(
-                f"teacher.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process"
-            ) from error
-        names = ", ".join(model.name for model in models) or "none"
-        if self._served.value is None and self.url == self._served.first_url and models:
-            self._served.value = models[0].name
-        if self._served.value is not None:
-            self._served.known.set()
-        elif self.url == self._served.first_url:
-            raise SamplerError(f"teacher.urls: {self.url} serves no model. Remedy: another url")
-        await self._served.known.wait()
-        asked = self._served.value
-        found = [model for model in models if model.name == asked]
-        if not found and self._config.served_model is not None:
-            raise SamplerError(
-                f"teacher.served_model: {asked}, but {self.url} serves {names}. Remedy: one of those, or another url")
-        if not found:
-            raise SamplerError(
-                f"teacher.urls: {self.url} serves {names}, but the teacher is {asked}, which {self._served.first_url} "
-                "listed first at the start; one model has to score all tokens. Remedy: that model under that name "
-                "(--served-model-name) on every server; or teacher.served_model=NAME of one that all of them serve")
-        self.model = found[0].name
+        """Does it serve the teacher, with room for the longest completion and a token after it, and with the student's
+        token ids?"""
+        models = await served_models(self._client)
+        found = await self._served.find(self.url, models)
+        self.model = found.name
         # An adapter has the room of its base.
         rooms = [
-            model.max_tokens
-            for model in models
-            if model.name in (self.model, found[0].parent) and model.max_tokens is not None]
-        if rooms and rooms[0] < self._max_tokens + 1:
-            raise SamplerError(
-                f"teacher.urls: {self.url} takes at most {rooms[0]} tokens (max_model_len), but the longest prompt with"
-                f" the longest completion and one token more are {self._max_tokens + 1}. Remedy: start it with "
-                f"--max-model-len {self._max_tokens + 1}; or lower data.max_prompt_tokens or "
-                "sampling.max_completion_tokens")
+            model.max_tokens for model in models
+            if model.name in (self.model, found.parent) and model.max_tokens is not None]
+        needed = self._max_tokens + 1
+        check_room(self._client, rooms[0] if rooms else None, needed, f"--max-model-len {needed}")
         for text, ids in self._probes:
             if (there := await self._client.tokenize(self.model, text)) != ids:
-                raise SamplerError(
-                    f"teacher.urls: {self.url} serves {self.model} with another vocabulary than the student's: the text"
-                    f" {text[:60]!r} is {list(ids[:8])} in the student and {list(there[:8])} there. Remedy: a teacher "
-                    "with the student's tokenizer")
+                raise GeneratorError(
+                    f"{self.url} serves {self.model} with another vocabulary than the student's: the text "
+                    f"{text[:60]!r} is {list(ids[:8])} in the student and {list(there[:8])} there",
+                    where="teacher.urls", remedy="a teacher with the student's tokenizer")
 
-    async def score(self, row: Row) -> tuple[float, ...]:
+    async def logprobs(self, pair: PromptCompletion) -> tuple[float, ...]:
         """-inf where the server computes no probability."""
         try:
-            found = await self._client.score(self.model, row, "teacher")
+            found = await self._client.logprobs(self.model, pair, "teacher")
         except ServerRefusedError as error:
-            self._refuse_key(error)
+            refuse_key(self._client, error)
             raise
         return tuple(-math.inf if value <= NO_PROBABILITY else value for value in found)
 
-    def _refuse_key(self, error: ServerRefusedError) -> None:
-        if error.status in (401, 403):
-            raise SamplerError(
-                f"teacher.api_key_env: {self.url} does not accept the API key ({error}). Remedy: "
-                "teacher.api_key_env=NAME of an environment variable that holds the server's key") from error
 
-
-class ServerTeacher:
+class ServerTeacher(ServerService[TeacherServer]):
     """Teacher (rl/teacher/advantages.py) on vLLM servers. The constructor waits until every one of them answers.
 
-    texts: tokenised by the server too, to tell another vocabulary. max_tokens: of the longest row. on_outage,
-    on_message: see rl/generate/servers/outages.py; without a listener, what they would be told is logged."""
+    texts: tokenised by the server too, to tell another vocabulary. max_tokens: of the longest prompt with the longest
+    completion."""
 
     def __init__(
         self, config: TeacherSection, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int
     ) -> None:
-        self.on_outage: Callable[[str], None] | None = None
-        self.on_message: Callable[[str], None] | None = None
-        self._config, self._max_tokens = config, max_tokens
-        self._urls, self._key = addresses(config.urls, "teacher"), read_key(config.api_key_env, "teacher")
-        self._probes = [(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts]
-        self._served = ServedName(self._urls[0], config.served_model)
-        self._clients: list[ServerClient] = []
-        self._pool: ReplicaPool[TeacherServer] | None = None
-        self._is_closed = False
-        self._loop = BackgroundLoop("vllm-teacher")
-        try:
-            self._loop.run(self._start())
-        except BaseException:
-            self.close()
-            raise
-        self.description = f"{len(self._urls)} vLLM server{'s' if len(self._urls) > 1 else ''}, {self._served.value}"
+        super().__init__(TEACHER, config, config.max_requests)
+        probes = [(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])) for text in texts]
+        served = ServedName(config.served_model, self._urls[0])
+        self._open(
+            lambda client: TeacherServer(client, served, probes, max_tokens),
+            f"vllm serve {config.path} --max-model-len {max_tokens + 1}")
+        self.description = f"{self._servers_in_words}, {served.value}"
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        assert self._pool is not None
-        return self._loop.run(score_rows(self._pool, rows))
-
-    def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self.on_outage = self.on_message = None  # a listener may raise, and nothing here is to be left out for that
-        self._loop.drop_acts()
-        try:
-            self._loop.run(self._stop())
-        finally:
-            self._loop.close()
-
-    async def _start(self) -> None:
-        count = self._config.max_requests
-        self._clients = [
-            ServerClient(url, self._key, self._config.request_timeout_s, 2 * count + 8) for url in self._urls]
-        servers = [
-            TeacherServer(client, self._config, self._served, self._probes, self._max_tokens)
-            for client in self._clients]
-        self._pool = ReplicaPool(servers, count, self._say, self._outage, section="teacher", role="teacher")
-        await start_servers(
-            self._pool,
-            self._config.start_timeout_s,
-            self._say,
-            f"start it with vllm serve {self._config.path} --max-model-len {self._max_tokens + 1}; or another url",
-            section="teacher",
-            role="teacher")
-
-    async def _stop(self) -> None:
-        if self._pool is not None:
-            await self._pool.close()
-        for client in self._clients:
-            await client.close()
-
-    def _say(self, text: str) -> None:
-        self._loop.post(lambda: _tell(self.on_message, text))
-
-    def _outage(self, text: str) -> None:
-        self._loop.post(lambda: _tell(self.on_outage, text))
-
-
-def _tell(listener: Callable[[str], None] | None, text: str) -> None:
-    if listener is not None:
-        listener(text)
-    else:
-        logging.getLogger(__name__).warning(text)
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        return self._loop.run(pool_logprobs(self._pool, pairs))

@@ -17,23 +17,20 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSection
-from rl.errors import ConfigError, SamplerError
-from rl.generate.protocol import Row
+from rl.errors import ConfigError, GeneratorError
 from rl.paths import resolve_path
 from rl.policy.file_digest import weights_digest
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import (
     Policy,
     explain_loading,
+    load_frozen,
     load_generation_config,
-    load_plain,
-    load_policy,
-    merge_in_place,
     named_end_ids,
-    stored_lora,
 )
-from rl.policy.scorer import PolicyScorer
 from rl.questions.inputs import Inputs, load_model_config, load_tokenizer
+from rl.records import PromptCompletion
 from rl.teacher.advantages import Teacher
 
 PROBE = "Question: 12 + 7 = ? Let's think step by step.\nΔx ≤ 3/4, thus \\boxed{19}."
@@ -46,58 +43,55 @@ class LocalTeacher:
     def __init__(self, policy: Policy, forward: PolicyForward, *, max_tokens: int, description: str) -> None:
         self.description = description
         self._num_outputs = policy.causal_lm.get_output_embeddings().weight.shape[0]
-        self._scorer = PolicyScorer(policy, forward, max_tokens=max_tokens)
+        self._calculator = LogprobCalculator(policy, forward, max_tokens=max_tokens)
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        """Raises SamplerError for an id that the teacher does not have: a family's models pad their outputs to
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        """Raises GeneratorError for an id that the teacher does not have: a family's models pad their outputs to
         different sizes."""
-        largest = max((max(*prompt, *completion) for prompt, completion in rows), default=0)
+        largest = max((max(*prompt, *completion) for prompt, completion in pairs), default=0)
         if largest >= self._num_outputs:
-            raise SamplerError(
-                f"teacher.path: the student has sampled the id {largest}, which stands for no token, and the teacher "
-                f"({self.description}) has {self._num_outputs} outputs: expected ids below. Remedy: a teacher with as "
-                "many outputs as the student; or a lower sampling.temperature or sampling.top_p, which leave such "
-                "ids out")
-        return [tuple(scored.logprobs_N.tolist()) for scored in self._scorer.score(rows)]
+            raise GeneratorError(
+                f"the student has sampled the id {largest}, which stands for no token, and the teacher "
+                f"({self.description}) has {self._num_outputs} outputs: expected ids below", where="teacher.path",
+                remedy="a teacher with as many outputs as the student; or a lower sampling.temperature or "
+                "sampling.top_p, which leave such ids out")
+        return [tuple(found.logprobs_N.tolist()) for found in self._calculator.logprobs(pairs)]
 
     def close(self) -> None:
         """The model goes with the process."""
 
 
 def open_teacher(config: RunConfig, inputs: Inputs, device: torch.device) -> Teacher | None:
-    """The teacher that the configuration names, ready to score; None where it names none.
+    """The teacher that the configuration names, ready to be asked; None where it names none.
 
-    Raises PolicyError, ConfigError or SamplerError, with the remedy, where it cannot be had."""
+    Raises PolicyError, ConfigError or GeneratorError, with the remedy, where it cannot be had."""
     section = config.teacher
     if section is None:
         return None
     if section.backend == "vllm_server":
         from rl.teacher.servers import ServerTeacher
 
-        longest = longest_row(config, inputs)
-        return ServerTeacher(section, inputs.tokenizer, [inputs.prompts[0].text, PROBE], longest)
+        return ServerTeacher(
+            section, inputs.tokenizer, [inputs.prompts[0].text, PROBE], needed_context(config, inputs))
     policy = load_teacher(section, "teacher", inputs.tokenizer, device)
     forward = PolicyForward(policy, temperature=1.0)
     with in_words_of("teacher"):
         check_head(forward, policy, inputs.prompts[0].token_ids, 1.0)
-    return LocalTeacher(policy, forward, max_tokens=config.optim.micro_batch_tokens,
-                        description=f"local, {section.path}{f' with {section.adapter}' if section.adapter else ''}")
+    adapter = f" with {section.adapter}" if section.adapter else ""
+    return LocalTeacher(
+        policy, forward, max_tokens=config.optim.micro_batch_tokens, description=f"local, {section.path}{adapter}")
 
 
 def check_run_teacher(config: RunConfig, inputs: Inputs) -> None:
     """What can be told before any weights are loaded. Raises ConfigError."""
     if config.teacher is not None:
         check_teacher(
-            config.teacher,
-            "teacher",
-            config.model,
-            inputs.tokenizer,
-            [prompt.text for prompt in inputs.prompts[:NUM_PROBED_PROMPTS]],
-            longest_row(config, inputs),
+            config.teacher, "teacher", config.model, inputs.tokenizer,
+            [prompt.text for prompt in inputs.prompts[:NUM_PROBED_PROMPTS]], needed_context(config, inputs),
             "let the teacher answer the questions and warm up on its samples (rl/warmup.py data.path=SAMPLES)")
 
 
-def longest_row(config: RunConfig, inputs: Inputs) -> int:
+def needed_context(config: RunConfig, inputs: Inputs) -> int:
     """Tokens of the longest training prompt with the longest completion."""
     return max(len(prompt.token_ids) for prompt in inputs.prompts) + config.sampling.max_completion_tokens
 
@@ -119,31 +113,23 @@ def load_teacher(
     ConfigError."""
     model = section.as_model()
     with in_words_of(key), explain_loading(model.path):
-        if model.adapter is None:
-            return load_plain(model, tokenizer, device)
-        lora = stored_lora(resolve_path(model.adapter))
-        return merge_in_place(load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False))
+        return load_frozen(model, tokenizer, device)
 
 
 def check_teacher(
-    section: TeacherModelSection,
-    key: str,
-    student: ModelSection,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    max_tokens: int,
-    remedy: str,
+    section: TeacherModelSection, key: str, student: ModelSection, tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str], max_tokens: int, remedy: str,
 ) -> None:
     """Refuse a teacher with other token ids than the student's, or without room for `max_tokens`.
 
     key: the section's name. tokenizer: the student's. texts: to be tokenised by both, such as prompts. remedy: what can
     be done without a teacher of the same vocabulary. Reads the teacher's tokenizer and config.json, no weights. Raises
     ConfigError."""
-    model = section.as_model()
+    model, where = section.as_model(), f"{key}.path"
     if model.adapter is not None and not (Path(resolve_path(model.adapter)) / "adapter_config.json").is_file():
         raise ConfigError(
-            f"{key}.adapter: {resolve_path(model.adapter)} holds no adapter_config.json; expected a folder saved by "
-            "PEFT, such as runs/NAME/checkpoints/best/adapter")
+            f"{resolve_path(model.adapter)} holds no adapter_config.json", where=f"{key}.adapter",
+            expected="a folder saved by PEFT, such as runs/NAME/checkpoints/best/adapter")
     with in_words_of(key):
         other, model_config = load_tokenizer(model), load_model_config(model)
     text_config = model_config.get_text_config()
@@ -152,24 +138,31 @@ def check_teacher(
         difference = f"it has {text_config.vocab_size} outputs for the student's {len(tokenizer)} tokens"
     if difference is not None:
         raise ConfigError(
-            f"{key}.path: {model.path} has another vocabulary ({len(other)} tokens) than the student's, "
-            f"model.path={student.path} ({len(tokenizer)} tokens): {difference}. Log-probabilities are compared "
-            "token by token, which needs the same ids. Remedy: a teacher with the student's tokenizer; or "
-            f"{remedy}")
-    ends = [named_end_ids(load_generation_config(str(resolve_path(one.path)), one.revision), tokens)
-            for one, tokens in ((student, tokenizer), (model, other))]
-    if not set(ends[0]) & set(ends[1]):
-        ours, theirs = (tokenizer.convert_ids_to_tokens(list(ids)) for ids in ends)
-        warnings.warn(
-            f"{key}.path: {model.path} ends its answers with {theirs or 'no token that it names'} and the student with "
-            f"{ours}: to the teacher, each end of the student's is unlikely. Remedy: a teacher that was trained with "
-            "the student's prompts",
-            stacklevel=2)
+            f"{model.path} has another vocabulary ({len(other)} tokens) than the student's, model.path={student.path} "
+            f"({len(tokenizer)} tokens): {difference}. Log-probabilities are compared token by token, which needs the "
+            "same ids", where=where, remedy=f"a teacher with the student's tokenizer; or {remedy}")
+    _warn_of_other_ends(key, (student, tokenizer), (model, other))
     context: int | None = getattr(text_config, "max_position_embeddings", None)
     if context is not None and max_tokens > context:
         raise ConfigError(
-            f"{key}.path: the context of {model.path} is {context} tokens, and the longest row has {max_tokens}. "
-            "Remedy: a teacher with a longer context, or shorter prompts and completions")
+            f"the context of {model.path} is {context} tokens, and the longest row has {max_tokens}", where=where,
+            remedy="a teacher with a longer context, or shorter prompts and completions")
+
+
+_Tokenized = tuple[ModelSection, PreTrainedTokenizerBase]
+
+
+def _warn_of_other_ends(key: str, student: _Tokenized, teacher: _Tokenized) -> None:
+    """Warn where the two share no token that ends an answer."""
+    ends = [named_end_ids(load_generation_config(str(resolve_path(model.path)), model.revision), tokenizer)
+            for model, tokenizer in (student, teacher)]
+    if set(ends[0]) & set(ends[1]):
+        return
+    ours, theirs = (student[1].convert_ids_to_tokens(list(ids)) for ids in ends)
+    warnings.warn(
+        f"{key}.path: {teacher[0].path} ends its answers with {theirs or 'no token that it names'} and the student "
+        f"with {ours}: to the teacher, each end of the student's is unlikely. Remedy: a teacher that was trained with "
+        "the student's prompts", stacklevel=3)
 
 
 def vocabulary_difference(

@@ -48,6 +48,7 @@ def groups(draw: st.DrawFn) -> Drawn:
     return [label or 100 + place for place, label in enumerate(labels)], answered, correct
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(groups())
 def test_majority_is_exactly_the_mean_over_all_draws(group: Drawn) -> None:

@@ -13,7 +13,18 @@ import pytest
 from rl.checkpoint import list_checkpoints, verify
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
-from tests.reference.whole_run import GRPO, metrics_of, summary_of, train, train_elsewhere, trained_steps
+from rl.train import main
+from tests.reference.whole_run import (
+    GRPO,
+    SMALL,
+    full_disk,
+    in_process,
+    metrics_of,
+    summary_of,
+    train,
+    train_elsewhere,
+    trained_steps,
+)
 
 REWARDS = '''
 import math
@@ -276,7 +287,8 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_before_and_the_run_goes
     shutil.copytree(finished_run, run_dir, symlinks=True)
     words = ("steps=3", "checkpoint.every=1", "evaluation.path=null", "--resume", str(run_dir))
     saved = {path.name: contents(path) for path in list_checkpoints(RunFolder(run_dir).checkpoints)}
-    full = train_elsewhere(run_dir, *words, file_size_limit=800_000)
+    with full_disk(800_000):
+        full = in_process(main, *SMALL, f"run_dir={run_dir}", *words)
     assert full.returncode == 2
     assert (
         full.stderr.startswith("error: could not write checkpoint ") and full.stderr.count("error: ") == 1
@@ -293,9 +305,9 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_before_and_the_run_goes
 def test_a_full_disk_while_logging_leaves_whole_lines(tmp_path: Path) -> None:
     limit = 30_000
     # An adapter so small that the checkpoint before the first step fits.
-    full = train_elsewhere(tmp_path / "run", "steps=9", "checkpoint.every=9", "evaluation.path=null", "lora.rank=1",
-                           "lora.targets=[q_proj]",
-                           file_size_limit=limit)
+    words = ("steps=9", "checkpoint.every=9", "evaluation.path=null", "lora.rank=1", "lora.targets=[q_proj]")
+    with full_disk(limit):
+        full = in_process(main, *SMALL, f"run_dir={tmp_path / 'run'}", *words)
     assert full.returncode == 2
     assert full.stderr.startswith("error: cannot append to ") and full.stderr.count("error: ") == 1, full.stderr
     assert "the lines before are whole. Remedy: free some space there" in full.stderr and "Traceback" not in full.stderr

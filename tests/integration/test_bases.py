@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from base_study import BASES, STUDY, TRAIN, WARMUP, WARMUP_SETTINGS
+from base_study import BASES, STUDY, TRAIN, WARMUP, WARMUP_SETTINGS, main
 
 from rl.configuration.loading import load
 from rl.paths import project_root
@@ -19,7 +19,16 @@ from rl.runs.folder import RunFolder
 from rl.supervised.config import WarmupConfig
 from rl.supervised.inputs import read_warmup_inputs
 from tests.reference.warmup import warm_up
-from tests.reference.whole_run import GRPO, held_out_gain, metrics_of, summary_of, train
+from tests.reference.whole_run import (
+    GRPO,
+    held_out_gain,
+    in_process,
+    metrics_of,
+    module_in_process,
+    pixels,
+    summary_of,
+    train,
+)
 
 BRIEF, PLAIN = ("model=models/tiny-arith-brief",), ("model=models/tiny-arith-plain",)
 # The quick start's optimiser and, in half the size, its batches and evaluations; the data's limit as there.
@@ -97,22 +106,15 @@ def test_the_bases_differ_in_their_weights_alone() -> None:
 
 
 def study(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    root = project_root()
     small = (
         "steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "sampling.questions_per_step=4",
         "data.limit=16")
     few = ("steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "data.limit=16", "optim.batch_rows=8",
            "optim.micro_batch_rows=8")
-    return subprocess.run(
-        [
-            sys.executable, str(root / "benchmarks" / "base_study.py"), "--only", "brief-empo", "warm-empo", "--seeds",
-            "3", "--questions", "4", "--folder", str(folder), "--out", str(folder / "study.png"), "--set", *small,
-            *more, "--set-warmup", *few],
-        cwd=root,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=300)
+    with patch("subprocess.run", module_in_process), pixels():
+        return in_process(
+            main, "--only", "brief-empo", "warm-empo", "--seeds", "3", "--questions", "4", "--folder", str(folder),
+            "--out", str(folder / "study.png"), "--set", *small, *more, "--set-warmup", *few)
 
 
 def test_the_study_runs_what_is_missing_and_a_new_warm_up_makes_what_came_from_it_old(tmp_path: Path) -> None:

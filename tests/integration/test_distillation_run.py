@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from rl.checkpoint import list_checkpoints, read_state
-from rl.paths import project_root
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import read_json_lines
 from tests.integration.test_resume import assert_same_end, resume
-from tests.integration.test_two_ranks import environment, free_port
+from tests.reference.fork import Fork, after_line, forked_ranks, signal_itself
 from tests.reference.tiny_run import HELD_OUT, tiny_policy
 from tests.reference.warmup import warm_up
-from tests.reference.whole_run import (
-    SMALL,
-    held_out_gain,
-    metrics_of,
-    own_environment,
-    summary_of,
-    train,
-    trained_steps,
-)
+from tests.reference.whole_run import held_out_gain, metrics_of, summary_of, train, trained_steps
 from tests.rl.teacher.test_advantages import other_vocabulary
 
 PURE = (
@@ -136,20 +124,9 @@ def test_a_distillation_killed_and_resumed_equals_the_uninterrupted_one_bit_for_
 ) -> None:
     assert train(tmp_path / "whole", *SETTINGS, teacher) == 0
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rl.train", *SMALL, f"run_dir={run_dir}", *SETTINGS, teacher],
-        cwd=project_root(),
-        env=own_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 240
-        while not (RunFolder(run_dir).metrics_file.is_file() and len(trained_steps(run_dir)) >= 5):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
+    with after_line({"kind": "train", "step": 5}, signal_itself(signal.SIGKILL)):
+        killed = Fork(lambda: train(run_dir, *SETTINGS, teacher)).finished()
+    assert killed.returncode == -signal.SIGKILL
     assert 5 <= len(trained_steps(run_dir)) < 12 and list_checkpoints(RunFolder(run_dir).checkpoints)
     assert resume(run_dir, *SETTINGS, teacher) == 0
     assert_same_end(run_dir, tmp_path / "whole")
@@ -178,25 +155,19 @@ def test_without_rewards_the_watchdog_is_given_minus_the_distance_to_the_teacher
         "checkpoint.every=2", *PURE, "teacher=models/tiny-arith")
     tiny_policy(adapter_scale=0.05).model.save_pretrained(str(tmp_path / "adapter"))
     assert train(tmp_path / "run", f"model.adapter={tmp_path / 'adapter'}", "lora.rank=4", *words) == 0
-    judged = read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).watchdog["evaluations"]
+    judged = read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).watchdog.evaluations
     distances = reverse_kls(tmp_path / "run")
-    assert [step for step, _, _ in judged] == [0, 2]
-    assert judged[-1][2] == pytest.approx(-sum(distances) / 2) and judged[-1][2] < -0.01
+    assert [evaluation.step for evaluation in judged] == [0, 2]
+    last = judged[-1].reward
+    assert last is not None and last == pytest.approx(-sum(distances) / 2) and last < -0.01
 
 
 def test_two_ranks_ask_the_teacher_for_their_shares_and_distil_as_one_does(tmp_path: Path, teacher: str) -> None:
-    words = [
-        *SMALL, "steps=3", "evaluation.path=null", "tracking.progress=off", "sampling.questions_per_step=5",
-        "optim.eps=1e-4", *PURE, teacher]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    for name, launcher in (("one", []), ("two", launch)):
-        done = subprocess.run(
-            [sys.executable, *launcher, "rl/train.py", *words, f"run_dir={tmp_path / name}"],
-            cwd=project_root(),
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=240)
+    words = (
+        "steps=3", "evaluation.path=null", "tracking.progress=off", "sampling.questions_per_step=5", "optim.eps=1e-4",
+        *PURE, teacher)
+    assert train(tmp_path / "one", *words) == 0
+    for done in forked_ranks(lambda: train(tmp_path / "two", *words)):
         assert done.returncode == 0, done.stderr[-2000:]
     assert read_state(list_checkpoints(RunFolder(tmp_path / "two").checkpoints)[-1]).num_ranks == 2
     one, two = reverse_kls(tmp_path / "one"), reverse_kls(tmp_path / "two")

@@ -67,7 +67,7 @@ def url() -> Iterator[str]:
 
 def test_the_pages_code_is_the_examples() -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    files = sorted(EXAMPLES.glob("*.py"))
+    files = sorted(set(EXAMPLES.glob("*.py")) - {EXAMPLES / "grpo_one_page.py"})  # which is a page of its own
     assert len(blocks) == len(files) == 3
     assert {block.strip() for block in blocks} == {file.read_text(encoding="utf-8").strip() for file in files}
 

@@ -13,9 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval import answer, compare, run
+from eval import grade as grade_again
 from eval.store import read_completions
 from rewards.accuracy import grade
-from tests.reference.whole_run import GRPO, python, train
+from rl.export import main as export
+from tests.reference.whole_run import GRPO, in_process, python, train
 
 MODEL = ("--model", "models/tiny-arith")
 needs_data = pytest.mark.skipif(
@@ -39,7 +42,13 @@ def killer(*, question, completions, answer, **columns):
 '''
 
 
-def evaluate(out: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def evaluate(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return in_process(run.main, "--out", str(out), *words)
+
+
+def evaluate_elsewhere(
+    out: Path, *words: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return python("-m", "eval.run", "--out", str(out), *words, environment=environment)
 
 
@@ -55,7 +64,7 @@ def without_times(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    finished = evaluate(out, *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "48")
+    finished = evaluate_elsewhere(out, *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "48")
     assert finished.returncode == 0, finished.stderr
     assert "avg@k" in finished.stdout and "48 questions, one of them is 2.1 points" in finished.stdout
     assert "384/384 completions" in finished.stderr
@@ -102,16 +111,25 @@ def test_greedy_completions_are_those_of_transformers(tmp_path: Path) -> None:
         assert question.samples[0].text == tokenizer.decode(out, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("kill_at", [1, 40])
-def test_a_killed_evaluation_goes_on_and_ends_as_the_uninterrupted_one(tmp_path: Path, kill_at: int) -> None:
-    """In the first chunk, of 32 questions, and in the second one."""
-    grader = tmp_path / "killer.py"
+@pytest.fixture(scope="module")
+def killer(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path]:
+    """The words of an evaluation that can be killed, and the folder of one that was not."""
+    folder = tmp_path_factory.mktemp("killer")
+    grader = folder / "killer.py"
     grader.write_text(KILLER)
     words = (
         *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "80", "--grader", f"{grader}:killer", "--no-plots")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert evaluate(whole, *words).returncode == 0
-    assert evaluate(cut, *words, environment={"KILL_AT_CALL": str(kill_at)}).returncode == -9
+    assert evaluate(folder / "whole", *words).returncode == 0
+    return words, folder / "whole"
+
+
+@pytest.mark.parametrize("kill_at", [1, 40])
+def test_a_killed_evaluation_goes_on_and_ends_as_the_uninterrupted_one(
+    tmp_path: Path, killer: tuple[tuple[str, ...], Path], kill_at: int
+) -> None:
+    """In the first chunk, of 32 questions, and in the second one."""
+    (words, whole), cut = killer, tmp_path / "cut"
+    assert evaluate_elsewhere(cut, *words, environment={"KILL_AT_CALL": str(kill_at)}).returncode == -9
     assert not (cut / "result.json").exists()
     kept = len(read_completions(cut)) if (cut / "completions.jsonl").exists() else 0
     assert kept == (0 if kill_at == 1 else 32)
@@ -127,7 +145,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_the_uninterrupted_one(tmp_path:
 
 def test_an_adapter_is_what_is_evaluated_and_is_compared_with_its_base(adapter: Path, tmp_path: Path) -> None:
     exported = tmp_path / "exported"
-    assert python("-m", "rl.export", str(adapter), str(exported)).returncode == 0
+    assert in_process(export, str(adapter), str(exported)).returncode == 0
     words = ("--benchmarks", "tiny_arith", "-k", "4", "--limit", "32", "--no-plots")
     for name, subject in (
         ("base", MODEL), ("adapter", ("--adapter", str(adapter))), ("exported", ("--model", str(exported))),
@@ -137,7 +155,7 @@ def test_an_adapter_is_what_is_evaluated_and_is_compared_with_its_base(adapter: 
     texts = {name: [sample.text for question in read_completions(tmp_path / name) for sample in question.samples]
              for name in ("base", "adapter", "exported")}
     assert texts["adapter"] == texts["exported"] != texts["base"]
-    compared = python("-m", "eval.compare", str(tmp_path / "base"), str(tmp_path / "adapter"))
+    compared = in_process(compare.main, str(tmp_path / "base"), str(tmp_path / "adapter"))
     assert compared.returncode == 0 and "B - A [95%]" in compared.stdout and "differently" not in compared.stdout
     assert result_of(tmp_path / "adapter")["adapter"] == str(adapter)
 
@@ -168,8 +186,8 @@ def test_grading_again_changes_the_verdicts_and_samples_nothing(evaluated: Path,
     same = python("-m", "eval.grade", str(evaluated), "--out", str(tmp_path / "same"), "--no-plots")
     assert same.returncode == 0 and "tiny_arith: 0 of 384 verdicts changed" in same.stdout, same.stderr
     assert without_times(tmp_path / "same")["benchmarks"] == without_times(evaluated)["benchmarks"]
-    inverted = python("-m", "eval.grade", str(evaluated), "--out", str(tmp_path / "other"), "--grader",
-                      "rewards.controls:inverted_accuracy", "--no-plots")
+    inverted = in_process(grade_again.main, str(evaluated), "--out", str(tmp_path / "other"), "--grader",
+                          "rewards.controls:inverted_accuracy", "--no-plots")
     assert "384 of 384 verdicts changed" in inverted.stdout
     before, after = (
         result_of(folder)["benchmarks"]["tiny_arith"]["avg@8"]["value"] for folder in (evaluated, tmp_path / "other"))
@@ -182,8 +200,8 @@ def test_grading_again_changes_the_verdicts_and_samples_nothing(evaluated: Path,
 def test_recorded_groups_score_as_their_source_states(tmp_path: Path, file: str, key: str, accuracy: float) -> None:
     path = Path(os.environ["OTHERHALF_DATA"]) / "samples" / file
     stated = [bool(sample[key]) for line in path.read_text().splitlines() for sample in json.loads(line)["samples"]]
-    finished = python(
-        "-m", "eval.grade", "--samples", str(path.resolve()), "--recorded", key, "--out", str(tmp_path), "--no-plots")
+    finished = in_process(
+        grade_again.main, "--samples", str(path.resolve()), "--recorded", key, "--out", str(tmp_path), "--no-plots")
     assert finished.returncode == 0, finished.stderr
     (entry,) = result_of(tmp_path)["benchmarks"].values()
     assert entry["recorded_accuracy"] == pytest.approx(sum(stated) / len(stated)) == pytest.approx(accuracy, abs=1e-6)
@@ -212,7 +230,7 @@ def test_an_answer_comes_with_its_share_and_entropy() -> None:
     found = json.loads(finished.stdout)
     assert len(found["completions"]) == 12 and found["answer"] == "15"
     assert 0 < found["share"] <= 1 and found["support"] in [one["text"] for one in found["completions"]]
-    shown = python("-m", "eval.answer", *MODEL, "--prompt", "question_line", "-k", "12", "7+8=?").stdout
+    shown = in_process(answer.main, *MODEL, "--prompt", "question_line", "-k", "12", "7+8=?").stdout
     assert shown.startswith("answer      15\n") and "entropy" in shown
 
 
@@ -243,7 +261,7 @@ def test_bad_input_is_one_line_with_the_remedy_and_leaves_nothing(
 def test_a_row_without_an_answer_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "1+1=?", "answer": "2"}\n{"question": "1+2=?"}\n')
-    finished = evaluate(tmp_path / "out", *MODEL, "--benchmarks", str(file))
+    finished = evaluate_elsewhere(tmp_path / "out", *MODEL, "--benchmarks", str(file))
     assert finished.returncode == 2 and f"{file}:2" in finished.stderr, finished.stderr
 
 
@@ -272,8 +290,8 @@ def test_a_folder_that_was_graded_anew_is_no_longer_the_first_graders(evaluated:
     folder = tmp_path / "folder"
     shutil.copytree(evaluated, folder)
     assert (
-        python(
-            "-m", "eval.grade", str(folder), "--grader", "rewards.controls:inverted_accuracy", "--no-plots"
+        in_process(
+            grade_again.main, str(folder), "--grader", "rewards.controls:inverted_accuracy", "--no-plots"
         ).returncode
         == 0)
     finished = evaluate(folder, *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "48")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rl.export import main
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
-from tests.reference.whole_run import GRPO, python, train
+from tests.reference.whole_run import GRPO, full_disk, in_process, python, train
 
 BASE = project_root() / "models" / "tiny-arith"
 
@@ -120,7 +120,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_full_disk_leaves_nothing_behind(adapter_run: Path, tmp_path: Path) -> None:
-    finished = python("-m", "rl.export", str(adapter_run), str(tmp_path / "out"), file_size_limit=100_000)
+    with full_disk(100_000):
+        finished = in_process(main, str(adapter_run), str(tmp_path / "out"))
     assert finished.returncode == 2
     assert f"error: cannot write {tmp_path / 'out'}: " in finished.stderr and "Remedy" in finished.stderr
     assert "Traceback" not in finished.stderr

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from eval import compare
+from eval import run as evaluation
 from eval.live_benchmarks import build_live_tasks
 from eval.store import read_completions
 from rl.checkpoint import list_checkpoints
@@ -18,7 +20,8 @@ from rl.evaluation.benchmarks import BenchmarkHistory, BenchmarkValues, build_be
 from rl.paths import project_root
 from rl.questions.inputs import read_inputs
 from rl.runs.intervals import Interval
-from tests.reference.whole_run import metrics_of, python, summary_of, train
+from rl.train import main
+from tests.reference.whole_run import in_process, metrics_of, summary_of, train
 
 BENCHMARKS = "evaluation.benchmarks=[{name: tiny_arith, every: 2, samples: 4, limit: 12, max_tokens: 32}]"
 WORDS = ("steps=4", "checkpoint.every=2", "checkpoint.keep=9", "evaluation.every=3", BENCHMARKS)
@@ -56,7 +59,7 @@ def test_completions_are_kept_as_an_evaluation_keeps_them(run: Path) -> None:
         assert len(questions) == 12 and all(len(question.samples) == 4 for question in questions)
         assert line["benchmark/tiny_arith/avg@4"] == pytest.approx(
             sum(question.accuracy for question in questions) / 12)
-    compared = python("-m", "eval.compare", str(folders[0]), str(folders[2]))
+    compared = in_process(compare.main, str(folders[0]), str(folders[2]))
     assert compared.returncode == 0 and "tiny_arith" in compared.stdout
 
 
@@ -67,7 +70,7 @@ def test_the_live_sampler_gives_what_eval_run_gives_for_the_same_weights(run: Pa
     words = (
         "--model", "models/tiny-arith", "--benchmarks", "tiny_arith", "-n", "4", "--limit", "12", "--max-tokens", "32",
         "--temperature", str(live["temperature"]), "--top-p", str(live["top_p"]), "--no-plots")
-    alone = python("-m", "eval.run", *words, "--out", str(tmp_path / "out"))
+    alone = in_process(evaluation.main, *words, "--out", str(tmp_path / "out"))
     assert alone.returncode == 0, alone.stderr
     first = read_completions(run / "evaluations/step-000000/tiny_arith")
     assert [[s.text for s in q.samples] for q in read_completions(tmp_path / "out")] == [
@@ -142,17 +145,15 @@ def test_an_evaluation_that_failed_leaves_no_older_value_as_the_last() -> None:
     assert history.named_after(70) is None
     history.add("m", 100, BenchmarkValues({}, {}, "down"))
     assert history.named_after(100) is None and history.named_before() == {"m avg@1": Interval(0.1, 0.1, 0.1)}
-    again = BenchmarkHistory()
-    again.load_state_dict(json.loads(json.dumps(history.state_dict())))
-    assert again == history
+    assert BenchmarkHistory.from_json(json.loads(json.dumps(history.to_json()))) == history
 
 
 def test_a_grader_that_fails_ends_no_training(tmp_path: Path) -> None:
     grader = tmp_path / "service.py"
     grader.write_text("def judge(*, completions, **columns):\n    raise RuntimeError('the service is down')\n")
     words = f"evaluation.benchmarks=[{{name: tiny_arith, every: 0, samples: 2, limit: 4, grader: '{grader}:judge'}}]"
-    finished = python(
-        "-m", "rl.train", "steps=1", f"run_dir={tmp_path / 'run'}", words, "sampling.questions_per_step=4",
+    finished = in_process(
+        main, "steps=1", f"run_dir={tmp_path / 'run'}", words, "sampling.questions_per_step=4",
         "evaluation.path=null", "tracking.progress=lines", "data.limit=16")
     assert finished.returncode == 0, finished.stderr
     assert "tiny_arith at step 0: not evaluated" in finished.stdout and "the service is down" in finished.stdout

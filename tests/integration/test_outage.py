@@ -36,6 +36,8 @@ class FailingGenerator(EmbeddedGenerator):
     """Does not answer at the given call of generate or take_over (counted together from the build on) until `waits`
     returns."""
 
+    max_together = 64
+
     def __init__(self, policy: Policy, call: int, waits: Callable[[FailingGenerator], None]) -> None:
         super().__init__(policy)
         self.on_outage: Callable[[str], None] | None = None

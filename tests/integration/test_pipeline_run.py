@@ -3,22 +3,32 @@ again."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
 import yaml
 
+from eval.store import Completions
 from rl.paths import project_root
+from rl.pipeline import main
+from rl.records import Json
+from rl.rejection.samples import SampleStore
+from rl.runs.tracking import JsonLines
 from rl.stages.processes import free_port
-from tests.reference.whole_run import metrics_of, own_environment, python, summary_of
+from tests.reference.fork import Fork, ForkedModule, after
+from tests.reference.whole_run import in_process, metrics_of, own_environment, pixels, summary_of
 
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
 QUIET = {"tracking.progress": "lines"}
@@ -55,8 +65,17 @@ def write(folder: Path, *stages: dict[str, Any], **keys: Any) -> Path:
     return file
 
 
-def pipeline(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "rl.pipeline", "--config", str(file), *words)
+def stage_here(command: Sequence[str], environment: Mapping[str, str], stop: object) -> int:
+    """In the place of rl.stages.run.run_process: a stage's command in this process."""
+    _, option, module, *words = command
+    assert option == "-m"
+    return int(importlib.import_module(module).main(words))
+
+
+def pipeline_here(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The pipeline and its stages in this process."""
+    with patch("rl.stages.run.run_process", stage_here):
+        return in_process(main, "--config", str(file), *words)
 
 
 def results(run: Path) -> dict[str, Any]:
@@ -75,7 +94,8 @@ def results(run: Path) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a pipeline that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    done = pipeline(write(folder, *STAGES))
+    with pixels():
+        done = fork_pipeline(write(folder, *STAGES)).finished()
     assert done.returncode == 0, done.stderr
     assert "stage 5 of 5, eval (eval), policy of sft: runs" in done.stdout
     return folder
@@ -105,16 +125,23 @@ def test_a_pipeline_leaves_one_folder_one_summary_and_one_picture(whole: Path) -
     assert len((run / "summary.md").read_text().splitlines()) == 9
 
 
-def begin(file: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rl.pipeline", "--config", str(file)], cwd=project_root(), env=own_environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def fork_pipeline(file: Path) -> Fork:
+    """The pipeline in a fork, and each stage in a fork of that, as its processes are."""
+    forked = SimpleNamespace(Popen=ForkedModule, TimeoutExpired=subprocess.TimeoutExpired)
+    with patch("rl.stages.run.subprocess", forked):
+        return Fork(lambda: main(["--config", str(file)]))
 
 
-def wait_until(is_there: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 200
-    while not is_there():
-        assert process.poll() is None and time.monotonic() < deadline, "ended, or too slow"
+def is_step(number: int, *, of_rl: bool) -> Callable[[JsonLines, Mapping[str, Json]], bool]:
+    """Is this the line of the training step in metrics.jsonl, of an RL stage or of a warm-up?"""
+    return lambda lines, record: (
+        record.get("kind") == "train" and record["step"] == number and ("reward" in record) == of_rl)
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
         time.sleep(0.02)
 
 
@@ -126,24 +153,26 @@ def test_killed_in_the_middle_of_each_kind_of_stage_it_ends_as_the_uninterrupted
     whole: Path, tmp_path: Path
 ) -> None:
     file, run = write(tmp_path, *STAGES), tmp_path / "run"
-    middles: list[tuple[str, Callable[[], bool]]] = [
-        ("cold", lambda: holds(run / "1-cold" / "metrics.jsonl", '"step": 2')),
-        ("rl", lambda: holds(run / "2-rl" / "metrics.jsonl", '"step": 2')),
-        ("reject", lambda: len(list((run / "3-reject" / "samples").glob("*.jsonl"))) >= 2),
-        (
-            "eval",
-            lambda: (run / "5-eval" / "completions.jsonl").exists()
-            and (run / "5-eval" / "completions.jsonl").stat().st_size > 0)]
-    for name, is_there in middles:
-        process = begin(file)
-        wait_until(is_there, process)
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
+
+    def kill_pipeline() -> None:
+        """In the stage's process."""
+        (tmp_path / "stage.pid").write_text(str(os.getpid()))
+        os.kill(os.getppid(), signal.SIGKILL)
+
+    middles = [
+        ("cold", after(JsonLines, "append", kill_pipeline, is_step(2, of_rl=False))),
+        ("rl", after(JsonLines, "append", kill_pipeline, is_step(2, of_rl=True))),
+        ("reject", after(SampleStore, "write", kill_pipeline, lambda store, number, questions: number == 1)),
+        ("eval", after(Completions, "append", kill_pipeline))]
+    for name, kills_it in middles:
+        with kills_it:
+            process = fork_pipeline(file)
+        assert process.wait() == -signal.SIGKILL
         # The stage's process ends with it, or the next command would find its folder in use.
-        assert psutil.wait_procs(children, timeout=20)[1] == []
+        stage = int((tmp_path / "stage.pid").read_text())
+        wait_until(lambda: not psutil.pid_exists(stage), 20)  # noqa: B023
         assert not json.loads((run / "pipeline.json").read_text())["stages"][name]["is_done"], "killed too late"
-    done = pipeline(file)
+    done = pipeline_here(file)
     assert done.returncode == 0, done.stderr
     assert (
         "stage 2 of 5, rl (rl): done already" in done.stdout
@@ -156,12 +185,12 @@ def test_killed_in_the_middle_of_each_kind_of_stage_it_ends_as_the_uninterrupted
 
 def test_a_signal_stops_it_with_everything_saved_and_the_same_command_goes_on(whole: Path, tmp_path: Path) -> None:
     file, run = write(tmp_path, *STAGES[:2]), tmp_path / "run"
-    process = begin(file)
-    wait_until(lambda: holds(run / "2-rl" / "metrics.jsonl", '"step": 1'), process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+
+    with after(JsonLines, "append", lambda: os.kill(os.getppid(), signal.SIGTERM), is_step(1, of_rl=True)):
+        process = fork_pipeline(file)
+    assert process.wait() == 0
     assert summary_of(run / "2-rl")["stop_reason"] == "SIGTERM" and not (run / "summary.json").exists()
-    done = pipeline(file)
+    done = pipeline_here(file)
     assert done.returncode == 0 and "stage 1 of 2, cold (warmup): done already" in done.stdout
     assert "stage 2 of 2, rl (rl), policy of cold: goes on" in done.stdout
     assert metrics_of(run / "2-rl") == metrics_of(whole / "run" / "2-rl")
@@ -171,13 +200,13 @@ def test_what_is_unchanged_is_skipped_and_what_changed_runs_again_with_all_that_
     reject = {**STAGES[2], "set": {**STAGES[2]["set"], "data.limit": 8}}
     sft = {**STAGES[3], "set": {**STAGES[3]["set"], "evaluation.path": None}}
     file, run = write(tmp_path, {**reject, "name": "first"}, sft, repeat={"rounds": 1}), tmp_path / "run"
-    assert pipeline(file).returncode == 0
+    assert pipeline_here(file).returncode == 0
     before = (run / "1-first" / "solutions.jsonl").read_bytes()
-    again = pipeline(file)
+    again = pipeline_here(file)
     assert again.returncode == 0 and again.stdout.count("done already") == 2
     # Only the choice changes: nothing is sampled again, and the supervised stage has other solutions.
     samples = {path: path.stat().st_mtime_ns for path in (run / "1-first" / "samples").glob("*.jsonl")}
-    changed = pipeline(file, "stages.0.set.keep.per_question=2", "stages.0.set.keep.near_duplicates=null")
+    changed = pipeline_here(file, "stages.0.set.keep.per_question=2", "stages.0.set.keep.near_duplicates=null")
     assert changed.returncode == 0, changed.stderr
     assert "first (reject): goes on (keep." in changed.stdout and "runs again (stage first ran again)" in changed.stdout
     assert {path: path.stat().st_mtime_ns for path in samples} == samples
@@ -187,19 +216,19 @@ def test_what_is_unchanged_is_skipped_and_what_changed_runs_again_with_all_that_
 def test_a_stage_that_fails_says_so_and_the_stages_before_it_are_kept(tmp_path: Path) -> None:
     impossible = {**STAGES[2], "set": {**STAGES[2]["set"], "data.limit": 4, "keep.reward_at_least": 5}}
     file, run = write(tmp_path, {**STAGES[1], "set": {**RL, "steps": 1}}, impossible, STAGES[3]), tmp_path / "run"
-    done = pipeline(file)
+    done = pipeline_here(file)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert (
         "stage reject (reject) ended with exit code 2" in done.stderr
         and "the same command goes on there" in done.stderr)
     assert not (run / "2-reject" / "solutions.jsonl").exists() and not (run / "3-sft").exists()
-    mended = pipeline(file, "stages.1.set.keep.reward_at_least=0")
+    mended = pipeline_here(file, "stages.1.set.keep.reward_at_least=0")
     assert mended.returncode == 0, mended.stderr
     assert "stage 1 of 3, rl (rl): done already" in mended.stdout
     # Another choice that keeps nothing: the solutions of the earlier one are not taken for its result, and the summary
     # is not either.
     for _ in range(2):
-        again = pipeline(file)
+        again = pipeline_here(file)
         assert (
             again.returncode == 2
             and "stages.1.set.KEY=VALUE" in again.stderr
@@ -218,7 +247,7 @@ def test_a_stage_that_fails_says_so_and_the_stages_before_it_are_kept(tmp_path: 
 def test_bad_input_is_told_in_one_message_and_leaves_nothing_behind(
     words: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    done = pipeline(write(tmp_path, *STAGES[:2]), *words)
+    done = pipeline_here(write(tmp_path, *STAGES[:2]), *words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "1-cold").exists()
 
@@ -226,7 +255,7 @@ def test_bad_input_is_told_in_one_message_and_leaves_nothing_behind(
 def test_another_commands_run_is_not_taken_for_a_pipeline(whole: Path, tmp_path: Path) -> None:
     folder = whole / "run" / "2-rl"
     before = sorted(entry.name for entry in folder.iterdir())
-    done = pipeline(write(tmp_path, *STAGES[:2]), f"run_dir={folder}")
+    done = pipeline_here(write(tmp_path, *STAGES[:2]), f"run_dir={folder}")
     assert done.returncode == 2 and f"{folder} holds a run that is no pipeline. Remedy: another run_dir" in done.stderr
     assert sorted(entry.name for entry in folder.iterdir()) == before
 
@@ -262,7 +291,7 @@ def test_the_death_of_one_ranks_process_ends_all(tmp_path: Path) -> None:
         launch(file), cwd=project_root(), env=own_environment() | ON_CPU, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "1-rl" / "metrics.jsonl"
-    wait_until(lambda: holds(metrics, '"step": 1'), launcher)
+    wait_until(lambda: launcher.poll() is not None or holds(metrics, '"step": 1'), 200)
     family = psutil.Process(launcher.pid).children(recursive=True)
     [victim] = [one for one in family if "rl.train" in one.cmdline() and one.environ().get("RANK") == "1"]
     victim.kill()

@@ -4,19 +4,17 @@ tiny model."""
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from rl.checkpoint import list_checkpoints
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
 from rl.train import main
-from tests.integration.test_two_ranks import free_port
-from tests.integration.test_two_ranks import train as launch
-from tests.reference.whole_run import GRPO, metrics_of, train
+from tests.integration.test_two_ranks import RUN
+from tests.reference.fork import forked_ranks
+from tests.reference.whole_run import GRPO, metrics_of, one_thread, train
 
 ASKING = (
     "rewards=[{use: 'rewards.confidence:self_certainty', weight: 0.1}, {use: 'rewards.confidence:token_entropy'}, "
@@ -57,10 +55,11 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(tmp_path: Path) -> 
 
 
 def test_two_ranks_score_their_shares_as_one_rank_scores_all(tmp_path: Path) -> None:
-    one = launch(tmp_path / "one", [sys.executable], ASKING)
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                "--main_process_port", str(free_port())]
-    two = launch(tmp_path / "two", [sys.executable, *launcher], ASKING)
+    one, two = tmp_path / "one", tmp_path / "two"
+    with one_thread():
+        assert main([*RUN, ASKING, f"run_dir={one}"]) == 0
+    for done in forked_ranks(lambda: main([*RUN, ASKING, f"run_dir={two}"])):
+        assert done.returncode == 0, done.stderr[-3000:]
     first = [
         next(
             json.loads(line)
@@ -81,9 +80,7 @@ def test_two_ranks_score_their_shares_as_one_rank_scores_all(tmp_path: Path) -> 
 def test_r1s_rewards_add_up_with_their_weights(tmp_path: Path) -> None:
     """Its own template asks for tags that the tiny model has no tokens for: format_think is 0 throughout, the others
     are not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         assert (
             main(
                 [
@@ -93,8 +90,6 @@ def test_r1s_rewards_add_up_with_their_weights(tmp_path: Path) -> None:
                     "sampling.group_size=4", "sampling.max_completion_tokens=32", "evaluation.path=null",
                     "tracking.progress=off", "optim.micro_batch_tokens=2048"])
             == 0)
-    finally:
-        torch.set_num_threads(threads)
     lines = train_lines(tmp_path / "run")
     assert len(lines) == 3
     for line in lines:

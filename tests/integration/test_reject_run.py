@@ -7,9 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,18 +19,20 @@ from rl.configuration.keys import all_keys
 from rl.configuration.loading import load
 from rl.generate.protocol import Request, request_seed
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.paths import project_root, resolve_path
-from rl.policy.policy import load_plain
+from rl.paths import resolve_path
+from rl.policy.policy import load_frozen
 from rl.questions.prompting import PromptRenderer, load_template
 from rl.records import Rollout
 from rl.rejection.config import RejectConfig
 from rl.rejection.inputs import RejectInputs, read_reject_inputs
 from rl.rejection.run import solution_row
+from rl.rejection.samples import SampleStore
 from rl.supervised.config import WarmupDataSection
 from rl.supervised.solutions import load_solutions, render_solutions
+from tests.reference.fork import Fork, after, signal_itself
 from tests.reference.reject import ANSWERED, LABEL_FREE, SMALL, UNANSWERED, command, reject, report_of, rows_of
 from tests.reference.warmup import warm_up
-from tests.reference.whole_run import own_environment, python, summary_of
+from tests.reference.whole_run import python, summary_of
 
 
 def answers() -> dict[str, str]:
@@ -100,7 +99,7 @@ def test_every_kept_solution_is_right_and_the_wrong_ones_are_counted(whole: Path
 def tiny_sampler() -> tuple[RejectConfig, RejectInputs, TransformersGenerator]:
     config = load(None, [*SMALL], RejectConfig)
     inputs = read_reject_inputs(config)
-    policy = load_plain(config.model, inputs.tokenizer, torch.device("cpu"))
+    policy = load_frozen(config.model, inputs.tokenizer, torch.device("cpu"))
     return config, inputs, TransformersGenerator(policy, merge=False, max_sequences=256)
 
 
@@ -170,14 +169,9 @@ def test_a_run_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrupted_
 ) -> None:
     folder = tmp_path / "half"
     words = (*SMALL, *LABEL_FREE, "sampling.samples=8", f"run_dir={folder}")
-    process = subprocess.Popen([sys.executable, "-m", "rl.reject", *words], cwd=project_root(), env=own_environment(),
-                               stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (folder / "samples" / "chunk-00000.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "ended, or too slow, before the first chunk"
-        time.sleep(0.005)
-    process.send_signal(number)
-    assert process.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+    with after(SampleStore, "write", signal_itself(number)):
+        ended = Fork(lambda: command(*words)).finished()
+    assert ended.returncode == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     chunks = len(list((folder / "samples").glob("chunk-*.jsonl")))
     assert 1 <= chunks < 3 and not (folder / "solutions.jsonl").exists() and not (folder / "report.json").exists()
     first = (folder / "samples" / "chunk-00000.jsonl").stat().st_mtime_ns

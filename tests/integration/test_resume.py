@@ -23,6 +23,8 @@ import pytest
 from rl.checkpoint import list_checkpoints, read_state
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
+from rl.train import main
+from tests.reference.fork import Fork
 from tests.reference.whole_run import (
     SMALL,
     metrics_of,
@@ -87,9 +89,9 @@ def assert_same_end(run_dir: Path, other: Path) -> None:
     for name in ("adapter/adapter_model.safetensors", "rng.pt", "optimizer.pt"):
         assert digest(newest / name) == digest(newest_expected / name), name
     state, state_expected = read_state(newest), read_state(newest_expected)
-    assert (state.step, state.policy_version, state.order) == (
-        state_expected.step, state_expected.policy_version, state_expected.order)
-    assert state.surplus == state_expected.surplus
+    assert (state.step, state.policy_version, state.collector.order) == (
+        state_expected.step, state_expected.policy_version, state_expected.collector.order)
+    assert state.collector.surplus == state_expected.collector.surplus
     assert (folder.checkpoints / "best").resolve().name == (expected.checkpoints / "best").resolve().name
     for key in ("steps", "stop_reason", "held_out_before", "held_out_after", "best", "num_sampled_tokens"):
         assert summary_of(run_dir)[key] == summary_of(other)[key], key
@@ -116,16 +118,9 @@ def test_a_run_killed_twice_and_resumed_without_naming_its_settings_equals_the_u
 ) -> None:
     """The second kill comes before the first resumed checkpoint: steps 3 and 4 run three times."""
     run_dir = tmp_path / "run"
-    assert (
-        train_elsewhere(run_dir, *EIGHT_STEPS, reward, environment=at_call(3 * 8 + 1, "SIGKILL")).returncode
-        == -signal.SIGKILL)
-    resumed = subprocess.run(
-        [sys.executable, "-m", "rl.train", "--resume", str(run_dir)],
-        cwd=project_root(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=own_environment() | at_call(9, "SIGKILL"))
+    killed = Fork(lambda: train(run_dir, *EIGHT_STEPS, reward), at_call(3 * 8 + 1, "SIGKILL")).finished()
+    assert killed.returncode == -signal.SIGKILL
+    resumed = Fork(lambda: main(["--resume", str(run_dir)]), at_call(9, "SIGKILL")).finished()
     assert resumed.returncode == -signal.SIGKILL
     assert "going on from step-000003" in resumed.stdout
     assert resume(run_dir, *EIGHT_STEPS, reward) == 0
@@ -135,21 +130,28 @@ def test_a_run_killed_twice_and_resumed_without_naming_its_settings_equals_the_u
 def test_refilling_dropout_and_several_updates_resume_to_the_same_end(tmp_path: Path, reward: str) -> None:
     assert train(tmp_path / "whole", *EIGHT_STEPS, *DEMANDING, reward) == 0
     assert any(record["groups/surplus"] for record in metrics_of(tmp_path / "whole") if record["kind"] == "train")
-    killed = train_elsewhere(tmp_path / "run", *EIGHT_STEPS, *DEMANDING, reward, environment=at_call(70, "SIGKILL"))
+    words = (*EIGHT_STEPS, *DEMANDING, reward)
+    killed = Fork(lambda: train(tmp_path / "run", *words), at_call(70, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
     assert 2 <= len(trained_steps(tmp_path / "run")) < 8
     assert resume(tmp_path / "run", *EIGHT_STEPS, *DEMANDING, reward) == 0
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory: pytest.TempPathFactory, reward: str) -> Path:
+    folder = tmp_path_factory.mktemp("three") / "run"
+    assert train(folder, "steps=3", "evaluation.path=null", reward) == 0
+    return folder
+
+
 @pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_a_run_killed_in_its_first_steps_resumes_from_the_start(
-    tmp_path: Path, reward: str, has_checkpoint: bool
+    tmp_path: Path, reward: str, three_steps: Path, has_checkpoint: bool
 ) -> None:
     """From the checkpoint before the first step, or, where the kill came before even that, without one."""
     settings = ("steps=3", "evaluation.path=null", reward)
-    assert train(tmp_path / "whole", *settings) == 0
-    killed = train_elsewhere(tmp_path / "run", *settings, environment=at_call(12, "SIGKILL"))
+    killed = Fork(lambda: train(tmp_path / "run", *settings), at_call(12, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
     assert trained_steps(tmp_path / "run") == [1]
     checkpoints = RunFolder(tmp_path / "run").checkpoints
@@ -157,7 +159,7 @@ def test_a_run_killed_in_its_first_steps_resumes_from_the_start(
     if not has_checkpoint:
         shutil.rmtree(checkpoints)
     assert resume(tmp_path / "run", *settings) == 0
-    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+    assert metrics_of(tmp_path / "run") == metrics_of(three_steps)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
@@ -226,7 +228,7 @@ def test_the_link_to_the_best_checkpoint_is_mended_on_resuming(
 
 
 def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path, reward: str, uninterrupted: Path) -> None:
-    assert train(tmp_path / "run", *EIGHT_STEPS, reward) == 0
+    shutil.copytree(uninterrupted, tmp_path / "run", symlinks=True)
     assert resume(tmp_path / "run", *EIGHT_STEPS, reward) == 0
     assert_same_end(tmp_path / "run", uninterrupted)
 

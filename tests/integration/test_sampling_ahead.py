@@ -4,8 +4,6 @@ trainer are apart."""
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import pytest
 
 from rl.checkpoint import list_checkpoints, read_state
-from rl.paths import project_root
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import read_json_lines
 from rl.update import Updater
@@ -26,26 +23,27 @@ from tests.integration.test_resume import (
     at_call,
     raise_in_this_process,
 )
-from tests.integration.test_two_ranks import free_port
+from tests.reference.fork import Fork, forked_ranks
 from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, run
-from tests.reference.whole_run import GRPO, SMALL, metrics_of, own_environment, summary_of, trained_steps
+from tests.reference.whole_run import GRPO, SMALL, metrics_of, summary_of, trained_steps
 
 
-@pytest.fixture
-def reward(tmp_path: Path) -> str:
-    (tmp_path / "signals.py").write_text(REWARD)
-    return f"rewards=[{{use: {tmp_path / 'signals.py'}:agreement}}]"
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("reward") / "signals.py"
+    path.write_text(REWARD)
+    return f"rewards=[{{use: {path}:agreement}}]"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, reward: str) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert run(words(folder, *EIGHT_STEPS, reward)) == 0
+    return folder
 
 
 def words(folder: Path, *more: str) -> list[str]:
     return [*SMALL, f"run_dir={folder}", *AHEAD, *more]
-
-
-def elsewhere(folder: Path, *more: str, environment: dict[str, str]) -> int:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.reference.sampling_ahead", *words(folder, *more)], cwd=project_root(),
-        env=own_environment() | environment, capture_output=True, timeout=300,
-    ).returncode
 
 
 def train_lines(folder: Path) -> list[dict[str, Any]]:
@@ -76,34 +74,35 @@ def test_without_staleness_every_step_is_on_policy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("demanding", [(), DEMANDING])
 def test_a_killed_run_and_the_uninterrupted_one_end_alike(
-    tmp_path: Path, reward: str, demanding: tuple[str, ...]
+    tmp_path: Path, reward: str, demanding: tuple[str, ...], uninterrupted: Path
 ) -> None:
     """The checkpoint holds the groups that were sampled ahead; the kill comes in the middle of a step, after further
     ones were drawn."""
-    assert run(words(tmp_path / "whole", *EIGHT_STEPS, *demanding, reward)) == 0
-    assert (
-        elsewhere(tmp_path / "run", *EIGHT_STEPS, *demanding, reward, environment=at_call(5 * 8 + 3, "SIGKILL"))
-        == -signal.SIGKILL)
+    whole = tmp_path / "whole" if demanding else uninterrupted
+    assert not demanding or run(words(whole, *EIGHT_STEPS, *demanding, reward)) == 0
+    more = (*EIGHT_STEPS, *demanding, reward)
+    killed = Fork(lambda: run(words(tmp_path / "run", *more)), at_call(5 * 8 + 3, "SIGKILL")).finished()
+    assert killed.returncode == -signal.SIGKILL
     newest = list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]
     state = read_state(newest)
-    assert 0 < state.step < 8 and state.ahead is not None and len(state.ahead["groups"]) + len(state.surplus) == 8
+    ahead, surplus = state.collector.ahead, state.collector.surplus
+    assert 0 < state.step < 8 and ahead is not None and len(ahead.groups) + len(surplus) == 8
     assert run([*words(tmp_path / "run", *EIGHT_STEPS, *demanding, reward), "--resume", str(tmp_path / "run")]) == 0
     assert trained_steps(tmp_path / "run") == list(range(1, 9))
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert_same_end(tmp_path / "run", whole)
     # the last step samples nothing
-    assert read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).ahead is None
+    assert read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).collector.ahead is None
 
 
 def test_a_signal_waits_for_what_is_in_flight_and_saves_it(
-    tmp_path: Path, reward: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reward: str, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(words(tmp_path / "whole", *EIGHT_STEPS, reward)) == 0
     raise_in_this_process(monkeypatch, at_call(4 * 8 + 5, "SIGTERM"))
     assert run(words(tmp_path / "run", *EIGHT_STEPS, reward)) == 0
     monkeypatch.delenv("SIGNAL_AT_CALL")
     assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM" and len(trained_steps(tmp_path / "run")) < 8
     assert run([*words(tmp_path / "run", *EIGHT_STEPS, reward), "--resume", str(tmp_path / "run")]) == 0
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert_same_end(tmp_path / "run", uninterrupted)
 
 
 class SlowGenerator(EmbeddedGenerator):
@@ -135,16 +134,9 @@ def test_a_step_takes_the_longer_of_sampling_and_training_and_not_both(
 
 
 def test_two_ranks_sample_ahead_and_meet_in_the_main_thread(tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "-m"]
     settings = (*GRPO, "steps=4", "sampling.questions_per_step=5", "checkpoint.every=1", "evaluation.path=null")
-    finished = subprocess.run(
-        [sys.executable, *launcher, "tests.reference.sampling_ahead", *words(tmp_path / "two", *settings)],
-        cwd=project_root(),
-        env=own_environment() | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300)
-    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
+    for finished in forked_ranks(lambda: run(words(tmp_path / "two", *settings))):
+        assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
     assert run(words(tmp_path / "one", *settings)) == 0
     one, two = (metrics_of(tmp_path / name) for name in ("one", "two"))
     # The first two steps were sampled before anything was trained: afterwards rounding may move a token.
@@ -153,4 +145,4 @@ def test_two_ranks_sample_ahead_and_meet_in_the_main_thread(tmp_path: Path) -> N
             assert line[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6)
     assert [line["policy/staleness"] for line in two] == [line["policy/staleness"] for line in one]
     states = [read_state(list_checkpoints(RunFolder(tmp_path / name).checkpoints)[-2]) for name in ("one", "two")]
-    assert [len(state.ahead["groups"]) if state.ahead else 0 for state in states] == [5, 5]
+    assert [len(state.collector.ahead.groups) if state.collector.ahead else 0 for state in states] == [5, 5]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +11,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from rl.paths import project_root
+from rl.train import main
+from tests.reference.fork import forked_ranks, free_port
 from tests.reference.tiny_run import ANSWERED, HELD_OUT
 from tests.reference.two_rank_update import CASES, updated
+from tests.reference.two_rank_update import main as update
+from tests.reference.whole_run import one_thread, python
 
 torch.set_num_threads(1)
 RUN = (
@@ -38,35 +37,12 @@ RUN = (
     "watchdog.enabled=false")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
-
-
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"} | more
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what each of two ranks wrote."""
-    out, port = tmp_path_factory.mktemp("ranks"), str(free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.reference.two_rank_update", str(out)], cwd=project_root(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                            MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
-        for rank in range(2)]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output[-2000:]
-    finally:
-        for process in processes:
-            process.kill()
+    out = tmp_path_factory.mktemp("ranks")
+    for rank in forked_ranks(lambda: update(out)):
+        assert rank.returncode == 0, rank.stderr[-2000:]
     return out
 
 
@@ -108,26 +84,16 @@ def test_shares_of_any_size_come_together_in_order(ranks: Path) -> None:
         assert written(ranks, rank)["gathered"] == {str(n): list(range(n)) for n in range(6)}
 
 
-def train(folder: Path, launcher: list[str], *more: str) -> Path:
-    finished = subprocess.run(
-        [*launcher, "rl/train.py", *RUN, *more, f"run_dir={folder}"],
-        cwd=project_root(),
-        env=environment(),
-        timeout=150,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False)
-    assert finished.returncode == 0, finished.stdout[-3000:]
-    return folder
-
-
 def test_a_run_of_two_processes_samples_and_trains_as_a_run_of_one(tmp_path: Path) -> None:
     """Five questions over two ranks, so that one has more to do. Later steps may differ: rounding may move a token."""
-    one = train(tmp_path / "one", [sys.executable])
+    one, two = tmp_path / "one", tmp_path / "two"
+    with one_thread():
+        assert main([*RUN, f"run_dir={one}"]) == 0
     # `accelerate launch --cpu --num_processes 2` starts one process only.
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    two = train(tmp_path / "two", [sys.executable, *launch])
+    finished = python(
+        "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "rl/train.py", *RUN,
+        f"run_dir={two}", environment={"ACCELERATE_USE_CPU": "true"})
+    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-3000:]
     assert json.loads((two / "checkpoints" / "step-000003" / "state.json").read_text())["num_ranks"] == 2
     metrics = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
     steps = [[record for record in records if record["kind"] == "train"] for records in metrics]

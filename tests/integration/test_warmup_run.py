@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,10 @@ from rl.policy.policy import Policy, load_policy
 from rl.runs.folder import RunFolder
 from rl.supervised.config import WarmupConfig
 from rl.supervised.inputs import read_warmup_inputs
+from tests.reference.fork import Fork, after_line, signal_itself
 from tests.reference.tiny_run import literal_logprobs
 from tests.reference.warmup import SMALL, warm_up
-from tests.reference.whole_run import GRPO, metrics_of, own_environment, python, summary_of, train, trained_steps
+from tests.reference.whole_run import GRPO, metrics_of, python, summary_of, train, trained_steps
 
 BASE = project_root() / "models" / "tiny-arith"
 HELD_OUT = "evaluation.path=models/tiny-arith/questions/held_out.jsonl"
@@ -158,26 +156,14 @@ def test_an_earlier_warm_up_goes_on_as_an_adapter(lora_run: Path, tmp_path: Path
     assert first == pytest.approx(last, rel=1e-6)
 
 
-def wait_for(text: str, file: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while text not in (file.read_text() if file.exists() else ""):
-        assert process.poll() is None and time.monotonic() < deadline, f"ended, or too slow, before {text!r}"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_warm_up_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrupted_one(
     number: signal.Signals, lora_run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "warmup"
-    words = [*SMALL, HELD_OUT, "merge=true", "evaluation.max_sequences=8"]  # slower evaluations: time to be ended
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rl.warmup", *words, f"run_dir={folder}"], cwd=project_root(), env=own_environment(),
-        stdout=subprocess.DEVNULL)
-    wait_for('"step": 3', RunFolder(folder).metrics_file, process)
-    process.send_signal(number)
-    code = process.wait()
-    assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+    with after_line({"kind": "train", "step": 3}, signal_itself(number)):
+        ended = Fork(lambda: warm_up(folder, HELD_OUT, "merge=true")).finished()
+    assert ended.returncode == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     assert not (folder / "adapter").exists() and not RunFolder(folder).summary_file.exists()
     assert warm_up(folder, HELD_OUT, "merge=true", "--resume") == 0
     assert metrics_of(folder) == metrics_of(lora_run)
@@ -203,14 +189,8 @@ def test_two_processes_train_as_one(lora_run: Path, tmp_path: Path) -> None:
 
 def test_other_settings_and_other_data_are_no_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "warmup"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rl.warmup", *SMALL, HELD_OUT, "steps=2000", "evaluation.every=0", f"run_dir={folder}"],
-        cwd=project_root(),
-        env=own_environment(),
-        stdout=subprocess.DEVNULL)
-    wait_for('"step": 5', RunFolder(folder).metrics_file, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 0
+    with after_line({"kind": "train", "step": 5}, signal_itself(signal.SIGTERM)):
+        assert warm_up(folder, HELD_OUT, "steps=2000", "evaluation.every=0") == 0
     before = RunFolder(folder).config_file.read_text()
     assert (
         warm_up(folder, HELD_OUT, "steps=2000", "evaluation.every=0", "optim.lr=1e-4", "data.limit=32", "--resume") == 2

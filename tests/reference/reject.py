@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rl.reject import main
 from rl.rejection.samples import Completion, SampledQuestion
+from tests.reference.whole_run import one_thread
 
 ANSWERED = "models/tiny-arith/questions/train_with_answers.jsonl"
 UNANSWERED = "models/tiny-arith/questions/train.jsonl"
@@ -29,13 +28,9 @@ def reject(run_dir: Path, *words: str) -> int:
 
 
 def command(*words: str) -> int:
-    """The same with `words` alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """`python -m rl.reject` in this process on one thread; returns the exit code."""
+    with one_thread():
         return main(list(words))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def rows_of(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,25 +1,20 @@
 """Whole runs with the embedded sampler where the configuration names servers: what a sampler in other processes brings
-with it (sampling ahead, outages), without servers.
-
-    python -m tests.reference.sampling_ahead key=value ...     one run, as `python -m rl.train`
-"""
+with it (sampling ahead, outages), without servers."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
-import torch
-
 from rl.config import GeneratorSection
+from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
-from rl.generate.sampler_plan import SamplerPlan
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
 from rl.records import Group
 from rl.train import main
+from tests.reference.whole_run import one_thread
 
 SERVERS = ("generator={backend: vllm_server, urls: ['http://localhost:1']}",)
 AHEAD = (*SERVERS, "generator.max_staleness=1")
@@ -58,20 +53,11 @@ def run(words: Sequence[str], make: Callable[[Policy], Generator] = EmbeddedGene
     """`python -m rl.train` with these words, in this process on one thread, with the generator that `make` makes; the
     exit code."""
     def build(
-        config: GeneratorSection, policy: Policy, plan: SamplerPlan | None = None, *, version: int = 0
+        config: GeneratorSection, policy: Policy, plan: GeneratorPlan | None = None, *, version: int = 0
     ) -> Generator:
         generator = make(policy)
         generator.take_over(policy, version)
         return generator
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with patch("rl.run.build_generator", build):
-            return main(list(words))
-    finally:
-        torch.set_num_threads(threads)
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    with one_thread(), patch("rl.run.build_generator", build):
+        return main(list(words))

@@ -52,8 +52,7 @@ class _ManyAtOnce(ThreadingHTTPServer):
 @dataclass
 class ScriptedVllm:
     """models: name -> max_model_len. key: the API key that it wants. has_lora, has_dev_mode: whether these endpoints
-    are there.
-    reports_raw: log-probabilities before the temperature."""
+    are there. reports_raw: log-probabilities before the temperature."""
 
     script: Script = nothing
     models: dict[str, int] = field(default_factory=lambda: {"tiny": 256})
@@ -75,7 +74,7 @@ class ScriptedVllm:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._at_once = 0
-        self._server = _ManyAtOnce(("127.0.0.1", 0), self._handler())
+        self._server = _ManyAtOnce(("127.0.0.1", 0), type("Handler", (_Handler,), {"scripted": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> ScriptedVllm:
@@ -96,7 +95,7 @@ class ScriptedVllm:
         log-probabilities."""
         return [body for body in self.bodies if "seed" in body and body["temperature"] != 2.0]
 
-    def _reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    def reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         route = path.split("?")[0]
         if route == "/health":
             return (200, "") if self.is_healthy else (503, "")
@@ -128,7 +127,7 @@ class ScriptedVllm:
             return 200, {"success": True}
         return 404, {"detail": "Not Found"}
 
-    def _complete(self, body: dict[str, Any]) -> tuple[int, Any]:
+    def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         if body["model"] not in (*self.models, *self.adapters):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         path = self.adapters.get(body["model"], self.weights)
@@ -142,56 +141,63 @@ class ScriptedVllm:
         choice = {"token_ids": tokens, "logprobs": {"token_logprobs": [logprob] * len(tokens)}, "finish_reason": "stop"}
         return 200, {"choices": [choice]}
 
-    def _handler(outer) -> type[BaseHTTPRequestHandler]:  # noqa: N805, the handler's methods have a self of their own
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def arrives(self, body: dict[str, Any]) -> int:
+        """Count a request for a completion in; returns its number among the samples."""
+        with self._lock:
+            self.bodies.append(body)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            return len(self.completions()) - 1
 
-            def do_GET(self) -> None:
-                self._answer({})
+    def leaves(self) -> None:
+        with self._lock:
+            self._at_once -= 1
 
-            def do_POST(self) -> None:
-                self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}"))
 
-            def _answer(self, body: dict[str, Any]) -> None:
-                outer.calls.append(self.path)
-                if (
-                    self.path.startswith("/v1")
-                    and outer.key is not None
-                    and self.headers["Authorization"] != f"Bearer {outer.key}"
-                ):
-                    return self._send(
-                        401, json.dumps({"error": f"Unauthorized: {self.headers['Authorization']}"}).encode())
-                if self.path != "/v1/completions":
-                    status, reply = outer._reply(self.path, body)
-                    return self._send(status, (reply if isinstance(reply, str) else json.dumps(reply)).encode())
-                with outer._lock:
-                    outer.bodies.append(body)
-                    number = len(outer.completions()) - 1
-                    outer._at_once += 1
-                    outer.most_at_once = max(outer.most_at_once, outer._at_once)
-                is_sample = "seed" in body and body["temperature"] != 2.0
-                accident = outer.script(body, number) if is_sample else None
-                time.sleep(accident.hang_s if accident else outer.delay_s)
-                status, reply = outer._complete(body)
-                with outer._lock:
-                    outer._at_once -= 1
-                if accident is not None and accident.hang_up:
-                    self.close_connection = True
-                    return
-                if accident is not None and (accident.status != 200 or accident.body):
-                    return self._send(accident.status, accident.body)
-                self._send(status, json.dumps(reply).encode())
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    scripted: ScriptedVllm
 
-            def _send(self, status: int, body: bytes) -> None:
-                try:
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
-                except OSError:  # the client has hung up
-                    self.close_connection = True
+    def do_GET(self) -> None:
+        self._answer({})
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002, the name that http.server gives it
-                pass
+    def do_POST(self) -> None:
+        self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}"))
 
-        return Handler
+    def _answer(self, body: dict[str, Any]) -> None:
+        scripted, authorization = self.scripted, self.headers["Authorization"]
+        scripted.calls.append(self.path)
+        has_key = scripted.key is None or authorization == f"Bearer {scripted.key}"
+        if self.path.startswith("/v1") and not has_key:
+            self._send(401, json.dumps({"error": f"Unauthorized: {authorization}"}).encode())
+        elif self.path == "/v1/completions":
+            self._complete(body)
+        else:
+            status, reply = scripted.reply(self.path, body)
+            self._send(status, (reply if isinstance(reply, str) else json.dumps(reply)).encode())
+
+    def _complete(self, body: dict[str, Any]) -> None:
+        scripted, number = self.scripted, self.scripted.arrives(body)
+        is_sample = "seed" in body and body["temperature"] != 2.0
+        accident = scripted.script(body, number) if is_sample else None
+        time.sleep(accident.hang_s if accident else scripted.delay_s)
+        status, reply = scripted.complete(body)
+        scripted.leaves()
+        if accident is not None and accident.hang_up:
+            self.close_connection = True
+        elif accident is not None and (accident.status != 200 or accident.body):
+            self._send(accident.status, accident.body)
+        else:
+            self._send(status, json.dumps(reply).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        try:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:  # the client has hung up
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002, the name that http.server gives it
+        pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from rl.collect import Collected, Collector
 from rl.config import RunConfig
 from rl.configuration.loading import load
-from rl.generate.protocol import Generator, Request, SamplingParameters, sampling_parameters
+from rl.generate.protocol import Generator, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.forward import PolicyForward
 from rl.policy.policy import Policy, load_policy
@@ -124,28 +125,17 @@ def make_trainer(
     no display."""
     accelerator = Accelerator(cpu=True)
     updater = make_updater(config, policy, accelerator)
+    rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
+    asked = replace(inputs(), prompts=tuple(questions or inputs().prompts), rewards=rewards, stop_strings=())
     with open_progress("off", "test", config.steps, first_step=0, is_main=True) as progress:
         return Trainer(
             config,
             Parts(
-                accelerator=accelerator,
-                policy=policy,
-                generator=generator,
-                teacher=None,
-                optimizer=updater._optimizer,
-                updater=updater,
-                collector=Collector(
-                    config, questions or inputs().prompts, generator, sampling_parameters(config.sampling),
-                    build_rewards(config.rewards, config.sampling.max_completion_tokens), rank=0, num_ranks=1),
-                held_out=None,
-                benchmarks=None,
-                watchdog=Watchdog(config.watchdog),
-                data={},
-                folder=RunFolder(folder),
-                metrics=metrics,
-                rollouts=None,
-                progress=progress,
-                stop_requested=lambda: None))
+                accelerator=accelerator, policy=policy, generator=generator, teacher=None,
+                optimizer=updater._optimizer, updater=updater,
+                collector=Collector(config, asked, generator, rank=0, num_ranks=1), held_out=None, benchmarks=None,
+                watchdog=Watchdog(config.watchdog), data={}, folder=RunFolder(folder), metrics=metrics, rollouts=None,
+                progress=progress, stop_requested=lambda: None))
 
 
 def trained(policy: Policy) -> dict[str, torch.Tensor]:

@@ -1,13 +1,9 @@
-"""One rank's part of tests/integration/test_two_ranks.py: `python -m tests.reference.two_rank_update OUT`, started once
-per rank.
-
-The same function, called in one process, gives what the ranks together have to give.
-"""
+"""One rank's part of tests/integration/test_two_ranks.py. `updated`, called in one process, gives what the ranks
+together have to give."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.proof.proof import Proof, SamplerMismatchError
+from rl.proof.proof import GeneratorMismatchError, Proof
 from rl.ranks import gather_shares, share_of_rank
 from tests.reference.tiny_run import (
     as_collected,
@@ -31,16 +27,14 @@ SCALE = 0.02
 # Adam's step is g / (|g| + eps): with a larger eps, rounding in a gradient near zero is not blown up to a whole step.
 COMMON = ("optim.eps=1e-4", "optim.max_grad_norm=0.05")
 CASES: dict[str, tuple[str, ...]] = {
-    "even": ("optim.micro_batch_tokens=50",),
-    "odd": ("optim.micro_batch_tokens=60",),
+    "even": ("optim.micro_batch_tokens=50",), "odd": ("optim.micro_batch_tokens=60",),
     "one micro-batch, so that one rank has nothing to do": ("optim.micro_batch_tokens=100000",),
     "sequence": ("optim.micro_batch_tokens=135", "loss.aggregation=sequence"),
     "constant": ("optim.micro_batch_tokens=135", "loss.aggregation=constant"),
     "several updates": ("optim.micro_batch_tokens=135", "optim.epochs=2", "optim.minibatches=2"),
     "all terms": (
         "optim.micro_batch_tokens=135", "loss.kl_weight=0.1", "loss.entropy_bonus=0.01", "loss.top_entropy_share=0.5"),
-    "full parameters": ("optim.micro_batch_tokens=80", "lora.enabled=false"),
-}
+    "full parameters": ("optim.micro_batch_tokens=80", "lora.enabled=false")}
 
 
 def updated(
@@ -70,13 +64,12 @@ def proofs(accelerator: Accelerator) -> tuple[dict[str, float], str]:
     found = Proof(config, policy, good, rank=rank, num_ranks=2).check(1, 1, step)
     try:
         Proof(config, policy, bad if rank == 1 else good, rank=rank, num_ranks=2).check(1, 1, step)
-    except SamplerMismatchError as error:
+    except GeneratorMismatchError as error:
         return found, str(error)
     return found, ""
 
 
-def main(out: Path) -> None:
-    torch.set_num_threads(1)
+def main(out: Path) -> int:
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     counts, metrics = {}, {}
@@ -87,7 +80,4 @@ def main(out: Path) -> None:
     (out / f"{rank}.json").write_text(json.dumps({
         "metrics": metrics, "counts": counts, "gathered": gathered, "proofs": proofs(accelerator)}))
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return 0

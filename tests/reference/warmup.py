@@ -15,6 +15,7 @@ from rl.supervised.run import load_warmup_policy
 from rl.supervised.solutions import SolutionRow
 from rl.warmup import main
 from tests.reference.tiny_run import change_adapter, literal_logprobs
+from tests.reference.whole_run import one_thread
 
 # A warm-up of about two seconds.
 SMALL = (
@@ -26,12 +27,8 @@ SMALL = (
 def warm_up(run_dir: Path, *words: str) -> int:
     """`python -m rl.warmup` in this process on one thread, with the settings of SMALL, then `words`; returns the exit
     code."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return main([*SMALL, f"run_dir={run_dir}", *words])
-    finally:
-        torch.set_num_threads(threads)
 
 
 def warmup_parts(*overrides: str, adapter_scale: float = 0.05) -> tuple[WarmupConfig, WarmupInputs, Policy]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from matplotlib.figure import Figure
 
 from rl.paths import project_root
 from rl.records import Json
@@ -21,6 +28,9 @@ from rl.train import main
 GRPO = ("data.path=models/tiny-arith/questions/train_with_answers.jsonl", "data.columns.answer=answer",
         "rewards.0.use=rewards.accuracy:accuracy", "selection.low=null", "selection.high=null")
 
+# No command of a test takes so long, on a busy machine either: it hangs.
+TOO_LONG_S = 900.0
+
 # A run of about a second: 8 questions x 4 completions a step.
 SMALL = (
     "steps=3", "sampling.questions_per_step=8", "sampling.group_size=4", "sampling.max_completion_tokens=32",
@@ -29,37 +39,74 @@ SMALL = (
 
 
 def train(run_dir: Path, *words: str) -> int:
-    """`python -m rl.train` in this process, with the settings of SMALL, then `words`; returns the exit code.
+    """`python -m rl.train` in this process, with the settings of SMALL, then `words`; returns the exit code."""
+    with one_thread():
+        return main([*SMALL, f"run_dir={run_dir}", *words])
 
-    On one thread, as `train_elsewhere`: the order of a sum depends on the number of threads."""
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a process of its own (`python`): the order of a sum depends on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return main([*SMALL, f"run_dir={run_dir}", *words])
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def train_elsewhere(
-    run_dir: Path, *words: str, environment: dict[str, str] | None = None, file_size_limit: int | None = None
+def in_process(
+    main: Callable[[Sequence[str]], int], *words: str, environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """The same in a process of its own, for what may kill it. file_size_limit: bytes that no file of it may exceed."""
-    return python(
-        "-m", "rl.train", *SMALL, f"run_dir={run_dir}", *words, environment=environment, file_size_limit=file_size_limit
-    )
+    """Exit code and output of the command whose `main` this is, run in this process: what `python` gives without the
+    seconds that a new process takes to import torch. For what neither kills nor is about processes."""
+    out, err = io.StringIO(), io.StringIO()
+    with (one_thread(), patch.dict(os.environ, environment or {}), contextlib.redirect_stdout(out),
+          contextlib.redirect_stderr(err)):
+        code = main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def module_in_process(command: Sequence[str], **settings: object) -> subprocess.CompletedProcess[str]:
+    """In the place of `subprocess.run` for `python -m MODULE WORDS`: the module's `main` in this process."""
+    _, option, module, *words = command
+    assert option == "-m"
+    return in_process(importlib.import_module(module).main, *words)
+
+
+SAVE_FIGURE = Figure.savefig
+
+
+def pixels() -> contextlib.AbstractContextManager[object]:
+    """Pictures are rendered, also where tests/integration/conftest.py has matplotlib render none."""
+    return patch.object(Figure, "savefig", SAVE_FIGURE)
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """No file that this process writes may exceed `num_bytes`: such a write fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def train_elsewhere(
+    run_dir: Path, *words: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`train` in a process of its own, for what may kill it."""
+    return python("-m", "rl.train", *SMALL, f"run_dir={run_dir}", *words, environment=environment)
 
 
 def python(
-    *words: str,
-    environment: dict[str, str] | None = None,
-    folder: Path | None = None,
-    file_size_limit: int | None = None,
+    *words: str, environment: dict[str, str] | None = None, folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run this interpreter with `words` in `folder` (the project's root), on one thread, and wait for its end."""
-    limited = ["prlimit", f"--fsize={file_size_limit}"] if file_size_limit is not None else []
     return subprocess.run(
-        [*limited, sys.executable, *words], cwd=folder or project_root(), env=own_environment() | (environment or {}),
-        capture_output=True, text=True, timeout=300)
+        [sys.executable, *words], cwd=folder or project_root(), env=own_environment() | (environment or {}),
+        capture_output=True, text=True, timeout=TOO_LONG_S)
 
 
 def own_environment() -> dict[str, str]:

@@ -14,6 +14,8 @@ import pytest
 from rewards.check import CHECKS, Finding, check_reward, main
 from tests.rewards.test_rewards import BUILT_IN
 
+pytestmark = pytest.mark.slow  # every check starts processes
+
 BAD = '''
 import asyncio, math, os, random, sys, time
 

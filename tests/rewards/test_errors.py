@@ -7,8 +7,8 @@ import pickle
 import pytest
 
 from eval.errors import as_option
-from rewards.errors import Problem, UserError, named
-from rl.errors import INTERRUPTED, USER_ERROR, ConfigError, report_errors, user_message
+from rewards.errors import INTERRUPTED, USER_ERROR, Problem, UserError, named
+from rl.errors import ConfigError, report_errors, user_message
 
 ERROR = UserError(
     f"the context of {named('model.path', 'm')} is short", where=named("sampling.max_completion_tokens"),

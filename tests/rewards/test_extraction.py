@@ -133,6 +133,7 @@ def test_time_is_linear_for_hostile_repetition(piece: str) -> None:
     assert time.perf_counter() - start < 3.0
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(

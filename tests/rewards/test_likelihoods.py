@@ -1,5 +1,5 @@
 """Confidence, overlong penalty and reference likelihood on numbers made by hand; the policy itself is in
-tests/rl/policy/test_scorer.py."""
+tests/rl/policy/test_logprob_calculator.py."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -19,9 +20,12 @@ from rl.questions.generated import task_rows
 
 reasoning_gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra reasoning-gym)")
 
+pytestmark = pytest.mark.slow  # every test starts a process with reasoning-gym
 
+
+@functools.cache
 def rows(task: str, size: int = 4, **parameters: Any) -> list[dict[str, Any]]:
-    return list(task_rows(f"reasoning_gym:{task}", {"size": size, **parameters}, None, "data"))
+    return list(task_rows(f"reasoning_gym:{task}", {"size": size, **parameters}, None))
 
 
 def scored(row: dict[str, Any], *completions: str) -> GroupScore:

@@ -18,7 +18,6 @@ from accelerate import Accelerator
 
 from rl.checkpoint import (
     CheckpointError,
-    TrainerState,
     check_same_run,
     checkpoint_name,
     list_checkpoints,
@@ -32,27 +31,24 @@ from rl.checkpoint import (
 )
 from rl.config import RunConfig
 from rl.configuration.loading import load
+from rl.evaluation.benchmarks import BenchmarkHistory
 from rl.policy.policy import Policy
-from rl.records_json import scored_group_to_json
+from rl.proof.proof import ProofState
+from rl.runs.summary import Best
+from rl.trainer_state import Stop, TrainerState
 from tests.reference.scored_groups import scored_group
 from tests.reference.tiny_run import make_updater, sampled_groups, tiny_config, tiny_policy, trained, with_advantages
+from tests.reference.trainer_states import earlier_state, trainer_state
 
 torch.set_num_threads(1)
 
 
 def state(step: int = 3) -> TrainerState:
-    return TrainerState(
-        step=step,
-        policy_version=5,
-        num_ranks=1,
-        order={"epoch": 1, "position": 7, "postponed": [2, 3]},
-        watchdog={"falls": 1},
-        memory={"rewards_since_evaluation": [0.1 + 0.2]},
-        best={"step": 2, "value": 1 / 3, "checkpoint": "checkpoints/best"},
-        held_out_before={"avg@8": {"value": 0.1, "low": 0.0, "high": 0.2}},
-        positions={"metrics": 1234, "rollouts": 5},
-        surplus=[scored_group_to_json(scored_group("q", ["1", "2", None]))],
-        totals={"wall_s": 1.5})
+    known = trainer_state(step)
+    evaluations = replace(
+        known.evaluations, goals_since=(0.1 + 0.2,), best=Best(2, 1 / 3, "checkpoints/best", "avg@2"))
+    surplus = (scored_group("q", ["1", "2", None]),)
+    return replace(known, evaluations=evaluations, collector=replace(known.collector, surplus=surplus), data={})
 
 
 def optimiser(policy: Policy) -> torch.optim.Optimizer:
@@ -133,7 +129,33 @@ def test_an_update_after_loading_equals_the_update_without_the_detour(tmp_path: 
 def test_the_state_comes_back_exactly(tmp_path: Path, policy: Policy) -> None:
     path = save(tmp_path, policy)
     assert json.loads(json.dumps(asdict(read_state(path)))) == json.loads(json.dumps(asdict(state())))
+    assert read_state(path) == state()
     assert load(path / "config.yaml", []) == tiny_config()
+
+
+def test_the_state_that_an_earlier_version_wrote_is_read_and_written_under_the_same_keys() -> None:
+    recorded = earlier_state()
+    found = TrainerState.from_json(recorded)
+    assert json.loads(json.dumps(found.to_json())) == recorded
+    assert found.collector.order.position == recorded["order"]["position"]
+    assert found.collector.ahead is not None and found.collector.ahead.groups[0].rewards == tuple(
+        recorded["ahead"]["groups"][0]["rewards"])
+    assert found.watchdog.evaluations[-1].accuracy == recorded["watchdog"]["evaluations"][-1][1]
+    assert found.evaluations.goals_since == tuple(recorded["memory"]["rewards_since_evaluation"])
+    assert found.evaluations.benchmarks.at == {"tiny_arith": 3} and found.proof.num_updates == 3
+    assert found.positions.metrics == recorded["positions"]["metrics"] and found.stop is None
+
+
+def test_what_still_earlier_versions_did_not_write_is_as_at_the_start() -> None:
+    recorded = earlier_state()
+    for key in ("proof", "evaluation_due", "benchmarks"):
+        del recorded["memory"][key]
+    del recorded["watchdog"]["first"], recorded["ahead"], recorded["best"]["metric"]
+    found = TrainerState.from_json({**recorded, "memory": {**recorded["memory"], "stopped": ["completed", None]}})
+    assert found.proof == ProofState() and found.evaluations.benchmarks == BenchmarkHistory()
+    assert not found.evaluations.is_due and found.watchdog.first is None and found.collector.ahead is None
+    assert found.stop == Stop("completed", None) and found.evaluations.best is not None
+    assert found.evaluations.best.metric == "accuracy"
 
 
 def test_nothing_in_a_checkpoint_needs_pickle(tmp_path: Path, policy: Policy) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rl.collect import Collected, Collector
-from rl.generate.protocol import request_seed, sampling_parameters
+from rl.generate.protocol import request_seed
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
 from rl.questions.inputs import Inputs, read_inputs
@@ -61,8 +62,7 @@ class Setting:
         self.inputs: Inputs = read_inputs(self.config)
         self.generator = TransformersGenerator(policy, merge=False, max_sequences=64)
         self.collector = Collector(
-            self.config, self.inputs.prompts, self.generator,
-            sampling_parameters(self.config.sampling), self.inputs.rewards, rank=rank, num_ranks=num_ranks)
+            self.config, replace(self.inputs, stop_strings=()), self.generator, rank=rank, num_ranks=num_ranks)
 
 
 def ids(groups: Sequence[ScoredGroup]) -> list[int]:
@@ -175,7 +175,7 @@ def test_a_collector_resumed_from_order_and_surplus_goes_on_the_same(tmp_path: P
     kinds = ["low", "low", "low", *["kept"] * 20]
     one, two = (Setting(tmp_path, policy, kinds, "selection.mode=refill", "data.shuffle=true") for _ in range(2))
     one.collector.collect(0)
-    two.collector.order.load_state_dict(one.collector.order.state_dict())
+    two.collector.order.load_state(one.collector.order.state())
     two.collector.surplus = one.collector.surplus
     first, second = one.collector.collect(1), two.collector.collect(1)
     assert first.batch == second.batch and first.selection == second.selection

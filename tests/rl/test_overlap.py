@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ import torch
 from rewards.contract import RewardError
 from rl.collect import Collected, Collector, Times
 from rl.errors import ConfigError
-from rl.generate.protocol import Finished, Request, SamplingParameters, sampling_parameters
+from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
 from rl.questions.inputs import read_inputs
+from rl.questions.order import OrderState
 from rl.records import Group, ScoredGroup
 from rl.scoring.rewarding import build_rewards, score_groups
 from rl.scoring.thread import ScoringThread
@@ -92,8 +92,7 @@ def collector(policy: Policy, *overrides: str) -> tuple[Collector, dict[str, lis
     noted = rewards._terms[0][1].function.__globals__
     return (
         Collector(
-            config, read_inputs(config).prompts, generator, sampling_parameters(config.sampling), rewards, rank=0,
-            num_ranks=1),
+            config, replace(read_inputs(config), rewards=rewards, stop_strings=()), generator, rank=0, num_ranks=1),
         noted)
 
 
@@ -101,6 +100,7 @@ def without_times(collected: Collected) -> Collected:
     return replace(collected, times=Times())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slow", "waiting"])
 def test_finished_groups_are_scored_while_others_decode(policy: Policy, file: Path, name: str) -> None:
     """Four groups, one each 0.1 s, 0.05 s to score: only the last one could be waited for."""
@@ -214,6 +214,7 @@ def test_an_exception_in_the_generator_does_not_wait_for_the_reward() -> None:
     never.set()
 
 
+@pytest.mark.slow
 def test_sampling_ahead_gives_the_groups_that_sampling_in_turn_gives(policy: Policy, tmp_path: Path) -> None:
     """The same sampler's weights throughout: only the time of sampling differs, under refilling with its surplus
     too."""
@@ -239,17 +240,17 @@ def test_the_state_in_the_middle_of_sampling_is_that_before_it(policy: Policy) -
     sampler, _ = collector(policy, "rewards.0.use=rewards.accuracy:accuracy", SEPARATELY)
     sampler.collect(0)
     sampler.move_on()
-    before, seen = sampler.state(), []
+    before, seen = sampler.state(), list[tuple[OrderState, OrderState]]()
     real = sampler._generator.generate
 
     def generate(*arguments: object) -> list[Group]:
-        seen.append(json.dumps([sampler.state().order, sampler.order.state_dict()]))
+        seen.append((sampler.state().order, sampler.order.state()))
         return real(*arguments)  # type: ignore[arg-type]
 
     sampler._generator.generate = generate  # type: ignore[method-assign, assignment]
     sampler.collect(1)
-    told, moved = json.loads(seen[0])
-    assert told == json.loads(json.dumps(before.order)) != moved
+    told, moved = seen[0]
+    assert told == before.order != moved
     assert sampler.state() == before  # a proof may yet ask the sampler, and find it gone
     sampler.move_on()
     assert sampler.state().order == moved

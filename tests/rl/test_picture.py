@@ -36,6 +36,7 @@ def test_a_run_becomes_a_small_png_of_two_by_two_panels(tmp_path: Path) -> None:
     assert 20_000 < out.stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_numbers_and_equal_numbers_give_equal_bytes(tmp_path: Path) -> None:
     first, same, other = (tmp_path / name for name in ("first", "same", "other"))
     for folder, accuracy in ((first, 0.5), (same, 0.5), (other, 0.6)):

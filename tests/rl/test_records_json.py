@@ -49,6 +49,7 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
         draw(st.dictionaries(texts, finite, max_size=2)))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(scored_groups())
 def test_there_and_back_is_the_same_group(group: ScoredGroup) -> None:

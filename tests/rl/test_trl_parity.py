@@ -201,11 +201,19 @@ def trl_loss_and_gradient(settings: dict[str, Any], output_dir: Path) -> tuple[f
             **arguments))
     # The training loop sets this one; a loss on its own is one accumulation step.
     trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    loss = trainer._compute_loss(trainer.model, trl_inputs())
+    loss.backward()
+    return float(loss.detach()), flat_gradient(model)
+
+
+def trl_inputs() -> dict[str, Tensor]:
+    """The batch as TRL's trainer has it after sampling and scoring."""
     prompts = [group.group.prompt.token_ids for group in groups() for _ in group.advantages]
     completions = [rollout.token_ids for group in groups() for rollout in group.group.rollouts]
     width = max(map(len, prompts))
     logprobs_BT, _ = detached_table()
-    inputs = {
+    return {
         "prompt_ids": torch.tensor([[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts]),
         "prompt_mask": torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
         "completion_ids": torch.tensor([list(ids) + [PAD] * (MAX_COMPLETION_TOKENS - len(ids)) for ids in completions]),
@@ -216,10 +224,6 @@ def trl_loss_and_gradient(settings: dict[str, Any], output_dir: Path) -> tuple[f
         "ref_per_token_logps": logprobs_BT + noise(2, 0.3),
         "num_items_in_batch": torch.tensor(NUM_TOKENS),
     }
-    trainer.model.train()
-    loss = trainer._compute_loss(trainer.model, inputs)
-    loss.backward()
-    return float(loss.detach()), flat_gradient(model)
 
 
 @pytest.mark.parametrize("case", list(CASES))

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from rl.losses import entropy_threshold
+from rl.memory import longest_groups
 from rl.optimizer import learning_rate
 from rl.policy.policy import Policy
 from rl.records import Group, TrainingGroup
-from rl.rehearsal import longest_groups
 from rl.update_report import UpdateReport
 from tests.reference.tiny_run import (
     literal_logprobs,
@@ -230,6 +230,7 @@ def test_fresh_groups_take_the_policys_logprobs_as_old_and_stale_ones_the_sample
     assert_close(stale[0], {name: 1.5 * weight for name, weight in fresh[0].items()}, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_effective_sample_share_is_that_of_the_corrections_weights(groups: list[Group]) -> None:
     """The sampler's numbers of half of the completions are shifted, so that these weigh 3 and the others 1."""
     mixed = [
@@ -313,6 +314,7 @@ def test_a_minibatch_without_advantages_is_no_update(groups: list[Group]) -> Non
     assert report.num_updates == 1
 
 
+@pytest.mark.slow
 def test_a_sampler_correction_of_each_mode_changes_the_gradient_as_it_says(groups: list[Group]) -> None:
     """The first group's sampler claims probabilities three times too small, so s = 3 there and 1 elsewhere."""
     batch = with_advantages([shifted(groups[0], -math.log(3)), *groups[1:]])
@@ -332,6 +334,7 @@ def test_a_sampler_correction_of_each_mode_changes_the_gradient_as_it_says(group
     assert report.metrics["loss/corrected_share"] == pytest.approx(share)
 
 
+@pytest.mark.slow
 def test_the_top_entropy_share_keeps_the_gradient_of_those_tokens_alone(groups: list[Group]) -> None:
     batch = with_advantages(groups)
     policy = tiny_policy(adapter_scale=SCALE)
@@ -430,6 +433,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(groups: lis
     assert all(torch.equal(weight, before[name]) for name, weight in trained(policy).items())
 
 
+@pytest.mark.slow
 def test_a_rehearsal_leaves_no_trace(groups: list[Group]) -> None:
     config = tiny_config()
     rehearsed, plain = tiny_policy(config, adapter_scale=SCALE), tiny_policy(config, adapter_scale=SCALE)
@@ -453,6 +457,7 @@ def test_the_learning_rate_warms_up_and_then_follows_its_schedule() -> None:
         assert [learning_rate(config.optim, step, config.steps) for step in range(10)] == pytest.approx(values)
 
 
+@pytest.mark.slow
 def test_the_reported_learning_rate_is_the_one_used(groups: list[Group]) -> None:
     """AdamW's first step moves each weight by lr, whatever its gradient (eps aside)."""
     config = tiny_config("optim.lr=4e-3", "optim.warmup_steps=4", "optim.eps=1e-16", "optim.max_grad_norm=1e9")

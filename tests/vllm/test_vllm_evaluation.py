@@ -7,24 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from eval.run import main
 from eval.store import read_completions
 from rl.paths import project_root
-from tests.reference.whole_run import GRPO, python, train
+from tests.reference.whole_run import in_process
 
 BASE = str(project_root() / "models" / "tiny-arith")
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("adapter") / "run"
-    assert train(run, *GRPO, "optim.lr=5e-3", "steps=3", "evaluation.path=null") == 0
-    return run / "checkpoints" / "step-000003" / "adapter"
-
-
 def evaluate(out: Path, *words: str) -> list[list[str]]:
     """Texts by question and sample."""
-    finished = python(
-        "-m", "eval.run", "--out", str(out), "--benchmarks", "tiny_arith", "--limit", "24", "--no-plots", *words)
+    finished = in_process(
+        main, "--out", str(out), "--benchmarks", "tiny_arith", "--limit", "24", "--no-plots", *words)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return [[sample.text for sample in question.samples] for question in read_completions(out)]
 

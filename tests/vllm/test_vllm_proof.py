@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from rl.config import RunConfig
 from rl.generate.build import build_generator
-from rl.generate.sampler_plan import SamplerPlan
+from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_generator import VllmGenerator
 from rl.policy.policy import Policy, all_weights
-from rl.proof.proof import SamplerMismatchError
+from rl.proof.proof import GeneratorMismatchError
 from rl.records import Prompt
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import MetricsLog, read_json_lines
@@ -38,13 +38,8 @@ MAX_TOKENS = 24
 
 def config_for(way: str) -> RunConfig:
     return tiny_config(
-        "generator.backend=vllm",
-        f"generator.sync={way}",
-        "generator.max_sequences=16",
-        "lora.rank=8",
-        "generator.proof_every=1",
-        "rewards.0.use=rewards.semantic_entropy:semantic_entropy",
-        "optim.lr=5e-3",
+        "generator.backend=vllm", f"generator.sync={way}", "generator.max_sequences=16", "lora.rank=8",
+        "generator.proof_every=1", "rewards.0.use=rewards.semantic_entropy:semantic_entropy", "optim.lr=5e-3",
         f"sampling.max_completion_tokens={MAX_TOKENS}")
 
 
@@ -64,17 +59,12 @@ def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     found = build_generator(
         config.generator,
         policy,
-        SamplerPlan(
+        GeneratorPlan(
             # One more: with the log-probabilities of a prompt vLLM always samples a token.
             max_tokens=max(len(prompt.token_ids) for prompt in questions()) + MAX_TOKENS + 1,
             cache_bytes_per_token=2 * 4 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim,
-            trainer_bytes=0,
-            base_path=str(Path("models/tiny-arith").resolve()),
-            revision=None,
-            trust_remote_code=False,
-            logprobs_mode="processed_logprobs",
-            num_ranks=1,
-            seed=0,
+            trainer_bytes=0, base_path=str(Path("models/tiny-arith").resolve()), revision=None,
+            trust_remote_code=False, logprobs_mode="processed_logprobs", num_ranks=1, seed=0,
             run_dir=tmp_path_factory.mktemp("run")))
     assert isinstance(found, VllmGenerator)
     yield found
@@ -100,7 +90,7 @@ def trainer(generator: VllmGenerator, policy: Policy, tmp_path: Path) -> Iterato
 def failure(trainer: Trainer) -> str:
     """The message that stops the next step, before its update."""
     step, version = trainer.step_number, trainer.policy_version
-    with pytest.raises(SamplerMismatchError) as caught:
+    with pytest.raises(GeneratorMismatchError) as caught:
         trainer.step()
     assert (trainer.step_number, trainer.policy_version) == (step, version)
     message = str(caught.value)

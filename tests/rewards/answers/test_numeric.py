@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from rewards.answers.expression import parse
 from rewards.answers.notation import clean
-from rewards.answers.numeric import UndecidedError, evaluate, exact, proportional, real_value, same
+from rewards.answers.numeric import proportional, same
 from rewards.answers.terms import Term
+from rewards.answers.values import UndecidedError, evaluate, exact, real_value
 
 X, Y = sympy.symbols("x y")
 POINT = {X: sympy.Rational(7, 5), Y: sympy.Rational(3, 4)}
@@ -158,12 +159,12 @@ def test_near_misses_differ(first: str, second: str) -> None:
     ],
 )
 def test_what_has_no_value_or_a_huge_one_is_undecided_at_once(latex: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert same(tree(latex), tree("x + 1")) is None
     assert same(tree(latex), tree("3.5 + i")) is None
     with pytest.raises(UndecidedError):
         evaluate(tree(latex), {})
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize(
@@ -187,12 +188,12 @@ def test_what_has_no_value_or_a_huge_one_is_undecided_at_once(latex: str) -> Non
     ],
 )
 def test_hostile_nesting_is_read_or_refused_at_once(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     term = parse(text)
     if term is not None:
         assert same(term, term) is True
         assert same(term, tree("y + z")) is not True
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_proportional_finds_the_constant_factor_and_its_sign() -> None:

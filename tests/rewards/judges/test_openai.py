@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from rewards.judges.openai import GIVE_UP_AFTER, OpenAIJudge
-from rewards.judges.questions import JudgeError, Judgement
+from rewards.judges.openai import GIVE_UP_AFTER, Endpoint, OpenAIJudge
+from rewards.judges.questions import DEFAULT_PROMPT, JudgeError, Judgement
 from tests.reference.chat_server import ChatServer, Reply, Script, same, says, together, unused_url
 
 PAIRS = [("a", "A"), ("A", "a"), ("a", "b"), ("b", "a")]
 
 
-def judge(url: str, pairs: list[tuple[str, str]] = PAIRS, **settings: Any) -> list[Judgement]:
-    return asyncio.run(OpenAIJudge(url, "m", **settings).judge("Which letter?", pairs))
+def judge(
+    url: str, pairs: list[tuple[str, str]] = PAIRS, prompt: str = DEFAULT_PROMPT, **settings: Any
+) -> list[Judgement]:
+    return asyncio.run(OpenAIJudge(Endpoint(url, "m", **settings), prompt).judge("Which letter?", pairs))
 
 
 def judge_one(script: Script, **settings: Any) -> tuple[Judgement, ChatServer, float]:
@@ -37,7 +39,7 @@ def first(*replies: Reply) -> Script:
 def test_each_ordered_pair_is_one_short_deterministic_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sesame")
     with ChatServer(same(lambda a, b: a.lower() == b.lower())) as server:
-        judgements = judge(server.url + "/", api_key_env="JUDGE_KEY", extra_body={"seed": 1})
+        judgements = judge(server.url + "/", api_key_env="JUDGE_KEY", extra_body='{"seed": 1}')
     assert [judgement.equal for judgement in judgements] == [True, True, False, False], "in the order of the pairs"
     assert sorted(call.pair for call in server.calls) == sorted(PAIRS)
     for call in server.calls:
@@ -53,7 +55,7 @@ def test_no_key_is_sent_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     _, server, _ = judge_one(same(lambda a, b: True))
     assert "Authorization" not in server.calls[0].headers
     with pytest.raises(JudgeError, match="api_key_env is 'NO_SUCH_KEY', but this environment variable is not set"):
-        OpenAIJudge("http://localhost/v1", "m", api_key_env="NO_SUCH_KEY")
+        OpenAIJudge(Endpoint("http://localhost/v1", "m", api_key_env="NO_SUCH_KEY"))
 
 
 def test_a_prompt_of_ones_own_is_asked() -> None:
@@ -68,6 +70,7 @@ def test_a_server_that_stumbles_is_asked_again(bad: Reply) -> None:
     assert seconds >= 0.25 + 0.5, "the shortest back-off twice, doubled"
 
 
+@pytest.mark.slow
 def test_retry_after_is_kept_to() -> None:
     judgement, server, _ = judge_one(first(Reply(b"", 429, {"Retry-After": "2"})))
     assert judgement.equal is True
@@ -154,7 +157,7 @@ def test_what_only_the_configuration_can_mend_is_an_error_at_once(
 
 def test_the_bound_on_requests_at_once_holds_over_all_groups() -> None:
     with ChatServer(together(3)) as server:
-        asked = OpenAIJudge(server.url, "m", concurrency=3)
+        asked = OpenAIJudge(Endpoint(server.url, "m", concurrency=3))
 
         async def batch() -> None:
             await asyncio.gather(*(asked.judge("?", [("a", "b"), ("b", "a")]) for _ in range(6)))
@@ -167,11 +170,11 @@ def test_the_bound_on_requests_at_once_holds_over_all_groups() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: OpenAIJudge("localhost:8000/v1", "m"), lambda: OpenAIJudge("http://x/v1", "m", concurrency=0),
-        lambda: OpenAIJudge("http://x/v1", "m", timeout_s=float("nan")),
-        lambda: OpenAIJudge("http://x/v1", "m", attempts=0), lambda: OpenAIJudge("http://x/v1", "m", max_tokens=0),
+        lambda: Endpoint("localhost:8000/v1", "m"), lambda: Endpoint("http://x/v1", "m", concurrency=0),
+        lambda: Endpoint("http://x/v1", "m", timeout_s=float("nan")),
+        lambda: Endpoint("http://x/v1", "m", attempts=0), lambda: Endpoint("http://x/v1", "m", max_tokens=0),
     ],
 )
-def test_impossible_settings_are_refused(make: Callable[[], OpenAIJudge]) -> None:
+def test_impossible_settings_are_refused(make: Callable[[], Endpoint]) -> None:
     with pytest.raises(ValueError, match="expected"):
         make()

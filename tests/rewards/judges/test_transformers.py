@@ -17,6 +17,8 @@ from rewards.judges.questions import JudgeError, Judgement
 from rewards.judges.transformers import TransformersJudge
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
 
+pytestmark = pytest.mark.slow
+
 MODEL = str(Path(__file__).parents[3] / "models" / "tiny-arith")
 PROMPT = "{{ first }}={{ second }}?"
 PAIRS = [(str(a), "+".join(["7"] * b)) for a in (3, 12, 1234) for b in range(1, 9)]

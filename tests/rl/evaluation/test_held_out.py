@@ -29,6 +29,7 @@ def held_out(seed: int = 0, rank: int = 0, num_ranks: int = 1) -> HeldOut:
     return HeldOut(inputs().held_out, grader, SamplingParameters(1.0, 1.0, 0, 48), seed, rank, num_ranks)
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_mean_over_questions_of_right_completions(policy: Policy) -> None:
     evaluation = held_out().evaluate(TransformersGenerator(policy, merge=False, max_sequences=64), 4)
     groups = TransformersGenerator(policy, merge=False, max_sequences=64).generate(
@@ -42,6 +43,7 @@ def test_accuracy_is_the_mean_over_questions_of_right_completions(policy: Policy
     assert evaluation.accuracy.low <= evaluation.accuracy.value <= evaluation.accuracy.high
 
 
+@pytest.mark.slow
 def test_two_evaluations_of_the_same_weights_are_equal_and_of_others_are_not() -> None:
     policy = tiny_policy()
     generator = TransformersGenerator(policy, merge=True, max_sequences=64)

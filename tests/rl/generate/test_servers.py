@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -26,10 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl import checkpoint
 from rl.config import GeneratorSection
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe, measure_base
+from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Request, SamplingParameters
-from rl.generate.sampler_plan import LogprobsMode, SamplerPlan
 from rl.generate.servers import generator as server_generator
 from rl.generate.servers import replicas
 from rl.generate.servers import start as server_start
@@ -41,8 +40,10 @@ from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy, all_weights
 from rl.records import Group
 from tests.reference.chat_server import unused_url
+from tests.reference.fork import forked_ranks
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
 from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
+from tests.reference.two_rank_sampler import sample
 
 SAMPLING = SamplingParameters(1.0, 1.0, 0, 24)
 ROOT = Path(__file__).parents[3]
@@ -63,15 +64,19 @@ def policy() -> Policy:
 
 
 @contextmanager
-def sampler(policy: Policy, folder: Path, servers: list[ScriptedVllm], *, way: Way = "adapter", version: int | None = 3,
-            mode: LogprobsMode = "processed_logprobs", max_tokens: int = 200, base_probe: BaseProbe | None = None,
-            **settings: Any) -> Iterator[ServerGenerator]:
-    """On started servers, with this version brought; settings: of the generator's section."""
+def on_servers(
+    policy: Policy, folder: Path, servers: list[ScriptedVllm], *, way: Way = "adapter", version: int | None = 3,
+    **settings: Any,
+) -> Iterator[ServerGenerator]:
+    """A generator on started servers, with this version brought; settings: of the plan and of the generator's
+    section."""
     with ExitStack() as stack:
         for server in servers:
             stack.enter_context(server)
-        plan = SamplerPlan(
-            max_tokens, 1, 0, "models/tiny-arith", None, False, mode, 1, 0, folder, base_probe=base_probe)
+        plan = GeneratorPlan(
+            settings.pop("max_tokens", 200), 1, 0, "models/tiny-arith", None, False,
+            settings.pop("logprobs_mode", "processed_logprobs"), 1, 0, folder,
+            base_probe=settings.pop("base_probe", None))
         section = GeneratorSection(
             backend="vllm_server", **{"urls": [server.url for server in servers], "sync": way, **settings})
         generator = ServerGenerator(section, policy, plan, Sync(way, "as configured"))
@@ -104,10 +109,10 @@ def test_groups_come_whole_in_order_and_as_they_end(policy: Policy, tmp_path: Pa
         ended.append(index)
         threads.add(threading.current_thread())
 
-    with sampler(policy, tmp_path, [ScriptedVllm(delay_s=0.02), ScriptedVllm()], way=way) as generator:
+    with on_servers(policy, tmp_path, [ScriptedVllm(delay_s=0.02), ScriptedVllm()], way=way) as generator:
         check(generator.generate(asked, SAMPLING, finished), asked)
         assert sorted(ended) == list(range(6)) and threads == {threading.current_thread()}
-        assert generator.score([((1, 2), (5, 6, 7))]) == [(LOGPROB + 3,) * 3]
+        assert generator.logprobs([((1, 2), (5, 6, 7))]) == [(LOGPROB + 3,) * 3]
         assert generator.metrics() == {
             "sampler/replicas": 2.0, "sampler/retries": 0.0, "sampler/lost": 0.0, "sampler/taken_back": 0.0,
             "sampler/waited_s": 0.0}
@@ -116,7 +121,7 @@ def test_groups_come_whole_in_order_and_as_they_end(policy: Policy, tmp_path: Pa
 
 def test_completions_of_a_question_share_a_server_and_questions_are_spread(policy: Policy, tmp_path: Path) -> None:
     servers = [ScriptedVllm(delay_s=0.02), ScriptedVllm(delay_s=0.02)]
-    with sampler(policy, tmp_path, servers) as generator:
+    with on_servers(policy, tmp_path, servers) as generator:
         generator.generate(requests(8), SAMPLING)
     places = [{body["seed"] // 100 for body in server.completions()} for server in servers]
     assert not places[0] & places[1] and len(places[0]) == len(places[1]) == 4
@@ -124,7 +129,7 @@ def test_completions_of_a_question_share_a_server_and_questions_are_spread(polic
 
 def test_a_server_gets_no_more_requests_at_once_than_max_sequences(policy: Policy, tmp_path: Path) -> None:
     server = ScriptedVllm(delay_s=0.05)
-    with sampler(policy, tmp_path, [server], max_sequences=6) as generator:
+    with on_servers(policy, tmp_path, [server], max_sequences=6) as generator:
         check(generator.generate(requests(6), SAMPLING), requests(6))
     assert 4 < server.most_at_once <= 6
 
@@ -133,7 +138,7 @@ def test_a_server_gets_no_more_requests_at_once_than_max_sequences(policy: Polic
 def test_a_failed_request_is_sent_again(policy: Policy, tmp_path: Path, accident: Accident) -> None:
     asked = requests(4)
     first = ScriptedVllm(script=lambda body, number: accident if number == 1 else None)
-    with sampler(policy, tmp_path, [first, ScriptedVllm()], request_timeout_s=2) as generator:
+    with on_servers(policy, tmp_path, [first, ScriptedVllm()], request_timeout_s=2) as generator:
         check(generator.generate(asked, SAMPLING), asked)
         metrics = generator.metrics()
     assert metrics["sampler/retries"] == 1 and metrics["sampler/lost"] == 0 and metrics["sampler/replicas"] == 2
@@ -142,8 +147,8 @@ def test_a_failed_request_is_sent_again(policy: Policy, tmp_path: Path, accident
 def test_a_request_that_fails_on_healthy_servers_again_and_again_is_an_error(policy: Policy, tmp_path: Path) -> None:
     poison = ScriptedVllm(script=lambda body, number: SERVER_ERROR if body["seed"] == 101 else None)
     with (
-        sampler(policy, tmp_path, [poison]) as generator,
-        pytest.raises(SamplerError, match=r"failed 6 times.*out of luck.*Remedy"),
+        on_servers(policy, tmp_path, [poison]) as generator,
+        pytest.raises(GeneratorError, match=r"failed 6 times.*out of luck.*Remedy"),
     ):
         generator.generate(requests(3), SAMPLING)
 
@@ -151,7 +156,8 @@ def test_a_request_that_fails_on_healthy_servers_again_and_again_is_an_error(pol
 def test_a_refused_request_is_an_error_with_the_servers_words(policy: Policy, tmp_path: Path) -> None:
     refusal = Accident(status=400, body=b'{"error": {"message": "seed 101 is unlucky"}}')
     server = ScriptedVllm(script=lambda body, number: refusal if body["seed"] == 101 else None)
-    with sampler(policy, tmp_path, [server]) as generator, pytest.raises(SamplerError, match="seed 101 is unlucky"):
+    with (on_servers(policy, tmp_path, [server]) as generator,
+          pytest.raises(GeneratorError, match="seed 101 is unlucky")):
         generator.generate(requests(3), SAMPLING)
 
 
@@ -168,7 +174,7 @@ def test_a_lost_server_is_left_out_and_taken_back_with_the_version(policy: Polic
 
     broken.script = script
     messages: list[str] = []
-    with sampler(policy, tmp_path, [broken, ScriptedVllm()], way=way) as generator:
+    with on_servers(policy, tmp_path, [broken, ScriptedVllm()], way=way) as generator:
         generator.on_message = messages.append
         check(generator.generate(asked, SAMPLING), asked)
         assert generator.metrics()["sampler/lost"] == 1
@@ -192,18 +198,18 @@ def test_a_server_that_was_started_anew_between_two_requests_is_noticed(
     adapter."""
     asked = requests(4)
     server = ScriptedVllm()
-    with sampler(policy, tmp_path, [server], way=way) as generator:
+    with on_servers(policy, tmp_path, [server], way=way) as generator:
         server.start_anew()
         check(generator.generate(asked, SAMPLING), asked)
         metrics = generator.metrics()
         assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 1 and metrics["sampler/retries"] >= 1
         server.start_anew()
-        assert generator.score([((1, 2), (5, 6))]) == [(LOGPROB + 3,) * 2]
+        assert generator.logprobs([((1, 2), (5, 6))]) == [(LOGPROB + 3,) * 2]
 
 
 def test_no_two_processes_share_cached_prefixes(policy: Policy, tmp_path: Path) -> None:
     server = ScriptedVllm()
-    with sampler(policy, tmp_path, [server], way="merge") as generator:
+    with on_servers(policy, tmp_path, [server], way="merge") as generator:
         server.start_anew()
         generator.generate(requests(1), SAMPLING)
         generator.take_over(policy, 4)
@@ -225,7 +231,7 @@ def test_while_no_server_answers_the_run_waits_and_says_so_once(policy: Policy, 
         for server in servers:
             server.is_healthy, server.script = True, lambda body, number: None
 
-    with sampler(policy, tmp_path, servers) as generator:
+    with on_servers(policy, tmp_path, servers) as generator:
         for server in servers:
             server.is_healthy, server.script = False, lambda body, number: Accident(hang_up=True)
         generator.on_outage = out
@@ -236,12 +242,13 @@ def test_while_no_server_answers_the_run_waits_and_says_so_once(policy: Policy, 
     assert metrics["sampler/lost"] == metrics["sampler/taken_back"] == 2 and 0.3 < metrics["sampler/waited_s"] < 5
 
 
+@pytest.mark.slow
 def test_who_is_told_of_an_outage_may_end_the_waiting(policy: Policy, tmp_path: Path) -> None:
     def stop(text: str) -> None:
         raise KeyboardInterrupt(text)
 
     server = ScriptedVllm()
-    with sampler(policy, tmp_path, [server]) as generator:
+    with on_servers(policy, tmp_path, [server]) as generator:
         server.is_healthy, server.script = False, lambda body, number: Accident(hang_up=True)
         generator.on_message = lambda text: stop(text) if "still no server" in text else None
         with pytest.raises(KeyboardInterrupt, match=f"still no server answers .{server.url}"):
@@ -255,10 +262,10 @@ def test_closing_ends_what_another_thread_waits_for(policy: Policy, tmp_path: Pa
     def sample() -> None:
         try:
             generator.generate(requests(2), SAMPLING)
-        except SamplerError as error:
+        except GeneratorError as error:
             ends.append(str(error))
 
-    with sampler(policy, tmp_path, [server]) as generator:
+    with on_servers(policy, tmp_path, [server]) as generator:
         server.is_healthy, server.script = False, lambda body, number: Accident(hang_up=True)
         is_out = threading.Event()
         generator.on_outage = lambda text: is_out.set()
@@ -272,7 +279,7 @@ def test_closing_ends_what_another_thread_waits_for(policy: Policy, tmp_path: Pa
 
 def test_a_version_waits_for_a_server_too(policy: Policy, tmp_path: Path) -> None:
     server = ScriptedVllm()
-    with sampler(policy, tmp_path, [server]) as generator:
+    with on_servers(policy, tmp_path, [server]) as generator:
         server.is_healthy = False
         generator.on_outage = lambda text: setattr(server, "is_healthy", True)
         generator.take_over(policy, 4)
@@ -282,7 +289,7 @@ def test_a_version_waits_for_a_server_too(policy: Policy, tmp_path: Path) -> Non
 
 def test_each_version_has_a_name_of_its_own_and_older_ones_are_removed(policy: Policy, tmp_path: Path) -> None:
     server, names = ScriptedVllm(), []
-    with sampler(policy, tmp_path, [server], version=None) as generator:
+    with on_servers(policy, tmp_path, [server], version=None) as generator:
         for version in (0, 1, 1):
             generator.take_over(policy, version)
             [name] = server.adapters
@@ -297,7 +304,7 @@ def test_what_the_caller_raises_ends_the_sampling(policy: Policy, tmp_path: Path
         raise ZeroDivisionError
 
     server = ScriptedVllm(delay_s=0.05)
-    with sampler(policy, tmp_path, [server], max_sequences=4) as generator:
+    with on_servers(policy, tmp_path, [server], max_sequences=4) as generator:
         with pytest.raises(ZeroDivisionError):
             generator.generate(requests(20), SAMPLING, finished)
         time.sleep(0.2)
@@ -358,8 +365,8 @@ def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
 ) -> None:
     monkeypatch.setenv("WRONG_KEY", "open up")
     with (
-        pytest.raises(SamplerError, match=message) as refused,
-        sampler(policy, tmp_path, [ScriptedVllm(**traits)], **settings),
+        pytest.raises(GeneratorError, match=message) as refused,
+        on_servers(policy, tmp_path, [ScriptedVllm(**traits)], **settings),
     ):
         pass
     assert "open up" not in str(refused.value)
@@ -368,10 +375,10 @@ def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
 def test_the_probe_of_the_base_sees_neither_adapter_nor_step(tmp_path: Path) -> None:
     changed, ids = tiny_policy(adapter_scale=0.5), prompts(1)[0].token_ids
     probe = measure_base(changed, ids, bound=1e-3)
-    assert probe is not None and probe.row == (ids[:1], ids[1:])
-    assert torch.tensor(probe.logprobs) == pytest.approx(literal_logprobs(tiny_policy(), *probe.row), abs=1e-5)
-    assert probe.difference(literal_logprobs(tiny_policy(), *probe.row).tolist()) is None
-    assert probe.difference(literal_logprobs(changed, *probe.row).tolist()) is not None
+    assert probe is not None and probe.pair == (ids[:1], ids[1:])
+    assert torch.tensor(probe.logprobs) == pytest.approx(literal_logprobs(tiny_policy(), *probe.pair), abs=1e-5)
+    assert probe.difference(literal_logprobs(tiny_policy(), *probe.pair).tolist()) is None
+    assert probe.difference(literal_logprobs(changed, *probe.pair).tolist()) is not None
     assert probe.difference([float("nan")] * len(probe.logprobs)) is not None
     assert measure_base(changed, ids[:1], bound=1e-3) is None
     longer = measure_base(changed, ids * 30, bound=1e-3)
@@ -381,25 +388,26 @@ def test_the_probe_of_the_base_sees_neither_adapter_nor_step(tmp_path: Path) -> 
 def test_a_server_of_another_model_under_the_right_name_is_refused_at_the_start(policy: Policy, tmp_path: Path) -> None:
     """By adapter; merged weights replace whatever it served."""
     same, other = (BaseProbe(((1,), (5, 6, 7)), (value,) * 3, 1e-3) for value in (LOGPROB, LOGPROB + 0.5))
-    with sampler(policy, tmp_path, [ScriptedVllm()], base_probe=same) as generator:
+    with on_servers(policy, tmp_path, [ScriptedVllm()], base_probe=same) as generator:
         check(generator.generate(requests(2), SAMPLING), requests(2))
     server = ScriptedVllm()
-    with (pytest.raises(SamplerError, match=r"serves under the name tiny another model than model\.path") as refused,
-          sampler(policy, tmp_path, [server], base_probe=other, version=None)):
+    with (pytest.raises(GeneratorError, match=r"serves under the name tiny another model than model\.path") as refused,
+          on_servers(policy, tmp_path, [server], base_probe=other, version=None)):
         pass
     for part in (
         server.url, "is -9 there and -8.5 with the trainer's base", "is 0.5 nats, at most 0.001 expected",
         "--model models/tiny",
     ):
         assert part in str(refused.value)
-    with sampler(policy, tmp_path, [ScriptedVllm()], way="merge", base_probe=other) as generator:
+    with on_servers(policy, tmp_path, [ScriptedVllm()], way="merge", base_probe=other) as generator:
         check(generator.generate(requests(2), SAMPLING), requests(2))
 
 
 def test_a_server_that_comes_back_with_another_model_is_not_taken_back(policy: Policy, tmp_path: Path) -> None:
     servers = [ScriptedVllm(), ScriptedVllm()]
     messages: list[str] = []
-    with sampler(policy, tmp_path, servers, base_probe=BaseProbe(((1,), (5, 6, 7)), (LOGPROB,) * 3, 1e-3)) as generator:
+    probe = BaseProbe(((1,), (5, 6, 7)), (LOGPROB,) * 3, 1e-3)
+    with on_servers(policy, tmp_path, servers, base_probe=probe) as generator:
         generator.on_message = messages.append
         servers[0].start_anew()
         servers[0].weights = "another-model-000001"
@@ -424,8 +432,8 @@ def test_the_line_that_starts_a_server_has_room_for_the_longest_completion(
 ) -> None:
     """One token more than the model's context needs a variable; a prompt in one piece, which a CPU needs, the room for
     it."""
-    with (pytest.raises(SamplerError, match="does not load adapters") as refused,
-          sampler(policy, tmp_path, [ScriptedVllm(has_lora=False, models={"tiny": 10**6})], max_tokens=max_tokens)):
+    with (pytest.raises(GeneratorError, match="does not load adapters") as refused,
+          on_servers(policy, tmp_path, [ScriptedVllm(has_lora=False, models={"tiny": 10**6})], max_tokens=max_tokens)):
         pass
     line = str(refused.value)
     for part in (
@@ -444,19 +452,20 @@ def test_a_key_that_is_refused_in_the_middle_of_a_run_has_the_remedy_of_the_star
     server, message = (
         ScriptedVllm(key="sesame"),
         r"generator\.api_key_env: http.* does not accept the API key .*Bearer \*\*\*.*Remedy: ")
-    with sampler(policy, tmp_path, [server], api_key_env="SERVER_KEY") as generator:
+    with on_servers(policy, tmp_path, [server], api_key_env="SERVER_KEY") as generator:
         check(generator.generate(requests(2), SAMPLING), requests(2))
         server.key = "mustard"
-        for ask in (lambda: generator.generate(requests(2), SAMPLING), lambda: generator.score([((1, 2), (5, 6))]),
+        for ask in (lambda: generator.generate(requests(2), SAMPLING), lambda: generator.logprobs([((1, 2), (5, 6))]),
                     lambda: generator.take_over(policy, 4)):
-            with pytest.raises(SamplerError, match=message):
+            with pytest.raises(GeneratorError, match=message):
                 ask()
 
 
+@pytest.mark.slow
 def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(policy: Policy, tmp_path: Path) -> None:
     message = r"after 2 s .*start_timeout_s.* no vLLM server answers at http"
-    with (unused_url() as nobody, ScriptedVllm() as server, pytest.raises(SamplerError, match=message) as error,
-          sampler(policy, tmp_path, [], urls=[server.url, nobody], start_timeout_s=2)):
+    with (unused_url() as nobody, ScriptedVllm() as server, pytest.raises(GeneratorError, match=message) as error,
+          on_servers(policy, tmp_path, [], urls=[server.url, nobody], start_timeout_s=2)):
         pass
     assert nobody.removesuffix("/v1") in str(error.value) and server.url not in str(error.value)
 
@@ -464,17 +473,17 @@ def test_an_address_that_nothing_answers_at_is_named_after_the_time_for_it(polic
 def test_log_probabilities_of_the_wrong_kind_are_refused(policy: Policy, tmp_path: Path) -> None:
     """The scripted server reports them before the temperature."""
     with (
-        sampler(policy, tmp_path, [ScriptedVllm()]) as generator,
-        pytest.raises(SamplerError, match="--logprobs-mode processed_logprobs"),
+        on_servers(policy, tmp_path, [ScriptedVllm()]) as generator,
+        pytest.raises(GeneratorError, match="--logprobs-mode processed_logprobs"),
     ):
         generator.generate(requests(1), SamplingParameters(0.7, 1.0, 0, 24))
-    with sampler(policy, tmp_path, [ScriptedVllm()], mode="raw_logprobs") as generator:
+    with on_servers(policy, tmp_path, [ScriptedVllm()], logprobs_mode="raw_logprobs") as generator:
         check(generator.generate(requests(1), SamplingParameters(1.0, 0.9, 0, 24)), requests(1))
 
 
 def test_the_right_key_is_sent_and_not_shown(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RIGHT_KEY", "sesame")
-    with sampler(policy, tmp_path, [ScriptedVllm(key="sesame")], api_key_env="RIGHT_KEY") as generator:
+    with on_servers(policy, tmp_path, [ScriptedVllm(key="sesame")], api_key_env="RIGHT_KEY") as generator:
         check(generator.generate(requests(1), SAMPLING), requests(1))
         assert "sesame" not in repr(generator) + generator.description + repr(generator._clients) + repr(
             generator._pool.replicas)
@@ -486,9 +495,9 @@ def test_a_reply_that_repeats_the_key_is_shown_without_it(
     monkeypatch.setenv("RIGHT_KEY", 'se"same')
     bodies = [b'{"choices": "I got Bearer se\\"same"}', b'{"choices": [], "seen": "Bearer se\\"same"}']
     server = ScriptedVllm(key='se"same', script=lambda body, number: Accident(body=bodies[number % 2]))
-    with sampler(policy, tmp_path, [server], api_key_env="RIGHT_KEY") as generator:
+    with on_servers(policy, tmp_path, [server], api_key_env="RIGHT_KEY") as generator:
         for _ in bodies:
-            with pytest.raises(SamplerError, match=r"no completion with token ids .*Bearer \*\*\*") as error:
+            with pytest.raises(GeneratorError, match=r"no completion with token ids .*Bearer \*\*\*") as error:
                 generator.generate(requests(1, 1), SAMPLING)
             assert "same" not in str(error.value)
 
@@ -497,7 +506,7 @@ def test_a_server_that_comes_back_with_the_wrong_log_probabilities_is_left_out(p
     at_seven, asked = SamplingParameters(0.7, 1.0, 0, 24), requests(4)
     changed, other = ScriptedVllm(reports_raw=False), ScriptedVllm(reports_raw=False)
     messages: list[str] = []
-    with sampler(policy, tmp_path, [changed, other]) as generator:
+    with on_servers(policy, tmp_path, [changed, other]) as generator:
         generator.on_message = messages.append
         check(generator.generate(asked, at_seven), asked)
         changed.reports_raw = True
@@ -515,7 +524,7 @@ def test_nothing_that_was_posted_before_cuts_closing_short(policy: Policy, tmp_p
     def stop(text: str) -> None:
         raise KeyboardInterrupt(text)
 
-    with sampler(policy, tmp_path, [ScriptedVllm()]) as generator:
+    with on_servers(policy, tmp_path, [ScriptedVllm()]) as generator:
         generator.on_message = stop
         generator._say("it is lost")
         generator._loop.post(server_generator._end_of_sampling)
@@ -529,7 +538,7 @@ def test_a_failure_while_closing_leaves_neither_files_nor_a_thread(
     async def fail() -> None:
         raise ZeroDivisionError
 
-    with sampler(policy, tmp_path, [ScriptedVllm()]) as generator:
+    with on_servers(policy, tmp_path, [ScriptedVllm()]) as generator:
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
             patch.setattr(generator._pool, "close", fail)
             generator.close()
@@ -561,13 +570,14 @@ def test_two_threads_that_wait_do_each_what_their_own_coroutine_posts() -> None:
 def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: Policy, tmp_path: Path) -> None:
     for parent in (tmp_path / "sampler", tmp_path / "exchange"):
         (parent / "otherhalf-versions-1" / "adapter-000001").mkdir(parents=True)
-    with sampler(policy, tmp_path, [ScriptedVllm()]):
+    with on_servers(policy, tmp_path, [ScriptedVllm()]):
         assert not (tmp_path / "sampler" / "otherhalf-versions-1").exists()
-    with sampler(policy, tmp_path, [ScriptedVllm()], exchange_dir=str(tmp_path / "exchange")):
+    with on_servers(policy, tmp_path, [ScriptedVllm()], exchange_dir=str(tmp_path / "exchange")):
         assert len(list((tmp_path / "exchange").iterdir())) == 2
     assert (tmp_path / "exchange" / "otherhalf-versions-1").exists()
 
 
+@pytest.mark.slow
 def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_path: Path) -> None:
     """SIGKILL lets nobody clean up. Another program's folder stays, and that of a process that still runs."""
     script = (
@@ -626,21 +636,12 @@ def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypat
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_of_several_ranks_the_main_one_brings_each_version_once(tmp_path: Path, way: Way) -> None:
-    with ScriptedVllm() as first, ScriptedVllm() as second, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        ranks = [
-            subprocess.Popen(
-                [
-                    sys.executable, "-m", "tests.reference.two_rank_sampler", str(rank), str(port), way, str(tmp_path),
-                    first.url, second.url],
-                stdout=subprocess.PIPE,
-                text=True)
-            for rank in range(2)]
-        lines = [line for rank in ranks for line in rank.communicate(timeout=180)[0].splitlines()]
+    with ScriptedVllm() as first, ScriptedVllm() as second:
+        ranks = forked_ranks(lambda: sample(way, tmp_path, [first.url, second.url]))
+        lines = [line for rank in ranks for line in rank.stdout.splitlines()]
         assert [rank.returncode for rank in ranks] == [0, 0]
         load = "/v1/load_lora_adapter" if way == "adapter" else "/collective_rpc"
         assert first.calls.count(load) == second.calls.count(load) == 2

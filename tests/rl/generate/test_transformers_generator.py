@@ -41,7 +41,7 @@ def policy() -> Policy:
     return tiny_policy(adapter_scale=0.02)
 
 
-def sampler(policy: Policy, sync: Sync = "shared", max_sequences: int = 64) -> TransformersGenerator:
+def embedded(policy: Policy, sync: Sync = "shared", max_sequences: int = 64) -> TransformersGenerator:
     generator = build_generator(GeneratorSection(sync=sync, max_sequences=max_sequences), policy)
     assert isinstance(generator, TransformersGenerator)
     return generator
@@ -76,14 +76,14 @@ def worst_difference(policy: Policy, groups: Sequence[Group], temperature: float
 def test_logprobs_equal_a_full_forward_at_the_sampling_temperature(
     policy: Policy, sync: Sync, temperature: float
 ) -> None:
-    groups = sampler(policy, sync).generate(requests(), dataclasses.replace(PLAIN, temperature=temperature))
+    groups = embedded(policy, sync).generate(requests(), dataclasses.replace(PLAIN, temperature=temperature))
     assert any(r.finish_reason == "stop" for r in rollouts(groups))
     assert len({len(g.prompt.token_ids) for g in groups}) > 1
     assert worst_difference(policy, groups, temperature) < 1e-4
 
 
 def test_a_completion_ends_with_the_stop_token_exactly_once(policy: Policy) -> None:
-    groups = sampler(policy).generate(requests(8, 8), dataclasses.replace(PLAIN, max_completion_tokens=20))
+    groups = embedded(policy).generate(requests(8, 8), dataclasses.replace(PLAIN, max_completion_tokens=20))
     seen = set()
     for rollout in rollouts(groups):
         seen.add(rollout.finish_reason)
@@ -97,27 +97,27 @@ def test_a_completion_ends_with_the_stop_token_exactly_once(policy: Policy) -> N
 
 def test_a_stop_token_in_the_last_place_is_a_stop(policy: Policy) -> None:
     request = requests(1, 1)
-    [length] = [len(r.token_ids) for r in rollouts(sampler(policy).generate(request, PLAIN))]
+    [length] = [len(r.token_ids) for r in rollouts(embedded(policy).generate(request, PLAIN))]
     assert length < MAX_TOKENS
-    [exact] = rollouts(sampler(policy).generate(request, dataclasses.replace(PLAIN, max_completion_tokens=length)))
-    [cut] = rollouts(sampler(policy).generate(request, dataclasses.replace(PLAIN, max_completion_tokens=length - 1)))
+    [exact] = rollouts(embedded(policy).generate(request, dataclasses.replace(PLAIN, max_completion_tokens=length)))
+    [cut] = rollouts(embedded(policy).generate(request, dataclasses.replace(PLAIN, max_completion_tokens=length - 1)))
     assert (exact.finish_reason, len(exact.token_ids)) == ("stop", length)
     assert (cut.finish_reason, cut.token_ids) == ("length", exact.token_ids[:-1])
 
 
 def test_stop_token_ids_end_a_completion_too(policy: Policy) -> None:
-    [whole] = rollouts(sampler(policy).generate(requests(1, 1), PLAIN))
+    [whole] = rollouts(embedded(policy).generate(requests(1, 1), PLAIN))
     stop = whole.token_ids[3]
-    [cut] = rollouts(sampler(policy).generate(requests(1, 1), dataclasses.replace(PLAIN, stop_token_ids=(stop,))))
+    [cut] = rollouts(embedded(policy).generate(requests(1, 1), dataclasses.replace(PLAIN, stop_token_ids=(stop,))))
     assert cut.token_ids == whole.token_ids[: whole.token_ids.index(stop) + 1] and cut.finish_reason == "stop"
 
 
 def test_a_stop_string_ends_a_completion_and_rewards_see_the_text_before_it(policy: Policy) -> None:
     """Against the same seeds without it: the tokens are the same up to the one that completes the string, which is kept
     and trained."""
-    without = rollouts(sampler(policy).generate(requests(), PLAIN))
+    without = rollouts(embedded(policy).generate(requests(), PLAIN))
     found = rollouts(
-        sampler(policy).generate(requests(), dataclasses.replace(PLAIN, stop_strings=("ed{", "never there"))))
+        embedded(policy).generate(requests(), dataclasses.replace(PLAIN, stop_strings=("ed{", "never there"))))
     assert any("ed{" in rollout.text for rollout in without)
     for plain, stopped in zip(without, found, strict=True):
         assert "ed{" not in stopped.text
@@ -131,37 +131,38 @@ def test_a_stop_string_ends_a_completion_and_rewards_see_the_text_before_it(poli
 
 def test_text_is_the_assistant_prefix_and_the_completion_without_special_tokens(policy: Policy) -> None:
     request = Request(dataclasses.replace(prompts(1)[0], assistant_prefix="<think>"), (5,))
-    [rollout] = rollouts(sampler(policy).generate([request], PLAIN))
+    [rollout] = rollouts(embedded(policy).generate([request], PLAIN))
     decoded = inputs().tokenizer.decode(rollout.token_ids[:-1])
     assert rollout.finish_reason == "stop" and rollout.text == "<think>" + decoded
 
 
 def test_the_same_seeds_give_the_same_tokens_and_others_do_not(policy: Policy) -> None:
-    first, again = (sampler(policy).generate(requests(), PLAIN) for _ in range(2))
+    first, again = (embedded(policy).generate(requests(), PLAIN) for _ in range(2))
     assert first == again
     other = [dataclasses.replace(r, seeds=tuple(seed + 1 for seed in r.seeds)) for r in requests()]
-    assert tokens(sampler(policy).generate(other, PLAIN)) != tokens(first)
+    assert tokens(embedded(policy).generate(other, PLAIN)) != tokens(first)
     assert all(len({r.token_ids for r in group.rollouts}) > 1 for group in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 @pytest.mark.parametrize("max_sequences", [1, 3, 4, 7, 64])
 def test_tokens_do_not_depend_on_how_many_decode_together(policy: Policy, sync: Sync, max_sequences: int) -> None:
-    whole = sampler(policy, sync, 1000).generate(requests(), PLAIN)
-    assert tokens(sampler(policy, sync, max_sequences).generate(requests(), PLAIN)) == tokens(whole)
+    whole = embedded(policy, sync, 1000).generate(requests(), PLAIN)
+    assert tokens(embedded(policy, sync, max_sequences).generate(requests(), PLAIN)) == tokens(whole)
 
 
 def test_prompts_of_different_lengths_together_give_what_each_gives_alone(policy: Policy) -> None:
-    together = sampler(policy).generate(requests(), PLAIN)
-    alone = [sampler(policy).generate([request], PLAIN)[0] for request in requests()]
+    together = embedded(policy).generate(requests(), PLAIN)
+    alone = [embedded(policy).generate([request], PLAIN)[0] for request in requests()]
     assert len({len(r.prompt.token_ids) for r in requests()}) > 1
     assert tokens(together) == tokens(alone)
 
 
 def test_groups_come_back_in_the_order_of_the_requests(policy: Policy) -> None:
     order = [4, 1, 5, 0, 3, 2]
-    straight = sampler(policy).generate(requests(), PLAIN)
-    shuffled = sampler(policy).generate([requests()[i] for i in order], PLAIN)
+    straight = embedded(policy).generate(requests(), PLAIN)
+    shuffled = embedded(policy).generate([requests()[i] for i in order], PLAIN)
     assert [g.question.id for g in shuffled] == [requests()[i].prompt.question.id for i in order]
     assert tokens(shuffled) == tokens([straight[i] for i in order])
     assert [r.seed for r in straight[2].rollouts] == list(requests()[2].seeds)
@@ -169,11 +170,12 @@ def test_groups_come_back_in_the_order_of_the_requests(policy: Policy) -> None:
 
 def test_requests_may_want_different_numbers_of_completions(policy: Policy) -> None:
     wanted = [Request(p, tuple(range(n))) for p, n in zip(prompts(4), (1, 5, 2, 3), strict=True)]
-    assert [len(g.rollouts) for g in sampler(policy, max_sequences=4).generate(wanted, PLAIN)] == [1, 5, 2, 3]
+    assert [len(g.rollouts) for g in embedded(policy, max_sequences=4).generate(wanted, PLAIN)] == [1, 5, 2, 3]
 
 
+@pytest.mark.slow
 def test_never_more_than_max_sequences_decode_together(policy: Policy) -> None:
-    generator = sampler(policy, max_sequences=3)
+    generator = embedded(policy, max_sequences=3)
     rows: list[int] = []
     hook = policy.causal_lm.get_input_embeddings().register_forward_hook(
         lambda _m, args, _out: rows.append(len(args[0])))
@@ -183,12 +185,12 @@ def test_never_more_than_max_sequences_decode_together(policy: Policy) -> None:
 
 
 def test_no_requests_give_no_groups(policy: Policy) -> None:
-    assert sampler(policy).generate([], PLAIN) == []
+    assert embedded(policy).generate([], PLAIN) == []
 
 
 def test_generating_leaves_the_module_in_training_mode_and_without_gradients(policy: Policy) -> None:
     policy.model.train()
-    sampler(policy).generate(requests(1, 2), PLAIN)
+    embedded(policy).generate(requests(1, 2), PLAIN)
     assert policy.model.training
     assert all(p.grad is None and not p.is_inference() for p in policy.model.parameters())
 
@@ -196,20 +198,17 @@ def test_generating_leaves_the_module_in_training_mode_and_without_gradients(pol
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 def test_sampling_is_the_same_with_gradient_checkpointing(policy: Policy, sync: Sync) -> None:
     checkpointed = tiny_policy(tiny_config("model.gradient_checkpointing=true"), adapter_scale=0.02)
-    assert sampler(checkpointed, sync).generate(requests(3), PLAIN) == sampler(policy, sync).generate(
+    assert embedded(checkpointed, sync).generate(requests(3), PLAIN) == embedded(policy, sync).generate(
         requests(3), PLAIN)
 
 
 def test_near_temperature_zero_equals_transformers_greedy_decoding(policy: Policy) -> None:
-    groups = sampler(policy).generate(requests(4, 1), dataclasses.replace(PLAIN, temperature=1e-6))
+    groups = embedded(policy).generate(requests(4, 1), dataclasses.replace(PLAIN, temperature=1e-6))
     policy.model.eval()
     for group in groups:
         ids = torch.tensor([group.prompt.token_ids])
         output = policy.causal_lm.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=MAX_TOKENS,
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_TOKENS,
             pad_token_id=0)
         assert group.rollouts[0].token_ids == tuple(output[0, ids.shape[1]:].tolist())
     policy.model.train()
@@ -218,7 +217,7 @@ def test_near_temperature_zero_equals_transformers_greedy_decoding(policy: Polic
 def test_first_tokens_have_the_models_frequencies(policy: Policy) -> None:
     [prompt] = prompts(1)
     count, temperature = 4000, 2.0
-    [group] = sampler(policy, max_sequences=count).generate(
+    [group] = embedded(policy, max_sequences=count).generate(
         [Request(prompt, tuple(range(count)))], SamplingParameters(temperature, 1.0, 0, 1))
     with torch.no_grad():
         logits_V = policy.causal_lm(input_ids=torch.tensor([prompt.token_ids])).logits[0, -1]
@@ -233,7 +232,7 @@ def test_first_tokens_have_the_models_frequencies(policy: Policy) -> None:
 @pytest.mark.parametrize(("top_p", "top_k"), [(0.6, 0), (1.0, 3), (0.5, 4), (1e-9, 0), (1.0, 1)])
 def test_top_p_and_top_k_draw_only_from_the_allowed_set(policy: Policy, top_p: float, top_k: int) -> None:
     temperature = 2.0
-    groups = sampler(policy).generate(requests(2, 4), SamplingParameters(temperature, top_p, top_k, 12))
+    groups = embedded(policy).generate(requests(2, 4), SamplingParameters(temperature, top_p, top_k, 12))
     assert worst_difference(policy, groups, temperature) < 1e-4  # of the whole softmax, not of the restricted one
     for group in groups:
         for rollout in group.rollouts:
@@ -295,7 +294,7 @@ def test_each_row_of_uniforms_depends_on_its_own_seed_alone() -> None:
 
 
 def test_merge_and_shared_sample_the_same_with_the_same_logprobs(policy: Policy) -> None:
-    merged, shared = (sampler(policy, sync).generate(requests(), PLAIN) for sync in ("merge", "shared"))
+    merged, shared = (embedded(policy, sync).generate(requests(), PLAIN) for sync in ("merge", "shared"))
     assert tokens(merged) == tokens(shared)
     for one, other in zip(rollouts(merged), rollouts(shared), strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -304,7 +303,7 @@ def test_merge_and_shared_sample_the_same_with_the_same_logprobs(policy: Policy)
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 def test_after_take_over_the_sampler_has_the_trainers_weights_and_not_the_bases(sync: Sync) -> None:
     policy = tiny_policy()
-    generator = sampler(policy, sync)
+    generator = embedded(policy, sync)
     before = generator.generate(requests(), PLAIN)
     make_updater(tiny_config("optim.lr=0.01"), policy).update(with_advantages(before), step=0, policy_version=0)
     generator.take_over(policy, 1)
@@ -317,7 +316,7 @@ def test_after_take_over_the_sampler_has_the_trainers_weights_and_not_the_bases(
 
 def test_without_take_over_the_next_update_reports_a_mismatch_above_the_bound() -> None:
     policy, config = tiny_policy(), tiny_config("optim.lr=0.01")
-    generator, updater = sampler(policy, "merge"), make_updater(config, policy)
+    generator, updater = embedded(policy, "merge"), make_updater(config, policy)
     fine = updater.update(with_advantages(generator.generate(requests(), PLAIN)), step=0, policy_version=0)
     stale = updater.update(with_advantages(generator.generate(requests(), PLAIN)), step=1, policy_version=0)
     assert fine.metrics["mismatch/mean"] < 1e-5
@@ -326,18 +325,18 @@ def test_without_take_over_the_next_update_reports_a_mismatch_above_the_bound() 
 
 def test_several_take_overs_merge_from_the_base_each_time() -> None:
     policy = tiny_policy()
-    generator = sampler(policy, "merge")
+    generator = embedded(policy, "merge")
     for version, scale in enumerate((0.05, 0.1, 0.02), start=1):
         change_adapter(policy, scale)
         generator.take_over(policy, version)
-    once = sampler(policy, "merge")
+    once = embedded(policy, "merge")
     assert (
         generator.generate(requests(2), PLAIN)[0].rollouts[0].logprobs
         == once.generate(requests(2), PLAIN)[0].rollouts[0].logprobs)
 
 
 def test_close_frees_the_merged_copy_and_may_be_called_twice(policy: Policy) -> None:
-    generator = sampler(policy, "merge")
+    generator = embedded(policy, "merge")
     generator.close()
     generator.close()
     assert all(p.device.type == "meta" for p in generator._model.parameters())
@@ -345,13 +344,13 @@ def test_close_frees_the_merged_copy_and_may_be_called_twice(policy: Policy) -> 
 
 
 def test_closing_a_shared_sampler_leaves_the_policy_alone(policy: Policy) -> None:
-    sampler(policy, "shared").close()
+    embedded(policy, "shared").close()
     assert len(sampled_groups(policy, 1)) == 1
 
 
 def test_each_group_is_told_of_once_when_it_is_whole(policy: Policy) -> None:
     told: list[tuple[int, Group]] = []
-    groups = sampler(policy, max_sequences=6).generate(
+    groups = embedded(policy, max_sequences=6).generate(
         requests(), PLAIN, lambda index, group: told.append((index, group)))
     assert sorted(index for index, _ in told) == list(range(len(groups)))
     assert all(group == groups[index] for index, group in told)
@@ -359,13 +358,14 @@ def test_each_group_is_told_of_once_when_it_is_whole(policy: Policy) -> None:
 
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 def test_scores_are_the_sampled_log_probabilities(policy: Policy, sync: Sync) -> None:
-    generator = sampler(policy, sync)
+    generator = embedded(policy, sync)
     [group] = generator.generate(requests(1, 4), PLAIN)
-    scores = generator.score([(group.prompt.token_ids, rollout.token_ids) for rollout in group.rollouts])
+    scores = generator.logprobs([(group.prompt.token_ids, rollout.token_ids) for rollout in group.rollouts])
     for rollout, found in zip(group.rollouts, scores, strict=True):
         assert found == pytest.approx(rollout.logprobs, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_growing_cache_gives_the_results_of_transformers_own(policy: Policy) -> None:
     """Prompt, repeated rows, token by token past several reservations, rows removed on the way: the same logits and
     keys."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rl.policy.logprobs import chunk_tokens_for, token_logprobs
+from rl.policy.logprobs import LogitHead, chunk_tokens_for, token_logprobs, upcast_head
 from tests.reference.logprobs import reference_token_logprobs
 
 # H at most the smallest chunk, so that the transposed weight [H, V] is not taken for logits.
@@ -34,8 +34,8 @@ def test_values_and_gradients_equal_those_of_full_logits(
     chunk_tokens: int, bias: bool, temperature: float, logit_scale: float, softcap: float | None
 ) -> None:
     hidden_NH, lm_head, token_ids_N = problem(bias=bias)
-    result = token_logprobs(hidden_NH, lm_head, token_ids_N, chunk_tokens=chunk_tokens, temperature=temperature,
-                            entropy_grad=True, logit_scale=logit_scale, softcap=softcap)
+    result = token_logprobs(hidden_NH, LogitHead(lm_head, logit_scale, softcap), token_ids_N, chunk_tokens=chunk_tokens,
+                            temperature=temperature, entropy_grad=True)
     logprobs_N, entropies_N = reference_token_logprobs(
         hidden_NH.double(),
         lm_head.weight.double(),
@@ -93,7 +93,7 @@ def test_upcast_head_is_exact_for_bfloat16_where_the_plain_head_rounds() -> None
         hidden_NH.double(), lm_head.weight.double(), lm_head.bias.double(), token_ids_N, temperature=1.0)
     plain = token_logprobs(hidden_NH, lm_head, token_ids_N, chunk_tokens=4).logprobs_N
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        upcast = token_logprobs(hidden_NH, lm_head, token_ids_N, chunk_tokens=4, upcast_head=True).logprobs_N
+        upcast = token_logprobs(hidden_NH, upcast_head(lm_head), token_ids_N, chunk_tokens=4).logprobs_N
     assert (plain.double() - exact_N).abs().max() > 1e-3
     assert (upcast.double() - exact_N).abs().max() < 1e-5
     gradient_VH, = torch.autograd.grad(upcast.sum(), lm_head.weight)
@@ -189,4 +189,4 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="chunk_tokens is 0"):
         token_logprobs(hidden_NH, lm_head, token_ids_N, chunk_tokens=0)
     with pytest.raises(ValueError, match=r"upcast_head needs an nn\.Linear"):
-        token_logprobs(hidden_NH, lambda hidden: hidden, token_ids_N, chunk_tokens=4, upcast_head=True)
+        token_logprobs(hidden_NH, upcast_head(lambda hidden: hidden), token_ids_N, chunk_tokens=4)

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rl.checkpoint import TrainerState, save_checkpoint
+from rl.checkpoint import save_checkpoint
 from rl.config import GeneratorSection
 from rl.generate.build import build_generator
 from rl.paths import resolve_path
@@ -29,6 +29,7 @@ from tests.reference.tiny_run import (
     trained,
     with_advantages,
 )
+from tests.reference.trainer_states import trainer_state
 
 torch.set_num_threads(1)
 BASE = str(resolve_path("models/tiny-arith"))
@@ -45,8 +46,7 @@ def checksum(policy: Policy) -> str:
 
 def checkpoint_of(policy: Policy, folder: Path) -> Path:
     optimizer = torch.optim.AdamW(policy.trainable_parameters().values())
-    state = TrainerState(step=1, policy_version=1, num_ranks=1, order={}, watchdog={})
-    return save_checkpoint(folder, state, policy, optimizer, [{"cpu": torch.get_rng_state()}], tiny_config())
+    return save_checkpoint(folder, trainer_state(1), policy, optimizer, [{"cpu": torch.get_rng_state()}], tiny_config())
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:

@@ -20,13 +20,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rl.collect import Collected
 from rl.config import RunConfig
-from rl.errors import SamplerError
-from rl.generate.protocol import Finished, Generator, Request, Row, SamplingParameters
+from rl.errors import GeneratorError
+from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.fused_lora import LoraProduct
 from rl.policy.policy import Policy
-from rl.proof.proof import UNMOVED_UPDATES, Proof, SamplerMismatchError, spread
-from rl.records import Group, Rollout
+from rl.proof.proof import UNMOVED_UPDATES, GeneratorMismatchError, Proof, ProofState, spread
+from rl.records import Group, PromptCompletion, Rollout
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import MetricsLog, Record, read_json_lines
 from rl.trainer import Trainer
@@ -48,7 +48,7 @@ SETTINGS = (
 EVERY_STEP = "generator.proof_every=1"
 
 
-class Sampler(TransformersGenerator):
+class Embedded(TransformersGenerator):
     """The embedded sampler over a copy of its own, for the others to break."""
 
     def __init__(self, policy: Policy) -> None:
@@ -56,7 +56,7 @@ class Sampler(TransformersGenerator):
         self.take_over(policy, 0)
 
 
-class Deaf(Sampler):
+class Deaf(Embedded):
     """Takes the numbers of new versions and not their weights."""
 
     def take_over(self, policy: Policy, version: int) -> None:
@@ -65,7 +65,7 @@ class Deaf(Sampler):
         self.policy_version = version
 
 
-class Stuck(Sampler):
+class Stuck(Embedded):
     """Takes the first update, and none after it."""
 
     def take_over(self, policy: Policy, version: int) -> None:
@@ -74,7 +74,7 @@ class Stuck(Sampler):
         self.policy_version = version
 
 
-class Late(Sampler):
+class Late(Embedded):
     """Samples with the version before, and scores with the present one: what a stale cache does."""
 
     def __init__(self, policy: Policy) -> None:
@@ -94,14 +94,15 @@ class Late(Sampler):
         return self._previous.generate(requests, parameters, finished)
 
 
-class Raw(Sampler):
+class Raw(Embedded):
     """Records log-probabilities at temperature 1, whatever it samples at."""
 
     def generate(
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
     ) -> list[Group]:
         def raw(group: Group, rollout: Rollout) -> Rollout:
-            return dataclasses.replace(rollout, logprobs=self.score([(group.prompt.token_ids, rollout.token_ids)])[0])
+            [logprobs] = self.logprobs([(group.prompt.token_ids, rollout.token_ids)])
+            return dataclasses.replace(rollout, logprobs=logprobs)
 
         return [dataclasses.replace(group, rollouts=tuple(raw(group, rollout) for rollout in group.rollouts))
                 for group in super().generate(requests, parameters, finished)]
@@ -110,11 +111,11 @@ class Raw(Sampler):
 class Dumb(Deaf):
     """Cannot score."""
 
-    def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        raise SamplerError("generator.urls: http://localhost:1 does not answer")
+    def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        raise GeneratorError("generator.urls: http://localhost:1 does not answer")
 
 
-class Eager(Sampler):
+class Eager(Embedded):
     """Computes attention without kernels, and so apart from the trainer."""
 
     def __init__(self, policy: Policy) -> None:
@@ -138,7 +139,7 @@ def failure(config: RunConfig, policy: Policy, generator: Generator, folder: Pat
     """The message of the proof that stops the run after exactly so many good steps."""
     trainer, _ = run_steps(config, policy, generator, folder, good_steps)
     before = trained(policy)
-    with pytest.raises(SamplerMismatchError) as caught:
+    with pytest.raises(GeneratorMismatchError) as caught:
         trainer.step()
     assert trainer.step_number == good_steps
     # nothing was trained on it
@@ -151,6 +152,7 @@ def failure(config: RunConfig, policy: Policy, generator: Generator, folder: Pat
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [True, False])
 def test_a_run_whose_sampler_follows_is_proven_at_its_start_after_its_first_update_and_then_every_few_steps(
     tmp_path: Path, merge: bool
@@ -173,6 +175,7 @@ def test_a_run_whose_sampler_follows_is_proven_at_its_start_after_its_first_upda
         assert 0.99 < float(str(line["mismatch/effective_sample_share"])) <= 1.0 + 1e-9
 
 
+@pytest.mark.slow
 def test_a_proof_that_stays_open_is_repeated_until_it_is_not(tmp_path: Path) -> None:
     """At first the steps are too small for float32 to tell the policy from its base; then they are not."""
     config = tiny_config(*SETTINGS, "optim.lr=1e-9")
@@ -186,10 +189,11 @@ def test_a_proof_that_stays_open_is_repeated_until_it_is_not(tmp_path: Path) -> 
     assert trainer._proof.check(4, 1, collected_from(policy, version=1)) == {}
 
 
+@pytest.mark.slow
 def test_full_parameters_without_a_reference_are_proven_by_agreement_alone(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "lora.enabled=false", "optim.lr=1e-4", EVERY_STEP)
     policy = tiny_policy(config)
-    _, metrics = run_steps(config, policy, Sampler(policy), tmp_path, 2)
+    _, metrics = run_steps(config, policy, Embedded(policy), tmp_path, 2)
     assert all(float(str(line["proof/agreement"])) < 1e-5 and "proof/moved" not in line for line in metrics)
     policy = tiny_policy(config)
     assert "it does not have this version, so an earlier version" in failure(
@@ -199,7 +203,7 @@ def test_full_parameters_without_a_reference_are_proven_by_agreement_alone(tmp_p
 def test_a_proof_changes_neither_random_numbers_nor_the_models_state() -> None:
     config = tiny_config(*SETTINGS, "lora.dropout=0.1", "loss.kl_weight=0.1")
     policy = tiny_policy(config, adapter_scale=0.02)
-    proof = Proof(config, policy, Sampler(policy), rank=0, num_ranks=1)
+    proof = Proof(config, policy, Embedded(policy), rank=0, num_ranks=1)
     for parameter in policy.trainable_parameters().values():
         parameter.grad = torch.ones_like(parameter)
     weights, rng, names = trained(policy), torch.get_rng_state(), list(policy.trainable_parameters())
@@ -230,14 +234,14 @@ def test_a_sampler_that_stays_behind_has_an_earlier_version(tmp_path: Path) -> N
 def test_a_sampler_of_another_model_is_found_before_anything_is_trained(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS)
     other = tiny_policy(config, adapter_scale=0.05)
-    message = failure(config, tiny_policy(config), Sampler(other), tmp_path, good_steps=0)
+    message = failure(config, tiny_policy(config), Embedded(other), tmp_path, good_steps=0)
     assert "another model than model.path=models/tiny-arith" in message
 
 
 def test_a_server_of_another_model_is_called_that(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "generator.backend=vllm_server", "generator.urls=[http://localhost:8000]")
     other = tiny_policy(config, adapter_scale=0.05)
-    message = failure(config, tiny_policy(config), Sampler(other), tmp_path, good_steps=0)
+    message = failure(config, tiny_policy(config), Embedded(other), tmp_path, good_steps=0)
     assert "The server serves another model than model.path=models/tiny-arith" in message
 
 
@@ -262,6 +266,7 @@ def test_a_sampler_that_cannot_be_asked_again_leaves_the_side_open(tmp_path: Pat
     assert "http://localhost:1 does not answer" in message and "open which side is wrong" in message
 
 
+@pytest.mark.slow
 def test_in_bfloat16_a_sampler_of_the_base_is_found_long_before_the_bound_is_reached(tmp_path: Path) -> None:
     """The move is a thirtieth of the bound: agreement alone would let the run train on the base's samples."""
     config = tiny_config(
@@ -271,41 +276,43 @@ def test_in_bfloat16_a_sampler_of_the_base_is_found_long_before_the_bound_is_rea
     change_adapter(policy, 0.004)
     proof = Proof(config, policy, deaf, rank=0, num_ranks=1)
     collected = collected_by(deaf, count=16, version=1)
-    with pytest.raises(SamplerMismatchError, match="the adapter never reached the sampler") as caught:
+    with pytest.raises(GeneratorMismatchError, match="the adapter never reached the sampler") as caught:
         proof.check(1, 1, collected)
     agreement = float(str(caught.value).split("sampler and trainer ")[1].split()[0])
     assert agreement < 0.01
 
 
+@pytest.mark.slow
 def test_samples_that_are_all_of_an_earlier_version_are_scored_again_by_the_sampler() -> None:
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config, adapter_scale=0.02)
     stale = collected_from(policy, version=0)
-    good = Sampler(policy)
+    good = Embedded(policy)
     good.take_over(policy, 1)
     found = Proof(config, policy, good, rank=0, num_ranks=1).check(1, 1, stale)
     assert found["proof/inconclusive"] == 0.0 and found["proof/agreement"] < 1e-5
-    bad = Sampler(tiny_policy(config))
+    bad = Embedded(tiny_policy(config))
     bad.policy_version = 1
-    with pytest.raises(SamplerMismatchError, match="the adapter never reached the sampler"):
+    with pytest.raises(GeneratorMismatchError, match="the adapter never reached the sampler"):
         Proof(config, policy, bad, rank=0, num_ranks=1).check(1, 1, stale)
     # A sampler that has no such version yet cannot prove it: the proof stays owed.
     bad.policy_version = 0
     proof = Proof(config, policy, bad, rank=0, num_ranks=1)
-    assert proof.check(1, 1, stale) == {} and proof.state_dict()["is_owed"] is True
+    assert proof.check(1, 1, stale) == {} and proof.state().is_owed is True
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_proven_in_its_first_step_and_leaves_no_trace_of_it() -> None:
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config, adapter_scale=0.02)
-    state = {"is_owed": False, "num_updates": 3}
-    good = Proof(config, policy, Sampler(policy), rank=0, num_ranks=1)
+    state = ProofState(is_owed=False, num_updates=3)
+    good = Proof(config, policy, Embedded(policy), rank=0, num_ranks=1)
     good.resume(state)
-    assert good.check(7, 5, collected_from(policy, version=5)) == {} and good.state_dict() == state
-    bad = Proof(config, policy, Sampler(tiny_policy(config)), rank=0, num_ranks=1)
+    assert good.check(7, 5, collected_from(policy, version=5)) == {} and good.state() == state
+    bad = Proof(config, policy, Embedded(tiny_policy(config)), rank=0, num_ranks=1)
     bad.resume(state)
-    with pytest.raises(SamplerMismatchError, match="step 7: the sampler does not sample from version 5"):
-        bad.check(7, 5, collected_by(Sampler(tiny_policy(config)), version=5))
+    with pytest.raises(GeneratorMismatchError, match="step 7: the sampler does not sample from version 5"):
+        bad.check(7, 5, collected_by(Embedded(tiny_policy(config)), version=5))
 
 
 def test_a_wrong_scale_in_the_trainers_lora_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +326,7 @@ def test_a_wrong_scale_in_the_trainers_lora_layers(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(LoraProduct, "forward", staticmethod(wrong))
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config)
-    message = failure(config, policy, Sampler(policy), tmp_path, good_steps=1)
+    message = failure(config, policy, Embedded(policy), tmp_path, good_steps=1)
     assert "The trainer's side is wrong" in message and "rl/policy/fused_lora.py" in message
 
 
@@ -334,11 +341,12 @@ def test_a_wrong_attention_of_the_trainer(tmp_path: Path, monkeypatch: pytest.Mo
     assert "The trainer's side is wrong" in message and "model.attention" in message
 
 
+@pytest.mark.slow
 def test_updates_that_leave_the_policy_as_its_base_are_the_trainers_error(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "optim.lr=1e-30", "generator.proof_completions=2")
     policy = tiny_policy(config)
-    trainer, _ = run_steps(config, policy, Sampler(policy), tmp_path, UNMOVED_UPDATES)
-    with pytest.raises(SamplerMismatchError, match=r"equals its base to the last bit .* The trainer's side is wrong"):
+    trainer, _ = run_steps(config, policy, Embedded(policy), tmp_path, UNMOVED_UPDATES)
+    with pytest.raises(GeneratorMismatchError, match=r"equals its base to the last bit .* The trainer's side is wrong"):
         trainer.step()
 
 

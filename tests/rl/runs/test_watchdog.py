@@ -4,7 +4,7 @@ import pytest
 
 from rl.config import WatchdogSection
 from rl.records import ScoredGroup
-from rl.runs.watchdog import TEACHER_GOAL, Alarm, StepSignals, Watchdog, collapse_metrics
+from rl.runs.watchdog import TEACHER_GOAL, Alarm, StepSignals, Watchdog, WatchdogState, collapse_metrics
 from tests.reference.scored_groups import scored_group
 
 SETTINGS = WatchdogSection(patience=3, max_drop=0.15, max_answer_share=0.5, max_unparsable_share=0.9, window=3)
@@ -167,12 +167,12 @@ def test_a_resumed_watchdog_judges_as_the_uninterrupted_one(cut: int) -> None:
     whole, expected = run(Watchdog(SETTINGS), 0, 7)
     first, before = run(Watchdog(SETTINGS), 0, cut)
     second = Watchdog(SETTINGS)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.load_state(WatchdogState.from_json(json.loads(json.dumps(first.state().to_json()))))
     second, after = run(second, cut, 7)
     assert before + after == expected
     assert {alarm.rule for alarm in expected if alarm} == {
         "falling_accuracy", "nothing_gained", "accuracy_drop", "one_answer"}
-    assert second.state_dict() == whole.state_dict()
+    assert second.state() == whole.state()
 
 
 def batch() -> list[ScoredGroup]:

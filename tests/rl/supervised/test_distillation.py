@@ -190,6 +190,7 @@ def test_outputs_that_only_one_model_has_do_not_count() -> None:
         distilled_losses(logits, other, tokens, section), distilled_losses(logits, other[:, :6], tokens, section))
 
 
+@pytest.mark.slow
 def test_one_update_is_the_same_for_every_micro_batch_size(tmp_path: Path) -> None:
     def after_one_step(size: int) -> tuple[float, dict[str, torch.Tensor]]:
         config, inputs, policy = warmup_parts(

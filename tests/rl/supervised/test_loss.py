@@ -14,7 +14,7 @@ from rl.errors import ConfigError
 from rl.optimizer import learning_rate
 from rl.paths import project_root
 from rl.policy.forward import PolicyForward
-from rl.policy.scorer import PolicyScorer
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.supervised.loop import held_out_loss
 from rl.supervised.trainer import make_trainer, trainer_arguments
 from rl.supervised.trl_version import TRL_VERSIONS
@@ -61,6 +61,7 @@ def test_the_loss_is_the_cross_entropy_of_the_completion_tokens_alone(
     torch.testing.assert_close(found_T.sort().values, expected_T.sort().values, atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_one_update_is_the_same_for_every_micro_batch_size_and_with_packing(packing: str, tmp_path: Path) -> None:
     def after_one_step(*overrides: str) -> tuple[float, dict[str, torch.Tensor]]:
@@ -81,10 +82,10 @@ def test_one_update_is_the_same_for_every_micro_batch_size_and_with_packing(pack
 
 def test_the_held_out_loss_is_the_mean_over_all_completion_tokens_not_over_rows() -> None:
     _, inputs, policy = warmup_parts("data.limit=9")
-    scorer = PolicyScorer(policy, PolicyForward(policy, temperature=1.0), max_tokens=100)
+    calculator = LogprobCalculator(policy, PolicyForward(policy, temperature=1.0), max_tokens=100)
     expected = literal_losses(policy, inputs.rows)
-    assert held_out_loss(scorer, inputs.rows) == pytest.approx(float(expected.double().mean()), rel=1e-5)
-    assert held_out_loss(scorer, ()) is None
+    assert held_out_loss(calculator, inputs.rows) == pytest.approx(float(expected.double().mean()), rel=1e-5)
+    assert held_out_loss(calculator, ()) is None
 
 
 def test_held_out_rows_share_no_question_with_training_rows(tmp_path: Path) -> None:

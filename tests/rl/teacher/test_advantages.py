@@ -18,13 +18,12 @@ from transformers import AutoConfig, AutoTokenizer
 from rl.collect import Collected
 from rl.config import RunConfig, TeacherModelSection
 from rl.configuration.loading import load, to_yaml
-from rl.errors import ConfigError, SamplerError
-from rl.generate.protocol import Row
+from rl.errors import ConfigError, GeneratorError
 from rl.memory import check_memory, estimate_memory
 from rl.paths import resolve_path
 from rl.policy.forward import PolicyForward
 from rl.policy.policy import Policy, PolicyError
-from rl.records import Group, ScoredGroup, TrainingGroup
+from rl.records import Group, PromptCompletion, ScoredGroup, TrainingGroup
 from rl.selection import select
 from rl.teacher.advantages import distilled_advantages, with_teacher
 from rl.teacher.teacher import LocalTeacher, check_teacher, load_teacher, vocabulary_difference
@@ -122,6 +121,7 @@ def test_no_gradient_flows_through_the_advantage() -> None:
     assert not distilled_advantages(torch.zeros(1), logprobs, torch.tensor([-2.0]), weight=1.0).requires_grad
 
 
+@pytest.mark.slow
 def test_a_local_teacher_scores_at_temperature_1_as_a_literal_forward(
     groups: list[Group], teacher: LocalTeacher
 ) -> None:
@@ -146,12 +146,12 @@ def test_a_teachers_adapter_is_merged_into_it(tmp_path: Path, groups: list[Group
 def test_the_teacher_is_asked_once_for_equal_completions_and_not_about_groups_that_do_not_train(
     groups: list[Group],
 ) -> None:
-    asked: list[Row] = []
+    asked: list[PromptCompletion] = []
 
     class Counting(LocalTeacher):
-        def score(self, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+        def logprobs(self, rows: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
             asked.extend(rows)
-            return super().score(rows)
+            return super().logprobs(rows)
 
     policy = tiny_policy()
     counting = Counting(policy, PolicyForward(policy, temperature=1.0), max_tokens=200, description="counts")
@@ -177,12 +177,12 @@ def test_a_teacher_that_computes_no_numbers_stops_the_run(groups: list[Group]) -
 def test_an_id_beyond_the_teachers_outputs_is_refused_with_a_remedy(teacher: LocalTeacher) -> None:
     """A student whose outputs are padded to more rows than the teacher's can sample one of them."""
     num_outputs = AutoConfig.from_pretrained(resolve_path("models/tiny-arith")).vocab_size
-    [(found,)] = teacher.score([((1, 2), (num_outputs - 1,))])
+    [(found,)] = teacher.logprobs([((1, 2), (num_outputs - 1,))])
     assert math.isfinite(found)
     with pytest.raises(
-        SamplerError, match=rf"sampled the id {num_outputs}, .*a test's\) has {num_outputs} outputs: .*Remedy"
+        GeneratorError, match=rf"sampled the id {num_outputs}, .*a test's\) has {num_outputs} outputs: .*Remedy"
     ):
-        teacher.score([((1, 2), (3,)), ((1, 2), (num_outputs, 5))])
+        teacher.logprobs([((1, 2), (3,)), ((1, 2), (num_outputs, 5))])
 
 
 def test_groups_with_equal_rewards_train_under_a_teacher_and_only_there(groups: list[Group]) -> None:
@@ -420,12 +420,7 @@ def other_vocabulary(folder: Path, swap: tuple[str, str] = ("7", "8")) -> Path:
 
 def check(path: Path, max_tokens: int = 60) -> None:
     check_teacher(
-        TeacherModelSection(path=str(path)),
-        "teacher",
-        tiny_config().model,
-        inputs().tokenizer,
-        ["1+1=?"],
-        max_tokens,
+        TeacherModelSection(path=str(path)), "teacher", tiny_config().model, inputs().tokenizer, ["1+1=?"], max_tokens,
         "do without")
 
 
@@ -441,7 +436,7 @@ def test_a_teacher_with_other_ids_is_refused_with_both_vocabularies_and_the_reme
 
 
 def test_a_teacher_that_only_splits_texts_differently_is_refused(tmp_path: Path) -> None:
-    """The same ids for the same tokens, but another way of making tokens."""
+    """Each token has the student's id, but texts are split in another way."""
     folder = tmp_path / "other"
     shutil.copytree(resolve_path("models/tiny-arith"), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from rl.config import TeacherSection
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.servers import replicas
 from rl.generate.servers import start as server_start
 from rl.teacher.advantages import with_teacher
@@ -41,7 +41,7 @@ def teacher_on(*servers: ScriptedVllm, **settings: object) -> Iterator[ServerTea
 
 def test_servers_of_different_models_are_refused_by_the_first_ones_name() -> None:
     with (ScriptedVllm(models={"big": 256}) as first, ScriptedVllm(models={"other": 256, "third": 256}) as second,
-          pytest.raises(SamplerError) as error, teacher_on(first, second)):
+          pytest.raises(GeneratorError) as error, teacher_on(first, second)):
         pass
     assert str(error.value).startswith(
         f"teacher.urls: {second.url} serves other, third, but the teacher is big, which {first.url} listed first at the"
@@ -58,7 +58,7 @@ def test_the_first_servers_first_model_scores_on_every_server() -> None:
         first.delay_s = 0.2
         with teacher_on(first, second) as teacher:
             assert teacher.description == "2 vLLM servers, big"
-            assert teacher.score([((1, 2), (3 + i, 4)) for i in range(8)]) == [(LOGPROB, LOGPROB)] * 8
+            assert teacher.logprobs([((1, 2), (3 + i, 4)) for i in range(8)]) == [(LOGPROB, LOGPROB)] * 8
         assert first.bodies and second.bodies
         assert {body["model"] for server in (first, second) for body in server.bodies if "model" in body} == {"big"}
 
@@ -67,7 +67,7 @@ def test_the_stand_in_for_minus_infinity_stops_the_run() -> None:
     policy = tiny_policy()
     with ScriptedVllm() as server, teacher_on(server) as teacher:
         server.weights = "-09990"  # what it adds to LOGPROB
-        assert teacher.score([((1, 2), (3,))]) == [(-math.inf,)]
+        assert teacher.logprobs([((1, 2), (3,))]) == [(-math.inf,)]
         with pytest.raises(
             FloatingPointError, match=r"\(1 vLLM server, tiny\) gives a token the log-probability -inf; expected finite"
         ):
@@ -91,6 +91,6 @@ def test_a_server_that_comes_back_with_another_model_is_not_taken_back() -> None
         deadline = time.monotonic() + 20
         while not any("is not taken back" in text for text in told):
             assert time.monotonic() < deadline, told
-            assert teacher.score([((1, 2), (3 + i, 4)) for i in range(8)]) == [(LOGPROB, LOGPROB)] * 8
+            assert teacher.logprobs([((1, 2), (3 + i, 4)) for i in range(8)]) == [(LOGPROB, LOGPROB)] * 8
         [text] = [text for text in told if "is not taken back" in text]
         assert f"{second.url} serves other, but the teacher is big" in text

@@ -35,15 +35,14 @@ def describe(diagnosis: Diagnosis, config: RunConfig, way: Way, *, version: int)
         return _other_model(fresh, config)
     share = "" if fresh.share is None else f", and show {fresh.share:.0%} of the policy's move from its base"
     lacks = "does not have this version" if fresh.from_base is None else "has neither this version nor the base"
-    return (f"The sampler's side is wrong: it {lacks}, so an earlier version, another model or another "
-            f"precision ({_numbers(fresh)}{share}). Check: {_STUCK[key]}. Remedy: {GO_ON}; {UNDERSTOOD}")
+    return (
+        f"The sampler's side is wrong: it {lacks}, so an earlier version, another model or another precision "
+        f"({_numbers(fresh)}{share}). Check: {_STUCK[key]}. Remedy: {GO_ON}; {UNDERSTOOD}")
 
 
 def _trainer(diagnosis: Diagnosis) -> str:
-    sampler = (
-        ""
-        if diagnosis.fresh_from_plain is None
-        else f"; the sampler's differ from these by {diagnosis.fresh_from_plain:.3g}")
+    sampler = "" if diagnosis.fresh_from_plain is None else (
+        f"; the sampler's differ from these by {diagnosis.fresh_from_plain:.3g}")
     return (
         f"The trainer's side is wrong: its log-probabilities differ by {diagnosis.own:.3g} nats on average from those "
         f"of the model's own forward with PEFT's own LoRA layers and eager attention{sampler}. Check: "
@@ -57,17 +56,14 @@ def _sampling(diagnosis: Diagnosis, fresh: Distances, config: RunConfig) -> str:
     start = f"The sampler's side is wrong, though it has the right weights ({_numbers(fresh)}). "
     if diagnosis.at_temperature_1:
         return (
-            start
-            + "What it recorded with its samples is at temperature 1, and not at"
-            f" sampling.temperature={temperature:g}. "
-            f"Check: {_PROCESSED[backend]}. Remedy: {GO_ON}")
+            f"{start}What it recorded with its samples is at temperature 1, and not at "
+            f"sampling.temperature={temperature:g}. Check: {_PROCESSED[backend]}. Remedy: {GO_ON}")
     cache = "" if backend == "transformers" else (
         "a stale prefix cache (each version needs a name of its own, or the cache is emptied with the swap); ")
     return (
-        start
-        + f"What it sampled came from something else. Check: {cache}the settings under which it sampled and recorded"
-        f" log-probabilities (temperature {temperature:g}, before top_p and top_k: {_PROCESSED[backend]}); whether "
-        f"the weights came only after it had sampled. Remedy: {GO_ON}")
+        f"{start}What it sampled came from something else. Check: {cache}the settings under which it sampled and "
+        f"recorded log-probabilities (temperature {temperature:g}, before top_p and top_k: {_PROCESSED[backend]}); "
+        f"whether the weights came only after it had sampled. Remedy: {GO_ON}")
 
 
 def _other_model(fresh: Distances, config: RunConfig) -> str:
@@ -96,24 +92,21 @@ _ADAPTER = (
     "know (adapter_model.safetensors), and whether requests name the adapter")
 _NEVER_REACHED: dict[tuple[str, Way], str] = {
     ("transformers", "shared"): "whether something left the adapter switched off (PEFT's disable_adapter)",
-    (
-        "transformers", "merge",
-    ): "whether take_over writes the merged weights into the copy (rl/policy/policy.py: merged_weights)",
+    ("transformers", "merge"): (
+        "whether take_over writes the merged weights into the copy (rl/policy/policy.py: merged_weights)"),
     ("vllm", "adapter"): _ADAPTER,
     ("vllm", "merge"): (
         "whether the merged weights were loaded into the engine, whose model must have their names, and whether "
         "something has loaded the base's again (generator.sleep)"),
     ("vllm_server", "adapter"): f"{_ADAPTER}; whether every server lists the version under /v1/models",
-    (
-        "vllm_server", "merge",
-    ): "whether every server took the weights: one that was started again has the base's until they are pushed again",
+    ("vllm_server", "merge"): (
+        "whether every server took the weights: one that was started again has the base's until they are pushed again"),
 }
 _STUCK: dict[tuple[str, Way], str] = {
     ("transformers", "shared"): "take_over",
     ("transformers", "merge"): "take_over (rl/policy/policy.py: merged_weights)",
-    (
-        "vllm", "adapter",
-    ): "that each version has a name and a number of its own, that requests name the newest, and model.dtype",
+    ("vllm", "adapter"): (
+        "that each version has a name and a number of its own, that requests name the newest, and model.dtype"),
     ("vllm", "merge"): "that every changed weight was loaded under its name, and model.dtype",
     ("vllm_server", "adapter"): (
         "that every server lists the newest version under /v1/models and serves the same base in the same "

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from rewards.errors import named
 from rl.config import GeneratorSection, SamplingSection
-from rl.errors import SamplerError
+from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe
 
 HIGHEST_TEMPERATURE = 2.0  # vLLM's own bound
@@ -21,7 +21,7 @@ LogprobsMode = Literal["processed_logprobs", "raw_logprobs"]
 
 
 @dataclass(frozen=True, slots=True)
-class SamplerPlan:
+class GeneratorPlan:
     """max_tokens: of the longest prompt with the longest completion. cache_bytes_per_token: key/value cache of one
     token over all layers. trainer_bytes: what everything but the sampler will need on the device; kept_bytes: what of
     it stays allocated while sampling; both 0 where they cannot be estimated. base_path: folder or hub id of the base
@@ -52,7 +52,7 @@ def cache_bytes_per_token(model_config: PretrainedConfig, bytes_per_value: int) 
 
 def cache_bytes(num_sequences: int, max_tokens: int, bytes_per_token: int) -> int:
     """Of vLLM's key/value cache that holds num_sequences of max_tokens: each in whole blocks, and one more for the
-    token that scoring generates."""
+    token that vLLM generates after a completion whose log-probabilities are asked for."""
     return num_sequences * (-(-max_tokens // CACHE_BLOCK) + 1) * CACHE_BLOCK * bytes_per_token
 
 
@@ -66,18 +66,21 @@ def engine_cache_bytes(config: GeneratorSection, max_tokens: int, bytes_per_toke
 
 def logprobs_mode(sampling: SamplingSection) -> LogprobsMode:
     """Which of vLLM's log-probabilities are those at the sampling temperature before top_p and top_k: processed where
-    nothing is restricted, raw (before the temperature) where the temperature is 1. Raises SamplerError where neither
+    nothing is restricted, raw (before the temperature) where the temperature is 1. Raises GeneratorError where neither
     is, or vLLM refuses the temperature."""
     if sampling.temperature > HIGHEST_TEMPERATURE:
-        raise SamplerError(
-            f"sampling.temperature: {sampling.temperature:g}, but vLLM samples at {HIGHEST_TEMPERATURE:g} at most. "
-            f"Remedy: a lower sampling.temperature, or {named('generator.backend', 'transformers')}")
+        raise GeneratorError(
+            f"{sampling.temperature:g}, but vLLM samples at {HIGHEST_TEMPERATURE:g} at most",
+            where="sampling.temperature",
+            remedy=f"a lower sampling.temperature, or {named('generator.backend', 'transformers')}")
     if sampling.top_p == 1.0 and sampling.top_k == 0:
         return "processed_logprobs"
     if sampling.temperature == 1.0:
         return "raw_logprobs"
-    raise SamplerError(
-        f"sampling.temperature={sampling.temperature:g} with top_p={sampling.top_p:g} and top_k={sampling.top_k}: vLLM "
-        "reports log-probabilities before the temperature or after top_p and top_k; the trainer needs those in "
-        "between. Remedy: sampling.temperature=1, or sampling.top_p=1 sampling.top_k=0, or "
+    raise GeneratorError(
+        "vLLM reports log-probabilities before the temperature or after top_p and top_k; the trainer needs those in "
+        "between",
+        where=f"sampling.temperature={sampling.temperature:g} with top_p={sampling.top_p:g} and "
+        f"top_k={sampling.top_k}",
+        remedy="sampling.temperature=1, or sampling.top_p=1 sampling.top_k=0, or "
         f"{named('generator.backend', 'transformers')}")

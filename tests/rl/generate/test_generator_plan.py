@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from rl.config import GeneratorSection
-from rl.generate.sampler_plan import CACHE_BLOCK, SamplerPlan, cache_bytes
+from rl.generate.generator_plan import CACHE_BLOCK, GeneratorPlan, cache_bytes
 from rl.generate.vllm_generator import GPU_RESERVE, VllmGenerator, _memory_share
 
 GB = 10**9
 DEVICE = torch.device("cuda", 0)
 
 
-def plan(trainer_gb: int, kept_gb: int) -> SamplerPlan:
-    return SamplerPlan(
+def plan(trainer_gb: int, kept_gb: int) -> GeneratorPlan:
+    return GeneratorPlan(
         100, 1, trainer_gb * GB, "base", None, False, "processed_logprobs", 1, 0, Path(), kept_bytes=kept_gb * GB)
 
 

@@ -19,9 +19,9 @@ from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.token_sampling import token_statistics
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.forward import PolicyForward
+from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.logprobs import token_logprobs
 from rl.policy.policy import Policy
-from rl.policy.scorer import PolicyScorer
 from rl.questions.inputs import read_inputs
 from rl.records import Group, Prompt, Question, Rollout
 from rl.scoring.rewarding import build_rewards, score_groups
@@ -38,8 +38,8 @@ def policy() -> Policy:
     return tiny_policy(adapter_scale=0.02)
 
 
-def scorer(policy: Policy, temperature: float = 1.0, max_tokens: int = 256) -> PolicyScorer:
-    return PolicyScorer(policy, PolicyForward(policy, temperature=temperature), max_tokens=max_tokens)
+def calculator(policy: Policy, temperature: float = 1.0, max_tokens: int = 256) -> LogprobCalculator:
+    return LogprobCalculator(policy, PolicyForward(policy, temperature=temperature), max_tokens=max_tokens)
 
 
 def sampled(
@@ -85,10 +85,10 @@ def test_the_policys_statistics_are_those_of_a_full_softmax(
     policy: Policy, temperature: float, max_tokens: int
 ) -> None:
     groups = stripped(sampled(policy, temperature=temperature))
-    found = scorer(policy, temperature, max_tokens).with_statistics(groups)
+    found = calculator(policy, temperature, max_tokens).with_statistics(groups)
     assert worst(policy, found, temperature) < 2e-4
     assert stripped(found) == groups and policy.model.training
-    assert scorer(policy).with_statistics(found) == found, "what is there is not computed again"
+    assert calculator(policy).with_statistics(found) == found, "what is there is not computed again"
 
 
 def test_asking_for_statistics_changes_nothing_that_is_sampled(policy: Policy) -> None:
@@ -138,7 +138,7 @@ def test_the_trainers_self_certainty_is_kl_from_uniform(chunk_tokens: int) -> No
 def test_log_probabilities_of_texts_equal_one_forward_each(policy: Policy, max_tokens: int) -> None:
     prompt = prompts(1)[0]
     asked = [("19+28=47\n\\boxed{", "47"), ("", "47"), ("19+28=47\n\\boxed{", "47"), ("\\boxed{", "-12"), ("19+", "2")]
-    found = scorer(policy, 0.8, max_tokens).after(prompt).logprobs(asked)
+    found = calculator(policy, 0.8, max_tokens).after(prompt).logprobs(asked)
     for (beginning, text), values in zip(asked, found, strict=True):
         context = [*prompt.token_ids, *policy.tokenizer(beginning, add_special_tokens=False)["input_ids"]]
         scored = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -151,25 +151,25 @@ def test_the_assistant_prefix_is_in_the_prompt_and_not_read_twice(policy: Policy
     plain = prompts(1)[0]
     ids = tuple(policy.tokenizer("19+", add_special_tokens=False)["input_ids"])
     prefixed = Prompt(plain.question, plain.text + "19+", plain.token_ids + ids, "19+")
-    service = scorer(policy)
-    assert service.row(prefixed, "19+28=", "47") == service.row(plain, "19+28=", "47")
+    service = calculator(policy)
+    assert service.tokenized(prefixed, "19+28=", "47") == service.tokenized(plain, "19+28=", "47")
 
 
 def test_texts_without_tokens_or_beyond_the_context_are_refused(policy: Policy) -> None:
     with pytest.raises(ValueError, match="has no tokens"):
-        scorer(policy).after(prompts(1)[0]).logprobs([("1", "")])
+        calculator(policy).after(prompts(1)[0]).logprobs([("1", "")])
     with pytest.raises(ValueError, match="above the model's context"):
-        scorer(policy).after(prompts(1)[0]).logprobs([("1" * 5000, "2")])
+        calculator(policy).after(prompts(1)[0]).logprobs([("1" * 5000, "2")])
 
 
 def test_a_token_that_would_straddle_the_boundary_is_split_there(policy: Policy) -> None:
     vocabulary = {token: i for i, token in enumerate(["<eos>", "a", "b", "c", "d", "cd"])}
     merging = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocabulary, [("c", "d")])), eos_token="<eos>")
-    service = scorer(dataclasses.replace(policy, tokenizer=merging))
+    service = calculator(dataclasses.replace(policy, tokenizer=merging))
     prompt = prompts(1)[0]
     a, b, c, d, cd = (vocabulary[token] for token in ("a", "b", "c", "d", "cd"))
-    assert service.row(prompt, "ab", "cda") == ((*prompt.token_ids, a, b), (cd, a))
-    assert service.row(prompt, "abc", "da") == ((*prompt.token_ids, a, b, c), (d, a))
+    assert service.tokenized(prompt, "ab", "cda") == ((*prompt.token_ids, a, b), (cd, a))
+    assert service.tokenized(prompt, "abc", "da") == ((*prompt.token_ids, a, b, c), (d, a))
 
 
 def test_confidence_rewards_are_means_of_the_statistics_and_leave_none_behind(policy: Policy) -> None:
@@ -181,7 +181,7 @@ def test_confidence_rewards_are_means_of_the_statistics_and_leave_none_behind(po
             expected = [sign * sum(getattr(r, name)) / len(r.token_ids) for r in group.rollouts]
             assert result.rewards == pytest.approx(expected, rel=1e-6)
             assert all(r.entropies is None and r.self_certainties is None for r in result.group.rollouts)
-        by_policy = score_groups(rewards, stripped(groups), scorer(policy))
+        by_policy = score_groups(rewards, stripped(groups), calculator(policy))
         for first, second in zip(scored, by_policy, strict=True):
             assert first.rewards == pytest.approx(second.rewards, abs=2e-4)
             assert first.group == second.group
@@ -201,7 +201,7 @@ def test_reference_likelihood_is_the_literal_mean_probability_after_the_reasonin
 
     def scores(**arguments: object) -> tuple[float, ...]:
         rewards = build_rewards([RewardSection.model_validate({"use": LIKELIHOOD, "arguments": arguments})], 40)
-        return score_groups(rewards, [Group(prompt, rollouts)], scorer(policy))[0].rewards
+        return score_groups(rewards, [Group(prompt, rollouts)], calculator(policy))[0].rewards
 
     means, mean_alone = [sum(row) / 2 for row in literal], sum(alone) / 2
     debiased = [min(max(mean - mean_alone, 0.0), 1.0) for mean in means]

@@ -14,7 +14,7 @@ import torch
 from rl.config import RunConfig
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
-from rl.proof.proof import SamplerMismatchError
+from rl.proof.proof import GeneratorMismatchError
 from rl.trainer import Trainer
 from tests.reference.tiny_run import make_trainer, tiny_config, tiny_policy
 
@@ -37,11 +37,12 @@ def test_a_sampler_that_stays_behind_stops_the_run_after_the_first_update(tmp_pa
     run.step()
     assert run.policy_version == 1
     with pytest.raises(
-        SamplerMismatchError, match=r"step 1: the sampler's log-probabilities differ .* at most 0\.001 .*version 1"
+        GeneratorMismatchError, match=r"step 1: the sampler's log-probabilities differ .* at most 0\.001 .*version 1"
     ):
         run.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("overrides", [(), ("optim.epochs=2", "optim.minibatches=2"), ("model.dtype=bfloat16",)])
 def test_a_sampler_that_takes_over_passes_for_several_steps(
@@ -55,6 +56,7 @@ def test_a_sampler_that_takes_over_passes_for_several_steps(
     assert run.policy_version >= 3
 
 
+@pytest.mark.slow
 def test_a_wider_bound_lets_the_run_go_on(tmp_path: Path) -> None:
     config = tiny_config(*SETTINGS, "generator.max_mismatch=10", "generator.proof_every=0")
     run = trainer(config, tiny_policy(config), tiny_policy(config), tmp_path, merge=False)
