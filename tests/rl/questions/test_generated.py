@@ -89,7 +89,8 @@ def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> N
 
 @pytest.mark.usefixtures("forked")
 def test_held_out_questions_have_a_seed_far_away_and_leave_out_those_of_training() -> None:
-    small: dict[str, JsonValue] = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 different sums
+    # 200 different sums
+    small: dict[str, JsonValue] = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     path = "reasoning_gym:chain_sum"
     training = load_questions(DataSection(path=path, limit=150, task=small))
     texts = {question.text for question in training.questions}
