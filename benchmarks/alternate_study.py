@@ -71,16 +71,14 @@ def main() -> None:
     options = parser.parse_args()
     print(
         "| seed | RL and SFT in turn: start, behind RL, SFT, RL, SFT | tokens | RL alone | steps | tokens "
-        "|\n|---|---|---|---|---|---|",
-        flush=True)
+        "|\n|---|---|---|---|---|---|", flush=True)
     for seed in map(int, options.seeds.split(",")):
         values, tokens = alternate(seed, options.out / f"alternate-{seed}")
         steps = steps_for(tokens, seed, options.out)
         accuracy, tokens_alone = alone(seed, steps, options.out / f"alone-{seed}-{steps}")
         print(
             f"| {seed} | {', '.join(f'{value:.3f}' for value in values)} | {tokens:,} | {accuracy:.3f} | {steps} | "
-            f"{tokens_alone:,} |",
-            flush=True)
+            f"{tokens_alone:,} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -214,15 +214,8 @@ def _mark_stops(axis: Axes, folders: Sequence[Path]) -> None:
         max(_curve(folder).items()) for folder in folders if read_summary(RunFolder(folder)).stop_reason == "watchdog"]
     if ends:
         axis.plot(
-            [step for step, _ in ends],
-            [accuracy for _, accuracy in ends],
-            color="#c92a2a",
-            marker="x",
-            markersize=7,
-            markeredgewidth=2,
-            linestyle="none",
-            zorder=5,
-            label="the watchdog stops a run")
+            [step for step, _ in ends], [accuracy for _, accuracy in ends], color="#c92a2a", marker="x", markersize=7,
+            markeredgewidth=2, linestyle="none", zorder=5, label="the watchdog stops a run")
 
 
 def _draw_warmup(axis: Axes, folders: Sequence[Path]) -> None:

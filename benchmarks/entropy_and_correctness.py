@@ -206,13 +206,8 @@ def draw(sets: dict[str, list[Group]], out: Path) -> None:
         left.set(title="Is the group's majority answer right?", ylabel="share of questions, 95% interval")
         right.set(title="How many of the group's samples are right?", ylabel="share of correct samples per question")
         right.text(
-            0.02,
-            0.1,
-            "area of a dot: share of the set's questions",
-            transform=right.transAxes,
-            fontsize=8.5,
-            color="#868e96",
-        )
+            0.02, 0.1, "area of a dot: share of the set's questions", transform=right.transAxes, fontsize=8.5,
+            color="#868e96")
         for axis in (left, right):
             axis.set(
                 xlabel="semantic entropy, H / ln G  (0: all answers agree, 1: all differ)", xlim=(-0.05, 1.05),

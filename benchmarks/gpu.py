@@ -31,17 +31,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PARTS = {
-    "decode": ("merged", "half_rank", "full_rank"),
-    "swap": ("adapter", "merge"),
-    "train": ("lora", "full"),
-    "step": ("",),
-    "trl": ("off", "on"),
-    "run": ("grpo", "empo")}
+    "decode": ("merged", "half_rank", "full_rank"), "swap": ("adapter", "merge"), "train": ("lora", "full"),
+    "step": ("",), "trl": ("off", "on"), "run": ("grpo", "empo")}
 """The variants of each part: what is measured in one process."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Measurement:
     """One number: what was measured, of which model, under which setting; problem: why there is no value."""
 
     part: str
@@ -52,7 +48,7 @@ class Row:
     problem: str = ""
 
 
-def measure_apart(part: str, variant: str, model: str, arguments: argparse.Namespace) -> list[Row]:
+def measure_apart(part: str, variant: str, model: str, arguments: argparse.Namespace) -> list[Measurement]:
     """The rows of one measurement, from a process of its own; a row with the reason where it fails or is cut."""
     with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as rows_file:
         command = [
@@ -70,11 +66,11 @@ def measure_apart(part: str, variant: str, model: str, arguments: argparse.Names
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        rows = [Row(**json.loads(line)) for line in rows_file.read().splitlines()]
-    return [*rows, Row(part, model, variant, "", None, problem)] if problem else rows
+        rows = [Measurement(**json.loads(line)) for line in rows_file.read().splitlines()]
+    return [*rows, Measurement(part, model, variant, "", None, problem)] if problem else rows
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Measurement]) -> str:
     """Markdown."""
     lines = ["| part | model | setting | quantity | value |", "|---|---|---|---|---|"]
     for row in rows:
@@ -84,10 +80,10 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def ratios(rows: list[Row]) -> list[Row]:
+def ratios(rows: list[Measurement]) -> list[Measurement]:
     """Our step over TRL's, of the same model."""
     ours = {row.model: row.value for row in rows if row.part == "step" and row.quantity == "step, s"}
-    return [Row("trl", row.model, row.setting, "our step / TRL's", (ours[row.model] or 0.0) / row.value)
+    return [Measurement("trl", row.model, row.setting, "our step / TRL's", (ours[row.model] or 0.0) / row.value)
             for row in rows if row.part == "trl" and row.quantity == "step, s" and row.value and ours.get(row.model)]
 
 
@@ -108,7 +104,7 @@ def main() -> None:
     if unknown := [part for part in arguments.parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]!r}; there are: {', '.join(PARTS)}")
     if arguments.table is not None:
-        rows = [Row(**json.loads(line)) for line in arguments.table.read_text().splitlines()]
+        rows = [Measurement(**json.loads(line)) for line in arguments.table.read_text().splitlines()]
         print(table([*rows, *ratios(rows)]))
         return
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from gpu import Row
+from gpu import Measurement
 from our_side import open_trainer, prompts_in_training_order
 from random_models import SHAPES, drawn_lengths, stop_token_ids, write_checkpoint, write_questions
 from sampler_side import num_tokens, open_sampler
@@ -102,8 +102,8 @@ class Case:
         """7B's activations do not fit beside the engine."""
         return "true" if SHAPES[self.model].hidden > 2048 else "false"
 
-    def row(self, part: str, setting: str, quantity: str, value: float | None, problem: str = "") -> Row:
-        return Row(part, self.model, setting, quantity, value, problem)
+    def measured(self, part: str, setting: str, quantity: str, value: float | None, problem: str = "") -> Measurement:
+        return Measurement(part, self.model, setting, quantity, value, problem)
 
 
 def synchronize() -> None:
@@ -111,7 +111,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def decode(case: Case, variant: str) -> Iterator[Row]:
+def decode(case: Case, variant: str) -> Iterator[Measurement]:
     """All completions have the same length: no stop tokens, so that the number of sequences does not fall while they
     decode."""
     sizes = case.sizes
@@ -137,15 +137,15 @@ def decode(case: Case, variant: str) -> Iterator[Row]:
                     started = time.perf_counter()
                     tokens = num_tokens(side.generator.generate(requests, parameters))
                     speeds.append(tokens / (time.perf_counter() - started))
-                yield case.row("decode", f"{state}, {count} sequences", "tokens/s", statistics.median(speeds[1:]))
+                yield case.measured("decode", f"{state}, {count} sequences", "tokens/s", statistics.median(speeds[1:]))
 
 
-def swap(case: Case, variant: str) -> Iterator[Row]:
+def swap(case: Case, variant: str) -> Iterator[Measurement]:
     with open_sampler(case.config(f"generator.sync={variant}")) as side:
         found = measure_swaps(side, case.sizes.rounds)
-    yield case.row("swap", variant, "take over, s", found.take_over_s)
-    yield case.row("swap", variant, "first token after, s", found.first_token_s)
-    yield case.row("swap", variant, "token after that, s", found.next_token_s)
+    yield case.measured("swap", variant, "take over, s", found.take_over_s)
+    yield case.measured("swap", variant, "first token after, s", found.first_token_s)
+    yield case.measured("swap", variant, "token after that, s", found.next_token_s)
 
 
 def made_up_groups(case: Case, questions: int) -> list[TrainingGroup]:
@@ -168,10 +168,10 @@ def made_up_groups(case: Case, questions: int) -> list[TrainingGroup]:
     return groups
 
 
-def train(case: Case, variant: str) -> Iterator[Row]:
+def train(case: Case, variant: str) -> Iterator[Measurement]:
     setting = "LoRA" if variant == "lora" else "all weights"
     if variant == "full" and SHAPES[case.model].hidden > 2048:
-        yield case.row("train", setting, "", None, "left out: 16 bytes a parameter do not fit one GPU")
+        yield case.measured("train", setting, "", None, "left out: 16 bytes a parameter do not fit one GPU")
         return
     config = case.config(f"lora.enabled={str(variant == 'lora').lower()}")
     accelerator = Accelerator(mixed_precision="no", cpu=not case.on_gpu)
@@ -193,57 +193,59 @@ def train(case: Case, variant: str) -> Iterator[Row]:
     num_computed = sum(
         case.sizes.prompt_tokens + len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
     num_parameters = sum(p.numel() for name, p in policy.causal_lm.named_parameters() if "lora_" not in name)
-    yield case.row("train", setting, "tokens/s, prompts included", num_computed / update_s)
-    yield case.row("train", setting, "update, s", update_s)
+    yield case.measured("train", setting, "tokens/s, prompts included", num_computed / update_s)
+    yield case.measured("train", setting, "update, s", update_s)
     yield from _peaks(case, setting, (4 if variant == "lora" else 6) * num_parameters * num_computed / update_s)
 
 
-def _peaks(case: Case, setting: str, flops: float) -> list[Row]:
+def _peaks(case: Case, setting: str, flops: float) -> list[Measurement]:
     """Share of the card's peak, and memory; neither is known on a CPU."""
     if not case.on_gpu:
-        return [case.row("train", setting, "share of the bf16 peak", None, "no GPU")]
+        return [case.measured("train", setting, "share of the bf16 peak", None, "no GPU")]
     name = torch.cuda.get_device_name()
     peak = next((value for card, value in PEAK_FLOPS.items() if all(word in name for word in card.split())), None)
-    share = case.row("train", setting, f"share of {name}'s bf16 peak", flops / peak) if peak else \
-        case.row("train", setting, "share of the bf16 peak", None, f"unknown for {name}: add it to PEAK_FLOPS")
-    return [share, case.row("train", setting, "peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)]
+    share = case.measured("train", setting, f"share of {name}'s bf16 peak", flops / peak) if peak else \
+        case.measured("train", setting, "share of the bf16 peak", None, f"unknown for {name}: add it to PEAK_FLOPS")
+    return [share, case.measured("train", setting, "peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)]
 
 
-def step(case: Case, variant: str) -> Iterator[Row]:
+def step(case: Case, variant: str) -> Iterator[Measurement]:
     config = case.config(f"steps={case.sizes.rounds + 1}")
     with open_trainer(config, cpu=not case.on_gpu) as ours:
         for _ in range(case.sizes.rounds + 1):
             ours.trainer.step()
         lines = [json.loads(line) for line in ours.parts.folder.metrics_file.read_text().splitlines()][1:]
         if case.on_gpu:
-            yield case.row("step", "", "trainer's peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)
+            yield case.measured("step", "", "trainer's peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)
     for name in ("generate", "reward", "train", "sync", "step"):
-        yield case.row("step", "", f"{name}, s", statistics.median(line[f"{name}_s"] for line in lines))
+        yield case.measured("step", "", f"{name}, s", statistics.median(line[f"{name}_s"] for line in lines))
     for name, key in (("completion tokens", "tokens/sampled"), ("groups trained", "groups/trained"),
                       ("mean of the trainer's - sampler's logprob, absolute", "mismatch/mean")):
-        yield case.row("step", "", name, statistics.mean(line[key] for line in lines))
+        yield case.measured("step", "", name, statistics.mean(line[key] for line in lines))
 
 
-def trl(case: Case, variant: str) -> Iterator[Row]:
-    from gpu_trl import measure  # imports TRL, which takes its time
+def trl(case: Case, variant: str) -> Iterator[Measurement]:
+    from gpu_trl import grpo_config, measure  # imports TRL, which takes its time
 
     setting = f"gradient checkpointing {variant}"
     if not case.on_gpu:
-        yield case.row(
+        yield case.measured(
             "trl", setting, "", None, "TRL 1.16's colocate mode fails on a CPU: it samples with transformers here")
     config = case.config()
     inputs = read_inputs(config)
     rounds = case.sizes.rounds + 1
-    found = measure(
-        config, inputs.tokenizer, prompts_in_training_order(config, inputs, rounds), steps=rounds, on_gpu=case.on_gpu,
-        checkpointing=variant == "on", micro_batch=4 if case.is_tiny else 8, output_dir=case.work / "trl")
-    yield case.row("trl", setting, "step, s", statistics.median(each.seconds for each in found[1:]))
-    yield case.row("trl", setting, "completion tokens", statistics.mean(each.completion_tokens for each in found[1:]))
+    arguments = grpo_config(
+        config, int(inputs.tokenizer.eos_token_id), steps=rounds, on_gpu=case.on_gpu, checkpointing=variant == "on",
+        micro_batch=4 if case.is_tiny else 8, output_dir=case.work / "trl")
+    found = measure(config, inputs.tokenizer, prompts_in_training_order(config, inputs, rounds), arguments)
+    yield case.measured("trl", setting, "step, s", statistics.median(each.seconds for each in found[1:]))
+    mean_tokens = statistics.mean(each.completion_tokens for each in found[1:])
+    yield case.measured("trl", setting, "completion tokens", mean_tokens)
     if case.on_gpu:
-        yield case.row("trl", setting, "trainer's peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)
+        yield case.measured("trl", setting, "trainer's peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)
 
 
-def run(case: Case, variant: str) -> Iterator[Row]:
+def run(case: Case, variant: str) -> Iterator[Measurement]:
     """The shipped configurations as they are; tiny: two steps on models/tiny-arith."""
     folder = RunFolder(case.work / f"smollm2_{variant}")
     words = ["--config", f"configs/smollm2_{variant}.yaml", f"run_dir={folder.path}"]
@@ -256,8 +258,8 @@ def run(case: Case, variant: str) -> Iterator[Row]:
     summary = read_summary(folder)
     for name, held_out in (("before", summary.held_out_before), ("after", summary.held_out_after)):
         for metric, interval in (held_out or {}).items():
-            yield case.row("run", variant, f"{metric} {name}", interval.value)
-    yield case.row("run", variant, f"wall time of {summary.steps} steps and the evaluations, s", summary.wall_s)
+            yield case.measured("run", variant, f"{metric} {name}", interval.value)
+    yield case.measured("run", variant, f"wall time of {summary.steps} steps and the evaluations, s", summary.wall_s)
 
 
 PARTS = {"decode": decode, "swap": swap, "train": train, "step": step, "trl": trl, "run": run}

@@ -9,5 +9,5 @@ def length_and_position(*, completions: list[str], **columns: object) -> list[fl
 
 
 def for_trl(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """The same over TRL's flat batch, in which i is the position there."""
-    return [len(text.split()) + 0.001 * i for i, text in enumerate(completions)]
+    """The reward of each completion of TRL's flat batch, in which i is the position."""
+    return length_and_position(completions=completions)

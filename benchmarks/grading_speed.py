@@ -48,7 +48,7 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Measurement:
     """seconds: wall-clock, the median where repeated. algebra: items sent to workers, None without workers.
     num_correct: of the items."""
 
@@ -124,7 +124,7 @@ def empty_caches() -> None:
 def measure(
     name: str, work: Callable[[], int], num_items: int, *, repeats: int = 1, before: Callable[[], None] | None = None,
     has_workers: bool = True,
-) -> Row:
+) -> Measurement:
     seconds, num_correct, algebra = [], 0, 0
     for _ in range(repeats):
         if before is not None:
@@ -135,10 +135,10 @@ def measure(
         num_correct = work()
         seconds.append(time.perf_counter() - start)
         algebra = total_counts()["items"] - sent
-    return Row(name, statistics.median(seconds), num_items, algebra if has_workers else None, num_correct)
+    return Measurement(name, statistics.median(seconds), num_items, algebra if has_workers else None, num_correct)
 
 
-def measure_hanging() -> Row:
+def measure_hanging() -> Measurement:
     """Ten pairs that hang, each before three short ones `k + x = x + k`, straight to a pool whose workers run."""
     pool = WorkerPool("rewards.answers.symbolic:algebraically_equal", deadline_s=DEADLINE_S)
     pool.call([("x", "x"), ("x+1", "1+x")])
@@ -150,13 +150,13 @@ def measure_hanging() -> Row:
     outcomes = pool.call(pairs)
     seconds = time.perf_counter() - start
     pool.close()
-    return Row(
+    return Measurement(
         f"workers alone: ten items that hang and 30 short ones, deadline {DEADLINE_S:g} s", seconds, len(pairs),
         len(pairs), sum(outcome.value is True for outcome in outcomes),
         sum(outcome.status == "timed_out" for outcome in outcomes))
 
 
-def run(groups: list[list[Sampled]], *, repeats: int, with_plain: bool) -> list[Row]:
+def run(groups: list[list[Sampled]], *, repeats: int, with_plain: bool) -> list[Measurement]:
     num_items = sum(map(len, groups))
     rows = [
         measure("ours, cold: first call", lambda: ours(groups), num_items),
@@ -175,7 +175,7 @@ def run(groups: list[list[Sampled]], *, repeats: int, with_plain: bool) -> list[
     return [*rows, measure_hanging()]
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Measurement]) -> str:
     lines = [
         "| 32 groups of 16 | seconds | items/s | sent to workers | correct | timed out |", "|---|---|---|---|---|---|"]
     for row in rows:

@@ -82,8 +82,7 @@ def measure(config: RunConfig, *, steps: int, warmup: int, output_dir: Path) -> 
         our_tokens=statistics.mean(line["tokens/sampled"] for line in metrics),
         trl_tokens=statistics.mean(theirs.completion_tokens for theirs, _ in measured),
         trained=statistics.mean(line["groups/trained"] for line in metrics),
-        between_s=(finished_s - measured[0][0].started_s - on_a_clock_s) / steps,
-    )
+        between_s=(finished_s - measured[0][0].started_s - on_a_clock_s) / steps)
 
 
 def _check_same_size(ours: OurSide, theirs: TrlStep) -> None:
@@ -132,12 +131,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=8, help="questions per step (default 8)")
     parser.add_argument("--group-size", type=int, default=8, help="completions per question (default 8)")
     parser.add_argument(
-        "--lr",
-        type=float,
-        default=1e-6,
-        help=(
-            "of both sides (default 1e-6, TRL's own: both policies stay what "
-            "they were, so that both sides sample from the same distribution at every step)"))
+        "--lr", type=float, default=1e-6,
+        help="of both sides (default 1e-6, TRL's own: both policies stay what "
+        "they were, so that both sides sample from the same distribution at every step)")
     arguments = parser.parse_args()
     if arguments.steps < 1:
         parser.error(f"--steps {arguments.steps}: expected at least 1")

@@ -107,8 +107,7 @@ def table(runs: list[Run], arguments: argparse.Namespace) -> str:
         (
             f"held-out accuracy (avg@2) of {arguments.target}, evaluated every {arguments.every} steps, at most "
             f"{arguments.steps} steps"),
-        "",
-        f"{'side':<6} {'seed':>4} {'reached':>8} {'steps':>6} {'training s':>11} {'accuracy':>9}"]
+        "", f"{'side':<6} {'seed':>4} {'reached':>8} {'steps':>6} {'training s':>11} {'accuracy':>9}"]
     lines += [
         f"{run.side:<6} {run.seed:4} {'yes' if run.reached else 'no':>8} {run.steps:6} {run.seconds:11.1f} "
         f"{run.accuracy:9.3f}"

@@ -2,7 +2,8 @@
 
 Where TRL's defaults would cost it time that ours does not spend, they are off: gradient checkpointing, logging, saving,
 progress bars. Its sampler is transformers' generate; one forward and backward takes `micro_batch` sequences. A further
-setting that both sides must share is added in `_arguments`.
+setting that both sides must share is added in `common_arguments`, or in `_arguments` where benchmarks/gpu_trl.py leaves
+it to TRL.
 """
 
 from __future__ import annotations
@@ -63,14 +64,9 @@ def train(
             [{"prompt": prompt.text, "answer": prompt.question.answer} for prompt in prompts]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=config.lora.targets,
-            task_type="CAUSAL_LM",
-            bias="none"),
-        callbacks=[_StepClock(after_step, token_counts)],
-    )
+            r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout,
+            target_modules=config.lora.targets, task_type="CAUSAL_LM", bias="none"),
+        callbacks=[_StepClock(after_step, token_counts)])
     dtypes = {parameter.dtype for parameter in trainer.model.parameters()}
     if dtypes != {torch.float32}:
         raise ValueError(
@@ -82,8 +78,10 @@ def num_trainable(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _arguments(config: RunConfig, steps: int, micro_batch: int, output_dir: Path) -> dict[str, Any]:
-    sampling, optim = config.sampling, config.optim
+def common_arguments(config: RunConfig, steps: int, micro_batch: int, output_dir: Path) -> dict[str, Any]:
+    """GRPOConfig's, for any precision and sampler. micro_batch: sequences per forward pass. Raises ValueError where it
+    does not divide a step's."""
+    sampling = config.sampling
     num_sequences = sampling.questions_per_step * sampling.group_size
     if num_sequences % micro_batch:
         raise ValueError(f"{micro_batch} sequences per forward pass do not divide the {num_sequences} of a step")
@@ -92,61 +90,43 @@ def _arguments(config: RunConfig, steps: int, micro_batch: int, output_dir: Path
         "max_steps": steps,
         "seed": config.seed,
         "shuffle_dataset": False,
-        "model_init_kwargs": {"dtype": "float32"},
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
         # One optimiser step per sampled batch.
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": num_sequences // micro_batch,
         "num_generations": sampling.group_size,
-        "use_vllm": False,
         "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
         "max_completion_length": sampling.max_completion_tokens,
         # "dapo" is our clip with the aggregation "token"; tests/rl/test_trl_parity.py compares their gradients.
         "loss_type": "dapo",
         "beta": 0.0,
-        "epsilon": config.loss.clip_low,
-        "epsilon_high": config.loss.clip_high,
-        "scale_rewards": "group",
-        "num_iterations": 1,
-        "learning_rate": optim.lr,
+        "learning_rate": config.optim.lr,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
-        "weight_decay": optim.weight_decay,
-        "adam_beta1": optim.betas[0],
-        "adam_beta2": optim.betas[1],
-        "adam_epsilon": optim.eps,
-        "max_grad_norm": optim.max_grad_norm,
+        "max_grad_norm": config.optim.max_grad_norm,
         "report_to": [],
         "logging_strategy": "no",
         "save_strategy": "no",
-        "disable_tqdm": True,
-        "dataloader_num_workers": 0,
+        "disable_tqdm": True}
+
+
+def _arguments(config: RunConfig, steps: int, micro_batch: int, output_dir: Path) -> dict[str, Any]:
+    optim = config.optim
+    return {
+        **common_arguments(config, steps, micro_batch, output_dir), "model_init_kwargs": {"dtype": "float32"},
+        "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "use_vllm": False,
+        "top_p": config.sampling.top_p, "top_k": config.sampling.top_k, "epsilon": config.loss.clip_low,
+        "epsilon_high": config.loss.clip_high, "scale_rewards": "group", "num_iterations": 1,
+        "weight_decay": optim.weight_decay, "adam_beta1": optim.betas[0], "adam_beta2": optim.betas[1],
+        "adam_epsilon": optim.eps, "dataloader_num_workers": 0,
     }
 
 
 def _check_same_work(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
     loss, optim = config.loss, config.optim
     found = (
-        loss.name,
-        loss.aggregation,
-        loss.kl_weight,
-        loss.entropy_bonus,
-        loss.top_entropy_share,
-        loss.correction.mode,
-        config.advantage.name,
-        config.advantage.std,
-        config.advantage.eps,
-        config.advantage.cap,
-        optim.schedule,
-        optim.warmup_steps,
-        optim.epochs,
-        optim.minibatches,
-        config.selection.low,
-        config.selection.high,
+        loss.name, loss.aggregation, loss.kl_weight, loss.entropy_bonus, loss.top_entropy_share, loss.correction.mode,
+        config.advantage.name, config.advantage.std, config.advantage.eps, config.advantage.cap, optim.schedule,
+        optim.warmup_steps, optim.epochs, optim.minibatches, config.selection.low, config.selection.high,
         len(config.rewards))
     expected = (
         "clip", "token", 0.0, 0.0, 1.0, "none", "grpo", "sample", 1e-4, None, "constant", 0, 1, 1, None, None, 1)
@@ -166,10 +146,7 @@ def _reward_for_trl(config: RunConfig, token_counts: list[int]) -> Callable[...,
     function = load(section.use)
 
     def reward(
-        prompts: list[str],
-        completions: list[str],
-        completion_ids: list[list[int]],
-        answer: list[str],
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], answer: list[str],
         **columns: object,
     ) -> list[float | None]:
         token_counts.append(sum(map(len, completion_ids)))

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eval.errors import run_command
 from eval.options import Parser, add_model, add_prompt, add_sampler
 
 
@@ -80,10 +81,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
-    from eval.errors import command
-
-    return command(lambda: _main(parse(sys.argv[1:] if arguments is None else arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -133,7 +132,7 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     from pathlib import Path
 
     from eval.benchmarks import Benchmark, Grader, LoadedBenchmark, Protocol
-    from eval.sampler import find_subject, generator_section, open_sampler
+    from eval.subject import find_subject, generator_section, open_generator
     from eval.tasks import Asked, EvaluationError, build_task
     from rl.records import Question
 
@@ -153,7 +152,7 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
         print("note: at temperature 0 all completions are the same, and their agreement says nothing", file=sys.stderr)
     section = generator_section(
         options.generator, min(options.max_sequences, options.k) if options.max_sequences > 0 else 0)
-    with tempfile.TemporaryDirectory() as scratch, open_sampler(
+    with tempfile.TemporaryDirectory() as scratch, open_generator(
             subject, section, max_tokens=task.max_tokens, scratch=Path(scratch)) as generator:
         (group,) = generator.generate(task.requests(task.prompts), task.parameters)
     return [(rollout.text, rollout.is_truncated) for rollout in group.rollouts]

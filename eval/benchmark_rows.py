@@ -17,9 +17,9 @@ from typing import Any
 
 from rewards.choice import LETTERS
 from rewards.extraction import extract
-from rl.questions.files import RowError
+from rl.questions.files import RowError, shown_value
 
-Row = Mapping[str, Any]
+RowValues = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,50 +33,52 @@ class Columns:
     others: tuple[str, ...] = ()
 
 
-RowReader = Callable[[Row, Columns], dict[str, Any]]
+RowReader = Callable[[RowValues, Columns], dict[str, Any]]
 
-_REMEDY = "Fill it in, or remove the row"
+_REMEDY = "fill it in, or remove the row"
 _WHOLE = re.compile(r"(-?\d+)\.0")
 
 
-def plain(row: Row, columns: Columns) -> dict[str, Any]:
+def plain(row: RowValues, columns: Columns) -> dict[str, Any]:
     """Question and answer in columns of their own."""
     return _row(row, columns, _answer(row, columns))
 
 
-def whole_number(row: Row, columns: Columns) -> dict[str, Any]:
+def whole_number(row: RowValues, columns: Columns) -> dict[str, Any]:
     """Answers that are whole numbers and were stored as floats: 27.0 -> 27."""
     answer = _answer(row, columns)
     found = _WHOLE.fullmatch(str(answer))
     return _row(row, columns, answer if found is None else found.group(1))
 
 
-def gsm8k(row: Row, columns: Columns) -> dict[str, Any]:
+def gsm8k(row: RowValues, columns: Columns) -> dict[str, Any]:
     """The answer is what stands behind #### in a worked solution."""
     answer = _answer(row, columns)
     if isinstance(answer, str) and "####" in answer:
         answer = answer.rpartition("####")[2].strip()
         if not answer:
-            raise RowError(f"field {columns.answer!r}: nothing stands behind its ####. {_REMEDY}")
+            raise RowError("nothing stands behind its ####", where=f"field {columns.answer!r}", remedy=_REMEDY)
     return _row(row, columns, answer)
 
 
-def boxed_solution(row: Row, columns: Columns) -> dict[str, Any]:
+def boxed_solution(row: RowValues, columns: Columns) -> dict[str, Any]:
     """The answer is the last \\boxed{} of the worked solution, where there is no column with it."""
     if not _is_empty(answer := _first(row, (columns.answer, "answer"))):
         return _row(row, columns, answer)
     solution = row.get("solution")
     if not isinstance(solution, str) or not solution.strip():
         raise RowError(
-            f"neither {columns.answer!r} nor 'solution' has a gold answer; the row has: {', '.join(row)}. {_REMEDY}")
+            f"neither {columns.answer!r} nor 'solution' has a gold answer; the row has: {', '.join(row)}",
+            remedy=_REMEDY)
     extraction = extract(solution)
     if extraction.rule != "boxed" or extraction.written is None:
         raise RowError(
-            f"field 'solution': it ends {solution[-60:]!r}; expected a gold answer in \\boxed{{}}. {_REMEDY}")
+            f"it ends {solution[-60:]!r}", where="field 'solution'", expected="a gold answer in \\boxed{}",
+            remedy=_REMEDY)
     return _row(row, columns, extraction.written)
 
 
-def answer_list(row: Row, columns: Columns) -> dict[str, Any]:
+def answer_list(row: RowValues, columns: Columns) -> dict[str, Any]:
     """The answer is a list of texts, such as ["$69$,$84$"]: several are one answer, in any order. Some copies keep the
     list as text."""
     answer = _answer(row, columns)
@@ -86,11 +88,11 @@ def answer_list(row: Row, columns: Columns) -> dict[str, Any]:
     if not isinstance(answer, list | tuple):
         return _row(row, columns, answer)
     if not answer or not all(isinstance(item, str) and item.strip() for item in answer):
-        raise RowError(f"field {columns.answer!r}: saw {answer!r}; expected a list of answers as text. {_REMEDY}")
+        raise _wrong(columns.answer, answer, "a list of answers as text")
     return _row(row, columns, ", ".join(item.strip() for item in answer))
 
 
-def gpqa(row: Row, columns: Columns) -> dict[str, Any]:
+def gpqa(row: RowValues, columns: Columns) -> dict[str, Any]:
     """The right option and three wrong ones, each in a column -> a question with lettered options, and a letter.
 
     The options are in the order of a hash of (id, number), so that a question has the same letters in every run, on
@@ -103,7 +105,7 @@ def gpqa(row: Row, columns: Columns) -> dict[str, Any]:
     for name in names:
         text = row.get(name)
         if not isinstance(text, str) or not text.strip():
-            raise RowError(f"field {name!r}: saw {text!r}; expected the text of an option. {_REMEDY}")
+            raise _wrong(name, text, "the text of an option")
         texts.append(text.strip())
     question = _question(row, columns).strip()
     # The hash of the text where a copy has lost the ids.
@@ -116,29 +118,23 @@ def gpqa(row: Row, columns: Columns) -> dict[str, Any]:
     return {**asked, "question": with_options(question, options), "options": options, "option_order": order}
 
 
-def mmlu_pro(row: Row, columns: Columns) -> dict[str, Any]:
+def mmlu_pro(row: RowValues, columns: Columns) -> dict[str, Any]:
     """Up to ten options and the number of the right one -> a question with lettered options, and a letter; in the data
     set's order."""
     if "options" not in row:
         return _with_letter(plain(row, columns))
     options, index, letter = row["options"], row.get("answer_index"), row.get(columns.answer)
-    if (
-        not isinstance(options, list | tuple)
-        or not 2 <= len(options) <= len(LETTERS)
-        or not all(isinstance(text, str) for text in options)
-    ):
-        raise RowError(
-            f"field 'options': saw {_shown(options)}; expected a list of 2 to {len(LETTERS)} texts. {_REMEDY}")
-    if index is None and isinstance(letter, str) and letter in LETTERS[:len(options)] and letter:
+    is_list = isinstance(options, list | tuple) and all(isinstance(text, str) for text in options)
+    if not is_list or not 2 <= len(options) <= len(LETTERS):
+        raise _wrong("options", options, f"a list of 2 to {len(LETTERS)} texts")
+    if index is None and isinstance(letter, str) and letter and letter in LETTERS[: len(options)]:
         index = LETTERS.index(letter)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(options):
-        raise RowError(
-            f"field 'answer_index': saw {index!r}; expected the number of the right option, 0 to {len(options) - 1}. "
-            f"{_REMEDY}")
+        raise _wrong("answer_index", index, f"the number of the right option, 0 to {len(options) - 1}")
     if letter not in (None, LETTERS[index]):
         raise RowError(
-            f"field {columns.answer!r}: saw {letter!r}, and answer_index {index} is {LETTERS[index]}; expected the "
-            "same. Correct one")
+            where=f"field {columns.answer!r}", seen=f"{letter!r}, and answer_index {index} is {LETTERS[index]}",
+            expected="the same", remedy="correct one")
     # Early copies fill up to ten options with N/A; the benchmark's own code leaves these out.
     offered = [text.strip() for text in options]
     while len(offered) > index + 1 and offered[-1] == "N/A":
@@ -157,36 +153,33 @@ def with_options(question: str, options: Sequence[str]) -> str:
 def _with_letter(row: dict[str, Any]) -> dict[str, Any]:
     answer = str(row["answer"]).strip().strip("()")
     if len(answer) != 1 or answer not in LETTERS:
-        raise RowError(
-            f"field 'answer': saw {row['answer']!r}; expected the letter of an option (A to J) that the question lists."
-            f" {_REMEDY}")
+        raise _wrong("answer", row["answer"], "the letter of an option (A to J) that the question lists")
     return {**row, "answer": answer}
 
 
-def _row(row: Row, columns: Columns, answer: Any) -> dict[str, Any]:
+def _row(row: RowValues, columns: Columns, answer: Any) -> dict[str, Any]:
     kept = {name: row[name] for name in columns.others if row.get(name) is not None}
     key = _first(row, (columns.id, "id"))
     return {**kept, "question": _question(row, columns), "answer": answer, **({} if key is None else {"id": key})}
 
 
-def _question(row: Row, columns: Columns) -> str:
+def _question(row: RowValues, columns: Columns) -> str:
     text = _first(row, (columns.question, "question", "problem"))
     if not isinstance(text, str) or not text.strip():
-        raise RowError(f"field {columns.question!r}: saw {_shown(text)}; expected the question as text; the row has: "
-                       f"{', '.join(row) or 'none'}. {_REMEDY}")
+        raise _wrong(columns.question, text, f"the question as text; the row has: {', '.join(row) or 'none'}")
     return text
 
 
-def _answer(row: Row, columns: Columns) -> Any:
+def _answer(row: RowValues, columns: Columns) -> Any:
     answer = _first(row, (columns.answer, "answer"))
     if _is_empty(answer):
-        raise RowError(
-            f"field {columns.answer!r}: saw {answer!r}; expected a gold answer: without one nothing can be graded; the "
-            f"row has: {', '.join(row) or 'none'}. {_REMEDY}")
+        raise _wrong(
+            columns.answer, answer,
+            f"a gold answer: without one nothing can be graded; the row has: {', '.join(row) or 'none'}")
     return answer
 
 
-def _first(row: Row, names: Sequence[str | None]) -> Any:
+def _first(row: RowValues, names: Sequence[str | None]) -> Any:
     """The value of the first of these columns that has one."""
     return next((row[name] for name in names if name is not None and not _is_empty(row.get(name))), None)
 
@@ -195,6 +188,5 @@ def _is_empty(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _wrong(column: str, value: object, expected: str) -> RowError:
+    return RowError(where=f"field {column!r}", seen=shown_value(value), expected=expected, remedy=_REMEDY)

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,10 +28,12 @@ from eval.benchmark_rows import (
     whole_number,
 )
 from rewards.errors import UserError, named
+from rl.config import DataSection
 from rl.configuration.problems import closest
+from rl.errors import DataError
 from rl.paths import resolve_path
-from rl.questions.files import FILE_SUFFIXES, DataError, LoadedQuestions, load_questions
-from rl.questions.generated import PREFIX, is_generated
+from rl.questions.files import FILE_SUFFIXES, LoadedQuestions, load_questions
+from rl.questions.generated import PREFIX, held_out_task, is_generated
 from rl.records import Json, Question
 
 _OPTION = "--benchmarks"
@@ -131,172 +133,85 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     # Id, subset, columns: EleutherAI/lm-evaluation-harness; revision: casys-kaist/ELDR and marin-community/marin;
     # licence: openai/grade-school-math; last number or box: QwenLM/Qwen2.5-Math, evaluation/parser.py.
     Benchmark(
-        "gsm8k",
-        "GSM8K, test",
-        _QWEN,
-        hub="openai/gsm8k",
-        subset="main",
-        revision="740312add88f781978c0658806c59bc2815b9866",
-        columns=Columns(id=None),
-        rows=gsm8k,
-        licence="MIT",
-        files=("gsm8k_test.jsonl", "gsm8k.jsonl"),
-        grader=Grader(arguments=MappingProxyType({"last_number": True})),
+        "gsm8k", "GSM8K, test", _QWEN, hub="openai/gsm8k", subset="main",
+        revision="740312add88f781978c0658806c59bc2815b9866", columns=Columns(id=None), rows=gsm8k, licence="MIT",
+        files=("gsm8k_test.jsonl", "gsm8k.jsonl"), grader=Grader(arguments=MappingProxyType({"last_number": True})),
         num_questions=1319),
     # Id, columns: huggingface/lighteval; revision: allenai/open-instruct; licence: openai/prm800k, whose split this is.
     Benchmark(
-        "math500",
-        "MATH-500",
-        _GREEDY_3000,
-        hub="HuggingFaceH4/MATH-500",
+        "math500", "MATH-500", _GREEDY_3000, hub="HuggingFaceH4/MATH-500",
         revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-        columns=Columns("problem", id="unique_id", others=("subject", "level")),
-        licence="MIT",
-        files=("math500.jsonl",),
-        num_questions=500),
+        columns=Columns("problem", id="unique_id", others=("subject", "level")), licence="MIT",
+        files=("math500.jsonl",), num_questions=500),
     # Id, revision, columns: allenai/open-instruct (its train split; the test split is the original's 5,000); licence:
     # hendrycks/math.
     Benchmark(
-        "math",
-        "MATH, the whole test set",
-        _QWEN,
-        aliases=("math_test", "math5000"),
-        hub="DigitalLearningGmbH/MATH-lighteval",
-        subset="default",
-        revision="0530c78699ea5e8eb5530600900e1f328b48acad",
-        columns=Columns("problem", id=None, others=("level", "type")),
-        rows=boxed_solution,
-        licence="MIT",
-        files=("math_test.jsonl", "math.jsonl"),
-        num_questions=5000),
+        "math", "MATH, the whole test set", _QWEN, aliases=("math_test", "math5000"),
+        hub="DigitalLearningGmbH/MATH-lighteval", subset="default", revision="0530c78699ea5e8eb5530600900e1f328b48acad",
+        columns=Columns("problem", id=None, others=("level", "type")), rows=boxed_solution, licence="MIT",
+        files=("math_test.jsonl", "math.jsonl"), num_questions=5000),
     # Id: huggingface/lighteval; revision, columns: marin-community/marin. Its card states no licence.
     Benchmark(
-        "aime24",
-        "AIME 2024, I and II",
-        _TTRL,
-        aliases=("aime2024",),
-        hub="HuggingFaceH4/aime_2024",
-        subset="default",
-        split="train",
-        revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-        columns=Columns("problem"),
-        licence="not stated; problems: MAA",
-        files=("aime24.jsonl",),
-        num_questions=30),
+        "aime24", "AIME 2024, I and II", _TTRL, aliases=("aime2024",), hub="HuggingFaceH4/aime_2024", subset="default",
+        split="train", revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a", columns=Columns("problem"),
+        licence="not stated; problems: MAA", files=("aime24.jsonl",), num_questions=30),
     # Id, revision, columns: allenai/open-instruct. TTRL's paper does not have it: the protocol is that of AIME 2024.
     Benchmark(
-        "aime25",
-        "AIME 2025, I and II",
-        _TTRL,
-        aliases=("aime2025",),
-        hub="math-ai/aime25",
-        revision="563bb8404243c5f09de6ec262f2db674fe5bce9b",
-        columns=Columns("problem"),
-        licence="Apache-2.0; problems: MAA",
-        files=("aime25.jsonl",),
-        num_questions=30),
+        "aime25", "AIME 2025, I and II", _TTRL, aliases=("aime2025",), hub="math-ai/aime25",
+        revision="563bb8404243c5f09de6ec262f2db674fe5bce9b", columns=Columns("problem"),
+        licence="Apache-2.0; problems: MAA", files=("aime25.jsonl",), num_questions=30),
     # Id, revision, columns: allenai/open-instruct. Its card states no licence.
     Benchmark(
-        "amc23",
-        "AMC 12 2023, the 40 problems of Qwen, EMPO and SimpleRL-Zoo",
-        Protocol(1, 0.0, 1.0, 3000, "EMPO (arXiv:2504.05812)"),
-        aliases=("amc23_40",),
-        hub="math-ai/amc23",
-        revision="80815d37005feb82cd7f8fbc6901d5d3eff43057",
-        rows=whole_number,
-        licence="not stated; problems: MAA",
-        files=("amc23_40.jsonl", "amc23.jsonl"),
-        num_questions=40),
+        "amc23", "AMC 12 2023, the 40 problems of Qwen, EMPO and SimpleRL-Zoo",
+        Protocol(1, 0.0, 1.0, 3000, "EMPO (arXiv:2504.05812)"), aliases=("amc23_40",), hub="math-ai/amc23",
+        revision="80815d37005feb82cd7f8fbc6901d5d3eff43057", rows=whole_number, licence="not stated; problems: MAA",
+        files=("amc23_40.jsonl", "amc23.jsonl"), num_questions=40),
     # Id, revision, columns, licence: davidzhangsan/LESSER, rl/build_pools.py.
     Benchmark(
-        "amc22_23",
-        "AMC 12 2022 and 2023, the 83 problems of AI-MO, TTRL and Oat-Zero",
-        _TTRL,
-        aliases=("amc22_23_83", "amc83"),
-        hub="AI-MO/aimo-validation-amc",
-        split="train",
-        revision="69d78a4a2c840e82d69af6bc742bda09005f6316",
-        columns=Columns("problem"),
-        rows=whole_number,
-        licence="Apache-2.0; problems: MAA",
-        files=("amc22_23_83.jsonl", "amc22_23.jsonl"),
-        num_questions=83),
+        "amc22_23", "AMC 12 2022 and 2023, the 83 problems of AI-MO, TTRL and Oat-Zero", _TTRL,
+        aliases=("amc22_23_83", "amc83"), hub="AI-MO/aimo-validation-amc", split="train",
+        revision="69d78a4a2c840e82d69af6bc742bda09005f6316", columns=Columns("problem"), rows=whole_number,
+        licence="Apache-2.0; problems: MAA", files=("amc22_23_83.jsonl", "amc22_23.jsonl"), num_questions=83),
     # Id, revision, columns: allenai/open-instruct. QwenLM/Qwen2.5-Math's copy has problem and solution. Their graders
     # accept a relative error of 1e-4, ours wants the gold value itself.
     Benchmark(
-        "minerva_math",
-        "Minerva Math (OCWCourses)",
-        _GREEDY_3000,
-        aliases=("minerva", "minervamath"),
-        hub="math-ai/minervamath",
-        revision="ee46ddc498933b1977577953250ca5c66be64f96",
-        columns=Columns(id=None),
-        rows=boxed_solution,
-        licence="not stated; problems: MIT OpenCourseWare",
-        files=("minerva_math.jsonl", "minervamath.jsonl"),
-        num_questions=272),
+        "minerva_math", "Minerva Math (OCWCourses)", _GREEDY_3000, aliases=("minerva", "minervamath"),
+        hub="math-ai/minervamath", revision="ee46ddc498933b1977577953250ca5c66be64f96", columns=Columns(id=None),
+        rows=boxed_solution, licence="not stated; problems: MIT OpenCourseWare",
+        files=("minerva_math.jsonl", "minervamath.jsonl"), num_questions=272),
     # Id, subset, revision, columns: casys-kaist/ELDR; columns besides: OpenBMB/OlympiadBench; licence: its card.
     Benchmark(
-        "olympiadbench",
-        "OlympiadBench, open-ended English mathematics without pictures (OE_TO_maths_en_COMP)",
-        _GREEDY_3000,
-        aliases=("olympiad", "olympiad_bench"),
-        hub="Hothan/OlympiadBench",
-        subset="OE_TO_maths_en_COMP",
-        split="train",
-        revision="91184b52131e7fc9455fef848035173aea8cc01a",
+        "olympiadbench", "OlympiadBench, open-ended English mathematics without pictures (OE_TO_maths_en_COMP)",
+        _GREEDY_3000, aliases=("olympiad", "olympiad_bench"), hub="Hothan/OlympiadBench", subset="OE_TO_maths_en_COMP",
+        split="train", revision="91184b52131e7fc9455fef848035173aea8cc01a",
         columns=Columns(answer="final_answer", others=("subfield", "answer_type", "unit", "is_multiple_answer")),
-        rows=answer_list,
-        licence="Apache-2.0",
-        files=("olympiadbench.jsonl", "OE_TO_maths_en_COMP.jsonl", "OE_TO_maths_en_COMP.parquet"),
-        num_questions=674),
+        rows=answer_list, licence="Apache-2.0",
+        files=("olympiadbench.jsonl", "OE_TO_maths_en_COMP.jsonl", "OE_TO_maths_en_COMP.parquet"), num_questions=674),
     # Id, subset, split, columns: huggingface/lighteval and stanford-crfm/helm; revision: AndreasKaratzas/aiter;
     # licence, terms: its card. Greedy, 4,096 tokens, without examples: QingyangZhang/EMPO,
     # eval_natural/eval/gpqa/run_eval.py.
     Benchmark(
-        "gpqa_diamond",
-        "GPQA, diamond (multiple choice)",
-        Protocol(1, 0.0, 1.0, 4096, "EMPO's evaluation code (arXiv:2504.05812)"),
-        aliases=("gpqa",),
-        hub="Idavidrein/gpqa",
-        subset="gpqa_diamond",
-        split="train",
+        "gpqa_diamond", "GPQA, diamond (multiple choice)",
+        Protocol(1, 0.0, 1.0, 4096, "EMPO's evaluation code (arXiv:2504.05812)"), aliases=("gpqa",),
+        hub="Idavidrein/gpqa", subset="gpqa_diamond", split="train",
         revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd",
         columns=Columns("Question", "Correct Answer", "Record ID", others=("High-level domain", "Subdomain")),
-        rows=gpqa,
-        licence="CC-BY-4.0",
-        files=("gpqa_diamond.jsonl", "gpqa_diamond.parquet"),
-        prompt="multiple_choice",
-        grader=_CHOICE,
-        num_questions=198,
-        is_gated=True),
+        rows=gpqa, licence="CC-BY-4.0", files=("gpqa_diamond.jsonl", "gpqa_diamond.parquet"), prompt="multiple_choice",
+        grader=_CHOICE, num_questions=198, is_gated=True),
     # Id, revision, columns: huggingface/lighteval; licence, number of rows: its card; protocol: TIGER-AI-Lab/MMLU-Pro,
     # evaluate_from_local.py, which shows five worked examples before the question.
     Benchmark(
-        "mmlu_pro",
-        "MMLU-Pro (multiple choice, up to ten options)",
+        "mmlu_pro", "MMLU-Pro (multiple choice, up to ten options)",
         Protocol(1, 0.0, 1.0, 2048, "MMLU-Pro's evaluation code (arXiv:2406.01574), there with five worked examples"),
-        aliases=("mmlupro",),
-        hub="TIGER-Lab/MMLU-Pro",
-        subset="default",
-        revision="3373e0b32277875b8db2aa555a333b78a08477ea",
-        columns=Columns(id="question_id", others=("category",)),
-        rows=mmlu_pro,
-        licence="MIT",
-        files=("mmlu_pro.jsonl", "mmlu_pro.parquet"),
-        prompt="multiple_choice",
-        grader=_CHOICE,
-        num_questions=12032),
+        aliases=("mmlupro",), hub="TIGER-Lab/MMLU-Pro", subset="default",
+        revision="3373e0b32277875b8db2aa555a333b78a08477ea", columns=Columns(id="question_id", others=("category",)),
+        rows=mmlu_pro, licence="MIT", files=("mmlu_pro.jsonl", "mmlu_pro.parquet"), prompt="multiple_choice",
+        grader=_CHOICE, num_questions=12032),
     # Our own; see models/README.md.
     Benchmark(
-        "tiny_arith",
-        "Held-out sums for models/tiny-arith",
-        Protocol(16, 1.0, 1.0, 48, "our own"),
-        local="models/tiny-arith/questions/held_out.jsonl",
-        licence="Apache-2.0",
-        prompt="question_line",
-        sampled=Sampled(1.0, 1.0),
-        num_questions=512),
+        "tiny_arith", "Held-out sums for models/tiny-arith", Protocol(16, 1.0, 1.0, 48, "our own"),
+        local="models/tiny-arith/questions/held_out.jsonl", licence="Apache-2.0", prompt="question_line",
+        sampled=Sampled(1.0, 1.0), num_questions=512),
 )
 
 
@@ -339,22 +254,20 @@ def load_benchmark(benchmark: Benchmark, data_dir: Path | None = None, limit: in
     cannot be reached."""
     if limit is not None and limit < 1:
         raise BenchmarkError(
-            f"{named('--limit')}: saw {limit}; expected a number of questions >= 1, or no {named('--limit')} for all")
+            where=named("--limit"), seen=str(limit),
+            expected=f"a number of questions >= 1, or no {named('--limit')} for all")
     path, remedy = _source(benchmark, data_dir)
     is_from_hub = path == benchmark.hub
     subset, revision = (benchmark.subset, benchmark.revision) if is_from_hub else (None, None)
+    data = DataSection(
+        path=path, task=held_out_task(path, {}), split=benchmark.split, subset=subset, revision=revision, limit=limit)
     rows = benchmark.rows
     try:
-        loaded = load_questions(
-            path,
-            split=benchmark.split,
-            subset=subset,
-            revision=revision,
-            limit=limit,
-            section=_OPTION,
-            adapter=None if rows is None else lambda row: rows(row, benchmark.columns))
+        loaded = load_questions(data, adapter=None if rows is None else lambda row: rows(row, benchmark.columns))
     except DataError as error:
-        raise BenchmarkError(f"{benchmark.name}: {error}{remedy}") from None
+        (problem,) = error.renamed(lambda key: _OPTION if key.startswith("data.") else key).problems
+        where = f"{benchmark.name}: {problem.where}"
+        raise BenchmarkError(replace(problem, where=where, remedy=remedy or problem.remedy)) from None
     source = path if not is_from_hub else f"{path}@{revision or 'main, not pinned'}"
     counts = loaded.counts
     return LoadedBenchmark(
@@ -371,17 +284,12 @@ def list_benchmarks() -> str:
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in table]
     aliases = ", ".join(f"{alias} ({benchmark.name})" for benchmark in BENCHMARKS for alias in benchmark.aliases)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Other names: {aliases}.",
-            (
-                f"Besides: reasoning_gym:TASK, and any file that ends in {', '.join(FILE_SUFFIXES)}, with question and "
-                "answer in each row."),
-            "With --data-dir FOLDER files are read instead of the hub: "
-            + ", ".join(benchmark.files[0] for benchmark in BENCHMARKS if benchmark.files)
-            + "."])
+    files = ", ".join(benchmark.files[0] for benchmark in BENCHMARKS if benchmark.files)
+    suffixes = ", ".join(FILE_SUFFIXES)
+    return "\n".join([
+        *lines, "", f"Other names: {aliases}.",
+        f"Besides: reasoning_gym:TASK, and any file that ends in {suffixes}, with question and answer in each row.",
+        f"With --data-dir FOLDER files are read instead of the hub: {files}."])
 
 
 def _any_row(row: Mapping[str, Json], columns: Columns) -> dict[str, Json]:
@@ -394,7 +302,7 @@ def _plain_name(name: str) -> str:
 
 
 def _source(benchmark: Benchmark, data_dir: Path | None) -> tuple[str, str]:
-    """What load_questions is to read, and the remedy that a message ends with."""
+    """What load_questions is to read, and the remedy that messages about it name, where it is not their own."""
     if benchmark.local is not None:
         if is_generated(benchmark.local):
             return benchmark.local, ""
@@ -406,11 +314,10 @@ def _source(benchmark: Benchmark, data_dir: Path | None) -> tuple[str, str]:
         return str(_local_file(benchmark, data_dir.expanduser())), ""
     terms = (
         "; the hub gives it only to users who are logged in and have accepted its terms" if benchmark.is_gated else "")
-    return (
-        benchmark.hub,
-        (
-            f" Remedy: {named('--data-dir', 'FOLDER')} with a file {benchmark.files[0]} in it (JSONL: question, answer,"
-            f" id), or a network that reaches the hub{terms}"))
+    remedy = (
+        f"{named('--data-dir', 'FOLDER')} with a file {benchmark.files[0]} in it (JSONL: question, answer, id), or a "
+        f"network that reaches the hub{terms}")
+    return benchmark.hub, remedy
 
 
 def _local_file(benchmark: Benchmark, folder: Path) -> Path:
@@ -418,20 +325,18 @@ def _local_file(benchmark: Benchmark, folder: Path) -> Path:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise BenchmarkError(
-            f"{named('--data-dir')}: {folder} {what}; expected a folder with {wanted} ({benchmark.name}). Remedy: name "
-            f"such a folder, or leave {named('--data-dir')} out to read the hub")
+            f"{folder} {what}", where=named("--data-dir"), expected=f"a folder with {wanted} ({benchmark.name})",
+            remedy=f"name such a folder, or leave {named('--data-dir')} out to read the hub")
     for name in benchmark.files:
         if (folder / name).is_file():
             return folder / name
     there = sorted(entry.name for entry in folder.iterdir() if entry.suffix in FILE_SUFFIXES)
-    near = [
-        name
-        for name in there
-        if difflib.get_close_matches(Path(name).stem, [Path(file).stem for file in benchmark.files], 1, 0.6)]
+    stems = [Path(file).stem for file in benchmark.files]
+    near = [name for name in there if difflib.get_close_matches(Path(name).stem, stems, 1, 0.6)]
     seen = f"near ones there: {', '.join(near)}" if near else f"it has: {', '.join(there[:20]) or 'no such files'}"
     raise BenchmarkError(
-        f"{named('--data-dir')}: {folder} has no file for {benchmark.name}; looked for {wanted}; {seen}. Remedy: put "
-        "the benchmark there under one of these names (JSONL: question, answer, id), or name a file with "
+        f"{folder} has no file for {benchmark.name}; looked for {wanted}; {seen}", where=named("--data-dir"),
+        remedy="put the benchmark there under one of these names (JSONL: question, answer, id), or name a file with "
         f"{named('--benchmarks', 'PATH')}")
 
 

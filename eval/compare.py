@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.comparison import Comparison, ComparisonError, Flip, compare_questions
-from eval.errors import command
+from eval.errors import run_command
 from eval.records import GradedQuestion, from_lines
 from rl.runs.tracking import read_json_lines
 
@@ -24,6 +24,10 @@ _PROMPT_KEYS = ("prompt", "prompt_digest", "chat_template")
 # Another seed draws other samples in the same way, which is no other protocol; wherever the questions come from, they
 # are paired by their ids, and those that only one side has are told apart, as is another number of samples.
 _NOT_PROTOCOL = ("seed", "samples", "source", "questions_digest")
+
+_LEGEND = """\
+Accuracy (avg@n) and differences in points; p: sign-flip test over paired questions; gained, lost: questions whose
+majority answer is right in B alone, in A alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,11 @@ class Evaluated:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", type=Path, metavar="A", help="folder of an evaluation, or its result.json")
@@ -54,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.flips < 0:
         parser.error(f"--flips: saw {options.flips}; expected a number of questions, 0 or more")
-    return command(lambda: _main(options))
+    return options
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -74,8 +83,9 @@ def read_evaluation(path: Path) -> Evaluated:
     for needed in (file, completions):
         if not needed.is_file():
             raise ComparisonError(
-                f"{path}: there is no {needed.name} in {folder}; expected the folder of a finished evaluation "
-                "(--out of python -m eval.run). Remedy: run it, or name another folder")
+                f"there is no {needed.name} in {folder}", where=str(path),
+                expected="the folder of a finished evaluation (--out of python -m eval.run)",
+                remedy="run it, or name another folder")
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         benchmarks = {name: (int(entry["num_questions"]), int(entry["num_samples"]), dict(entry["protocol"]))
@@ -84,7 +94,7 @@ def read_evaluation(path: Path) -> Evaluated:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ComparisonError(
             f"{file} is not the result of an evaluation ({type(error).__name__}: {error}); it was edited or comes from "
-            "another version. Remedy: the file as python -m eval.run wrote it") from None
+            "another version", remedy="the file as python -m eval.run wrote it") from None
     questions: dict[str, list[GradedQuestion]] = {name: [] for name in benchmarks}
     for question in from_lines(read_json_lines(completions), str(completions)):
         questions.setdefault(question.benchmark, []).append(question)
@@ -93,8 +103,8 @@ def read_evaluation(path: Path) -> Evaluated:
         if found != num_questions * num_samples:
             raise ComparisonError(
                 f"{completions} has {found} completions of {name}, and {file.name} beside it counts {num_questions} "
-                f"questions with {num_samples} samples each: it was cut or belongs to another evaluation. Remedy: "
-                "run it again")
+                f"questions with {num_samples} samples each: it was cut or belongs to another evaluation",
+                remedy="run it again")
     return Evaluated(folder, model, adapter, {name: protocol for name, (*_, protocol) in benchmarks.items()},
                      {name: questions[name] for name in benchmarks})
 
@@ -141,12 +151,7 @@ def render(
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines[1:1] = ["-" * max(map(len, lines))]
     lines[:0] = [f"A  {a.name}", f"B  {b.name}", ""]
-    lines += [
-        "",
-        (
-            "Accuracy (avg@n) and differences in points; p: sign-flip test over paired questions; gained, lost: "
-            "questions whose"),
-        "majority answer is right in B alone, in A alone."]
+    lines += ["", _LEGEND]
     for comparison in comparisons:
         for kind, flips in (("gained", comparison.gained), ("lost", comparison.lost)):
             if flips[:num_flips]:
@@ -187,7 +192,7 @@ def _common(a: Evaluated, b: Evaluated, wanted: str | None) -> list[str]:
     common = [name for name in a.questions if name in b.questions]
     lists = f"A has {', '.join(a.questions) or 'none'}; B has {', '.join(b.questions) or 'none'}"
     if not common:
-        raise ComparisonError(f"no benchmark is in both: {lists}. Remedy: evaluate both on the same --benchmarks")
+        raise ComparisonError(f"no benchmark is in both: {lists}", remedy="evaluate both on the same --benchmarks")
     if wanted is None:
         return common
     names = [name.strip() for name in wanted.split(",") if name.strip()]
@@ -198,8 +203,8 @@ def _common(a: Evaluated, b: Evaluated, wanted: str | None) -> list[str]:
                 f"--benchmarks: {name!r} is not in both: {lists}"
                 + (f". Did you mean {closest[0]}?" if closest else f". Remedy: one of {', '.join(common)}"))
     if not names:
-        raise ComparisonError(
-            f"--benchmarks: saw {wanted!r}; expected names separated by commas, of {', '.join(common)}")
+        raise ComparisonError(where="--benchmarks", seen=repr(wanted),
+                              expected=f"names separated by commas, of {', '.join(common)}")
     return list(dict.fromkeys(names))
 
 

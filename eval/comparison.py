@@ -107,35 +107,30 @@ def compare_questions(a: Sequence[GradedQuestion], b: Sequence[GradedQuestion], 
     pairs = [(question, of_b[question.id]) for question in a if question.id in of_b]
     if not pairs:
         raise ComparisonError(
-            f"{_benchmark(a, b)}: no question is in both: A has {len(a)} ({_some(of_a)}), B has {len(b)} "
-            f"({_some(of_b)}). Remedy: evaluate both on the same questions")
+            f"no question is in both: A has {len(a)} ({_some(of_a)}), B has {len(b)} ({_some(of_b)})",
+            where=_benchmark(a, b), remedy="evaluate both on the same questions")
     for left, right in pairs:
         if (left.question, left.gold) != (right.question, right.gold):
             raise ComparisonError(
-                f"{left.benchmark}: question {left.id!r} is {left.question[:60]!r} with the answer {left.gold!r} in A, "
-                f"and {right.question[:60]!r} with the answer {right.gold!r} in B. Remedy: evaluate both on the same "
-                "data")
+                f"question {left.id!r} is {left.question[:60]!r} with the answer {left.gold!r} in A, and "
+                f"{right.question[:60]!r} with the answer {right.gold!r} in B", where=left.benchmark,
+                remedy="evaluate both on the same data")
     points = [100.0 * (right.accuracy - left.accuracy) for left, right in pairs]
     p_value, is_exact = sign_flip_test(points, seed=seed)
     flips = [
         (Flip(left.id, left.question, left.accuracy, right.accuracy), _is_right(left), _is_right(right))
         for left, right in pairs]
     return Comparison(
-        benchmark=pairs[0][0].benchmark,
-        num_questions=len(pairs),
+        benchmark=pairs[0][0].benchmark, num_questions=len(pairs),
         num_samples_a=min(len(left.samples) for left, _ in pairs),
         num_samples_b=min(len(right.samples) for _, right in pairs),
         accuracy_a=math.fsum(left.accuracy for left, _ in pairs) / len(pairs),
         accuracy_b=math.fsum(right.accuracy for _, right in pairs) / len(pairs),
-        difference=mean_with_interval(points, seed=seed),
-        p_value=p_value,
-        is_exact=is_exact,
+        difference=mean_with_interval(points, seed=seed), p_value=p_value, is_exact=is_exact,
         gained=tuple(flip for flip, was_right, is_right in flips if is_right and not was_right),
         lost=tuple(flip for flip, was_right, is_right in flips if was_right and not is_right),
         only_a=tuple(name for name in of_a if name not in of_b),
-        only_b=tuple(name for name in of_b if name not in of_a),
-        num_needed=questions_needed(points),
-    )
+        only_b=tuple(name for name in of_b if name not in of_a), num_needed=questions_needed(points))
 
 
 def sign_flip_test(differences: Sequence[float], *, seed: int = 0) -> tuple[float, bool]:
@@ -191,7 +186,8 @@ def _by_id(questions: Sequence[GradedQuestion], side: str) -> dict[str, GradedQu
             question
             for index, question in enumerate(questions)
             if question.id in {other.id for other in questions[:index]})
-        raise ComparisonError(f"{twice.benchmark}: question {twice.id!r} stands twice in {side}; expected each id once")
+        raise ComparisonError(
+            f"question {twice.id!r} stands twice in {side}", where=twice.benchmark, expected="each id once")
     return found
 
 

@@ -63,9 +63,7 @@ class Display:
         line = (f"{self._task}  {self._done:,}/{self._total:,} completions  accuracy so far {self._accuracy}  "
                 f"tok/s {self._tokens / max(elapsed, 1e-9):,.0f}  {times}")
         print(
-            f"\r\x1b[K{line}" if self._rewrites else line,
-            end="" if self._rewrites else "\n",
-            file=sys.stderr,
+            f"\r\x1b[K{line}" if self._rewrites else line, end="" if self._rewrites else "\n", file=sys.stderr,
             flush=True)
         self._is_open = self._rewrites
 

@@ -1,4 +1,4 @@
-"""Tasks and a sampler -> graded questions, chunk by chunk: the loop that `eval.run` and evaluation during training
+"""Tasks and a generator -> graded questions, chunk by chunk: the loop that `eval.run` and evaluation during training
 share."""
 
 from __future__ import annotations
@@ -57,27 +57,22 @@ def graded(task: str, scored: ScoredGroup, ranks: ScoredGroup | None = None) -> 
     _check_verdicts(task, question.id, scored, "grader")
     if ranks is not None:
         _check_verdicts(task, question.id, ranks, "best-of")
+    samples = tuple(
+        Sample(
+            text=rollout.text, answer=answer, correct=correct, cluster=cluster, truncated=rollout.is_truncated,
+            num_tokens=len(rollout.token_ids), seed=rollout.seed,
+            ranks_by=None if ranks is None else ranks.rewards[index])
+        for index, (rollout, answer, correct, cluster) in enumerate(
+            zip(scored.group.rollouts, scored.answers, scored.rewards, scored.labels, strict=True)))
     return GradedQuestion(
-        task,
-        question.id,
-        question.text,
-        question.answer,
-        question.columns,
-        tuple(
-            Sample(
-                text=rollout.text, answer=answer, correct=correct, cluster=cluster, truncated=rollout.is_truncated,
-                num_tokens=len(rollout.token_ids), seed=rollout.seed,
-                ranks_by=None if ranks is None else ranks.rewards[index])
-            for index, (rollout, answer, correct, cluster) in enumerate(
-                zip(scored.group.rollouts, scored.answers, scored.rewards, scored.labels, strict=True))),
-        _timed_out_share(scored))
+        task, question.id, question.text, question.answer, question.columns, samples, _timed_out_share(scored))
 
 
 def regrade(
     questions: Sequence[GradedQuestion], grader: RewardSum, ranker: RewardSum | None = None
 ) -> list[GradedQuestion]:
-    """The same completions judged anew; what needs computer algebra runs in parallel. Raises RewardError,
-    EvaluationError."""
+    """The questions with their completions judged anew; what needs computer algebra runs in parallel. Raises
+    RewardError, EvaluationError."""
     inputs = [
         GroupInput(
             question_id=q.id, question=q.question, completions=[s.text for s in q.samples], answer=q.gold,
@@ -103,13 +98,13 @@ def _check_verdicts(task: str, question_id: str, judged: ScoredGroup | GroupResu
     verdicts here), or a grader gave something else than a share of a point."""
     if judged.skipped or judged.metrics.get("group/unscored_share", 0.0) > 0.0:
         raise EvaluationError(
-            f"{named(f'--{option}')}: {task}: question {question_id!r} has a completion that it could not judge: no "
-            "verdict is neither right nor wrong. What is recorded is kept. Remedy: the same command again when its "
-            f"service answers, or another {named(f'--{option}')}")
+            f"{task}: question {question_id!r} has a completion that it could not judge: no verdict is neither right "
+            "nor wrong. What is recorded is kept", where=named(f"--{option}"),
+            remedy=f"the same command again when its service answers, or another {named(f'--{option}')}")
     if option == "grader" and (outside := [value for value in judged.rewards if not 0.0 <= value <= 1.0]):
         raise EvaluationError(
-            f"{named('--grader')}: {task}: saw {outside[0]:g} for question {question_id!r}; expected values in [0, 1], "
-            f"1 for right. Remedy: another {named('--grader')}")
+            where=f"{named('--grader')}: {task}", seen=f"{outside[0]:g} for question {question_id!r}",
+            expected="values in [0, 1], 1 for right", remedy=f"another {named('--grader')}")
 
 
 def _timed_out_share(judged: ScoredGroup | GroupResult) -> float:

@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.errors import run_command
 from eval.options import Parser, positive_list
 from eval.records import GradedQuestion, Sample
+from rewards.errors import named
 
 RECORDED = "recorded"
 
@@ -40,10 +42,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
-    from eval.errors import command
-
-    return command(lambda: _main(parse(sys.argv[1:] if arguments is None else arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -144,46 +144,58 @@ def read_samples(path: Path, recorded_key: str = RECORDED) -> tuple[list[GradedQ
 
     if not path.is_file():
         raise EvaluationError(
-            f"--samples: there is no file {path}; expected JSONL with question, answer and samples in each line")
+            f"there is no file {path}", where=named("--samples"),
+            expected="JSONL with question, answer and samples in each line")
     questions: list[GradedQuestion] = []
     recorded: dict[str, list[bool | None]] = {}
     keys: set[str] = set()
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
+        where = f"{named('--samples')}: {path}:{number}"
         try:
             row: Mapping[str, Any] = json.loads(line)
-            texts = [sample if isinstance(sample, str) else sample["text"] for sample in row["samples"]]
-            question, gold, row_id = row["question"], row["answer"], str(row.get("id", f"line-{number}"))
-            if not isinstance(question, str) or not all(isinstance(text, str) for text in texts):
-                raise TypeError("question and the samples' texts must be text")
-            if isinstance(gold, bool) or not isinstance(gold, str | int | float) or not str(gold).strip():
-                raise TypeError(f"answer is {gold!r}, expected text or a number")
-            verdicts = [sample.get(recorded_key) if isinstance(sample, Mapping) else None for sample in row["samples"]]
-            if not all(verdict is None or isinstance(verdict, bool) or verdict in (0, 1) for verdict in verdicts):
-                raise TypeError(
-                    f"{recorded_key} is {next(v for v in verdicts if v not in (None, 0, 1))!r}, expected true or false")
+            question, verdicts = _ungraded(row, path.stem, f"line-{number}"), _recorded(row, recorded_key)
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(
-                f"--samples: {path}:{number}: {type(error).__name__}: {error}; expected an object with question, "
-                "answer, and samples, which are texts or objects with text") from None
-        if not texts or row_id in recorded:
-            what = f"the id {row_id!r} was there before" if texts else "it has no samples"
+                f"{type(error).__name__}: {error}", where=where,
+                expected="an object with question, answer, and samples, which are texts or objects with text") from None
+        if not question.samples or question.id in recorded:
             raise EvaluationError(
-                f"--samples: {path}:{number}: {what}; expected ids that differ, and at least one sample")
-        recorded[row_id] = verdicts
+                f"the id {question.id!r} was there before" if question.samples else "it has no samples", where=where,
+                expected="ids that differ, and at least one sample")
+        questions.append(question)
+        recorded[question.id] = verdicts
         keys |= {key for sample in row["samples"] if isinstance(sample, Mapping) for key in sample}
-        columns = {key: value for key, value in row.items() if key not in ("id", "question", "answer", "samples")}
-        questions.append(GradedQuestion(path.stem, row_id, question, str(gold), columns, tuple(
-            Sample(text, None, 0.0, index, truncated=False) for index, text in enumerate(texts))))
     if not questions:
-        raise EvaluationError(f"--samples: {path} is empty; expected at least one question")
+        raise EvaluationError(f"{path} is empty", where=named("--samples"), expected="at least one question")
     if recorded_key != RECORDED and recorded_key not in keys:
         raise EvaluationError(
-            f"--recorded: no sample in {path} has {recorded_key!r}; they have: "
-            f"{', '.join(sorted(keys)) or 'text alone'}")
-    return questions, (
-        recorded if any(verdict is not None for verdicts in recorded.values() for verdict in verdicts) else {})
+            f"no sample in {path} has {recorded_key!r}; they have: {', '.join(sorted(keys)) or 'text alone'}",
+            where=named("--recorded"))
+    has_verdicts = any(verdict is not None for verdicts in recorded.values() for verdict in verdicts)
+    return questions, recorded if has_verdicts else {}
+
+
+def _ungraded(row: Mapping[str, Any], benchmark: str, default_id: str) -> GradedQuestion:
+    """A row of --samples as a question whose samples have no verdict yet. Raises KeyError, TypeError, ValueError."""
+    texts = [sample if isinstance(sample, str) else sample["text"] for sample in row["samples"]]
+    question, gold = row["question"], row["answer"]
+    if not isinstance(question, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("question and the samples' texts must be text")
+    if isinstance(gold, bool) or not isinstance(gold, str | int | float) or not str(gold).strip():
+        raise TypeError(f"answer is {gold!r}, expected text or a number")
+    columns = {key: value for key, value in row.items() if key not in ("id", "question", "answer", "samples")}
+    samples = tuple(Sample(text, None, 0.0, index, truncated=False) for index, text in enumerate(texts))
+    return GradedQuestion(benchmark, str(row.get("id", default_id)), question, str(gold), columns, samples)
+
+
+def _recorded(row: Mapping[str, Any], key: str) -> list[bool | None]:
+    """The verdict under `key` of each sample. Raises TypeError."""
+    verdicts = [sample.get(key) if isinstance(sample, Mapping) else None for sample in row["samples"]]
+    if wrong := [verdict for verdict in verdicts if verdict not in (None, 0, 1)]:
+        raise TypeError(f"{key} is {wrong[0]!r}, expected true or false")
+    return verdicts
 
 
 def _rewards(use: str | None, arguments: Mapping[str, Any]) -> Any:
@@ -202,7 +214,8 @@ def _check_ks(ks: Sequence[int], samples: int) -> tuple[int, ...]:
 
     if wrong := [k for k in ks if not 1 <= k <= samples]:
         raise EvaluationError(
-            f"-k: saw {wrong[0]}; each question has {samples} samples, so expected whole numbers from 1 to {samples}")
+            f"saw {wrong[0]}; each question has {samples} samples, so expected whole numbers from 1 to {samples}",
+            where=named("-k"))
     return tuple(ks)
 
 

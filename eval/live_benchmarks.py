@@ -1,5 +1,5 @@
-"""`evaluation.benchmarks`: the same tasks, grading and results as `python -m eval.run`, on the sampler of a run that
-trains.
+"""`evaluation.benchmarks`: benchmarks evaluated as a run trains, on its generator. Tasks, grading and results are those
+of `python -m eval.run`.
 
 The run's prompt is the benchmarks' too. Each evaluation leaves result.json and completions.jsonl in
 evaluations/step-000050/ of the run's folder, one per step and benchmark, which `python -m eval.compare` and
@@ -30,14 +30,8 @@ from rl.ranks import gather_shares, share_of_rank
 from rl.runs.intervals import Interval
 
 _KEYS = {
-    "-k": "samples",
-    "--samples": "samples",
-    "--max-tokens": "max_tokens",
-    "--grader": "grader",
-    "--limit": "limit",
-    "--temperature": "temperature",
-    "--top-p": "top_p",
-    "--benchmarks": "name"}
+    "-k": "samples", "--samples": "samples", "--max-tokens": "max_tokens", "--grader": "grader", "--limit": "limit",
+    "--temperature": "temperature", "--top-p": "top_p", "--benchmarks": "name"}
 """Options that the evaluation's messages name -> keys of a benchmark's section."""
 _RUN_KEYS = {"--data-dir": "evaluation.data_dir", "--prompt": "prompt.template"}
 
@@ -100,7 +94,7 @@ class LiveTasks:
 
 
 def _kinds(task: Task) -> tuple[str, ...]:
-    """Of one sample all three are the same number."""
+    """What is reported: of one sample avg, pass and maj are equal."""
     return ("avg", "pass", "maj") if task.samples > 1 else ("avg",)
 
 

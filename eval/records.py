@@ -1,6 +1,6 @@
 """What an evaluation knows of each completion, and the lines of completions.jsonl that keep it.
 
-Question -> samples -> lines -> the same again: scoring, comparing, plotting and grading anew work on these records
+Question -> samples -> lines, and back: scoring, comparing, plotting and grading anew work on these records
 alone, whoever sampled them. One line is one completion; those of a question stand together, in the order of their
 samples.
 """
@@ -65,19 +65,10 @@ def to_lines(question: GradedQuestion) -> Iterator[dict[str, Any]]:
     """One mapping per completion. The columns stand in the first one alone."""
     for index, sample in enumerate(question.samples):
         line: dict[str, Any] = {
-            "benchmark": question.benchmark,
-            "id": question.id,
-            "sample": index,
-            "question": question.question,
-            "gold": question.gold,
-            "completion": sample.text,
-            "answer": sample.answer,
-            "correct": sample.correct,
-            "cluster": sample.cluster,
-            "truncated": sample.truncated,
-            "num_tokens": sample.num_tokens,
-            "seed": sample.seed,
-        }
+            "benchmark": question.benchmark, "id": question.id, "sample": index, "question": question.question,
+            "gold": question.gold, "completion": sample.text, "answer": sample.answer, "correct": sample.correct,
+            "cluster": sample.cluster, "truncated": sample.truncated, "num_tokens": sample.num_tokens,
+            "seed": sample.seed}
         if sample.ranks_by is not None:
             line["ranks_by"] = sample.ranks_by
         if index == 0 and question.columns:
@@ -95,8 +86,9 @@ def from_lines(lines: Iterable[Mapping[str, Any]], where: str) -> list[GradedQue
             _, samples = found.setdefault((line["benchmark"], line["id"]), (line, []))
             if line["sample"] != len(samples):
                 raise RecordsError(
-                    f"{where}:{number}: sample {line['sample']} of question {line['id']!r} follows {len(samples)} "
-                    "samples; expected them in order, each once. Remedy: the file as the evaluation wrote it")
+                    f"sample {line['sample']} of question {line['id']!r} follows {len(samples)} samples",
+                    where=f"{where}:{number}", expected="them in order, each once",
+                    remedy="the file as the evaluation wrote it")
             if not 0.0 <= (correct := float(line["correct"])) <= 1.0:
                 raise ValueError(f"correct is {correct}, outside [0, 1]")
             samples.append(
@@ -107,8 +99,9 @@ def from_lines(lines: Iterable[Mapping[str, Any]], where: str) -> list[GradedQue
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise RecordsError(
-                f"{where}:{number}: {type(error).__name__}: {error}; expected a line that an evaluation wrote, with "
-                "benchmark, id, sample, completion, answer, correct, cluster, truncated, num_tokens, seed") from None
+                f"{type(error).__name__}: {error}", where=f"{where}:{number}",
+                expected="a line that an evaluation wrote, with benchmark, id, sample, completion, answer, correct, "
+                "cluster, truncated, num_tokens, seed") from None
     return [
         GradedQuestion(
             benchmark, question_id, first["question"], first["gold"], first.get("columns", {}), tuple(samples),

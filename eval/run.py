@@ -15,13 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.errors import run_command
 from eval.options import Parser, add_model, add_prompt, add_sampler, default_out, positive_list
 from rl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from eval.display import Display
     from eval.records import GradedQuestion
-    from eval.sampler import Subject
+    from eval.store import Completions
+    from eval.subject import Subject
     from eval.tasks import Task
+    from rl.config import GeneratorSection
+    from rl.records import Prompt
+
+    Chunk = tuple[Task, tuple[Prompt, ...]]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -76,10 +83,8 @@ def _asked(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    from eval.errors import command
-
-    return command(lambda: _main(parse(sys.argv[1:] if arguments is None else arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -99,56 +104,71 @@ def _main(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """The result as in result.json, and its folder."""
-    from eval.sampler import find_subject, generator_section, open_sampler
     from eval.store import Completions, add_seconds, open_settings
+    from eval.subject import find_subject, generator_section
 
     subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
                            trust_remote_code=options.trust_remote_code)
     tasks = build_tasks(options, subject)
+    total = sum(task.samples * len(task.prompts) for task in tasks)
     # No room for more sequences than there are.
-    section = generator_section(
-        options.generator, min(options.max_sequences, sum(len(task.prompts) * task.samples for task in tasks)))
+    section = generator_section(options.generator, min(options.max_sequences, total))
     out = options.out or default_out(options.model, options.adapter)
     settings = {"subject": subject.identity(), "generator": section.backend, "max_sequences": options.max_sequences,
                 "tasks": {task.name: dict(task.protocol) for task in tasks}}
     goes_on = open_settings(out, settings, restart=options.restart)
 
     from eval.display import Display
-    from eval.evaluation import chunks_of, sample_and_grade
 
-    # A batch of the embedded sampler is as large as a chunk; an engine fills its batch from the questions that follow.
-    at_once = section.max_sequences * (1 if section.backend == "transformers" else 4)
-    plan = [(task, prompts) for task in tasks for prompts in chunks_of(task, at_once)]
+    plan = _plan_chunks(tasks, section)
     completions = Completions(
         out, [tuple((task.name, prompt.question.id) for prompt in prompts) for task, prompts in plan],
         {task.name: task.samples for task in tasks})
     try:
-        total = sum(task.samples * len(task.prompts) for task in tasks)
         display = Display(total, sum(len(question.samples) for question in completions.questions))
         for note in (note for task in tasks for note in task.notes):
             display.message(f"note: {note}")
         if goes_on and completions.questions:
             display.message(f"going on after {len(completions.questions)} questions that {out} holds already")
-        started = time.monotonic()
-        if completions.num_chunks < len(plan):
-            with open_sampler(
-                subject, section, max_tokens=max(task.max_tokens for task in tasks), scratch=out
-            ) as generator:
-                if generator.description:
-                    display.message(generator.description)
-                display.start()
-                for task, prompts in plan[completions.num_chunks:]:
-                    display.begin(task.name)
-                    completions.append(sample_and_grade(task, prompts, generator, display.sampled))
-                    so_far = [
-                        question.accuracy for question in completions.questions if question.benchmark == task.name]
-                    display.graded(sum(so_far) / len(so_far))
-                    now = time.monotonic()
-                    add_seconds(out, now - started)
-                    started = now
+        if remaining := plan[completions.num_chunks :]:
+            _sample(remaining, subject, section, max(task.max_tokens for task in tasks), completions, display)
     finally:
         completions.close()
     return _conclude(options, subject, settings, tasks, completions.questions, out, add_seconds(out, 0.0)), out
+
+
+def _plan_chunks(tasks: Sequence[Task], section: GeneratorSection) -> list[Chunk]:
+    """What is sampled together and recorded together, in order."""
+    from eval.evaluation import chunks_of
+
+    # A batch of the embedded sampler is as large as a chunk; an engine fills its batch from the questions that follow.
+    at_once = section.max_sequences * (1 if section.backend == "transformers" else 4)
+    return [(task, prompts) for task in tasks for prompts in chunks_of(task, at_once)]
+
+
+def _sample(
+    chunks: Sequence[Chunk], subject: Subject, section: GeneratorSection, max_tokens: int, completions: Completions,
+    display: Display,
+) -> None:
+    """Sample, grade, record and show chunk by chunk; the time that each took, the first with the loading of the model,
+    is recorded beside it. max_tokens: of the longest prompt with the longest completion."""
+    from eval.evaluation import sample_and_grade
+    from eval.store import add_seconds
+    from eval.subject import open_generator
+
+    out, started = completions.path.parent, time.monotonic()
+    with open_generator(subject, section, max_tokens=max_tokens, scratch=out) as generator:
+        if generator.description:
+            display.message(generator.description)
+        display.start()
+        for task, prompts in chunks:
+            display.begin(task.name)
+            completions.append(sample_and_grade(task, prompts, generator, display.sampled))
+            so_far = [question.accuracy for question in completions.questions if question.benchmark == task.name]
+            display.graded(sum(so_far) / len(so_far))
+            now = time.monotonic()
+            add_seconds(out, now - started)
+            started = now
 
 
 def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
@@ -162,16 +182,9 @@ def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
         loaded = load_benchmark(benchmark, options.data_dir, options.limit)
         for prompt in prompts:
             asked = Asked(
-                ks=() if options.k is None else positive_list(options.k, "-k"),
-                samples=options.samples,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                max_tokens=options.max_tokens,
-                prompt=prompt,
-                chat_template=options.chat_template,
-                grader=options.grader,
-                best_of=options.best_of,
-                seed=options.seed)
+                ks=() if options.k is None else positive_list(options.k, "-k"), samples=options.samples,
+                temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, prompt=prompt,
+                chat_template=options.chat_template, grader=options.grader, best_of=options.best_of, seed=options.seed)
             name = benchmark.name if prompt is None or len(prompts) == 1 else f"{benchmark.name}/{Path(prompt).stem}"
             if name in [task.name for task in tasks]:
                 raise EvaluationError(

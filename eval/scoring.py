@@ -55,8 +55,7 @@ def score_questions(questions: Sequence[GradedQuestion], ks: Sequence[int]) -> S
     tokens = [sample.num_tokens for sample in samples if sample.num_tokens is not None]
     has_values = all(sample.ranks_by is not None for sample in samples)
     return Scores(
-        num_questions=len(questions),
-        num_samples=min(len(question.samples) for question in questions),
+        num_questions=len(questions), num_samples=min(len(question.samples) for question in questions),
         avg=mean_with_interval([question.accuracy for question in questions]),
         pass_at=_intervals([_pass(question, ks) for question in questions], ks),
         maj_at=_intervals([question_majority(question, ks) for question in questions], ks),
@@ -65,8 +64,7 @@ def score_questions(questions: Sequence[GradedQuestion], ks: Sequence[int]) -> S
         unparsable_share=sum(sample.answer is None and not sample.truncated for sample in samples) / len(samples),
         mean_completion_tokens=sum(tokens) / len(tokens) if len(tokens) == len(samples) else None,
         semantic_entropy=math.fsum(_entropy(question) for question in questions) / len(questions),
-        normalised_semantic_entropy=math.fsum(normalised_entropy(question) for question in questions) / len(questions),
-    )
+        normalised_semantic_entropy=math.fsum(normalised_entropy(question) for question in questions) / len(questions))
 
 
 def curve_points(n: int) -> tuple[int, ...]:

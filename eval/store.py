@@ -40,22 +40,21 @@ def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -
     if not file.exists():
         if (folder / COMPLETIONS).exists():
             raise EvaluationError(
-                f"--out: {folder} holds completions without {SETTINGS}: what they were sampled with is not known. "
-                "Remedy: another folder, or --restart to throw them away")
+                f"{folder} holds completions without {SETTINGS}: what they were sampled with is not known",
+                where="--out", remedy="another folder, or --restart to throw them away")
         write_atomically(file, json.dumps(wanted, indent=2) + "\n")
         return False
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EvaluationError(
-            f"--out: {file} is not readable ({error}). Remedy: another folder, or --restart") from None
+            f"{file} is not readable ({error})", where="--out", remedy="another folder, or --restart") from None
     if different := [
         f"{key} is {json.dumps(old)[:60]} there and {json.dumps(new)[:60]} here"
         for key, old, new in differences(there, wanted)
     ]:
         raise EvaluationError(
-            f"{folder} holds an evaluation with other settings: {'; '.join(different[:6])}",
-            where="--out",
+            f"{folder} holds an evaluation with other settings: {'; '.join(different[:6])}", where="--out",
             remedy="another folder, or --restart to throw that one away")
     return True
 
@@ -74,8 +73,8 @@ class Completions:
         except BlockingIOError:
             self._lock.close()
             raise EvaluationError(
-                f"--out: another evaluation is writing to {folder}. Remedy: wait for its end, or another folder"
-            ) from None
+                f"another evaluation is writing to {folder}", where="--out",
+                remedy="wait for its end, or another folder") from None
         self._file = JsonLines(self.path)
         lines, ends = _read(self.path)
         self.num_chunks = position = 0
@@ -88,8 +87,8 @@ class Completions:
                 where = next(i for i, (seen, wanted) in enumerate(zip(found, expected, strict=False)) if seen != wanted)
                 self.close()
                 raise RecordsError(
-                    f"{self.path}:{position + where + 1}: saw (benchmark, id, sample) {found[where]}; expected "
-                    f"{expected[where]}. Remedy: the file as the evaluation wrote it, or --restart")
+                    where=f"{self.path}:{position + where + 1}", seen=f"(benchmark, id, sample) {found[where]}",
+                    expected=str(expected[where]), remedy="the file as the evaluation wrote it, or --restart")
             if len(found) < len(expected):
                 break
             position += len(expected)
@@ -131,7 +130,7 @@ def read_completions(folder: Path) -> list[GradedQuestion]:
     path = folder / COMPLETIONS
     if not path.is_file():
         raise RecordsError(
-            f"{folder} holds no {COMPLETIONS}; expected the folder of an evaluation (--out of python -m eval.run)")
+            f"{folder} holds no {COMPLETIONS}", expected="the folder of an evaluation (--out of python -m eval.run)")
     return from_lines(_read(path)[0], str(path))
 
 
@@ -150,8 +149,8 @@ def read_result(folder: Path) -> dict[str, Any]:
             raise TypeError("benchmarks is no mapping")
     except (ValueError, KeyError, TypeError) as error:
         raise RecordsError(
-            f"{path} is not a result ({type(error).__name__}: {error}); it was edited or damaged. Remedy: the "
-            "evaluation's command writes it again from the completions") from None
+            f"{path} is not a result ({type(error).__name__}: {error}); it was edited or damaged",
+            remedy="the evaluation's command writes it again from the completions") from None
     return dict(result)
 
 
@@ -176,10 +175,10 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                 line = json.loads(raw)
             except ValueError as error:
                 raise RecordsError(
-                    f"{path}:{number}: not JSON ({error}); the file was edited or damaged. Remedy: --restart, or the "
-                    "file as the evaluation wrote it") from None
+                    f"not JSON ({error}); the file was edited or damaged", where=f"{path}:{number}",
+                    remedy="--restart, or the file as the evaluation wrote it") from None
             if not isinstance(line, dict):
-                raise RecordsError(f"{path}:{number}: expected a JSON object; the file was edited or damaged")
+                raise RecordsError("the file was edited or damaged", where=f"{path}:{number}", expected="a JSON object")
             lines.append(line)
             ends.append(position)
     return lines, ends

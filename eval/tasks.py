@@ -8,7 +8,7 @@ training alike.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,21 +49,21 @@ class Asked:
     seed: int = 0
 
     def __post_init__(self) -> None:
+
+        def check(option: str, value: float | None, is_right: Callable[[float], bool], expected: str) -> None:
+            if value is not None and not is_right(value):
+                raise EvaluationError(where=named(option), seen=f"{value:g}", expected=expected)
+
         for k in self.ks:
-            if k < 1:
-                raise EvaluationError(f"{named('-k')}: saw {k}; expected whole numbers >= 1")
+            check("-k", k, lambda value: value >= 1, "whole numbers >= 1")
             if self.samples is not None and k > self.samples:
                 raise EvaluationError(
-                    f"{named('-k')}: pass@{k} needs at least {k} samples of each question, and {named('--samples')} is "
-                    f"{self.samples}. Remedy: {named('--samples', k)}, or {named('-k', self.samples)}")
-        for option, value, bound in (("--samples", self.samples, 1), ("--max-tokens", self.max_tokens, 1)):
-            if value is not None and value < bound:
-                raise EvaluationError(f"{named(option)}: saw {value}; expected a whole number >= {bound}")
-        if self.temperature is not None and not 0.0 <= self.temperature <= 2.0:
-            raise EvaluationError(
-                f"{named('--temperature')}: saw {self.temperature:g}; expected a number from 0 (greedy) to 2")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise EvaluationError(f"{named('--top-p')}: saw {self.top_p:g}; expected a number above 0, at most 1")
+                    f"pass@{k} needs at least {k} samples of each question, and {named('--samples')} is {self.samples}",
+                    where=named("-k"), remedy=f"{named('--samples', k)}, or {named('-k', self.samples)}")
+        for option, count in (("--samples", self.samples), ("--max-tokens", self.max_tokens)):
+            check(option, count, lambda value: value >= 1, "a whole number >= 1")
+        check("--temperature", self.temperature, lambda value: 0.0 <= value <= 2.0, "a number from 0 (greedy) to 2")
+        check("--top-p", self.top_p, lambda value: 0.0 < value <= 1.0, "a number above 0, at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,68 +106,70 @@ def build_task(
 ) -> Task:
     """context: most tokens of a sequence that the model was made for, None where that is unknown. name: in results,
     where it is not the benchmark's. Raises EvaluationError, PromptError or RewardError."""
-    protocol = benchmark.protocol
-    samples = asked.samples or max(asked.ks, default=protocol.samples)
-    ks = tuple(sorted(set(asked.ks))) or (samples,)
-    if samples == protocol.samples:
-        own_temperature, own_top_p = protocol.temperature, protocol.top_p
-    else:
-        own_temperature, own_top_p = (
-            (0.0, 1.0) if samples == 1 else (benchmark.sampled.temperature, benchmark.sampled.top_p))
-    temperature = own_temperature if asked.temperature is None else asked.temperature
-    top_p = asked.top_p if asked.top_p is not None else own_top_p if asked.temperature is None else 1.0
+    samples = asked.samples or max(asked.ks, default=benchmark.protocol.samples)
+    temperature, top_p = _temperature_and_top_p(benchmark, asked, samples)
     template = load_template(asked.prompt or benchmark.prompt)
     renderer = PromptRenderer(template, tokenizer, asked.chat_template)
     prompts = tuple(renderer.render(question) for question in loaded.questions)
-    grader = RewardSum([RewardSpec(asked.grader)] if asked.grader is not None else [
-        RewardSpec(benchmark.grader.use, arguments=dict(benchmark.grader.arguments))])
-    ranker = None if asked.best_of is None else RewardSum([RewardSpec(asked.best_of)])
-    for option, rewards in (("--grader", grader), ("--best-of", ranker)):
-        if rewards is not None and (rewards.needs_policy or rewards.needs_token_statistics):
-            raise EvaluationError(
-                f"{named(option)}: {', '.join(rewards.names)} judges by the policy's own probabilities; expected a "
-                "reward that reads the completions, such as rewards.accuracy:accuracy")
-    _check_rewards(benchmark.name, loaded, grader, ranker)
+    grader, ranker = _grader_and_ranker(benchmark, loaded, asked)
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    max_tokens, notes = _fitting_length(benchmark.name, asked.max_tokens, protocol.max_tokens, longest, context)
+    max_tokens, notes = _fitting_length(
+        benchmark.name, asked.max_tokens, benchmark.protocol.max_tokens, longest, context)
     if temperature == 0.0 and samples > 1:
         notes.append(f"{benchmark.name}: at temperature 0 all {samples} samples of a question are the same")
     if template.needs_chat_template and not renderer.uses_chat_template:
         notes.append(
             f"{benchmark.name}: prompt {template.name} was made for a chat template and is rendered as plain text")
     parameters = SamplingParameters(temperature, top_p, 0, max_tokens, (), template.stop_strings)
-    described = {
-        "benchmark": benchmark.name,
-        "source": loaded.source,
-        "questions_digest": loaded.digest,
-        "prompt": template.name,
-        "prompt_digest": _digest(prompts),
-        "chat_template": renderer.uses_chat_template,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
-        "samples": samples,
-        "seed": asked.seed,
-        "stop_strings": list(template.stop_strings),
-        "grader": asked.grader or benchmark.grader.use,
+    protocol = {
+        "benchmark": benchmark.name, "source": loaded.source, "questions_digest": loaded.digest,
+        "prompt": template.name, "prompt_digest": _digest(prompts), "chat_template": renderer.uses_chat_template,
+        "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "samples": samples, "seed": asked.seed,
+        "stop_strings": list(template.stop_strings), "grader": asked.grader or benchmark.grader.use,
         "grader_arguments": {} if asked.grader is not None else dict(benchmark.grader.arguments),
-        "best_of": asked.best_of,
-        "grader_digest": rewards_digest(grader),
+        "best_of": asked.best_of, "grader_digest": rewards_digest(grader),
         "best_of_digest": None if ranker is None else rewards_digest(ranker),
     }
-    return Task(
-        name or benchmark.name, prompts, grader, ranker, parameters, samples, ks, asked.seed, described,
-        (*loaded.warnings, *notes))
+    ks = tuple(sorted(set(asked.ks))) or (samples,)
+    return Task(name=name or benchmark.name, prompts=prompts, grader=grader, ranker=ranker, parameters=parameters,
+                samples=samples, ks=ks, seed=asked.seed, protocol=protocol, notes=(*loaded.warnings, *notes))
 
 
-def _check_rewards(benchmark: str, loaded: LoadedBenchmark, grader: RewardSum, ranker: RewardSum | None) -> None:
-    for rewards in (grader, ranker):
-        if rewards is not None:
-            try:
-                check_columns(rewards, loaded.questions)
-                check_answers(rewards, loaded.questions)
-            except RewardError as error:
-                raise EvaluationError(f"{named('--benchmarks', benchmark)}: {loaded.source}: {error}") from error
+def _temperature_and_top_p(benchmark: Benchmark, asked: Asked, samples: int) -> tuple[float, float]:
+    """As asked; else the protocol's where so many samples are its own, else greedy for one and the benchmark's choice
+    for several. top_p is 1 beside a temperature that the user chose."""
+    protocol = benchmark.protocol
+    if samples == protocol.samples:
+        temperature, top_p = protocol.temperature, protocol.top_p
+    elif samples == 1:
+        temperature, top_p = 0.0, 1.0
+    else:
+        temperature, top_p = benchmark.sampled.temperature, benchmark.sampled.top_p
+    if asked.temperature is not None:
+        temperature, top_p = asked.temperature, 1.0
+    return temperature, top_p if asked.top_p is None else asked.top_p
+
+
+def _grader_and_ranker(
+    benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked
+) -> tuple[RewardSum, RewardSum | None]:
+    """Raises EvaluationError where one of them needs more than the questions and the completions."""
+    own = RewardSpec(benchmark.grader.use, arguments=dict(benchmark.grader.arguments))
+    grader = RewardSum([own if asked.grader is None else RewardSpec(asked.grader)])
+    ranker = None if asked.best_of is None else RewardSum([RewardSpec(asked.best_of)])
+    for option, rewards in (("--grader", grader), ("--best-of", ranker)):
+        if rewards is None:
+            continue
+        if rewards.needs_policy or rewards.needs_token_statistics:
+            raise EvaluationError(
+                f"{', '.join(rewards.names)} judges by the policy's own probabilities", where=named(option),
+                expected="a reward that reads the completions, such as rewards.accuracy:accuracy")
+        try:
+            check_columns(rewards, loaded.questions)
+            check_answers(rewards, loaded.questions)
+        except RewardError as error:
+            raise EvaluationError(f"{loaded.source}: {error}", where=named("--benchmarks", benchmark.name)) from error
+    return grader, ranker
 
 
 def _fitting_length(
@@ -180,13 +182,13 @@ def _fitting_length(
     room = context - longest
     if asked is not None and room > 0:
         raise EvaluationError(
-            f"{named('--max-tokens')}: saw {asked}; the longest prompt of {benchmark} has {longest} tokens, and with it"
-            f" more than {room} do not fit into the model's context of {context}. Remedy: {named('--max-tokens', room)}"
-        )
+            f"saw {asked}; the longest prompt of {benchmark} has {longest} tokens, and with it more than {room} do not "
+            f"fit into the model's context of {context}", where=named("--max-tokens"),
+            remedy=named("--max-tokens", room))
     if room < 1:
         raise EvaluationError(
-            f"{named('--benchmarks', benchmark)}: its longest prompt has {longest} tokens, and the model's context is "
-            f"{context}. Remedy: a shorter {named('--prompt')}, or another model")
+            f"its longest prompt has {longest} tokens, and the model's context is {context}",
+            where=named("--benchmarks", benchmark), remedy=f"a shorter {named('--prompt')}, or another model")
     return room, [
         f"{benchmark}: completions are cut at {room} tokens, not at the protocol's {default}: the model's context is "
         f"{context}"]

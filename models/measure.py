@@ -46,11 +46,7 @@ def main() -> None:
     inputs = read_inputs(config)
     assert inputs.grader is not None
     policy = load_policy(
-        ModelSection(path=arguments.model),
-        LoraSection(),
-        inputs.tokenizer,
-        seed=0,
-        device=torch.device("cpu"),
+        ModelSection(path=arguments.model), LoraSection(), inputs.tokenizer, seed=0, device=torch.device("cpu"),
         keep_reference=False)
     generator = build_generator(config.generator, policy)
     sampling: SamplingSection = config.sampling

@@ -50,10 +50,9 @@ def gold_answer(answer: str) -> str:
     """The final answer of a gold column: some datasets keep whole solutions there, ending in \\boxed{}, after #### or
     in a sentence."""
     extraction = extract(answer)
-    return (
-        extraction.answer
-        if extraction.answer is not None and extraction.rule in ("boxed", "hash", "phrase")
-        else answer)
+    if extraction.answer is None or extraction.rule not in ("boxed", "hash", "phrase"):
+        return answer
+    return extraction.answer
 
 
 def accuracy(

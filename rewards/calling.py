@@ -118,11 +118,8 @@ class Reward:
                 close = difflib.get_close_matches(argument, own, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"its parameters: {', '.join(own) or 'none'}"
                 raise RewardError(f"{self.label} has no parameter {argument!r}, which its arguments set; {hint}")
-        if (
-            style == "trl"
-            and "trainer_state" in parameters
-            and parameters["trainer_state"].default is inspect.Parameter.empty
-        ):
+        state = parameters.get("trainer_state") if style == "trl" else None
+        if state is not None and state.default is inspect.Parameter.empty:
             raise RewardError(
                 f"{self.label} asks for trainer_state, which only TRL's trainer has; give the parameter a default")
 
@@ -173,9 +170,7 @@ def score_flat(reward: Reward, groups: Sequence[GroupInput]) -> list[CheckedScor
                 "log_metric": lambda name, value: logged.setdefault(str(name), []).append(float(value)),
                 "log_extra": lambda column, values: None}
     parameters = _parameters(reward.function)
-    if parameters is not None and all(
-        parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
-    ):
+    if parameters is not None and inspect.Parameter.VAR_KEYWORD not in [item.kind for item in parameters.values()]:
         keywords = {name: value for name, value in keywords.items() if name in parameters}
     _check_signature(reward, None, keywords)
     only = groups[0] if len(groups) == 1 else None
@@ -230,8 +225,7 @@ def _check_signature(reward: Reward, group: GroupInput | None, keywords: Mapping
         signature.bind(**keywords)
     except TypeError as error:
         raise reward.error(
-            group,
-            f"cannot be called: {error}; its signature is {signature}, it is called with "
+            group, f"cannot be called: {error}; its signature is {signature}, it is called with "
             f"{', '.join(keywords)}; take keywords by name and add **columns for the rest") from error
 
 
@@ -284,9 +278,8 @@ def _checked(reward: Reward, group: GroupInput, result: object) -> CheckedScore:
         for i, answer in enumerate(score.answers):
             if answer is not None and not isinstance(answer, str):
                 raise reward.error(group, f"answer {i} is {answer!r} ({type(answer).__name__}), expected text or None")
-    labels = (
-        None if score.labels is None else tuple(_label(reward, group, i, label) for i, label in enumerate(score.labels))
-    )
+    labels = None if score.labels is None else tuple(
+        _label(reward, group, i, label) for i, label in enumerate(score.labels))
     return CheckedScore(
         tuple(None if value is None else _finite(reward, group, i, value) for i, value in enumerate(values)),
         _checked_metrics(reward, group, score.metrics), labels, None if score.answers is None else tuple(score.answers),
@@ -312,10 +305,8 @@ def _values(reward: Reward, group: GroupInput | None, result: object) -> list[ob
     tolist = getattr(result, "tolist", None)  # numpy arrays and tensors
     values = tolist() if tolist is not None else result
     if not isinstance(values, (list, tuple)):
-        raise reward.error(
-            group,
-            f"returned {type(result).__name__} {_short(result)}, expected a list with one number for each "
-            "completion, or a GroupScore")
+        raise reward.error(group, f"returned {type(result).__name__} {_short(result)}, expected a list with one number "
+                           "for each completion, or a GroupScore")
     return list(values)
 
 

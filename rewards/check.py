@@ -124,16 +124,13 @@ def check_usual(bench: Bench) -> Finding:
     seen = f"16 completions, 16 finite values from {low:.4g} to {high:.4g}"
     if reply.scores.count(None) == len(reply.scores):
         return Finding("values", "WARN", "no completion got a score",
-        "a group without scores trains nothing; return a number where there is one")
+                       "a group without scores trains nothing; return a number where there is one")
     if None in reply.scores:
         return _ok("values", f"{seen}; {reply.scores.count(None)} without a score")
     if low == high:
         return Finding(
-            "values",
-            "WARN",
-            f"all 16 values are {low:.4g}",
-            "a group with equal rewards trains nothing; if the reward looks for something that these texts lack, this "
-            "is fine")
+            "values", "WARN", f"all 16 values are {low:.4g}", "a group with equal rewards trains nothing; if the "
+            "reward looks for something that these texts lack, this is fine")
     return _ok("values", seen)
 
 
@@ -147,7 +144,7 @@ def check_small_groups(bench: Bench) -> Finding:
 
 
 def check_deterministic(bench: Bench) -> Finding:
-    """The same call, at once, after other calls, and in a new process, gives the same values."""
+    """A call that is repeated (at once, after other calls, in a new process) gives the same values."""
     name = "deterministic"
     first = bench.call(GROUP, "a group of 16")
     second = bench.call(GROUP, "a group of 16")
@@ -165,15 +162,14 @@ def check_deterministic(bench: Bench) -> Finding:
             assert first.scores is not None and other.scores is not None
             at = next(i for i, pair in enumerate(zip(first.scores, other.scores, strict=True)) if pair[0] != pair[1])
             return Finding(
-                name,
-                "FAIL",
-                f"{when}: completion {at} got {first.scores[at]}, then {other.scores[at]}",
+                name, "FAIL", f"{when}: completion {at} got {first.scores[at]}, then {other.scores[at]}",
                 "draw random numbers from a hash of the completion, keep no state between calls, sort sets before use: "
                 "otherwise a resumed run is another run")
     return _ok(name, "the same values twice, after other calls, and in a new process")
 
 
 def check_inputs(bench: Bench) -> Finding:
+    """The reward leaves what it is given as it was."""
     reply = bench.call(GROUP, "a group of 16")
     if reply.scores is None:
         return _failed("inputs unchanged", reply, "a group of 16 completions")
@@ -228,9 +224,7 @@ def check_missing(bench: Bench) -> Finding:
     if bare.scores is None:
         if bench.call(GROUP[:4], "a group of 4", with_answer=True, with_columns=False).scores is not None:
             return Finding(
-                name,
-                "FAIL",
-                f"without a gold answer: {bare.problem}",
+                name, "FAIL", f"without a gold answer: {bare.problem}",
                 "set the attribute needs_answer = True on the function, so that a question without one is refused "
                 "before the run, or handle answer=None")
         return Finding(
@@ -274,15 +268,8 @@ def check_manners(bench: Bench) -> Finding:
 
 
 CHECKS: tuple[Callable[[Bench], Finding], ...] = (
-    check_usual,
-    check_small_groups,
-    check_deterministic,
-    check_inputs,
-    check_order,
-    check_hostile,
-    check_missing,
-    check_time,
-    check_manners)
+    check_usual, check_small_groups, check_deterministic, check_inputs, check_order, check_hostile, check_missing,
+    check_time, check_manners)
 
 
 def check_reward(
@@ -292,8 +279,7 @@ def check_reward(
     """All findings, in the order of CHECKS, up to the first that makes the others pointless.
 
     question, answer: what the completions are said to answer; columns: further columns of the question, for a reward
-    that needs them.
-    deadline_s: seconds for one call."""
+    that needs them. deadline_s: seconds for one call."""
     with CheckProcess(use, style, dict(arguments or {}), deadline_s) as process:
         bench = Bench(process, question, answer, columns or {})
         loaded = process.load()

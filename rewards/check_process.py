@@ -1,8 +1,8 @@
 """A reward in a child process: loaded and called there, killed when a call takes too long. Used by check.py alone.
 
-Parent and child speak JSON lines. Unlike the pool of workers.py, whose functions map strings to one value, the child
-keeps a reward that is loaded as a configuration would load it, and reports what else it saw: time, changed inputs,
-output, use of a GPU.
+Parent and child speak JSON lines. Unlike the workers of rewards/processes/pool.py, whose functions map strings to one
+value, the child keeps a reward that is loaded as a configuration would load it, and reports what else it saw: time,
+changed inputs, output, use of a GPU.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Reply:
     """What came of loading or of one call.
 
     problem: in plain words, where the status is not ok. scores: [G], None for "no score". seconds: time inside the
-    child.
-    changed: names of arguments that the function changed. uses: of "cuda"."""
+    child. changed: names of arguments that the function changed. uses: of "cuda"."""
 
     status: Literal["ok", "error", "timed_out", "died"]
     problem: str = ""

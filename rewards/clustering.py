@@ -26,8 +26,8 @@ class Clusters:
     None.
 
     num_non_transitive: different answers that equal the founders of two clusters, which differ from each other (5
-    beside 5 cm and 5 kg).
-    num_timed_out: comparisons that were not decided within the deadline, hence counted as not equal.
+    beside 5 cm and 5 kg). num_timed_out: comparisons that were not decided within the deadline, hence counted as not
+    equal.
     """
 
     labels: tuple[int, ...]

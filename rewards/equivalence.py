@@ -64,7 +64,7 @@ def equivalent(first: str, second: str) -> bool:
 
 
 def compare_many(pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
-    """One comparison per pair; what needs algebra is done together, in parallel, each distinct pair once."""
+    """One comparison per pair of answers as written; what needs algebra is asked together, each distinct pair once."""
     return compare_nodes([(read(first), read(second)) for first, second in pairs])
 
 
@@ -77,37 +77,39 @@ def explain(first: str, second: str) -> list[str]:
     if comparison.num_hopeless and not verdict:
         return [*lines, "undecided, counted as not equal: a value that is too large to be computed"]
     if verdict is not None:
-        reason = (
-            "the same canonical form"
-            if left == right
-            else "exact values, values to 40 digits and the rules for structure")
+        by_values = "exact values, values to 40 digits and the rules for structure"
+        reason = "the same canonical form" if left == right else by_values
         return [*lines, f"{'equal' if verdict else 'not equal'}, decided by {reason}"]
     result = compare_nodes([(left, right)])[0]
     asked = "; ".join(f"is {one} equal to {other}?" for one, other in comparison.asked)
-    outcome = (
-        "equal"
-        if result.equal
-        else "undecided within the deadline, counted as not equal" if result.timed_out else "not equal")
+    unequal = "undecided within the deadline, counted as not equal" if result.timed_out else "not equal"
+    outcome = "equal" if result.equal else unequal
     return [*lines, f"{outcome}, decided by computer algebra: {asked}"]
 
 
 def decide_now(first: Node, second: Node) -> Comparison | None:
     """The comparison where no algebra is needed, else None."""
+    return _decided(first, second)[0]
+
+
+def _decided(first: Node, second: Node) -> tuple[Comparison | None, list[Pair]]:
+    """The comparison without algebra, or None with the pairs that algebra has to be asked about."""
     comparison = TreeComparison({})
     verdict = comparison.equal(first, second)
-    return None if verdict is None else Comparison(verdict, not verdict and comparison.num_hopeless > 0)
+    if verdict is None:
+        return None, comparison.asked
+    return Comparison(verdict, not verdict and comparison.num_hopeless > 0), []
 
 
 def compare_nodes(pairs: Sequence[tuple[Node, Node]]) -> list[Comparison]:
-    """As compare_many, for answers that have been read already."""
+    """One comparison per pair of trees; what needs algebra is asked together, in parallel, each distinct pair once."""
     results: list[Comparison | None] = []
     undecided: dict[int, list[Pair]] = {}
-    for i, (left, right) in enumerate(pairs):
-        comparison = TreeComparison({})
-        verdict = comparison.equal(left, right)
-        results.append(None if verdict is None else Comparison(verdict, not verdict and comparison.num_hopeless > 0))
-        if verdict is None:
-            undecided[i] = comparison.asked
+    for i, pair in enumerate(pairs):
+        decided, asked = _decided(*pair)
+        results.append(decided)
+        if decided is None:
+            undecided[i] = asked
     found = _ask_algebra(list(dict.fromkeys(pair for asked in undecided.values() for pair in asked)))
     verdicts = {pair: comparison.equal for pair, comparison in found.items()}
     for i, asked in undecided.items():
@@ -136,9 +138,7 @@ def prefetch(groups: Sequence[Sequence[str | None]]) -> None:
         for node in doubtful:
             for other in nodes:
                 if other is not node:
-                    comparison = TreeComparison({})
-                    if comparison.equal(node, other) is None:
-                        pairs.extend(comparison.asked)
+                    pairs += _decided(node, other)[1]
     if pairs:
         _ask_algebra(list(dict.fromkeys(pairs)))
 
@@ -183,10 +183,8 @@ def _ask_pool(pool: WorkerPool, questions: Sequence[Pair]) -> Sequence[Outcome]:
     texts = sorted({text for question in questions for text in question} - _tried.keys())
     if len(_tried) + len(texts) > _MAX_CACHED:
         _tried.clear()
-    _tried.update(
-        zip(
-            texts, (outcome.status != "timed_out" for outcome in pool.call([(text, _NUMBER) for text in texts])),
-            strict=True))
+    tries = pool.call([(text, _NUMBER) for text in texts])
+    _tried.update((text, outcome.status != "timed_out") for text, outcome in zip(texts, tries, strict=True))
     sound = [question for question in questions if all(_tried[text] for text in question)]
     outcomes = dict(zip(sound, pool.call(sound), strict=True))
     return [outcomes.get(question, Outcome("timed_out")) for question in questions]

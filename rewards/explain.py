@@ -20,7 +20,7 @@ from rewards.answers.reading import read
 from rewards.calling import GroupInput
 from rewards.equivalence import explain as explain_pair
 from rewards.errors import UserError, report_errors
-from rewards.extraction import extract
+from rewards.extraction import Extraction, extract
 from rewards.loading import load
 from rewards.options import add_reward_options, read_object
 from rewards.recorded import RecordedGroup, read_group, rewards_of_run
@@ -41,49 +41,49 @@ def explain(specs: Sequence[RewardSpec], group: GroupInput, recorded: RecordedGr
         lines.append(f"gold answer  {gold}" + (f"   (from {_end(group.answer)})" if gold != group.answer else ""))
     for i, completion in enumerate(group.completions):
         lines += ["", f"completion {i}   {_end(completion)}"]
-        lines += [f"  {line}" for line in _of_completion(specs, result, i, completion, gold, last_number)]
+        found = extract(completion, last_number)
+        lines += [f"  {line}" for line in (*_of_answer(found, result.answers[i], gold), *_of_cluster(result, i))]
+        lines += [f"  score      {scores[i]:g}   {name}" for name, scores in result.scores.items()]
+        if len(specs) > 1 or any(spec.weight != 1 for spec in specs):
+            lines.append(f"  reward     {result.rewards[i]:g}   the weighted sum")
         if recorded is not None:
-            lines.append(
-                f"  recorded   answer {recorded.answers[i]!r}, cluster {recorded.labels[i]}, reward "
-                f"{recorded.rewards[i]:g}"
-                + ("" if _as_recorded(result, recorded, i) else "   -- differs from now"))
-    lines += [
-        "",
-        (
-            f"group        {len(set(result.labels))} clusters of {len(result.labels)}, semantic entropy "
-            f"{result.entropy:.4g} nats")]
+            differs = "" if _as_recorded(result, recorded, i) else "   -- differs from now"
+            lines.append(f"  recorded   answer {recorded.answers[i]!r}, cluster {recorded.labels[i]}, reward "
+                         f"{recorded.rewards[i]:g}{differs}")
+    num_clusters = len(set(result.labels))
+    lines += ["", f"group        {num_clusters} clusters of {len(result.labels)}, semantic entropy "
+              f"{result.entropy:.4g} nats"]
     lines += [f"  {name:<40} {value:.6g}" for name, value in result.metrics.items()]
     return lines
 
 
-def _of_completion(
-    specs: Sequence[RewardSpec], result: GroupResult, i: int, completion: str, gold: str | None, last_number: bool
-) -> list[str]:
-    found = extract(completion, last_number)
-    answer = result.answers[i]
-    lines = [f"extracted  nothing   by rule: {found.rule} (see rewards/extraction.py)" if found.answer is None else
-             f"extracted  {_short(found.answer)}   by rule: {found.rule}"]
+def _of_answer(found: Extraction, answer: str | None, gold: str | None) -> list[str]:
+    """What was extracted, and what it was compared with. answer: the one that the rewards judged."""
+    lines = [f"extracted  {_short(found.answer)}   by rule: {found.rule}"
+             + (" (see rewards/extraction.py)" if found.answer is None else "")]
     if answer != found.answer:
         lines.append(f"answer     {_short(answer)}   (the reward's own extraction)")
     if answer is not None and gold is not None:
-        lines += [
-            f"{'against the gold answer' if n == 0 else '':<25}{line}"
-            for n, line in enumerate(explain_pair(answer, gold))]
+        lines += _headed("against the gold answer", explain_pair(answer, gold))
     elif answer is not None:
         lines.append(f"read as    {describe(read(answer))}")
-    label = result.labels[i]
-    others = [k for k, other in enumerate(result.labels) if other == label and k != i]
-    lines.append(f"cluster    {label}" + (f", with completion {', '.join(map(str, others))}" if others else ", alone"))
-    founder = result.labels.index(label)
-    if founder != i and answer is not None and (founding := result.answers[founder]) not in (None, answer):
-        assert founding is not None
-        lines += [f"{f'  since {_short(founding)!s} founded it:' if n == 0 else '':<25}{line}"
-                  for n, line in enumerate(explain_pair(founding, answer))]
-    for name, scores in result.scores.items():
-        lines.append(f"score      {scores[i]:g}   {name}")
-    if len(specs) > 1 or any(spec.weight != 1 for spec in specs):
-        lines.append(f"reward     {result.rewards[i]:g}   the weighted sum")
     return lines
+
+
+def _of_cluster(result: GroupResult, i: int) -> list[str]:
+    """Who else gave the answer, and why it counts as the same."""
+    label, answer = result.labels[i], result.answers[i]
+    others = [k for k, other in enumerate(result.labels) if other == label and k != i]
+    lines = [f"cluster    {label}" + (f", with completion {', '.join(map(str, others))}" if others else ", alone")]
+    founder = result.labels.index(label)
+    founding = result.answers[founder]
+    if founder != i and answer is not None and founding is not None and founding != answer:
+        lines += _headed(f"  since {_short(founding)} founded it:", explain_pair(founding, answer))
+    return lines
+
+
+def _headed(head: str, lines: Sequence[str]) -> list[str]:
+    return [f"{'' if n else head:<25}{line}" for n, line in enumerate(lines)]
 
 
 def _as_recorded(result: GroupResult, recorded: RecordedGroup, i: int) -> bool:

@@ -12,9 +12,8 @@
 
 A sentence in a box or behind a phrase ("the volume is 120") is cut down to the value that it states. What follows a
 chat template's control token is no part of the completion. Nothing found is a case of its own (answer None, rule
-`none`), never an empty string. Each rule is one
-pass over the text: the time is linear in its length. To add a rule, write a function text -> answer | None and put it
-into RULES.
+`none`), never an empty string. Each rule is one pass over the text: the time is linear in its length. To add a rule,
+write a function text -> answer | None and put it into RULES.
 """
 
 from __future__ import annotations

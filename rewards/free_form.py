@@ -178,12 +178,13 @@ def _refuse_failures(judge: Judge, judgements: Mapping[Pair, Judgement]) -> None
     if not missing:
         return
     (first, second), judgement = missing[0]
-    what = (
-        "replied {0}, expected Yes or No; use a model that follows instructions, or another judge_prompt"
-        if judgement.replied
-        else "gave no reply: {0}; is the server up, and fast enough for timeout_s and concurrency?")
+    if judgement.replied:
+        what = (f"replied {judgement.seen}, expected Yes or No; use a model that follows instructions, or another "
+                "judge_prompt")
+    else:
+        what = f"gave no reply: {judgement.seen}; is the server up, and fast enough for timeout_s and concurrency?"
     raise JudgeError(
-        f"{judge.place} {what.format(judgement.seen)} ({len(missing)} of {len(judgements)} calls without a verdict; "
+        f"{judge.place} {what} ({len(missing)} of {len(judgements)} calls without a verdict; "
         f"this one asked about {first[:80]!r} and {second[:80]!r}). To go on without such groups: on_failure: skip")
 
 

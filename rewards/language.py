@@ -48,9 +48,8 @@ def language_consistency(
     """r_i = letters of completion i in the wanted script / its letters, in [0, 1].
 
     script: the wanted one, a name in SCRIPTS; None takes the script that most of the question's letters have. Japanese
-    is kana with
-    han: a question with any kana wants both. A completion without letters gets 1: bare mathematics is in no wrong
-    language; so do all where nothing says which script is wanted. Raises ValueError for an unknown script.
+    is kana with han: a question with any kana wants both. A completion without letters gets 1: bare mathematics is in
+    no wrong language; so do all where nothing says which script is wanted. Raises ValueError for an unknown script.
     """
     if script is not None and script not in SCRIPTS:
         raise ValueError(f"script is {script!r}, expected one of {', '.join(SCRIPTS)}")

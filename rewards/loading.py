@@ -40,7 +40,7 @@ def load(use: str, search_from: Path | None = None) -> Callable[..., Any]:
 
 
 def split_use(use: str) -> tuple[str, str]:
-    """(package.module or file.py, the function's name). Raises RewardError where one of them is missing."""
+    """(the module or file, the function in it). Raises RewardError where one of them is missing."""
     place, _, name = use.rpartition(":")
     if not place or not name:
         raise RewardError(f"reward {use!r} names no function; write package.module:name or file.py:name")

@@ -18,9 +18,8 @@ def overlong_penalty(
 
     Lengths count all sampled tokens, the stop token included. max_completion_tokens: L_max; a run fills in its own
     sampling.max_completion_tokens where the configuration sets none, and refuses a higher one, which no completion
-    could reach.
-    cache_tokens: L_cache, 1 to L_max; None stands for a fifth of L_max, the paper's 4096 of 20480. Raises ValueError
-    outside of that.
+    could reach. cache_tokens: L_cache, 1 to L_max; None stands for a fifth of L_max, the paper's 4096 of 20480. Raises
+    ValueError outside of that.
     """
     cache = max(1, max_completion_tokens // 5) if cache_tokens is None else cache_tokens
     if not 1 <= cache <= max_completion_tokens:

@@ -13,23 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from rewards.accuracy import gold_answer
 from rewards.answer_place import answer_place
 from rewards.contract import GroupScore, PolicyLike
 from rewards.extraction import extract
 
+Form = Literal["mean_probability", "sequence_probability", "log_likelihood"]
+
 
 def reference_likelihood(
-    *,
-    completions: list[str],
-    answer: str,
-    policy: PolicyLike,
-    form: Literal["mean_probability", "sequence_probability", "log_likelihood"] = "mean_probability",
-    debias: bool | None = None,
-    last_number: bool = False,
-    **columns: object,
+    *, completions: list[str], answer: str, policy: PolicyLike, form: Form = "mean_probability",
+    debias: bool | None = None, last_number: bool = False, **columns: object,
 ) -> GroupScore:
     """With p_t the policy's probability of the gold answer's token t of T after the completion's reasoning:
 
@@ -38,8 +34,8 @@ def reference_likelihood(
     false. A completion without a final answer gets 0, and with log_likelihood, where 0 would be the best value of all,
     the lowest value of the group. Raises ValueError for an unknown form, and for debias with log_likelihood.
     """
-    if form not in ("mean_probability", "sequence_probability", "log_likelihood"):
-        raise ValueError(f"form is {form!r}, expected one of mean_probability, sequence_probability, log_likelihood")
+    if form not in get_args(Form):
+        raise ValueError(f"form is {form!r}, expected one of {', '.join(get_args(Form))}")
     if debias and form == "log_likelihood":
         raise ValueError(
             "debias is true, which form log_likelihood does not know; expected mean_probability or sequence_probability"

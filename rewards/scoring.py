@@ -37,13 +37,12 @@ class RewardSpec:
 class GroupResult:
     """What the rewards say about one group.
 
-    rewards: [G], weighted sum. scores: each reward's own values [G] by name, unweighted; where it had none the
-    mean of its others in the group, or 0. answers: [G],
-    None where nothing was found. labels: [G], cluster of each completion. entropy: over the labels, in nats, 0 <= H <=
-    ln G.
-    metrics: `name/metric` of each reward, and of the group `group/num_clusters`, `group/unparsable_share`,
-    `group/unscored_share` (completions for which no reward had a score), `group/skipped` (1 where skipped).
-    skipped: some reward could not judge the group. Its rewards are then all equal, its clusters mean nothing, and it
+    rewards: [G], weighted sum. scores: each reward's own values [G] by name, unweighted; where it had none the mean of
+    its others in the group, or 0. answers: [G], None where nothing was found. labels: [G], cluster of each completion.
+    entropy: over the labels, in nats, 0 <= H <= ln G. metrics: `name/metric` of each reward, and of the group
+    `group/num_clusters`, `group/unparsable_share`, `group/unscored_share` (completions for which no reward had a
+    score), `group/skipped` (1 where skipped). skipped: some reward could not judge the group. Its rewards are then all
+    equal, its clusters mean nothing, and it
     must not train.
     """
 

@@ -85,11 +85,7 @@ def _divided(values: list[float], std: float, eps: float) -> list[float]:
 
 
 ADVANTAGES: dict[str, AdvantageFunction] = {
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "reinforce++": reinforce_plus_plus,
-}
+    "grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo, "reinforce++": reinforce_plus_plus}
 
 
 def compute_advantages(

@@ -15,6 +15,10 @@ class ConfigError(UserError):
     """The configuration is not usable: each problem with its key, the value seen and what was expected."""
 
 
+class DataError(UserError):
+    """Questions or solutions cannot be used: the file, line and field, and the remedy."""
+
+
 class GeneratorError(UserError):
     """No sampler as configured: something is not installed, not reachable, or serves something else."""
 

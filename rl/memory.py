@@ -10,6 +10,7 @@ allocator's waste and the libraries themselves (0.5 to 0.7 GB on the CPU, counte
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,49 +123,40 @@ def estimate_memory(
     shapes = weight_shapes(folder) if folder is not None else None
     if shapes is None:
         return None
-    text = model_config.get_text_config()  # of a multimodal model, the language model's
-    hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
-    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
-    num_parameters = sum(_size(shape) for shape in shapes.values())
-    adapted = [
-        shape
-        for name, shape in shapes.items()
-        if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
+    vocabulary = model_config.get_text_config().vocab_size
+    num_parameters = sum(map(math.prod, shapes.values()))
+    adapted = [shape for name, shape in shapes.items()
+               if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
     num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
     # Full parameters are kept in float32, and their frozen reference is a second copy.
     frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
     bytes_per_base_weight = bytes_per_weight if config.lora.enabled else 4
     base = num_parameters * bytes_per_base_weight * frozen_copies
     generator = config.generator
-    row = longest_prompt + config.sampling.max_completion_tokens
-    tokens = max(config.optim.micro_batch_tokens, row)
-    # Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama
-    # architecture.
+    longest = longest_prompt + config.sampling.max_completion_tokens
+    tokens = max(config.optim.micro_batch_tokens, longest)
+    sampler_copy, cache = _sampler_bytes(
+        generator, max(longest, benchmark_tokens), cache_bytes_per_token(model_config, bytes_per_weight),
+        num_parameters * bytes_per_weight, num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
+    return MemoryEstimate(
+        num_parameters=num_parameters, num_trained=num_trained, base=base, sampler_copy=sampler_copy,
+        trained=num_trained * 4 * 4, activations=_activation_bytes(config, model_config, tokens, bytes_per_weight),
+        logits=4 * min(tokens * vocabulary * 4, 256 * 2**20), cache=cache, backend=generator.backend,
+        is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
+        sleeps=on_gpu and generator.sleep != "off", teacher=_teacher_bytes(config, on_gpu=on_gpu))
+
+
+def _activation_bytes(config: RunConfig, model_config: PretrainedConfig, tokens: int, bytes_per_weight: int) -> int:
+    """Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama
+    architecture. tokens: of one micro-batch."""
+    text = model_config.get_text_config()  # of a multimodal model, the language model's
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
     adapter_inputs = 4 * (2 * hidden + intermediate) if config.lora.enabled else 0
     per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + adapter_inputs
-    kept_layers = 1 if config.model.gradient_checkpointing else layers
-    checkpoints = tokens * layers * hidden * bytes_per_weight if config.model.gradient_checkpointing else 0
-    sampler_copy, cache = _sampler_bytes(
-        generator,
-        max(row, benchmark_tokens),
-        cache_bytes_per_token(model_config, bytes_per_weight),
-        num_parameters * bytes_per_weight,
-        num_parameters * bytes_per_base_weight,
-        on_gpu=on_gpu)
-    return MemoryEstimate(
-        num_parameters=num_parameters,
-        num_trained=num_trained,
-        base=base,
-        sampler_copy=sampler_copy,
-        trained=num_trained * 4 * 4,
-        activations=tokens * kept_layers * per_token_and_layer + checkpoints,
-        logits=4 * min(tokens * vocabulary * 4, 256 * 2**20),
-        cache=cache,
-        backend=generator.backend,
-        is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
-        sleeps=on_gpu and generator.sleep != "off",
-        teacher=_teacher_bytes(config, on_gpu=on_gpu),
-    )
+    if config.model.gradient_checkpointing:
+        return int(tokens * per_token_and_layer + tokens * layers * hidden * bytes_per_weight)
+    return int(tokens * layers * per_token_and_layer)
 
 
 def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
@@ -176,22 +168,22 @@ def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
     folder = checkpoint_folder(model)
     shapes = weight_shapes(folder) if folder is not None else None
     bytes_per_weight = {"auto": 2 if on_gpu else 4, "float32": 4, "bfloat16": 2}[model.dtype]
-    return bytes_per_weight * sum(_size(shape) for shape in (shapes or {}).values())
+    return bytes_per_weight * sum(map(math.prod, (shapes or {}).values()))
 
 
 def _sampler_bytes(
-    generator: GeneratorSection, row: int, bytes_per_token: int, weights: int, base: int, *, on_gpu: bool
+    generator: GeneratorSection, longest: int, bytes_per_token: int, weights: int, base: int, *, on_gpu: bool
 ) -> tuple[int, int]:
-    """Of the sampler's copy of the weights and its cache. row: tokens of the longest prompt with the longest
+    """Of the sampler's copy of the weights and its cache. longest: tokens of the longest prompt with the longest
     completion; weights: bytes of the model as the sampler holds it; base: as the trainer does."""
     if generator.backend == "vllm_server":
         return 0, 0
     if generator.backend == "vllm":
-        fixed = engine_cache_bytes(generator, row, bytes_per_token, on_gpu=on_gpu)
-        return weights, cache_bytes(1, row, bytes_per_token) if fixed is None else fixed
+        fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
+        return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES)
     # Half as much again while the cache grows into a larger buffer.
-    return weights if merges else 0, int(1.5 * generator.max_sequences * row * bytes_per_token)
+    return weights if merges else 0, int(1.5 * generator.max_sequences * longest * bytes_per_token)
 
 
 def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: int, where: str) -> None:
@@ -200,12 +192,9 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: 
         return
     cache, sampler_copy = _sampler_remedies(config.generator, estimate)
     remedies = {
-        "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=true",
-        "cache": cache,
-        "sampler_copy": sampler_copy,
-        "base": f"{named('model.dtype', 'bfloat16')}",
-        "trained": "lora.enabled=true or a lower lora.rank",
-        "logits": "a lower optim.micro_batch_tokens",
+        "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=true", "cache": cache,
+        "sampler_copy": sampler_copy, "base": f"{named('model.dtype', 'bfloat16')}",
+        "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens",
         "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}
     largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
     raise ConfigError(
@@ -225,11 +214,8 @@ def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> 
             if estimate.is_least_cache
             else f"a lower {named('generator.max_sequences')}")
     sleep = "generator.sleep=offload, or " if estimate.is_least_cache and not estimate.sleeps else ""
-    return (
-        cache,
-        (
-            f"{sleep}{named('model.dtype', 'bfloat16')}, or servers on another device "
-            f"({named('generator.backend', 'vllm_server')})"))
+    elsewhere = f"servers on another device ({named('generator.backend', 'vllm_server')})"
+    return cache, f"{sleep}{named('model.dtype', 'bfloat16')}, or {elsewhere}"
 
 
 def checkpoint_folder(model: ModelSection, cache: Path | None = None) -> Path | None:
@@ -249,13 +235,6 @@ def available_memory(device: torch.device, num_processes: int = 1) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) // num_processes
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
 
 
 def _is_target(name: str, targets: str | list[str]) -> bool:

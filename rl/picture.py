@@ -49,22 +49,10 @@ Curve: TypeAlias = "list[tuple[int, float]]"
 COLOURS = ("#2563eb", "#e8590c", "#2b8a3e", "#9c36b5", "#c2255c", "#0c8599")
 DPI = 120
 _STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#adb5bd",
-    "axes.labelcolor": "#343a40",
-    "axes.grid": True,
-    "grid.color": "#e9ecef",
-    "xtick.color": "#495057",
-    "ytick.color": "#495057",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
+    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#adb5bd", "axes.labelcolor": "#343a40",
+    "axes.grid": True, "grid.color": "#e9ecef", "xtick.color": "#495057", "ytick.color": "#495057",
+    "legend.frameon": False, "lines.linewidth": 1.8, "lines.solid_capstyle": "round"}
 
 
 def draw_curves(metrics: Path | Sequence[Path], out: Path, title: str) -> None:
@@ -201,11 +189,7 @@ def _draw_benchmarks(axis: Axes, records: Sequence[Record]) -> list[str]:
             [
                 [value - low.get(step, value) for step, value in curve],
                 [high.get(step, value) - value for step, value in curve]],
-            color=colour,
-            marker="s",
-            markersize=3.5,
-            capsize=2.0,
-            elinewidth=0.8,
+            color=colour, marker="s", markersize=3.5, capsize=2.0, elinewidth=0.8,
             label=name.removeprefix(BENCHMARK_PREFIX))
     return names
 

@@ -56,5 +56,4 @@ def select(
     reasons = [(group, refusal(group, low, high, keep_equal=keep_equal)) for group in groups]
     return Selection(
         kept=tuple(group for group, reason in reasons if reason is None),
-        refused=tuple((group, reason) for group, reason in reasons if reason is not None),
-    )
+        refused=tuple((group, reason) for group, reason in reasons if reason is not None))

@@ -1,9 +1,9 @@
 """Cleaned text of one answer without structure -> its canonical form: number, words, or expression, with its unit.
 
 Numbers are exact (rewards/answers/quantity.py), also those written as arithmetic: 1,234/2, 2^3, \\frac919. Words
-compare without case.
-Everything else is an expression: its tree (rewards/answers/expression.py) where that grammar knows it, and its text for
-computer algebra. Lists, intervals, equations and the like are taken apart before (rewards/answers/reading.py).
+compare without case. Everything else is an expression: its tree (rewards/answers/expression.py) where that grammar
+knows it, and its text for computer algebra. Lists, intervals, equations and the like are taken apart before
+(rewards/answers/reading.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Literal
 
 from rewards.answers.expression import parse
 from rewards.answers.notation import TEXT_CLOSE, TEXT_OPEN, unmark
-from rewards.answers.numeric import exact
 from rewards.answers.quantity import Huge, read_quantity, read_unit
 from rewards.answers.terms import Term
+from rewards.answers.values import exact
 
 Kind = Literal["number", "text", "expression"]
 
@@ -27,9 +27,8 @@ class Canonical:
     """Equal objects are the same answer.
 
     value: Fraction or Huge for numbers; lower-case words or digits_base for text; LaTeX without spaces for expressions.
-    unit: "" for none.
-    latex: the cleaned text for computer algebra. term: the tree of an expression, None where it has none. Neither is
-    compared.
+    unit: "" for none. latex: the cleaned text for computer algebra. term: the tree of an expression, None where it has
+    none. Neither is compared.
     """
 
     kind: Kind

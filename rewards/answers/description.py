@@ -36,10 +36,9 @@ def _leaf(leaf: Canonical) -> str:
     if leaf.kind == "expression":
         known = "" if leaf.term is not None else ", not of our grammar: left to computer algebra"
         return f"expression {shorten(leaf.latex)}{unit}{known}"
-    value = (
-        leaf.value
-        if not isinstance(leaf.value, tuple)
-        else f"{'-' if leaf.value[0] else ''}{shorten(leaf.value[1])}e{leaf.value[2]}")
+    value = leaf.value
+    if isinstance(value, tuple):
+        value = f"{'-' if value[0] else ''}{shorten(value[1])}e{value[2]}"
     return f"{'number' if leaf.kind == 'number' else 'words'} {shorten(str(value)) or 'that are empty'}{unit}"
 
 

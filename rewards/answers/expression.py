@@ -7,7 +7,7 @@ nothing here may execute anything, recurse without bound or take more than linea
 What is missing (infinite sums, integrals, limits, modular arithmetic) is left to rewards/answers/symbolic.py.
 Conventions: `log` without a base is base 10; \\frac919 is 9/19; \\sqrt12 is the root of 12; 1/2x is x/2; an integer
 before a fraction of integers below 1 is a mixed number; letters beside each other are a product, except for the names
-of functions. To add a function, name it in FUNCTIONS and give its value in rewards/answers/numeric.py.
+of functions. To add a function, name it in FUNCTIONS and give its value in rewards/answers/values.py.
 """
 
 from __future__ import annotations

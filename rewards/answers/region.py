@@ -13,10 +13,10 @@ from typing import Any
 
 from rewards.answers.canonical import Canonical
 from rewards.answers.expression import parse
-from rewards.answers.numeric import infinity, near, real_value
 from rewards.answers.quantity import Huge
 from rewards.answers.terms import Term, number
 from rewards.answers.trees import Collection, Node, Relation, Sequence, SetOperation
+from rewards.answers.values import infinity, near, real_value
 
 _EVERYTHING = frozenset(
     (
@@ -52,11 +52,8 @@ def region(node: Node) -> Region | None:
     if isinstance(node, Relation):
         return _inequality(node)
     if isinstance(node, SetOperation):
-        parts = [region(part) for part in node.parts]
-        return (
-            None
-            if any(part is None for part in parts)
-            else _combined(node.operation, [part for part in parts if part is not None]))
+        parts = [part for part in map(region, node.parts) if part is not None]
+        return _combined(node.operation, parts) if len(parts) == len(node.parts) else None
     return _collection(node) if isinstance(node, Collection) else None
 
 
@@ -139,14 +136,12 @@ def _half_line(sign: str, bound: Any) -> Region:
 
 def _collection(node: Collection) -> Region | None:
     if node.is_set:
-        points = [value_of(item) for item in node.items]
-        return (
-            None
-            if any(point is None for point in points)
-            else _normal([Interval(point, True, point, True) for point in points]))
-    parts = [region(item) for item in node.items]
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts) or not found:
+        points = [point for point in map(value_of, node.items) if point is not None]
+        if len(points) < len(node.items):
+            return None
+        return _normal([Interval(point, True, point, True) for point in points])
+    found = [part for part in map(region, node.items) if part is not None]
+    if len(found) < len(node.items) or not found:
         return None
     if any(isinstance(item, Relation) for item in node.items) and node.joined_by != "or":
         names = {name for item in node.items if isinstance(item, Relation) for name in item.names if name is not None}

@@ -1,4 +1,4 @@
-"""The tree of an expression: what rewards/answers/expression.py reads and rewards/answers/numeric.py evaluates."""
+"""The tree of an expression: what rewards/answers/expression.py reads and rewards/answers/values.py evaluates."""
 
 from __future__ import annotations
 

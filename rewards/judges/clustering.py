@@ -101,9 +101,8 @@ def verdict_metrics(judgements: Mapping[Pair, Judgement], is_complete: bool) -> 
 
     num_pairs: ordered pairs that the judge was asked about. failed_share: of these, calls without a reply.
     unclear_share: of the replies, those that are no verdict. asymmetric_share: of the pairs {a, b} with both verdicts,
-    those where the two differ.
-    non_transitive_share: of the triples {a, b, c} in which at least two of the three pairs are equal both ways, and the
-    third pair is decided, those where it is not equal; only where all pairs were asked.
+    those where the two differ. non_transitive_share: of the triples {a, b, c} in which at least two of the three pairs
+    are equal both ways, and the third pair is decided, those where it is not equal; only where all pairs were asked.
     """
     replies = [judgement for judgement in judgements.values() if judgement.replied]
     metrics = {"num_pairs": float(len(judgements))}

@@ -1,9 +1,9 @@
 """A question and two answers -> the text that a judge model is asked, and its reply -> a verdict: yes, no, or none.
 
-A judge is anything with `async judge(question, pairs) -> list[Judgement]`: openai.py asks a server,
-transformers.py a model in this process. "None" is a case of its own and stays one: a call that failed or a reply
-that is no verdict is never taken for "different". To add a judge, write a class with that method and a function beside
-those in rewards/free_form.py.
+A judge is anything with `async judge(question, pairs) -> list[Judgement]`: openai.py asks a server, transformers.py a
+model in this process. "None" is a case of its own and stays one: a call that failed or a reply that is no verdict is
+never taken for "different". To add a judge, write a class with that method and a function beside those in
+rewards/free_form.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 prompt?
 
 Nothing is generated: one forward pass per pair, in batches, and the verdict is deterministic. Differs from asking for
-text (openai_judge.py) in that every model answers; so a reply is a verdict only where Yes and No together have a
+text (openai.py) in that every model answers; so a reply is a verdict only where Yes and No together have a
 probability of at least `min_mass`. torch and transformers are imported when the judge is made.
 """
 

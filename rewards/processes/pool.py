@@ -73,12 +73,10 @@ class WorkerPool:
     lists.
 
     num_workers: items that run together; the default is the number of cores for each process of torchrun or accelerate,
-    2 to 8.
-    max_workers: workers in all, 8 times as many by default.
-    deadline_s: wall-clock seconds one item may take. memory_gb: what one worker may allocate on top of the imported
-    modules; the worst case is max_workers times as much. To have lazy imports and caches ready in every worker, the
-    function's module lists argument lists for a first call in WARM_UP; without it the function is called once with "1"
-    for each parameter.
+    2 to 8. max_workers: workers in all, 8 times as many by default. deadline_s: wall-clock seconds one item may take.
+    memory_gb: what one worker may allocate on top of the imported modules; the worst case is max_workers times as much.
+    To have lazy imports and caches ready in every worker, the function's module lists argument lists for a first call
+    in WARM_UP; without it the function is called once with "1" for each parameter.
     """
 
     def __init__(

@@ -5,12 +5,11 @@ from it.
 
 The template is a fresh interpreter (never a fork of the caller, which may have threads and CUDA), stays single-threaded
 and runs nothing but its warm-up, so a fork of it is safe, takes milliseconds and starts with everything imported. Only
-the template kills
-and reaps workers: a process number cannot have gone to somebody else in between. Commands, a line each: `fork N` (with
-the worker's socket), `slow N` (lower its priority), `kill N`. The template ends, and all workers with it, when its
-socket closes or the caller is gone. Limits of a worker: memory, CPU time slightly above the deadline, no core files,
-first choice of the out-of-memory killer. Used by rewards/processes/handles.py only. POSIX; a worker that outlives a
-killed template is prevented on Linux only.
+the template kills and reaps workers: a process number cannot have gone to somebody else in between. Commands, a line
+each: `fork N` (with the worker's socket), `slow N` (lower its priority), `kill N`. The template ends, and all workers
+with it, when its socket closes or the caller is gone. Limits of a worker: memory, CPU time slightly above the deadline,
+no core files, first choice of the out-of-memory killer. Used by rewards/processes/handles.py only. POSIX; a worker that
+outlives a killed template is prevented on Linux only.
 """
 
 from __future__ import annotations

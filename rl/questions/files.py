@@ -12,15 +12,16 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rewards.errors import UserError
-from rl.config import ColumnsSection
+from rewards.errors import UserError, named
+from rl.config import ColumnsSection, DataSection
 from rl.configuration.problems import closest
+from rl.errors import DataError
 from rl.paths import resolve_path
-from rl.questions.generated import TaskError, is_generated, is_option, setting_name, task_rows
+from rl.questions.generated import is_generated, task_rows
 from rl.records import Json, Question
 
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
@@ -38,12 +39,8 @@ RESERVED_COLUMNS = frozenset({"question", "answer", "prompts", "completions", "c
 RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-class DataError(UserError):
-    """The questions cannot be used; the message names file, line and field, and the remedy."""
-
-
-class RowError(ValueError):
-    """A RowAdapter cannot use a row; load_questions adds file and line."""
+class RowError(UserError):
+    """A RowAdapter cannot use a row. where: the field; load_questions puts file and line before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,87 +71,84 @@ class Row:
     values: Mapping[str, Any]
 
 
-def load_questions(path: str, *, split: str = "train", subset: str | None = None, revision: str | None = None,
-                   columns: ColumnsSection | None = None, limit: int | None = None, section: str = "data",
-                   task: Mapping[str, Json] | None = None, exclude: Collection[str] = (),
-                   adapter: RowAdapter | None = None) -> LoadedQuestions:
-    """Read the questions of a JSONL or parquet file, a data-set folder or a Hugging Face data set, in the order of the
-    rows.
+def load_questions(
+    data: DataSection, *, exclude: Collection[str] = (), adapter: RowAdapter | None = None
+) -> LoadedQuestions:
+    """The questions of a JSONL or parquet file, a data-set folder, a Hugging Face data set or a task, in the order of
+    the rows.
 
-    path: see rl.paths.resolve_path, or reasoning_gym:TASK with its parameters `task`
-    (rl/questions/generated.py). split,
-    subset, revision: of data sets only. limit: stop after so many questions. exclude: texts of questions to leave out.
-    section: the configuration's section, or the command's option, for messages. adapter: makes of each row, as it was
-    read, the one that is used; what it raises as RowError is reported with the row's place. Rows with the same question
-    text are dropped but for the first. Answers that are numbers become text (72 -> "72"); an empty one is none. Column
-    names that rewards use for something else (question, answer, completions, ...) are not passed on; with
-    columns.answer = None neither are ANSWER_COLUMNS.
-    Raises: DataError."""
-    columns = columns or ColumnsSection()
+    exclude: texts of questions to leave out. adapter: makes of each row, as it was read, the one that is used; what it
+    raises as RowError is reported with the row's place. Rows with the same question text are dropped but for the first.
+    Answers that are numbers become text (72 -> "72"); an empty one is none. Column names that rewards use for something
+    else (question, answer, completions, ...) are not passed on; with data.columns.answer = None neither are
+    ANSWER_COLUMNS.
+    Raises: DataError, which names settings data.path, data.columns.id, ...; for questions of another section the caller
+    renames them."""
     kept: dict[str, Question] = {}
     places: dict[str, str] = {}
     num_rows = num_duplicates = num_contradicting = num_excluded = 0
-    for row in read_rows(path, split, subset, revision, section, task or {}, limit):
+    for row in read_rows(data):
         num_rows += 1
-        question = _question(row if adapter is None else _adapted(row, adapter), columns, section)
+        question = _question(row if adapter is None else _adapted(row, adapter), data.columns)
         if question.text in exclude:
             num_excluded += 1
-            continue
-        earlier = kept.get(question.text)
-        if earlier is not None:
+        elif (earlier := kept.get(question.text)) is not None:
             num_duplicates += 1
             num_contradicting += earlier.answer != question.answer
-            continue
-        if question.id in places:
+        elif question.id in places:
+            other = "" if adapter is not None else f", or name another column with {named('data.columns.id')}"
             raise DataError(
-                f"{row.where}: field {columns.id!r}: the id {question.id!r} is also that of {places[question.id]}; "
-                "ids must differ, since they enter the sampling seeds. Rename one"
-                f"{'' if is_option(section) else f', or name another column with {section}.columns.id'}")
-        kept[question.text] = question
-        places[question.id] = row.where
-        if limit is not None and len(kept) == limit:
+                f"field {data.columns.id!r}: the id {question.id!r} is also that of {places[question.id]}; ids must "
+                f"differ, since they enter the sampling seeds. Rename one{other}", where=row.where)
+        else:
+            kept[question.text], places[question.id] = question, row.where
+        if len(kept) == data.limit:
             break
-    if not kept and num_excluded:
-        raise DataError(
-            f"{path}: all of its {num_excluded} questions are training questions too; give {section}.task other "
-            "parameters or another seed, or train on fewer")
     if not kept:
-        raise DataError(f"{path}: has no questions; expected at least one row with a {columns.question!r} field")
+        raise _no_questions(data, num_excluded)
     questions = tuple(kept.values())
     num_with_answer = sum(question.answer is not None for question in questions)
     return LoadedQuestions(
         questions, QuestionCounts(num_rows, num_duplicates, num_contradicting, num_with_answer, num_excluded))
 
 
-def read_rows(path: str, split: str, subset: str | None, revision: str | None, section: str, task: Mapping[str, Json],
-              limit: int | None) -> Iterator[Row]:
-    """The rows of a file, a data set or a task, each with its place. Raises: DataError."""
+def _no_questions(data: DataSection, num_excluded: int) -> DataError:
+    if not num_excluded:
+        return DataError(
+            "has no questions", where=data.path, expected=f"at least one row with a {data.columns.question!r} field")
+    return DataError(
+        f"all of its {num_excluded} questions are training questions too; give {named('data.task')} other parameters "
+        "or another seed, or train on fewer", where=data.path)
+
+
+def read_rows(data: DataSection) -> Iterator[Row]:
+    """The rows of a file, a data set or a task, each with its place; of a task no more than data.limit, if that is set.
+    Raises: DataError."""
+    path = data.path
     if is_generated(path):
-        return _generated_rows(path, task, limit, section)
-    if task:
+        return _generated_rows(data)
+    if data.task:
         raise DataError(
-            f"{section}.task: saw {dict(task)!r}, and {section}.path is {path}; only reasoning_gym:TASK has task "
-            "parameters. Remove the key")
+            f"saw {dict(data.task)!r}, and {named('data.path')} is {path}; only reasoning_gym:TASK has task "
+            "parameters. Remove the key", where=named("data.task"))
     local = resolve_path(path)
     suffix = local.suffix.lower()
     if local.is_dir():
-        return _dataset_folder_rows(local, split, subset, section)
+        return _dataset_folder_rows(local, data)
+    if suffix == ".parquet" and local.is_file():
+        return _parquet_rows(local)
     if local.is_file():
-        if suffix == ".parquet":
-            return _parquet_rows(local)
         if suffix in FILE_SUFFIXES:
             return _jsonl_rows(local)
-        raise DataError(f"{local}: saw the ending {suffix!r}; expected one of {', '.join(FILE_SUFFIXES)} "
-                        f"({setting_name(section, 'path')})")
-    if (
-        suffix in (*FILE_SUFFIXES, ".json", ".csv", ".tsv", ".txt")
-        or path.startswith((".", "/", "~"))
-        or path.count("/") > 1
-    ):
         raise DataError(
-            f"{path}: no such file{_similar_file(local)} ({setting_name(section, 'path')}; a relative path starts from "
-            "the working directory or the project's folder)")
-    return _hub_rows(path, split, subset, revision, section)
+            where=str(local), seen=f"the ending {suffix!r}",
+            expected=f"one of {', '.join(FILE_SUFFIXES)} ({named('data.path')})")
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local or suffix in (*FILE_SUFFIXES, ".json", ".csv", ".tsv", ".txt"):
+        raise DataError(
+            f"no such file{_similar_file(local)} ({named('data.path')}; a relative path starts from the working "
+            "directory or the project's folder)", where=path)
+    return _hub_rows(path, data, data.revision)
 
 
 def _similar_file(path: Path) -> str:
@@ -165,13 +159,9 @@ def _similar_file(path: Path) -> str:
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
-def _generated_rows(path: str, task: Mapping[str, Json], limit: int | None, section: str) -> Iterator[Row]:
-    try:
-        rows = task_rows(path, task, limit, section)
-    except TaskError as error:
-        raise DataError(str(error)) from None
-    for number, values in enumerate(rows, start=1):
-        yield Row(f"{path}: question {number}", number, values)
+def _generated_rows(data: DataSection) -> Iterator[Row]:
+    for number, values in enumerate(task_rows(data.path, data.task, data.limit), start=1):
+        yield Row(f"{data.path}: question {number}", number, values)
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -182,30 +172,32 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             try:
                 text = raw.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").decode("utf-8").strip()
             except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); "
-                                "save the file as UTF-8") from None
+                raise DataError(
+                    f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); save the file as UTF-8",
+                    where=where) from None
             if not text:
                 blank_line = blank_line or number
                 continue
             if blank_line:
                 raise DataError(
-                    f"{path}:{blank_line}: an empty line between rows; expected one JSON object a line. Remove it")
+                    "an empty line between rows", where=f"{path}:{blank_line}", expected="one JSON object a line",
+                    remedy="remove it")
             yield Row(where, number, _json_object(text, where))
 
 
 def _json_object(text: str, where: str) -> dict[str, Json]:
-    shown = text if len(text) <= 80 else text[:77] + "..."
+    seen = repr(text if len(text) <= 80 else text[:77] + "...")
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where}: malformed JSON at column {error.colno} ({error.msg}): saw {shown!r}; expected one JSON object "
-            'a line, such as {"question": "1+1=?"}') from None
+            f"malformed JSON at column {error.colno} ({error.msg})", where=where, seen=seen,
+            expected='one JSON object a line, such as {"question": "1+1=?"}') from None
     except (ValueError, RecursionError) as error:
         # Numbers of thousands of digits and nesting of thousands of levels end here.
-        raise DataError(f"{where}: malformed JSON ({error}): saw {shown!r}") from None
+        raise DataError(f"malformed JSON ({error})", where=where, seen=seen) from None
     if not isinstance(values, dict):
-        raise DataError(f"{where}: saw {shown!r}; expected a JSON object, such as {{\"question\": \"1+1=?\"}}")
+        raise DataError(where=where, seen=seen, expected='a JSON object, such as {"question": "1+1=?"}')
     return values
 
 
@@ -221,44 +213,43 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     number += 1
                     yield Row(f"{path}: row {number}", number, values)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from None
+        raise DataError(f"not a readable parquet file: {error}", where=str(path)) from None
 
 
-def _dataset_folder_rows(folder: Path, split: str, subset: str | None, section: str) -> Iterator[Row]:
+def _dataset_folder_rows(folder: Path, data: DataSection) -> Iterator[Row]:
     import datasets
 
     if not (folder / "dataset_info.json").exists() and not (folder / "dataset_dict.json").exists():
-        return _hub_rows(str(folder), split, subset, None, section)
+        return _hub_rows(str(folder), data, revision=None)
     try:
         dataset = datasets.load_from_disk(str(folder))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: not a readable data set: {error}") from None
+        raise DataError(f"not a readable data set: {error}", where=str(folder)) from None
     if isinstance(dataset, datasets.DatasetDict):
-        if split not in dataset:
-            near = closest(split, list(dataset)) or "NAME"
-            raise DataError(f"{folder}: no split {split!r}; it has: {', '.join(dataset)}. Set {section}.split={near}")
-        dataset = dataset[split]
+        if data.split not in dataset:
+            near = closest(data.split, list(dataset)) or "NAME"
+            raise DataError(
+                f"no split {data.split!r}; it has: {', '.join(dataset)}. Set {named('data.split', near)}",
+                where=str(folder))
+        dataset = dataset[data.split]
     return _dataset_rows(str(folder), dataset)
 
 
-def _hub_rows(path: str, split: str, subset: str | None, revision: str | None, section: str) -> Iterator[Row]:
+def _hub_rows(path: str, data: DataSection, revision: str | None) -> Iterator[Row]:
+    """path: a hub id, or a local folder of data files."""
     import datasets
 
     try:
-        dataset = datasets.load_dataset(path, subset, split=split, revision=revision)
+        dataset = datasets.load_dataset(path, data.subset, split=data.split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         # datasets raises one of these for a missing data set, a missing split or subset, for a hub that cannot be
         # reached, and for a file that it cannot parse, where only the cause names the place.
         reason = str(error.__cause__ or error).strip().splitlines()
-        remedy = (
-            ""
-            if is_option(section)
-            else (
-                f" Check {section}.path, {section}.split and {section}.subset; without network, download it beforehand "
-                "or give a JSONL or parquet file"))
         raise DataError(
-            f"{path}: cannot be loaded as a Hugging Face data set (split {split!r}, subset {subset!r}): "
-            f"{type(error).__name__}: {reason[0] if reason else ''}.{remedy}") from None
+            f"cannot be loaded as a Hugging Face data set (split {data.split!r}, subset {data.subset!r}): "
+            f"{type(error).__name__}: {reason[0] if reason else ''}", where=path,
+            remedy=f"check {named('data.path')}, {named('data.split')} and {named('data.subset')}; without network, "
+            "download it beforehand or give a JSONL or parquet file") from None
     return _dataset_rows(path, dataset)
 
 
@@ -271,21 +262,23 @@ def _adapted(row: Row, adapter: RowAdapter) -> Row:
     try:
         return Row(row.where, row.number, adapter(row.values))
     except RowError as error:
-        raise DataError(f"{row.where}: {error}") from None
+        (problem,) = error.problems
+        raise DataError(replace(problem, where=": ".join(filter(None, (row.where, problem.where))))) from None
 
 
-def _question(row: Row, columns: ColumnsSection, section: str) -> Question:
+def _question(row: Row, columns: ColumnsSection) -> Question:
     values = row.values
     if columns.question not in values:
-        near = closest(columns.question, list(values))
-        raise DataError(f"{row.where}: no {columns.question!r} field; the row has: {', '.join(values) or 'none'}. "
-                        f"Name the question's column with {section}.columns.question={near or 'NAME'}")
+        near = closest(columns.question, list(values)) or "NAME"
+        raise DataError(
+            f"no {columns.question!r} field; the row has: {', '.join(values) or 'none'}. Name the question's column "
+            f"with {named('data.columns.question', near)}", where=row.where)
     text = values[columns.question]
     if not isinstance(text, str):
-        raise DataError(
-            f"{row.where}: field {columns.question!r}: saw {shown_value(text)}; expected the question as text")
+        raise bad_field(row, columns.question, text, "the question as text")
     if not text.strip():
-        raise DataError(f"{row.where}: field {columns.question!r}: the question is empty; fill it in or remove the row")
+        raise DataError(
+            f"field {columns.question!r}: the question is empty; fill it in or remove the row", where=row.where)
     check_unicode(text, row, columns.question)
     left_out = (
         {columns.question, columns.id} | RESERVED_COLUMNS | ({columns.answer} if columns.answer else ANSWER_COLUMNS))
@@ -298,8 +291,7 @@ def _id(row: Row, column: str) -> str:
     if value is None:
         return f"line-{row.number}"
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(
-            f"{row.where}: field {column!r}: saw {shown_value(value)}; expected text or a whole number as the row's id")
+        raise bad_field(row, column, value, "text or a whole number as the row's id")
     return str(value)
 
 
@@ -311,12 +303,16 @@ def _answer(row: Row, column: str | None) -> str | None:
         return "true" if value else "false"
     if isinstance(value, int | float | decimal.Decimal):
         return str(value)
-    if not isinstance(value, str):
-        raise DataError(
-            f"{row.where}: field {column!r}: saw {shown_value(value)}; expected one answer as text or a number")
     assert column is not None
+    if not isinstance(value, str):
+        raise bad_field(row, column, value, "one answer as text or a number")
     check_unicode(value, row, column)
     return value if value.strip() else None
+
+
+def bad_field(row: Row, column: str, value: object, expected: str) -> DataError:
+    """The error about a field that holds something else than expected."""
+    return DataError(where=f"{row.where}: field {column!r}", seen=shown_value(value), expected=expected)
 
 
 def check_unicode(text: str, row: Row, column: str) -> None:
@@ -324,8 +320,9 @@ def check_unicode(text: str, row: Row, column: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{row.where}: field {column!r}: the character {text[error.start]!r} is half of a pair "
-                        "(a broken \\u escape); correct the text") from None
+        raise DataError(
+            f"the character {text[error.start]!r} is half of a pair (a broken \\u escape); correct the text",
+            where=f"{row.where}: field {column!r}") from None
 
 
 def as_json(value: Any, row: Row, column: str) -> Json:
@@ -340,8 +337,8 @@ def as_json(value: Any, row: Row, column: str) -> Json:
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
     raise DataError(
-        f"{row.where}: field {column!r}: saw a value of type {type(value).__name__}; columns are passed to rewards, "
-        "so they must be text, numbers, lists or mappings. Remove the column")
+        f"saw a value of type {type(value).__name__}; columns are passed to rewards, so they must be text, numbers, "
+        "lists or mappings. Remove the column", where=f"{row.where}: field {column!r}")
 
 
 def shown_value(value: object) -> str:

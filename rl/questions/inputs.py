@@ -1,5 +1,5 @@
-"""What a run reads before it loads a model: rewards, questions, prompts. Checked here, so that `--dry-run` and a run
-refuse the same.
+"""What a run reads before it loads a model: rewards, questions, prompts. Checked here, so that `--dry-run` refuses what
+a run would refuse.
 
 Loads the tokenizer but no weights."""
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from rewards.contract import RewardError
 from rewards.errors import named
 from rewards.scoring import RewardSum
 from rl.config import DataSection, HeldOutSection, ModelSection, PromptSection, RewardSection, RunConfig
-from rl.errors import ConfigError
+from rl.errors import ConfigError, DataError
 from rl.paths import resolve_path
 from rl.questions.files import LoadedQuestions, load_questions
-from rl.questions.generated import is_generated
+from rl.questions.generated import held_out_task, is_generated
 from rl.questions.prompting import PromptRenderer, load_template, render_prompts, warn_of_plain_text
 from rl.records import Prompt, Question
 from rl.scoring.rewarding import build_rewards, check_answers, check_columns
@@ -49,13 +50,15 @@ def read_inputs(config: RunConfig) -> Inputs:
     """Everything but the model. Raises ConfigError, DataError, PromptError or RewardError with the remedy."""
     for tracker in config.tracking.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise ConfigError(f"tracking.trackers: {tracker} is not installed. Remedy: pip install -e '.[{tracker}]'")
+            raise ConfigError(f"{tracker} is not installed", where=named("tracking.trackers"),
+                              remedy=f"pip install -e '.[{tracker}]'")
     rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
     if config.generator.max_staleness and (rewards.needs_policy or rewards.needs_token_statistics):
         raise ConfigError(
-            "generator.max_staleness: 1 samples a step's groups before the step before it has trained, and a "
-            f"reward among {', '.join(rewards.names)} asks the policy itself, which has changed by then. Remedy: "
-            "generator.max_staleness=0, or rewards that read the completions")
+            f"1 samples a step's groups before the step before it has trained, and a reward among "
+            f"{', '.join(rewards.names)} asks the policy itself, which has changed by then",
+            where=named("generator.max_staleness"),
+            remedy=f"{named('generator.max_staleness', 0)}, or rewards that read the completions")
     grader = build_grader(config.evaluation, config.sampling.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     training = read_questions(config.data, config.prompt, rewards, tokenizer)
@@ -71,8 +74,7 @@ def read_inputs(config: RunConfig) -> Inputs:
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
         warnings.warn(
             "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient"
-            " is taken, so the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0",
-            stacklevel=2)
+            " is taken, so the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0", stacklevel=2)
     stop_strings = tuple(dict.fromkeys([*renderer.template.stop_strings, *config.sampling.stop_strings]))
     digests = {"data.path": prompts_digest(prompts)} | (
         {"evaluation.path": prompts_digest(held_out)} if grader is not None else {})
@@ -97,7 +99,7 @@ def read_questions(
     PromptError."""
     renderer = PromptRenderer(load_template(prompt.template), tokenizer, prompt.chat_template)
     warn_of_plain_text(renderer)
-    loaded = _load(data, data.limit, "data")
+    loaded = load_questions(data)
     _check_training_answers(rewards, loaded.questions, data)
     _check_columns(rewards, loaded.questions, "data", data)
     prompts, num_too_long = render_prompts(loaded.questions, renderer, data.max_prompt_tokens)
@@ -113,22 +115,18 @@ def build_grader(evaluation: HeldOutSection, max_completion_tokens: int) -> Rewa
     grader = build_rewards([RewardSection(use=_grader(evaluation))], max_completion_tokens)
     if grader.needs_policy or grader.needs_token_statistics:
         raise ConfigError(
-            f"evaluation.reward: {_grader(evaluation)} judges by the policy's own probabilities; expected a grader "
-            "that reads the completions, such as rewards.accuracy:accuracy")
+            f"{_grader(evaluation)} judges by the policy's own probabilities", where=named("evaluation.reward"),
+            expected="a grader that reads the completions, such as rewards.accuracy:accuracy")
     return grader
 
 
 def read_held_out(
-    evaluation: HeldOutSection,
-    grader: RewardSum,
-    renderer: PromptRenderer,
-    max_prompt_tokens: int,
+    evaluation: HeldOutSection, grader: RewardSum, renderer: PromptRenderer, max_prompt_tokens: int,
     training_texts: Collection[str],
 ) -> tuple[tuple[Prompt, ...], dict[str, int]]:
     """The held-out prompts, and how many questions were left out, by reason. training_texts: the training questions,
     which generated held-out questions may not repeat. Raises ConfigError, DataError, PromptError or RewardError."""
-    loaded = _load(
-        evaluation, evaluation.num_questions, "evaluation", training_texts if is_generated(evaluation.path) else ())
+    loaded = load_held_out_questions(evaluation, training_texts)
     _check_columns(grader, loaded.questions, "evaluation", evaluation)
     _check_held_out_answers(grader, loaded.questions)
     held_out, num_too_long = render_prompts(loaded.questions, renderer, max_prompt_tokens)
@@ -160,30 +158,36 @@ def load_model_config(model: ModelSection) -> PretrainedConfig:
 def _check_folder(model: ModelSection) -> None:
     path = resolve_path(model.path)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ConfigError(
-            f"{named('model.path')}: the folder {path} holds no config.json; expected a Hugging Face checkpoint")
+        raise ConfigError(f"the folder {path} holds no config.json", where=named("model.path"),
+                          expected="a Hugging Face checkpoint")
     # models/ is a folder of this project: what is not made yet there is not to be asked of the hub.
     looks_local = model.path.startswith((".", "/", "~", "models/")) or model.path.count("/") > 1
     if looks_local and not path.is_dir():
-        hint = ". Remedy: make smollm2" if path.name == "smollm2-135m-instruct" else ""
         raise ConfigError(
-            f"{named('model.path')}: there is no folder {path}; expected a folder with a Hugging Face checkpoint, or a "
-            f"hub id{hint}")
+            f"there is no folder {path}", where=named("model.path"),
+            expected="a folder with a Hugging Face checkpoint, or a hub id",
+            remedy="make smollm2" if path.name == "smollm2-135m-instruct" else "")
 
 
 def _unreadable(model: ModelSection, what: str, error: Exception) -> ConfigError:
     first_line = str(error).strip().splitlines()[0]
     return ConfigError(
-        f"{named('model.path')}: the {what} of {model.path!r} cannot be read ({first_line}); expected a folder with a "
-        "Hugging Face checkpoint, or a hub id that this machine can reach")
+        f"the {what} of {model.path!r} cannot be read ({first_line})", where=named("model.path"),
+        expected="a folder with a Hugging Face checkpoint, or a hub id that this machine can reach")
 
 
-def _load(section: DataSection | HeldOutSection, limit: int | None, name: str,
-          exclude: Collection[str] = ()) -> LoadedQuestions:
-    assert section.path is not None
-    return load_questions(
-        section.path, split=section.split, subset=section.subset, revision=section.revision, columns=section.columns,
-        limit=limit, section=name, task=section.task, exclude=exclude)
+def load_held_out_questions(evaluation: HeldOutSection, training_texts: Collection[str]) -> LoadedQuestions:
+    """The held-out questions. training_texts: see `read_held_out`. Raises DataError, which names keys of
+    `evaluation`."""
+    path = evaluation.path
+    assert path is not None
+    data = DataSection(
+        path=path, task=held_out_task(path, evaluation.task), split=evaluation.split, subset=evaluation.subset,
+        revision=evaluation.revision, columns=evaluation.columns, limit=evaluation.num_questions)
+    try:
+        return load_questions(data, exclude=training_texts if is_generated(path) else ())
+    except DataError as error:
+        raise error.renamed(lambda key: re.sub(r"^data\b", "evaluation", key)) from None
 
 
 def _duplicates(loaded: LoadedQuestions) -> str:
@@ -219,13 +223,11 @@ def check_lengths(max_completion_tokens: int, model_config: PretrainedConfig, pr
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     needed = len(longest.token_ids) + max_completion_tokens
     if context is not None and needed > context:
-        room = context - len(longest.token_ids)
+        key, room = "sampling.max_completion_tokens", context - len(longest.token_ids)
         raise ConfigError(
-            f"{named('sampling.max_completion_tokens')}: {max_completion_tokens} tokens after the longest prompt "
-            f"({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the model's "
-            f"context of {context}. Remedy: "
-            f"{f'sampling.max_completion_tokens={room} or less, or ' if room > 0 else ''}a lower "
-            "data.max_prompt_tokens")
+            f"{max_completion_tokens} tokens after the longest prompt ({len(longest.token_ids)} tokens, question "
+            f"{longest.question.id!r}) make {needed}, above the model's context of {context}", where=named(key),
+            remedy=f"{f'{named(key, room)} or less, or ' if room > 0 else ''}a lower {named('data.max_prompt_tokens')}")
 
 
 def _grader(evaluation: HeldOutSection) -> str:
@@ -238,12 +240,12 @@ def _check_columns(rewards: RewardSum, questions: Sequence[Question], name: str,
     try:
         check_columns(rewards, questions)
     except RewardError as error:
-        remedy = "questions that have it, or another reward"
+        remedy = "questions that have it"
         if section.columns.answer is None:
-            remedy = (
-                f"{name}.columns.answer=answer (null keeps columns that lead to the answer from rewards), or another "
-                "reward")
-        raise ConfigError(f"{name}.path: {section.path}: {error}. Remedy: {remedy}") from error
+            key = named(f"{name}.columns.answer", "answer")
+            remedy = f"{key} (null keeps columns that lead to the answer from rewards)"
+        raise ConfigError(f"{section.path}: {error}", where=named(f"{name}.path"),
+                          remedy=f"{remedy}, or another reward") from error
 
 
 def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], data: DataSection) -> None:
@@ -251,9 +253,10 @@ def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], d
         check_answers(rewards, questions)
     except RewardError as error:
         if data.columns.answer is None:
+            key = "data.columns.answer"
             raise ConfigError(
-                f"data.columns.answer: null reads no answers from {data.path}, but {str(error).partition(',')[0]}. "
-                "Remedy: data.columns.answer=answer (the column's name), or a reward that needs no answer") from error
+                f"null reads no answers from {data.path}, but {str(error).partition(',')[0]}", where=named(key),
+                remedy=f"{named(key, 'answer')} (the column's name), or a reward that needs no answer") from error
         raise ConfigError(f"{data.path}, column {data.columns.answer!r} (data.columns.answer): {error}") from error
 
 
@@ -262,10 +265,12 @@ def _check_held_out_answers(grader: RewardSum, questions: Sequence[Question]) ->
         check_answers(grader, questions)
     except RewardError as error:
         raise ConfigError(
-            f"evaluation.path: {str(error).partition(';')[0]}; held-out accuracy needs one in every row. Remedy: "
-            "evaluation.columns.answer=NAME where the column has another name, or evaluation.path=null") from error
+            f"{str(error).partition(';')[0]}; held-out accuracy needs one in every row", where=named("evaluation.path"),
+            remedy=f"{named('evaluation.columns.answer', 'NAME')} where the column has another name, or "
+            f"{named('evaluation.path', 'null')}") from error
 
 
 def check_stop_tokens(ids: Sequence[int], num_tokens: int) -> None:
     if unknown := [token for token in ids if not 0 <= token < num_tokens]:
-        raise ConfigError(f"sampling.stop_token_ids: saw {unknown[0]}; expected ids below the tokenizer's {num_tokens}")
+        raise ConfigError(where=named("sampling.stop_token_ids"), seen=str(unknown[0]),
+                          expected=f"ids below the tokenizer's {num_tokens}")

@@ -125,12 +125,10 @@ class Progress:
         return [
             ("reward", _number(metrics.get(REWARD))),
             *([("accuracy", _number(metrics[ACCURACY]))] if ACCURACY in metrics else []),
-            *([("teacher kl", _number(metrics[REVERSE_KL]))] if REVERSE_KL in metrics else []),
-            held_out,
+            *([("teacher kl", _number(metrics[REVERSE_KL]))] if REVERSE_KL in metrics else []), held_out,
             ("entropy", _number(metrics.get(NORMALISED_ENTROPY))),
             ("refused", f"{sum(refused):4.0%}" if refused else "   -"),
-            ("tok/s", f"{metrics[TOKENS_PER_S]:7,.0f}" if TOKENS_PER_S in metrics else "      -"),
-        ]
+            ("tok/s", f"{metrics[TOKENS_PER_S]:7,.0f}" if TOKENS_PER_S in metrics else "      -")]
 
 
 class LinesProgress(Progress):

@@ -40,11 +40,9 @@ class Best:
 class Summary:
     """held_out_*: {"avg@8": Interval}, benchmarks_*: {"math500 avg@4": Interval}, None where there was no evaluation.
 
-    steps: training steps done.
-
-    stop_reason: `completed`, `watchdog`, or the name of the signal; message: why, where it did not
-    complete. wall_s: training and all evaluations.
-    peak_rss_gb: see `peak_rss_gb`. num_sampled_tokens: completions of training, over all ranks.
+    steps: training steps done. stop_reason: `completed`, `watchdog`, or the name of the signal; message: why, where it
+    did not complete. wall_s: training and all evaluations. peak_rss_gb: most resident memory, GB (1e9 bytes).
+    num_sampled_tokens: completions of training, over all ranks.
     """
 
     steps: int
@@ -132,11 +130,9 @@ def render_summary(summary: Summary, folder: RunFolder) -> str:
     lines += [
         f"{'cost':<18}{_duration(summary.wall_s)}, {summary.peak_rss_gb:.2f} GB of memory, "
         f"{summary.num_sampled_tokens:,} sampled tokens",
-        f"{'curves':<18}{folder.curve_file}",
-        f"{'metrics':<18}{folder.metrics_file}",
+        f"{'curves':<18}{folder.curve_file}", f"{'metrics':<18}{folder.metrics_file}",
         f"{'rollouts':<18}{folder.rollouts_file}",
-        f"{'next':<18}python -m rl.export {folder.path} exported/{folder.path.name}",
-    ]
+        f"{'next':<18}python -m rl.export {folder.path} exported/{folder.path.name}"]
     return "\n".join(lines)
 
 
@@ -150,10 +146,9 @@ def held_out_lines(summary: Summary) -> list[str]:
 def _change_lines(prefix: str, before: Mapping[str, Interval], after: Mapping[str, Interval]) -> list[str]:
     lines = []
     for name in dict.fromkeys((*before, *after)):
-        gain = (
-            f"   {100 * (after[name].value - before[name].value):+.1f} points"
-            if name in before and name in after
-            else "")
+        gain = ""
+        if name in before and name in after:
+            gain = f"   {100 * (after[name].value - before[name].value):+.1f} points"
         lines.append(f"{prefix + name:<18}{_interval(before.get(name))} -> {_interval(after.get(name))}{gain}")
     return lines
 
@@ -163,7 +158,6 @@ def _interval(interval: Interval | None) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h")
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

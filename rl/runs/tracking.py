@@ -197,30 +197,16 @@ def rollouts_record(step: int, scored: ScoredGroup, advantages: Sequence[float] 
     question = scored.group.question
     completions: list[Json] = [
         {
-            "text": rollout.text,
-            "answer": scored.answers[index],
-            "cluster": scored.labels[index],
-            "reward": scored.rewards[index],
-            "scores": {name: values[index] for name, values in scored.scores.items()},
-            "advantage": None if advantages is None else advantages[index],
-            "num_tokens": len(rollout.token_ids),
-            "finish_reason": rollout.finish_reason,
-            "policy_version": rollout.policy_version,
-        }
+            "text": rollout.text, "answer": scored.answers[index], "cluster": scored.labels[index],
+            "reward": scored.rewards[index], "scores": {name: values[index] for name, values in scored.scores.items()},
+            "advantage": None if advantages is None else advantages[index], "num_tokens": len(rollout.token_ids),
+            "finish_reason": rollout.finish_reason, "policy_version": rollout.policy_version}
         for index, rollout in enumerate(scored.group.rollouts)
     ]
     return {
-        "step": step,
-        "question_id": question.id,
-        "question": question.text,
-        "answer": question.answer,
-        "columns": dict(question.columns),
-        "prompt": scored.group.prompt.text,
-        "entropy": scored.entropy,
-        "normalised_entropy": scored.normalised_entropy,
-        "refused": refused,
-        "completions": completions,
-    }
+        "step": step, "question_id": question.id, "question": question.text, "answer": question.answer,
+        "columns": dict(question.columns), "prompt": scored.group.prompt.text, "entropy": scored.entropy,
+        "normalised_entropy": scored.normalised_entropy, "refused": refused, "completions": completions}
 
 
 def read_json_lines(path: Path) -> list[Record]:

@@ -35,8 +35,7 @@ def build_rewards(sections: Sequence[RewardSection], max_completion_tokens: int)
         [
             RewardSpec(use=s.use, weight=s.weight, name=s.name, style=s.style, arguments=dict(s.arguments))
             for s in sections],
-        run_arguments={"max_completion_tokens": max_completion_tokens},
-        may_be_empty=True)
+        run_arguments={"max_completion_tokens": max_completion_tokens}, may_be_empty=True)
 
 
 def check_answers(rewards: RewardSum, questions: Sequence[Question]) -> None:
@@ -59,28 +58,17 @@ def score_groups(rewards: RewardSum, groups: Sequence[Group], policy: AskedPolic
         groups = policy.with_statistics(groups)
     inputs = [
         GroupInput(
-            question_id=group.question.id,
-            question=group.question.text,
-            completions=[r.text for r in group.rollouts],
-            answer=group.question.answer,
-            columns=group.question.columns,
-            prompt=group.prompt.text,
+            question_id=group.question.id, question=group.question.text, completions=[r.text for r in group.rollouts],
+            answer=group.question.answer, columns=group.question.columns, prompt=group.prompt.text,
             rollouts=group.rollouts,
-            policy=policy.after(group.prompt) if policy is not None and rewards.needs_policy else None,
-        )
+            policy=policy.after(group.prompt) if policy is not None and rewards.needs_policy else None)
         for group in groups
     ]
     return [
         ScoredGroup(
-            group=_without_statistics(group),
-            rewards=tuple(result.rewards),
-            scores=dict(result.scores),
-            answers=tuple(result.answers),
-            labels=tuple(result.labels),
-            entropy=result.entropy,
-            metrics=dict(result.metrics),
-            skipped=result.skipped,
-        )
+            group=_without_statistics(group), rewards=tuple(result.rewards), scores=dict(result.scores),
+            answers=tuple(result.answers), labels=tuple(result.labels), entropy=result.entropy,
+            metrics=dict(result.metrics), skipped=result.skipped)
         for group, result in zip(groups, rewards.score(inputs), strict=True)
     ]
 

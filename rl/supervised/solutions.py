@@ -11,8 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rewards.errors import named
+from rl.config import DataSection
 from rl.configuration.problems import closest
-from rl.questions.files import DataError, Row, as_json, check_unicode, read_rows, shown_value
+from rl.errors import DataError
+from rl.questions.files import Row, as_json, check_unicode, read_rows, shown_value
 from rl.questions.prompting import Message, PromptError, PromptRenderer
 from rl.records import Prompt, Question
 from rl.supervised.config import WarmupColumnsSection, WarmupDataSection
@@ -42,14 +45,13 @@ class SolutionRow:
         return len(self.prompt.token_ids) + len(self.completion_ids)
 
 
-def load_solutions(data: WarmupDataSection, section: str = "data") -> list[Solution]:
-    """The rows in the file's order. One question may have several solutions. section: the configuration's, for
-    messages.
+def load_solutions(data: WarmupDataSection) -> list[Solution]:
+    """The rows in the file's order. One question may have several solutions.
 
-    Raises: DataError naming file, line and field."""
+    Raises: DataError naming file, line and field, and settings data.path, data.columns.question, ..."""
     found: list[Solution] = []
-    for row in read_rows(data.path, data.split, data.subset, data.revision, section, {}, data.limit):
-        found.append(_solution(row, data.columns, section))
+    for row in read_rows(DataSection(path=data.path, split=data.split, subset=data.subset, revision=data.revision)):
+        found.append(_solution(row, data.columns))
         if len(found) == data.limit:
             break
     if not found:
@@ -132,14 +134,15 @@ def end_token(renderer: PromptRenderer, eos_token_ids: Collection[int], tokenize
     return tokenizer_eos if tokenizer_eos is not None else min(eos_token_ids)
 
 
-def _solution(row: Row, columns: WarmupColumnsSection, section: str) -> Solution:
+def _solution(row: Row, columns: WarmupColumnsSection) -> Solution:
     values = row.values
     others = {name: as_json(value, row, name) for name, value in values.items()
               if name not in (columns.question, columns.solution, columns.messages)}
     if columns.question in values:
-        question = _text(row, columns.question, f"{section}.columns.question", "the question")
-        return Solution(row.where, Question(f"line-{row.number}", question, None, others),
-                        _text(row, columns.solution, f"{section}.columns.solution", "the solution"))
+        question = _text(row, columns.question, "data.columns.question", "the question")
+        return Solution(
+            row.where, Question(f"line-{row.number}", question, None, others),
+            _text(row, columns.solution, "data.columns.solution", "the solution"))
     if columns.messages in values:
         *before, asked, answer = _messages(row, columns.messages)
         return Solution(
@@ -147,8 +150,8 @@ def _solution(row: Row, columns: WarmupColumnsSection, section: str) -> Solution
     near = closest(columns.question, list(values))
     raise DataError(
         f"{row.where}: neither a {columns.question!r} nor a {columns.messages!r} field; the row has: "
-        f"{', '.join(values) or 'none'}. Name the column with {section}.columns.question={near or 'NAME'} or "
-        f"{section}.columns.messages=NAME")
+        f"{', '.join(values) or 'none'}. Name the column with "
+        f"{named('data.columns.question', near or 'NAME')} or {named('data.columns.messages', 'NAME')}")
 
 
 def _text(row: Row, column: str, key: str, what: str) -> str:
@@ -156,7 +159,7 @@ def _text(row: Row, column: str, key: str, what: str) -> str:
         near = closest(column, list(row.values))
         raise DataError(
             f"{row.where}: no {column!r} field; the row has: {', '.join(row.values)}. A warm-up learns from solutions: "
-            f"name their column with {key}={near or 'NAME'}")
+            f"name their column with {named(key, near or 'NAME')}")
     return _checked(row, column, row.values[column], what)
 
 

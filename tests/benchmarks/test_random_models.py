@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import PARTS, Row, ratios, table
+from gpu import PARTS, Measurement, ratios, table
 from random_models import SHAPES, drawn_lengths, model_config, stop_token_ids, write_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -51,8 +51,10 @@ def test_a_checkpoint_reads_back_and_a_letter_is_a_token(tmp_path: Path) -> None
 
 def test_the_table_says_why_a_value_is_missing_and_the_ratio_is_of_one_model() -> None:
     rows = [
-        Row("step", "a", "", "step, s", 2.0), Row("trl", "a", "off", "step, s", 8.0),
-        Row("trl", "b", "off", "step, s", 1.0), Row("train", "b", "full", "", None, "cut after 5 s")]
-    assert ratios(rows) == [Row("trl", "a", "off", "our step / TRL's", 0.25)]
+        Measurement("step", "a", "", "step, s", 2.0),
+        Measurement("trl", "a", "off", "step, s", 8.0),
+        Measurement("trl", "b", "off", "step, s", 1.0),
+        Measurement("train", "b", "full", "", None, "cut after 5 s")]
+    assert ratios(rows) == [Measurement("trl", "a", "off", "our step / TRL's", 0.25)]
     assert "| train | b | full |  | cut after 5 s |" in table(rows)
     assert set(PARTS) == {"decode", "swap", "train", "step", "trl", "run"}

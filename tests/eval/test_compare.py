@@ -25,11 +25,7 @@ PROTOCOL = {
 def graded(benchmark: str, name: str, verdicts: str) -> GradedQuestion:
     """One sample per letter: r is right, every other letter a wrong answer."""
     return GradedQuestion(
-        benchmark,
-        name,
-        f"What is\n{name}?",
-        "r",
-        {"answer": "r"},
+        benchmark, name, f"What is\n{name}?", "r", {"answer": "r"},
         tuple(
             Sample(f"it is {letter}", letter, float(letter == "r"), ord(letter), False, 7, place)
             for place, letter in enumerate(verdicts)))
@@ -77,18 +73,7 @@ def test_the_table_holds_the_numbers_of_the_comparison_and_names_what_changed(
     row = next(line for line in lines if line.startswith("math500"))
     # p: 12 signs, at least 10 from 0: 2 * (1 + 12) of 4096.
     assert row.split() == [
-        "math500",
-        "40",
-        "25.0",
-        "50.0",
-        "+25.0",
-        f"[{low:+.1f},",
-        f"{high:+.1f}]",
-        "0.0063",
-        "+11",
-        "-1",
-        "B",
-        "is",
+        "math500", "40", "25.0", "50.0", "+25.0", f"[{low:+.1f},", f"{high:+.1f}]", "0.0063", "+11", "-1", "B", "is",
         "better"]
     assert next(line for line in lines if line.startswith("gsm8k")).split()[4:] == [
         "+0.0", "[+0.0,", "+0.0]", "1", "+0", "-0", "no", "difference", "shown"]

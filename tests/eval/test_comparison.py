@@ -21,11 +21,7 @@ from tests.reference.evaluation import literal_sign_flip_p
 def graded(name: str, verdicts: str) -> GradedQuestion:
     """One sample per letter: r right, w wrong (all wrong ones agree), x, y wrong in other ways, - no answer."""
     return GradedQuestion(
-        "made",
-        name,
-        f"question {name}",
-        "r",
-        {},
+        "made", name, f"question {name}", "r", {},
         tuple(
             Sample(
                 letter, None if letter == "-" else letter, float(letter == "r"),

@@ -24,11 +24,7 @@ def graded(name: str, verdicts: str, tokens: int | None = 10) -> GradedQuestion:
     """One sample per letter: r right, t truncated without an answer, - no answer, other letters wrong; lengths tokens,
     2 tokens, ..."""
     return GradedQuestion(
-        "made",
-        name,
-        f"question {name}",
-        "r",
-        {},
+        "made", name, f"question {name}", "r", {},
         tuple(
             Sample(
                 letter * (place + 1), None if letter in "-t" else letter, float(letter == "r"),

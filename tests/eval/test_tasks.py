@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.benchmarks import find_benchmark, load_benchmark
-from eval.sampler import Subject, find_subject
+from eval.subject import Subject, find_subject
 from eval.tasks import Asked, EvaluationError, Task, build_task
 
 

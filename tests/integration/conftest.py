@@ -9,20 +9,11 @@ from unittest.mock import patch
 import pytest
 from matplotlib.figure import Figure
 
-SAVE = Figure.savefig
-
-
-def save_nothing(self: Figure, file: BinaryIO, **settings: Any) -> None:
-    file.write(b"no picture")
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_pixels() -> Iterator[None]:
+    def save_nothing(figure: Figure, file: BinaryIO, **settings: Any) -> None:
+        file.write(b"no picture")
+
     with patch.object(Figure, "savefig", save_nothing):
         yield
-
-
-@pytest.fixture
-def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test of a picture."""
-    monkeypatch.setattr(Figure, "savefig", SAVE)

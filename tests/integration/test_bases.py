@@ -19,7 +19,16 @@ from rl.runs.folder import RunFolder
 from rl.supervised.config import WarmupConfig
 from rl.supervised.inputs import read_warmup_inputs
 from tests.reference.warmup import warm_up
-from tests.reference.whole_run import GRPO, held_out_gain, in_process, metrics_of, module_in_process, summary_of, train
+from tests.reference.whole_run import (
+    GRPO,
+    held_out_gain,
+    in_process,
+    metrics_of,
+    module_in_process,
+    pixels,
+    summary_of,
+    train,
+)
 
 BRIEF, PLAIN = ("model=models/tiny-arith-brief",), ("model=models/tiny-arith-plain",)
 # The quick start's optimiser and, in half the size, its batches and evaluations; the data's limit as there.
@@ -102,13 +111,12 @@ def study(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
         "data.limit=16")
     few = ("steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "data.limit=16", "optim.batch_rows=8",
            "optim.micro_batch_rows=8")
-    with patch("subprocess.run", module_in_process):
+    with patch("subprocess.run", module_in_process), pixels():
         return in_process(
             main, "--only", "brief-empo", "warm-empo", "--seeds", "3", "--questions", "4", "--folder", str(folder),
             "--out", str(folder / "study.png"), "--set", *small, *more, "--set-warmup", *few)
 
 
-@pytest.mark.usefixtures("pixels")
 def test_the_study_runs_what_is_missing_and_a_new_warm_up_makes_what_came_from_it_old(tmp_path: Path) -> None:
     first = study(tmp_path)
     assert first.returncode == 0, first.stderr

@@ -11,7 +11,7 @@ import pytest
 from rl.configuration.loading import load
 from rl.questions.inputs import read_inputs
 from rl.runs.folder import RunFolder
-from tests.reference.whole_run import GRPO, held_out_gain, metrics_of, summary_of, train
+from tests.reference.whole_run import GRPO, held_out_gain, metrics_of, pixels, summary_of, train
 
 # Fifteen steps of 16 x 8, about ten seconds. The quick start's forty steps of 32 x 8 gain twice as much.
 SHORT = (
@@ -71,9 +71,9 @@ def test_the_summary_holds_what_others_read(tmp_path: Path) -> None:
         "checkpoints/best/adapter/adapter_model.safetensors", "checkpoints/step-000001/manifest.json",
     ],
 )
-@pytest.mark.usefixtures("pixels")
 def test_a_run_leaves_its_files(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.getbasetemp() / "one-step-run"
     if not folder.exists():
-        assert train(folder, "steps=1") == 0
+        with pixels():
+            assert train(folder, "steps=1") == 0
     assert (folder / name).stat().st_size > 0

@@ -32,7 +32,13 @@ SIX_STEPS = (
 CALLS_S = 0.05  # between two messages
 
 
-class FailingGenerator(EmbeddedGenerator):
+class WideGenerator(EmbeddedGenerator):
+    """Decodes all completions of a step together: here nothing depends on which group is whole first."""
+
+    max_together = 64
+
+
+class FailingGenerator(WideGenerator):
     """Does not answer at the given call of generate or take_over (counted together from the build on) until `waits`
     returns."""
 
@@ -66,7 +72,7 @@ def words(folder: Path, *settings: str) -> list[str]:
 
 
 def resume(folder: Path, *settings: str) -> int:
-    return run([*words(folder, *settings), "--resume", str(folder)])
+    return run([*words(folder, *settings), "--resume", str(folder)], WideGenerator)
 
 
 @pytest.fixture(scope="module")

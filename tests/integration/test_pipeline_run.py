@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +28,7 @@ from rl.rejection.samples import SampleStore
 from rl.runs.tracking import JsonLines
 from rl.stages.processes import free_port
 from tests.reference.fork import Fork, ForkedModule, after
-from tests.reference.whole_run import in_process, metrics_of, own_environment, python, summary_of
+from tests.reference.whole_run import in_process, metrics_of, own_environment, pixels, summary_of
 
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
 QUIET = {"tracking.progress": "lines"}
@@ -64,10 +65,6 @@ def write(folder: Path, *stages: dict[str, Any], **keys: Any) -> Path:
     return file
 
 
-def pipeline(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "rl.pipeline", "--config", str(file), *words)
-
-
 def stage_here(command: Sequence[str], environment: Mapping[str, str], stop: object) -> int:
     """In the place of rl.stages.run.run_process: a stage's command in this process."""
     _, option, module, *words = command
@@ -76,7 +73,7 @@ def stage_here(command: Sequence[str], environment: Mapping[str, str], stop: obj
 
 
 def pipeline_here(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`pipeline` and its stages in this process."""
+    """The pipeline and its stages in this process."""
     with patch("rl.stages.run.run_process", stage_here):
         return in_process(main, "--config", str(file), *words)
 
@@ -97,7 +94,8 @@ def results(run: Path) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a pipeline that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    done = pipeline(write(folder, *STAGES))
+    with pixels():
+        done = fork_pipeline(write(folder, *STAGES)).finished()
     assert done.returncode == 0, done.stderr
     assert "stage 5 of 5, eval (eval), policy of sft: runs" in done.stdout
     return folder
@@ -129,7 +127,8 @@ def test_a_pipeline_leaves_one_folder_one_summary_and_one_picture(whole: Path) -
 
 def fork_pipeline(file: Path) -> Fork:
     """The pipeline in a fork, and each stage in a fork of that, as its processes are."""
-    with patch("rl.stages.run.subprocess.Popen", ForkedModule):
+    forked = SimpleNamespace(Popen=ForkedModule, TimeoutExpired=subprocess.TimeoutExpired)
+    with patch("rl.stages.run.subprocess", forked):
         return Fork(lambda: main(["--config", str(file)]))
 
 

@@ -28,10 +28,18 @@ from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, ru
 from tests.reference.whole_run import GRPO, SMALL, metrics_of, summary_of, trained_steps
 
 
-@pytest.fixture
-def reward(tmp_path: Path) -> str:
-    (tmp_path / "signals.py").write_text(REWARD)
-    return f"rewards=[{{use: {tmp_path / 'signals.py'}:agreement}}]"
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("reward") / "signals.py"
+    path.write_text(REWARD)
+    return f"rewards=[{{use: {path}:agreement}}]"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, reward: str) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert run(words(folder, *EIGHT_STEPS, reward)) == 0
+    return folder
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -66,11 +74,12 @@ def test_without_staleness_every_step_is_on_policy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("demanding", [(), DEMANDING])
 def test_a_killed_run_and_the_uninterrupted_one_end_alike(
-    tmp_path: Path, reward: str, demanding: tuple[str, ...]
+    tmp_path: Path, reward: str, demanding: tuple[str, ...], uninterrupted: Path
 ) -> None:
     """The checkpoint holds the groups that were sampled ahead; the kill comes in the middle of a step, after further
     ones were drawn."""
-    assert run(words(tmp_path / "whole", *EIGHT_STEPS, *demanding, reward)) == 0
+    whole = tmp_path / "whole" if demanding else uninterrupted
+    assert not demanding or run(words(whole, *EIGHT_STEPS, *demanding, reward)) == 0
     more = (*EIGHT_STEPS, *demanding, reward)
     killed = Fork(lambda: run(words(tmp_path / "run", *more)), at_call(5 * 8 + 3, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
@@ -80,21 +89,20 @@ def test_a_killed_run_and_the_uninterrupted_one_end_alike(
     assert 0 < state.step < 8 and ahead is not None and len(ahead.groups) + len(surplus) == 8
     assert run([*words(tmp_path / "run", *EIGHT_STEPS, *demanding, reward), "--resume", str(tmp_path / "run")]) == 0
     assert trained_steps(tmp_path / "run") == list(range(1, 9))
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert_same_end(tmp_path / "run", whole)
     # the last step samples nothing
     assert read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).collector.ahead is None
 
 
 def test_a_signal_waits_for_what_is_in_flight_and_saves_it(
-    tmp_path: Path, reward: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reward: str, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(words(tmp_path / "whole", *EIGHT_STEPS, reward)) == 0
     raise_in_this_process(monkeypatch, at_call(4 * 8 + 5, "SIGTERM"))
     assert run(words(tmp_path / "run", *EIGHT_STEPS, reward)) == 0
     monkeypatch.delenv("SIGNAL_AT_CALL")
     assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM" and len(trained_steps(tmp_path / "run")) < 8
     assert run([*words(tmp_path / "run", *EIGHT_STEPS, reward), "--resume", str(tmp_path / "run")]) == 0
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert_same_end(tmp_path / "run", uninterrupted)
 
 
 class SlowGenerator(EmbeddedGenerator):

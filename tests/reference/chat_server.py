@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -47,46 +48,22 @@ class ChatServer:
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                call = Call(
-                    self.path, dict(self.headers), body, pair_of(body["messages"][-1]["content"]), time.monotonic())
-                with outer._lock:
-                    number = len(outer.calls)
-                    outer.calls.append(call)
-                    outer._at_once += 1
-                    outer.most_at_once = max(outer.most_at_once, outer._at_once)
-                reply = script(call, number)
-                time.sleep(reply.delay_s)
-                with outer._lock:
-                    outer._at_once -= 1
-                try:
-                    self.send_response(reply.status)
-                    self.send_header("Content-Length", str(len(reply.body)))
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    if not reply.seconds_per_byte:
-                        self.wfile.write(reply.body)
-                        return
-                    for byte in reply.body:
-                        self.wfile.write(bytes([byte]))
-                        self.wfile.flush()
-                        time.sleep(reply.seconds_per_byte)
-                except OSError:  # the client has hung up
-                    self.close_connection = True
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002, the name that http.server gives it
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._script = script
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self.reply_to))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def reply_to(self, call: Call) -> Reply:
+        with self._lock:
+            number = len(self.calls)
+            self.calls.append(call)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        reply = self._script(call, number)
+        time.sleep(reply.delay_s)
+        with self._lock:
+            self._at_once -= 1
+        return reply
 
     def __enter__(self) -> ChatServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -95,6 +72,40 @@ class ChatServer:
     def __exit__(self, *error: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, reply_to: Callable[[Call], Reply], *of_the_request: Any) -> None:
+        self._reply_to = reply_to
+        super().__init__(*of_the_request)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        reply = self._reply_to(
+            Call(self.path, dict(self.headers), body, pair_of(body["messages"][-1]["content"]), time.monotonic()))
+        try:
+            self._send(reply)
+        except OSError:  # the client has hung up
+            self.close_connection = True
+
+    def _send(self, reply: Reply) -> None:
+        self.send_response(reply.status)
+        self.send_header("Content-Length", str(len(reply.body)))
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not reply.seconds_per_byte:
+            self.wfile.write(reply.body)
+            return
+        for byte in reply.body:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(reply.seconds_per_byte)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002, the name that http.server gives it
+        pass
 
 
 def says(text: str | None, **fields: Any) -> Reply:

@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState
 
 from rl.records import Json
 from rl.runs.tracking import JsonLines
+from tests.reference.whole_run import TOO_LONG_S
 
 
 class Fork:
@@ -52,7 +53,7 @@ class Fork:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
-    def wait(self, timeout: float = 300.0) -> int:
+    def wait(self, timeout: float = TOO_LONG_S) -> int:
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if time.monotonic() >= deadline:
@@ -60,7 +61,7 @@ class Fork:
             time.sleep(0.01)
         return code
 
-    def finished(self, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    def finished(self, timeout: float = TOO_LONG_S) -> subprocess.CompletedProcess[str]:
         """Its end, as `subprocess.run` tells of it."""
         try:
             code = self.wait(timeout)

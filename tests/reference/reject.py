@@ -28,7 +28,7 @@ def reject(run_dir: Path, *words: str) -> int:
 
 
 def command(*words: str) -> int:
-    """The same with `words` alone."""
+    """`python -m rl.reject` in this process on one thread; returns the exit code."""
     with one_thread():
         return main(list(words))
 

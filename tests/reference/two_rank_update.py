@@ -27,16 +27,14 @@ SCALE = 0.02
 # Adam's step is g / (|g| + eps): with a larger eps, rounding in a gradient near zero is not blown up to a whole step.
 COMMON = ("optim.eps=1e-4", "optim.max_grad_norm=0.05")
 CASES: dict[str, tuple[str, ...]] = {
-    "even": ("optim.micro_batch_tokens=50",),
-    "odd": ("optim.micro_batch_tokens=60",),
+    "even": ("optim.micro_batch_tokens=50",), "odd": ("optim.micro_batch_tokens=60",),
     "one micro-batch, so that one rank has nothing to do": ("optim.micro_batch_tokens=100000",),
     "sequence": ("optim.micro_batch_tokens=135", "loss.aggregation=sequence"),
     "constant": ("optim.micro_batch_tokens=135", "loss.aggregation=constant"),
     "several updates": ("optim.micro_batch_tokens=135", "optim.epochs=2", "optim.minibatches=2"),
     "all terms": (
         "optim.micro_batch_tokens=135", "loss.kl_weight=0.1", "loss.entropy_bonus=0.01", "loss.top_entropy_share=0.5"),
-    "full parameters": ("optim.micro_batch_tokens=80", "lora.enabled=false"),
-}
+    "full parameters": ("optim.micro_batch_tokens=80", "lora.enabled=false")}
 
 
 def updated(

@@ -18,16 +18,9 @@ TINY = "models/tiny-arith"
 def generator_plan(path: str = TINY, **changes: Any) -> GeneratorPlan:
     """For prompts and completions of 160 tokens together, float32."""
     values: dict[str, Any] = dict(
-        max_tokens=160,
-        cache_bytes_per_token=cache_bytes_per_token(load_model_config(ModelSection(path=path)), 4),
-        trainer_bytes=0,
-        base_path=path,
-        revision=None,
-        trust_remote_code=False,
-        logprobs_mode="processed_logprobs",
-        num_ranks=1,
-        seed=0,
-        run_dir=Path())
+        max_tokens=160, cache_bytes_per_token=cache_bytes_per_token(load_model_config(ModelSection(path=path)), 4),
+        trainer_bytes=0, base_path=path, revision=None, trust_remote_code=False, logprobs_mode="processed_logprobs",
+        num_ranks=1, seed=0, run_dir=Path())
     return GeneratorPlan(**(values | changes))
 
 

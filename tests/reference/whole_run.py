@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from matplotlib.figure import Figure
 
 from rl.paths import project_root
 from rl.records import Json
@@ -26,6 +27,9 @@ from rl.train import main
 # GRPO with gold answers in the place of the quick start's EMPO.
 GRPO = ("data.path=models/tiny-arith/questions/train_with_answers.jsonl", "data.columns.answer=answer",
         "rewards.0.use=rewards.accuracy:accuracy", "selection.low=null", "selection.high=null")
+
+# No command of a test takes so long, on a busy machine either: it hangs.
+TOO_LONG_S = 900.0
 
 # A run of about a second: 8 questions x 4 completions a step.
 SMALL = (
@@ -70,6 +74,14 @@ def module_in_process(command: Sequence[str], **settings: object) -> subprocess.
     return in_process(importlib.import_module(module).main, *words)
 
 
+SAVE_FIGURE = Figure.savefig
+
+
+def pixels() -> contextlib.AbstractContextManager[object]:
+    """Pictures are rendered, also where tests/integration/conftest.py has matplotlib render none."""
+    return patch.object(Figure, "savefig", SAVE_FIGURE)
+
+
 @contextlib.contextmanager
 def full_disk(num_bytes: int) -> Iterator[None]:
     """No file that this process writes may exceed `num_bytes`: such a write fails as on a full disk."""
@@ -94,7 +106,7 @@ def python(
     """Run this interpreter with `words` in `folder` (the project's root), on one thread, and wait for its end."""
     return subprocess.run(
         [sys.executable, *words], cwd=folder or project_root(), env=own_environment() | (environment or {}),
-        capture_output=True, text=True, timeout=300)
+        capture_output=True, text=True, timeout=TOO_LONG_S)
 
 
 def own_environment() -> dict[str, str]:

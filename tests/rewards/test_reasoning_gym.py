@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow  # every test starts a process with reasoning-gym
 
 @functools.cache
 def rows(task: str, size: int = 4, **parameters: Any) -> list[dict[str, Any]]:
-    return list(task_rows(f"reasoning_gym:{task}", {"size": size, **parameters}, None, "data"))
+    return list(task_rows(f"reasoning_gym:{task}", {"size": size, **parameters}, None))
 
 
 def scored(row: dict[str, Any], *completions: str) -> GroupScore:

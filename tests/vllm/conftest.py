@@ -5,22 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.reference.vllm_process import VllmProcess
 from tests.reference.whole_run import GRPO, train
 
 MAX_LORA_RANK = 8
+WITH_SERVERS = {f"test_vllm_{what}.py" for what in ("judge", "reject", "server", "server_run", "teacher")}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n 2 --dist loadgroup` one process has all tests of the servers, and each other file is whole."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            group = "servers" if "pair" in getattr(item, "fixturenames", ()) else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """With `pytest -n 2` one process has all files that use the servers, and each other file is whole."""
+
+    class ServersTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "servers" if Path(file).name in WITH_SERVERS else file
+
+    return ServersTogether(config, log)
 
 
 @pytest.fixture(scope="session")

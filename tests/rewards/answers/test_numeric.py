@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from rewards.answers.expression import parse
 from rewards.answers.notation import clean
-from rewards.answers.numeric import UndecidedError, evaluate, exact, proportional, real_value, same
+from rewards.answers.numeric import proportional, same
 from rewards.answers.terms import Term
+from rewards.answers.values import UndecidedError, evaluate, exact, real_value
 
 X, Y = sympy.symbols("x y")
 POINT = {X: sympy.Rational(7, 5), Y: sympy.Rational(3, 4)}

@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.config import ColumnsSection
-from rl.questions.files import ANSWER_COLUMNS, DataError, QuestionCounts, RowError, load_questions
+from rl.config import ColumnsSection, DataSection, HeldOutSection
+from rl.errors import DataError
+from rl.questions.files import ANSWER_COLUMNS, LoadedQuestions, QuestionCounts, RowAdapter, RowError, load_questions
+from rl.questions.inputs import load_held_out_questions
 from rl.questions.order import OrderState, QuestionOrder
 
 
@@ -29,9 +31,14 @@ def write(folder: Path, *rows: object, name: str = "questions.jsonl") -> str:
     return str(path)
 
 
+def load(path: str, *, adapter: RowAdapter | None = None, **settings: Any) -> LoadedQuestions:
+    """settings: of the section `data`."""
+    return load_questions(DataSection(path=path, **settings), adapter=adapter)
+
+
 def refusal(path: str, **arguments: Any) -> str:
     with pytest.raises(DataError) as caught:
-        load_questions(path, **arguments)
+        load(path, **arguments)
     return str(caught.value)
 
 
@@ -42,7 +49,7 @@ def test_an_adapter_sees_every_row_first_and_its_refusal_has_file_and_line(tmp_p
         return {"question": f"{row['asked']} {row['options']}", "answer": row["right"]}
 
     rows = [{"asked": "Which?", "options": options, "right": 2} for options in ([1, 2], [2, 3], [1, 2])]
-    loaded = load_questions(write(tmp_path, *rows), adapter=adapter)
+    loaded = load(write(tmp_path, *rows), adapter=adapter)
     assert [question.text for question in loaded.questions] == [
         "Which? [1, 2]", "Which? [2, 3]",
     ], "duplicates are of adapted rows"
@@ -50,19 +57,10 @@ def test_an_adapter_sees_every_row_first_and_its_refusal_has_file_and_line(tmp_p
     assert refusal(path, adapter=adapter) == f"{path}:2: saw 9; expected one of [2, 3]"
 
 
-def test_questions_of_a_commands_option_are_refused_in_its_words(tmp_path: Path) -> None:
-    path = write(tmp_path, {"id": "a", "question": "1"}, {"id": "a", "question": "2"})
-    for text in (
-        refusal(path, section="--benchmarks"), refusal(str(tmp_path / "question.jsonl"), section="--benchmarks"),
-    ):
-        assert "--benchmarks." not in text and "data." not in text.replace(str(tmp_path), "")
-    assert "(--benchmarks; a relative path" in refusal(str(tmp_path / "question.jsonl"), section="--benchmarks")
-
-
 def test_columns_are_mapped_and_the_others_are_passed_on(tmp_path: Path) -> None:
     path = write(tmp_path, {"uid": 7, "problem": "1+1=?", "gold": "2", "level": 3, "tags": ["a", {"b": None}]})
     columns = ColumnsSection(question="problem", answer="gold", id="uid")
-    (question,) = load_questions(path, columns=columns).questions
+    (question,) = load(path, columns=columns).questions
     assert (question.id, question.text, question.answer) == ("7", "1+1=?", "2")
     assert question.columns == {"level": 3, "tags": ["a", {"b": None}]}
 
@@ -71,24 +69,24 @@ def test_columns_are_mapped_and_the_others_are_passed_on(tmp_path: Path) -> None
     (72, "72"), (7.5, "7.5"), (-3, "-3"), (10**30, "1" + "0" * 30), ("072", "072"), (True, "true"),
     (None, None), ("", None), (" ", None)])
 def test_answers_become_text_and_empty_ones_none(tmp_path: Path, value: object, answer: str | None) -> None:
-    (question,) = load_questions(write(tmp_path, {"question": "q", "answer": value})).questions
+    (question,) = load(write(tmp_path, {"question": "q", "answer": value})).questions
     assert question.answer == answer
 
 
 def test_without_an_answer_column_no_name_of_answers_reaches_rewards(tmp_path: Path) -> None:
     row = {"question": "q", "level": 1, **dict.fromkeys(ANSWER_COLUMNS, "SECRET")}
-    (question,) = load_questions(write(tmp_path, row), columns=ColumnsSection(answer=None)).questions
+    (question,) = load(write(tmp_path, row), columns=ColumnsSection(answer=None)).questions
     assert question.answer is None and question.columns == {"level": 1}
     assert "SECRET" not in repr(question)
 
 
 def test_with_an_answer_column_a_solution_is_passed_on(tmp_path: Path) -> None:
-    (question,) = load_questions(write(tmp_path, {"question": "q", "answer": "2", "solution": "1+1"})).questions
+    (question,) = load(write(tmp_path, {"question": "q", "answer": "2", "solution": "1+1"})).questions
     assert question.columns == {"solution": "1+1"}
 
 
 def test_rows_without_answers_are_fine_and_counted(tmp_path: Path) -> None:
-    loaded = load_questions(write(tmp_path, {"question": "a"}, {"question": "b", "answer": "1"}))
+    loaded = load(write(tmp_path, {"question": "a"}, {"question": "b", "answer": "1"}))
     assert [question.answer for question in loaded.questions] == [None, "1"]
     assert loaded.counts == QuestionCounts(num_rows=2, num_duplicates=0, num_contradicting=0, num_with_answer=1)
 
@@ -96,43 +94,40 @@ def test_rows_without_answers_are_fine_and_counted(tmp_path: Path) -> None:
 def test_columns_that_rewards_use_for_something_else_are_not_passed_on(tmp_path: Path) -> None:
     row = {
         "problem": "q", "gold": "2", "question": "x", "answer": "y", "completions": ["z"], "rollouts": 1, "source": "s"}
-    (question,) = load_questions(
-        write(tmp_path, row), columns=ColumnsSection(question="problem", answer="gold")
-    ).questions
+    (question,) = load(write(tmp_path, row), columns=ColumnsSection(question="problem", answer="gold")).questions
     assert question.columns == {"source": "s"}
 
 
 def test_rows_without_an_id_are_named_by_their_line(tmp_path: Path) -> None:
-    loaded = load_questions(
-        write(tmp_path, {"question": "a"}, {"question": "b", "id": "x"}, {"question": "c", "id": None}))
+    loaded = load(write(tmp_path, {"question": "a"}, {"question": "b", "id": "x"}, {"question": "c", "id": None}))
     assert [question.id for question in loaded.questions] == ["line-1", "x", "line-3"]
 
 
 def test_repeated_questions_are_dropped_and_counted_with_their_contradictions(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"question": "a", "answer": 1}, {"question": "b"},
                                      {"question": "a", "answer": 1}, {"question": "a", "answer": 2}]
-    loaded = load_questions(write(tmp_path, *rows))
+    loaded = load(write(tmp_path, *rows))
     assert [(question.text, question.answer) for question in loaded.questions] == [("a", "1"), ("b", None)]
     assert loaded.counts == QuestionCounts(num_rows=4, num_duplicates=2, num_contradicting=1, num_with_answer=1)
 
 
 def test_the_limit_counts_different_questions_and_reads_no_further(tmp_path: Path) -> None:
     path = write(tmp_path, {"question": "a"}, {"question": "a"}, {"question": "b"}, "not read")
-    loaded = load_questions(path, limit=2)
+    loaded = load(path, limit=2)
     assert [question.text for question in loaded.questions] == ["a", "b"] and loaded.counts.num_rows == 3
 
 
 def test_a_byte_order_mark_windows_line_ends_and_empty_lines_at_the_end_are_fine(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"question": "a\xc3\xa9"}\r\n{"question": "b"}\r\n\r\n  \n')
-    assert [question.text for question in load_questions(str(path)).questions] == ["aé", "b"]
+    assert [question.text for question in load(str(path)).questions] == ["aé", "b"]
 
 
 def test_a_relative_path_is_found_in_the_project_from_any_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    loaded = load_questions("models/tiny-arith/questions/train.jsonl", columns=ColumnsSection(answer=None), limit=3)
+    loaded = load("models/tiny-arith/questions/train.jsonl", columns=ColumnsSection(answer=None), limit=3)
     assert len(loaded.questions) == 3 and loaded.counts.num_with_answer == 0
 
 
@@ -141,19 +136,21 @@ ROWS = [{"question": "a", "answer": 1, "level": 1}, {"question": "b", "answer": 
 
 def test_a_parquet_file_gives_the_same_questions_as_its_jsonl(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "questions.parquet")
-    assert load_questions(str(tmp_path / "questions.parquet")) == load_questions(write(tmp_path, *ROWS))
+    assert load(str(tmp_path / "questions.parquet")) == load(write(tmp_path, *ROWS))
 
 
 def test_a_saved_data_set_gives_the_same_questions_with_and_without_splits(tmp_path: Path) -> None:
     dataset = datasets.Dataset.from_list(ROWS)
     dataset.save_to_disk(tmp_path / "plain")
     datasets.DatasetDict({"train": dataset, "test": dataset.select([1])}).save_to_disk(tmp_path / "splits")
-    expected = load_questions(write(tmp_path, *ROWS))
-    assert load_questions(str(tmp_path / "plain")) == expected
-    assert load_questions(str(tmp_path / "splits")) == expected
-    assert [question.text for question in load_questions(str(tmp_path / "splits"), split="test").questions] == ["b"]
-    assert "no split 'tset'; it has: train, test. Set evaluation.split=test" in refusal(
-        str(tmp_path / "splits"), split="tset", section="evaluation")
+    expected = load(write(tmp_path, *ROWS))
+    assert load(str(tmp_path / "plain")) == expected
+    assert load(str(tmp_path / "splits")) == expected
+    assert [question.text for question in load(str(tmp_path / "splits"), split="test").questions] == ["b"]
+    message = "no split 'tset'; it has: train, test. Set {}.split=test"
+    assert message.format("data") in refusal(str(tmp_path / "splits"), split="tset")
+    with pytest.raises(DataError, match=message.format("evaluation")):
+        load_held_out_questions(HeldOutSection(path=str(tmp_path / "splits"), split="tset"), ())
 
 
 def test_a_folder_of_data_files_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,15 +158,15 @@ def test_a_folder_of_data_files_is_read_through_datasets(tmp_path: Path, monkeyp
     folder = tmp_path / "folder"
     folder.mkdir()
     write(folder, *ROWS, name="train.jsonl")
-    assert [question.answer for question in load_questions(str(folder)).questions] == ["1", "2"]
-    assert "Check data.path, data.split" in refusal(str(folder), split="validation")
+    assert [question.answer for question in load(str(folder)).questions] == ["1", "2"]
+    assert "Remedy: check data.path, data.split" in refusal(str(folder), split="validation")
 
 
 def test_dates_and_decimals_become_text_and_bytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "questions.parquet"
     row = {"question": "a", "answer": decimal.Decimal("1.50"), "day": datetime.date(2024, 1, 2)}
     pq.write_table(pa.Table.from_pylist([row]), path)
-    (question,) = load_questions(str(path)).questions
+    (question,) = load(str(path)).questions
     assert question.answer == "1.50" and question.columns == {"day": "2024-01-02"}
     pq.write_table(pa.Table.from_pylist([{"question": "a", "picture": b"\x00"}]), path)
     assert "row 1: field 'picture': saw a value of type bytes" in refusal(str(path))
@@ -295,4 +292,4 @@ def test_no_questions_and_no_demand_are_refused() -> None:
 def test_a_folder_with_a_malformed_file_is_an_error_that_names_the_folder_and_the_cause(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"question": "1+1=?"}\n{"question": "x"\n')
     with pytest.raises(DataError, match=r"cannot be loaded as a Hugging Face data set.*(?i:json|parse)"):
-        load_questions(str(tmp_path), section="data")
+        load(str(tmp_path))

@@ -1,5 +1,5 @@
-"""rl/questions/generated.py: reasoning-gym's tasks as questions, the same ones each time, and what is said of wrong
-ones."""
+"""rl/questions/generated.py: reasoning-gym's tasks as questions, of which a seed gives the same each time, and what is
+said of wrong ones."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import sys
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
-from rl.config import ColumnsSection
-from rl.questions.files import DataError, load_questions
+from rl.config import ColumnsSection, DataSection, HeldOutSection
+from rl.errors import DataError
+from rl.questions.files import load_questions
+from rl.questions.inputs import load_held_out_questions
 from rl.records import Question
 from tests.reference.fork import Fork
 
@@ -21,14 +24,18 @@ pytestmark = pytest.mark.slow  # every test starts a process with reasoning-gym
 
 
 def questions(
-    path: str, *, limit: int | None = 8, task: dict[str, Any] | None = None, **arguments: Any
+    path: str, *, limit: int | None = 8, task: dict[str, Any] | None = None, columns: ColumnsSection | None = None
 ) -> tuple[Question, ...]:
-    return load_questions(path, limit=limit, task=task or {}, **arguments).questions
+    data = DataSection(path=path, limit=limit, task=task or {}, columns=columns or ColumnsSection())
+    return load_questions(data).questions
 
 
-def refusal(path: str, task: dict[str, Any] | None = None, section: str = "data") -> str:
+def refusal(path: str, task: dict[str, Any], *, held_out: bool = False) -> str:
     with pytest.raises(DataError) as caught:
-        questions(path, task=task, section=section)
+        if held_out:
+            load_held_out_questions(HeldOutSection(path=path, task=task, num_questions=8), ())
+        else:
+            questions(path, task=task)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -68,8 +75,10 @@ def test_a_task_becomes_questions_with_ids_answers_and_references() -> None:
 @pytest.mark.parametrize("task", ["chain_sum", "ransom_note", "list_functions"])
 def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> None:
     """ransom_note's questions follow Python's hash seed, list_functions' Python's global random numbers."""
-    code = ("from rl.questions.files import load_questions\n"
-            f"print([(q.id, q.text, q.answer) for q in load_questions('reasoning_gym:{task}', limit=5).questions])")
+    code = (
+        "from rl.config import DataSection\nfrom rl.questions.files import load_questions\n"
+        f"made = load_questions(DataSection(path='reasoning_gym:{task}', limit=5)).questions\n"
+        "print([(q.id, q.text, q.answer) for q in made])")
     shown = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")]
     assert (
@@ -80,17 +89,20 @@ def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> N
 
 @pytest.mark.usefixtures("forked")
 def test_held_out_questions_have_a_seed_far_away_and_leave_out_those_of_training() -> None:
-    small = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 different sums
-    training = load_questions("reasoning_gym:chain_sum", limit=150, task=small)
+    # 200 different sums
+    small: dict[str, JsonValue] = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    path = "reasoning_gym:chain_sum"
+    training = load_questions(DataSection(path=path, limit=150, task=small))
     texts = {question.text for question in training.questions}
-    held_out = load_questions("reasoning_gym:chain_sum", limit=100, task=small, section="evaluation", exclude=texts)
+    held_out = load_held_out_questions(HeldOutSection(path=path, num_questions=100, task=small), texts)
     assert training.counts.num_duplicates > 0 and held_out.counts.num_excluded > 0
     assert not texts & {question.text for question in held_out.questions}
     assert len(held_out.questions) == 100 - held_out.counts.num_excluded - held_out.counts.num_duplicates
     assert all(question.id.startswith("chain_sum-1000000000-") for question in held_out.questions)
-    with pytest.raises(DataError, match="all of its 150 questions are training questions too; give"):
-        load_questions(
-            "reasoning_gym:chain_sum", limit=150, task={**small, "seed": 0}, section="evaluation", exclude=texts)
+    with pytest.raises(
+        DataError, match=r"all of its 150 questions are training questions too; give evaluation\.task other"
+    ):
+        load_held_out_questions(HeldOutSection(path=path, num_questions=150, task={**small, "seed": 0}), texts)
 
 
 @pytest.mark.usefixtures("forked")
@@ -129,32 +141,27 @@ def test_a_task_without_a_single_answer_has_none() -> None:
         ("chain_sum+chain_sum", {}, "names a task twice"),
         (
             "chain_sum", {"max_term": 3},
-            "data.task.max_term: saw 3; chain_sum has no such parameter, did you mean max_terms? It has: min_terms,",
-        ),
+            "data.task.max_term: saw 3; chain_sum has no such parameter, did you mean max_terms? It has: min_terms,"),
         (
-            "chain_sum",
-            {"min_terms": 3, "max_terms": 2},
+            "chain_sum", {"min_terms": 3, "max_terms": 2},
             (
                 "data.task.min_terms=3, data.task.max_terms=2: refused by chain_sum (AssertionError: max_terms must be "
                 ">= min_terms)"
-            ),
-        ),
+            )),
         ("chain_sum", {"max_terms": "two"}, "data.task.max_terms='two': refused by chain_sum (TypeError"),
         ("chain_sum", {"seed": -1}, "data.task.seed: saw -1; expected a whole number >= 0"),
         ("chain_sum", {"size": "many"}, "data.task.size: saw 'many'; expected a whole number >= 1"),
         (
             "chain_sum+gcd", {"max_terms": 2},
-            "data.task.max_terms: saw 2; with several tasks expected seed, size, or a task's name (chain_sum, gcd)",
-        ),
+            "data.task.max_terms: saw 2; expected with several tasks seed, size, or a task's name (chain_sum, gcd)"),
         (
             "chain_sum+gcd", {"gcd": {"max_number": 2}},
-            "data.task.gcd.max_number: saw 2; gcd has no such parameter, did you mean max_numbers?",
-        ),
+            "data.task.gcd.max_number: saw 2; gcd has no such parameter, did you mean max_numbers?"),
     ],
 )
 def test_what_cannot_be_made_is_said_in_one_line(path: str, task: dict[str, Any], message: str) -> None:
     assert message in refusal(f"reasoning_gym:{path}", task)
-    assert message.replace("data.", "evaluation.") in refusal(f"reasoning_gym:{path}", task, "evaluation")
+    assert message.replace("data.", "evaluation.") in refusal(f"reasoning_gym:{path}", task, held_out=True)
 
 
 def test_a_file_has_no_task_parameters() -> None:

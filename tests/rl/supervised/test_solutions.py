@@ -11,8 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from rl.configuration.loading import load
+from rl.errors import DataError
 from rl.paths import resolve_path
-from rl.questions.files import DataError
 from rl.questions.prompting import PromptError, PromptRenderer, load_template
 from rl.records import Prompt, Question
 from rl.supervised.config import WarmupConfig, WarmupDataSection

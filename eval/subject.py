@@ -1,4 +1,4 @@
-"""What is evaluated, and on which sampler: model, adapter, back end -> an identity for settings.json, and a
+"""What is evaluated, and by which generator: model, adapter, back end -> an identity for settings.json, and a
 generator."""
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
         source = find_source(adapter)
         if source.adapter is None:
             raise EvaluationError(
-                f"--adapter: {adapter} is a run that trained all parameters. Remedy: --model {source.base.path}")
+                f"{adapter} is a run that trained all parameters", where="--adapter",
+                remedy=f"--model {source.base.path}")
         folder = str(source.adapter)
         if revision is not None and source.base.revision not in (None, revision):
             raise EvaluationError(
-                f"--revision: saw {revision}; {adapter} was trained on revision {source.base.revision} of its base. "
-                f"Remedy: --revision {source.base.revision}, or leave it out")
+                f"saw {revision}; {adapter} was trained on revision {source.base.revision} of its base",
+                where="--revision", remedy=f"--revision {source.base.revision}, or leave it out")
         revision = revision or source.base.revision
         if model is None:
             model = source.base.path
@@ -68,11 +69,12 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
             # Another architecture would fail when the weights are loaded; one of the same shapes would take the adapter
             # in silence.
             raise EvaluationError(
-                f"--adapter: {adapter} was trained on {base}, and --model is {model}. Remedy: --model {base}, or an "
-                "adapter of this model (where it is the same model under another path, set base_model_name_or_path in "
-                "the adapter's adapter_config.json)")
+                f"{adapter} was trained on {base}, and --model is {model}", where="--adapter",
+                remedy=f"--model {base}, or an adapter of this model (where it is the same model under another path, "
+                "set base_model_name_or_path in the adapter's adapter_config.json)")
     if model is None:
-        raise EvaluationError("--model: missing; expected a folder with a Hugging Face checkpoint, or a hub id")
+        raise EvaluationError(
+            "missing", where="--model", expected="a folder with a Hugging Face checkpoint, or a hub id")
     section = ModelSection.model_validate({"path": model, "revision": revision, "adapter": folder, "dtype": dtype,
                                            "trust_remote_code": trust_remote_code})
     return Subject(section, load_tokenizer(section), load_model_config(section))
@@ -81,17 +83,17 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
 def generator_section(backend: Backend, max_sequences: int) -> GeneratorSection:
     """auto: vLLM where there is a GPU and vLLM is installed, else transformers."""
     if max_sequences < 1:
-        raise EvaluationError(f"--max-sequences: saw {max_sequences}; expected a whole number >= 1")
+        raise EvaluationError(where="--max-sequences", seen=str(max_sequences), expected="a whole number >= 1")
     if backend == "auto":
-        backend = (
-            "vllm"
-            if default_device().type == "cuda" and importlib.util.find_spec("vllm") is not None
-            else "transformers")
+        has_engine = default_device().type == "cuda" and importlib.util.find_spec("vllm") is not None
+        backend = "vllm" if has_engine else "transformers"
     return GeneratorSection.model_validate({"backend": backend, "max_sequences": max_sequences})
 
 
 @contextlib.contextmanager
-def open_sampler(subject: Subject, section: GeneratorSection, *, max_tokens: int, scratch: Path) -> Iterator[Generator]:
+def open_generator(
+    subject: Subject, section: GeneratorSection, *, max_tokens: int, scratch: Path
+) -> Iterator[Generator]:
     """The generator, closed at the end. max_tokens: of the longest prompt with the longest completion."""
     from transformers.utils import logging as transformers_logging
 
@@ -110,7 +112,7 @@ def _recorded_base(adapter: Path) -> str:
 
 
 def _same_model(given: str, recorded: str) -> bool:
-    """The same text, the same folder, or folders with the same weights."""
+    """Whether two paths or hub ids are equal, name one folder, or folders with equal weights."""
     if not recorded or given == recorded:
         return True
     here, there = resolve_path(given), resolve_path(recorded)
