@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eval.errors import run_command
 from eval.options import Parser, add_model, add_prompt, add_sampler
 
 
@@ -80,10 +81,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
-    from eval.errors import command
-
-    return command(lambda: _main(parse(sys.argv[1:] if arguments is None else arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
 
 
 def _main(options: argparse.Namespace) -> int:

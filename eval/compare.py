@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.comparison import Comparison, ComparisonError, Flip, compare_questions
-from eval.errors import command
+from eval.errors import run_command
 from eval.records import GradedQuestion, from_lines
 from rl.runs.tracking import read_json_lines
 
@@ -46,6 +46,11 @@ class Evaluated:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", type=Path, metavar="A", help="folder of an evaluation, or its result.json")
@@ -58,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.flips < 0:
         parser.error(f"--flips: saw {options.flips}; expected a number of questions, 0 or more")
-    return command(lambda: _main(options))
+    return options
 
 
 def _main(options: argparse.Namespace) -> int:

@@ -1,8 +1,12 @@
-"""How the evaluation's commands tell what a user can mend: settings are named by their options."""
+"""The skeleton of the evaluation's commands: words -> options -> what they ask for, and how is told what a user can
+mend: settings are named by their options.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import sys
+from collections.abc import Callable, Sequence
 
 from rewards.errors import as_configured
 from rl.errors import report_errors
@@ -14,9 +18,16 @@ OPTIONS = {
     "generator.max_sequences": "--max-sequences", "sampling.max_completion_tokens": "--max-tokens"}
 
 
-def command(main: Callable[[], int]) -> int:
-    """Run it; what the user can mend becomes one message without a traceback, in the words of the command line, and an
-    exit code."""
+def run_command(
+    parse: Callable[[Sequence[str]], argparse.Namespace], act: Callable[[argparse.Namespace], int],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Do what the arguments (None: the process's own) ask for. Returns the exit code: act's, 2 for what the user can
+    mend (one message without a traceback, in the words of the command line), 130 after Ctrl-C."""
+
+    def main() -> int:
+        return act(parse(sys.argv[1:] if arguments is None else arguments))
+
     return report_errors(main, as_option, when_interrupted="interrupted; the same command goes on")
 
 

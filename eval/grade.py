@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.errors import run_command
 from eval.options import Parser, positive_list
 from eval.records import GradedQuestion, Sample
 from rewards.errors import named
@@ -41,10 +42,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
-    from eval.errors import command
-
-    return command(lambda: _main(parse(sys.argv[1:] if arguments is None else arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
 
 
 def _main(options: argparse.Namespace) -> int:

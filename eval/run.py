@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.errors import run_command
 from eval.options import Parser, add_model, add_prompt, add_sampler, default_out, positive_list
 from rl.errors import ConfigError
 
@@ -82,10 +83,8 @@ def _asked(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
-    from eval.errors import command
-
-    return command(lambda: _main(parse(sys.argv[1:] if arguments is None else arguments)))
+    """Returns the exit code (see run_command)."""
+    return run_command(parse, _main, arguments)
 
 
 def _main(options: argparse.Namespace) -> int:

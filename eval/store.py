@@ -40,15 +40,15 @@ def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -
     if not file.exists():
         if (folder / COMPLETIONS).exists():
             raise EvaluationError(
-                f"--out: {folder} holds completions without {SETTINGS}: what they were sampled with is not known. "
-                "Remedy: another folder, or --restart to throw them away")
+                f"{folder} holds completions without {SETTINGS}: what they were sampled with is not known",
+                where="--out", remedy="another folder, or --restart to throw them away")
         write_atomically(file, json.dumps(wanted, indent=2) + "\n")
         return False
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EvaluationError(
-            f"--out: {file} is not readable ({error}). Remedy: another folder, or --restart") from None
+            f"{file} is not readable ({error})", where="--out", remedy="another folder, or --restart") from None
     if different := [
         f"{key} is {json.dumps(old)[:60]} there and {json.dumps(new)[:60]} here"
         for key, old, new in differences(there, wanted)

@@ -1,8 +1,8 @@
 """A run's configuration: frozen pydantic models, one per section of the YAML file.
 
 Every field has a unit, a range, a meaning (which `--help` prints) and a reader; unknown keys are refused. Loading,
-overrides and error messages are in rl/configuration/loading.py, the printed help in rl/configuration/help.py. Imports
-no torch.
+overrides and error messages are in rl/configuration/loading.py, the printed help in rl/configuration/help.py, what may
+differ where something goes on in rl/configuration/resuming.py. Imports no torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Occasion(Flag):
 def setting(default: Any, meaning: str, *, unit: str = "", may_differ: Occasion = Occasion.NEVER, **bounds: Any) -> Any:
     """A field with its meaning and unit; `bounds` are pydantic's (ge, gt, le, lt, min_length).
 
-    may_differ: when it may be changed (of a section: all of its keys); see rl/configuration/resuming.py."""
+    may_differ: when it, or all keys of a section, may have another value."""
     make = {"default_factory": default} if callable(default) else {"default": default}
     extra: dict[str, JsonValue] = {"unit": unit, "may_differ": may_differ.value}
     return Field(description=meaning, json_schema_extra=extra, **make, **bounds)
@@ -102,7 +102,7 @@ class TeacherModelSection(Section):
         return path
 
     def as_model(self) -> ModelSection:
-        """The same keys, for what loads models."""
+        """The section of a trained model with these keys, as what loads models takes it."""
         return ModelSection(
             path=self.path, revision=self.revision, adapter=self.adapter, dtype=self.dtype, attention=self.attention,
             trust_remote_code=self.trust_remote_code)
@@ -387,15 +387,17 @@ class LossSection(Section):
 
 
 class AdamSection(Section):
-    """AdamW and its learning rate: of a training run, and of a warm-up."""
+    """AdamW and its learning rate: of a training run, and of a supervised warm-up."""
 
     lr: float = setting(5e-4, "peak learning rate of AdamW", gt=0)
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW's decay rates")
     eps: float = setting(1e-8, "AdamW's epsilon", gt=0)
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", ge=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "learning rate after the warm-up, towards 0 behind the last step for linear and cosine")
-    warmup_steps: int = setting(0, "steps of linear warm-up: step i of n has i / n of the rate", unit="steps", ge=0)
+        "constant",
+        "learning rate after the learning-rate warm-up, towards 0 behind the last step for linear and cosine")
+    warmup_steps: int = setting(
+        0, "steps of linear learning-rate warm-up: step i of n has i / n of the rate", unit="steps", ge=0)
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this global norm", gt=0)
 
 

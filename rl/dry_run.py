@@ -30,44 +30,38 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
     estimate = estimate_memory(
         config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize, on_gpu=device.type == "cuda",
         benchmark_tokens=0 if live is None else live.max_tokens)
-    parts = [
-        _section("configuration", to_yaml(config).rstrip()),
-        _section(
-            "prompt of the first question", f"{inputs.prompts[0].text!r}\n{len(inputs.prompts[0].token_ids)} tokens"),
-        _section("sizes", _sizes(config, inputs, longest)),
-        *([] if live is None else [_section("benchmarks", _benchmarks(live))]),
-        _section("memory", _memory(estimate, device, dtype)),
-    ]
+    first = inputs.prompts[0]
+    sections = {
+        "configuration": to_yaml(config).rstrip(),
+        "prompt of the first question": f"{first.text!r}\n{len(first.token_ids)} tokens",
+        "sizes": _sizes(config, inputs, longest)}
+    if live is not None:
+        sections["benchmarks"] = _benchmarks(live)
+    sections["memory"] = _memory(estimate, device, dtype)
     check_memory(config, estimate, available_memory(device), str(device))
+    parts = [f"--- {title} ---\n{body}" for title, body in sections.items()]
     return "\n\n".join([*parts, "Everything was read and checked; nothing was trained."])
-
-
-def _section(title: str, body: str) -> str:
-    return f"--- {title} ---\n{body}"
 
 
 def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
     sampling, optim = config.sampling, config.optim
     completions = sampling.questions_per_step * sampling.group_size
     rows = completions * (longest + sampling.max_completion_tokens)
+    passes = config.steps * sampling.questions_per_step / len(inputs.prompts)
     with_answer = sum(prompt.question.answer is not None for prompt in inputs.prompts)
-    lines = [
-        (
-            f"training questions      {len(inputs.prompts)} ({with_answer} with an answer), longest prompt {longest} "
-            "tokens"),
-        f"held-out questions      {len(inputs.held_out)}",
-        f"left out                {format_counts(inputs.dropped) or 'none'}",
-        (
-            f"each step               {sampling.questions_per_step} questions x {sampling.group_size} = {completions} "
-            f"completions of at most {sampling.max_completion_tokens} tokens"),
-        (
-            f"at most                 {rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches "
-            f"of {optim.micro_batch_tokens} tokens, {optim.epochs * optim.minibatches} update(s)"),
-        (
-            f"in all                  {config.steps} steps, "
-            f"{config.steps * sampling.questions_per_step / len(inputs.prompts):.2f} passes over the questions"),
-    ]
-    return "\n".join(lines)
+    facts = {
+        "training questions":
+            f"{len(inputs.prompts)} ({with_answer} with an answer), longest prompt {longest} tokens",
+        "held-out questions": len(inputs.held_out),
+        "left out": format_counts(inputs.dropped) or "none",
+        "each step":
+            f"{sampling.questions_per_step} questions x {sampling.group_size} = {completions} completions of at most "
+            f"{sampling.max_completion_tokens} tokens",
+        "at most":
+            f"{rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches of "
+            f"{optim.micro_batch_tokens} tokens, {optim.epochs * optim.minibatches} update(s)",
+        "in all": f"{config.steps} steps, {passes:.2f} passes over the questions"}
+    return "\n".join(f"{name:<24}{fact}" for name, fact in facts.items())
 
 
 def _benchmarks(live: LiveBenchmarks) -> str:

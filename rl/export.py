@@ -56,8 +56,8 @@ def find_source(run: str, checkpoint: str | None = None) -> Source:
         base = json.loads((given / "adapter_config.json").read_text()).get("base_model_name_or_path")
         if not base:
             raise ConfigError(
-                f"{given}/adapter_config.json: base_model_name_or_path is missing; expected the base's folder or hub id"
-            )
+                "base_model_name_or_path is missing", where=f"{given}/adapter_config.json",
+                expected="the base's folder or hub id")
         return Source(ModelSection(path=base), given, ModelSection(path=base))
     folder = RunFolder(find_run(run))
 

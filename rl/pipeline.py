@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: PipelineConfig) -> None:
     from eval.run import check_words
-    from rl.stages.run import check_files, check_pipeline, describe_plan
+    from rl.stages.kinds import check_files
+    from rl.stages.run import check_pipeline, describe_plan
 
     plan, prepared = check_pipeline(config, check_words)
     print(describe_plan(plan, prepared), flush=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from rewards.errors import named
 from rl.config import Section
 from rl.configuration.help import CommandLine, render_help
 from rl.configuration.loading import load, to_yaml
@@ -74,14 +75,15 @@ def parse(arguments: Sequence[str], line: CommandLine[Config]) -> Command[Config
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error}; see --help") from error
     if unknown := [word for word in others if word.startswith("-") or "=" not in word]:
-        raise ConfigError(f"{unknown[0]!r}: expected an option or key=value{_hint(unknown[0], line.model)}; see --help")
+        meant = f"an option or key=value{_hint(unknown[0], line.model)}; see --help"
+        raise ConfigError(where=repr(unknown[0]), expected=meant)
     if known.help or known.h:
         return Command(line.model(), None, wants_help=True)
     path = known.config
     resume = None
     if known.resume is not None:
         if line.resume is None:
-            raise ConfigError("--resume: the same command without it goes on where it was cut off")
+            raise ConfigError("the same command without it goes on where it was cut off", where="--resume")
         resume = _run_to_resume(known.resume, path, others, line.model)
         path = path or RunFolder(resume).config_file
         others = [*others, f"run_dir={resume}"]
@@ -129,8 +131,8 @@ def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]
         return configured
     if name == "latest" and given:
         raise ConfigError(
-            f"run_dir: --resume found no run in {given[-1]}; expected the folder of a run. Remedy: the run's own "
-            "folder, or --resume without run_dir for the newest run")
+            f"--resume found no run in {given[-1]}", where=named("run_dir"), expected="the folder of a run",
+            remedy="the run's own folder, or --resume without run_dir for the newest run")
     return find_run(name, configured.parent if configured is not None else Path("runs"), lambda run: _is_of(model, run))
 
 

@@ -57,8 +57,7 @@ class _Override:
             elif isinstance(below, dict):
                 self.set_in_section(below, inner, depth + 1)
             else:
-                raise ConfigError(
-                    f"{path} is {seen(below)} in the file", where=self._where, expected=expected(field))
+                raise ConfigError(f"{path} is {seen(below)} in the file", where=self._where, expected=expected(field))
 
     def _set_in_list(self, entries: list[Any], model: type[Section], depth: int) -> None:
         part, where = self._parts[depth], f"override {named(self._path(depth))}"

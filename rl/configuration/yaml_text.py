@@ -46,9 +46,8 @@ _PLAIN_VALUES = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    (
-        "float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+     list("-+.0123456789")),
     ("merge", r"<<", ["<"]),
 )
 for _tag, _pattern, _first in _PLAIN_VALUES:
@@ -84,8 +83,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(
-            where=str(path), seen=seen(values), expected="keys and values, such as `steps: 40`")
+        raise ConfigError(where=str(path), seen=seen(values), expected="keys and values, such as `steps: 40`")
     return values
 
 

@@ -64,7 +64,7 @@ def find_cause(
     own = _mean_difference(trainer_T, plain_T)
     tolerance = min(bound, CHECK_TOLERANCE[policy.dtype])
     try:
-        fresh_T = sampler_logprobs(generator, evidence.pairs)
+        fresh_T = fresh_logprobs(generator, evidence.pairs)
     except GeneratorError as error:
         return Diagnosis("trainer" if own > tolerance else "lost", None, own, error=str(error))
     fresh, from_plain = distances(fresh_T, trainer_T, base_T), _mean_difference(fresh_T, plain_T)
@@ -80,7 +80,7 @@ def find_cause(
     return Diagnosis("sampling", fresh, own, from_plain, at_temperature_1=is_raw)
 
 
-def sampler_logprobs(generator: Generator, pairs: Sequence[PromptCompletion]) -> Tensor:
+def fresh_logprobs(generator: Generator, pairs: Sequence[PromptCompletion]) -> Tensor:
     """[T] the sampler's log-probabilities at temperature 1, computed afresh, one completion after the other."""
     return torch.tensor([value for logprobs in generator.logprobs(pairs) for value in logprobs])
 

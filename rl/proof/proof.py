@@ -22,7 +22,7 @@ from rl.config import RunConfig
 from rl.generate.protocol import Generator
 from rl.generate.weight_sync import choose_sync
 from rl.policy.policy import Policy
-from rl.proof.diagnosis import Evidence, find_cause, sampler_logprobs, trainer_logprobs
+from rl.proof.diagnosis import Evidence, find_cause, fresh_logprobs, trainer_logprobs
 from rl.proof.diagnosis_text import describe
 from rl.proof.distances import Distances, distances, pooled
 from rl.ranks import share_of_rank
@@ -143,7 +143,7 @@ class Proof:
             return None
         batch = [scored.group for scored in collected.batch]
         pairs = _pairs(spread(share_of_rank(batch, self._rank, self._num_ranks), num_each))
-        return Evidence(pairs, sampler_logprobs(self._generator, pairs), 1.0)
+        return Evidence(pairs, fresh_logprobs(self._generator, pairs), 1.0)
 
     def _compare(self, evidence: Evidence) -> _Finding:
         trainer_T, base_T = trainer_logprobs(

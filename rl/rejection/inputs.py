@@ -3,11 +3,12 @@ tokenizer, no weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from rewards.errors import named
 from rewards.scoring import RewardSum
 from rl.errors import ConfigError
 from rl.generate.protocol import SamplingParameters
@@ -27,7 +28,7 @@ from rl.questions.inputs import (
 from rl.questions.order import QuestionOrder
 from rl.questions.prompting import PromptRenderer
 from rl.records import Json, Prompt, Rollout
-from rl.rejection.config import RejectConfig
+from rl.rejection.config import RejectConfig, RejectSamplingSection
 from rl.rejection.mix import MixFile, read_mix
 from rl.scoring.rewarding import build_rewards
 from rl.supervised.solutions import completion_tokens
@@ -73,41 +74,53 @@ def read_reject_inputs(config: RejectConfig) -> RejectInputs:
     if backend == "vllm_server":
         read_key(config.generator.api_key_env)
     rewards = build_rewards(config.rewards, sampling.max_completion_tokens)
-    if rewards.needs_policy or (rewards.needs_token_statistics and backend != "transformers"):
-        raise ConfigError(
-            f"rewards: one of {', '.join(rewards.names)} asks for the policy's own probabilities, which rejection "
-            f"sampling with generator.backend={backend} does not have. Remedy: a reward that reads the "
-            "completions, such as rewards.accuracy:accuracy or rewards.majority:majority_vote"
-            + ("" if rewards.needs_policy else ", or generator.backend=transformers"))
+    _check_rewards(rewards, backend)
     mix = read_mix(config.mix)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     loaded = read_questions(config.data, config.prompt, rewards, tokenizer)
     check_lengths(sampling.max_completion_tokens, model_config, loaded.prompts)
     check_stop_tokens(sampling.stop_token_ids, len(tokenizer))
     path = str(resolve_path(config.model.path))
-    model = model_identity(config.model, model_config)
-    stop_strings = tuple(dict.fromkeys([*loaded.renderer.template.stop_strings, *sampling.stop_strings]))
-    order = QuestionOrder(len(loaded.prompts), config.seed, config.data.shuffle).next(len(loaded.prompts))
-    size = sampling.questions_per_chunk
     return RejectInputs(
-        tokenizer=tokenizer,
-        model_config=model_config,
-        renderer=loaded.renderer,
-        rewards=rewards,
-        prompts=loaded.prompts,
-        chunks=tuple(tuple(order[start : start + size]) for start in range(0, len(order), size)),
-        mix=tuple(mix),
-        parameters=SamplingParameters(
-            sampling.temperature,
-            sampling.top_p,
-            sampling.top_k,
-            sampling.max_completion_tokens,
-            tuple(sampling.stop_token_ids),
-            stop_strings,
-            token_statistics=rewards.needs_token_statistics),
+        tokenizer=tokenizer, model_config=model_config, renderer=loaded.renderer, rewards=rewards,
+        prompts=loaded.prompts, chunks=_chunks(config, len(loaded.prompts)), mix=tuple(mix),
+        parameters=_parameters(sampling, loaded.renderer, rewards),
         eos_token_ids=end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path),
-        dropped=loaded.dropped,
-        identity={
-            "model.path": model["weights"], "model.adapter": model["adapter_weights"],
-            "model.dtype": f"{model['dtype']} on {model['device']}", "data.path": prompts_digest(loaded.prompts),
-            "rewards": rewards_digest(rewards)})
+        dropped=loaded.dropped, identity=_identity(config, model_config, loaded.prompts, rewards))
+
+
+def _check_rewards(rewards: RewardSum, backend: str) -> None:
+    """Raises ConfigError where one needs of the policy what the sampler does not tell."""
+    if rewards.needs_policy or (rewards.needs_token_statistics and backend != "transformers"):
+        others = "" if rewards.needs_policy else f", or {named('generator.backend', 'transformers')}"
+        raise ConfigError(
+            f"one of {', '.join(rewards.names)} asks for the policy's own probabilities, which rejection sampling with "
+            f"{named('generator.backend', backend)} does not have",
+            where=named("rewards"),
+            remedy="a reward that reads the completions, such as rewards.accuracy:accuracy or "
+                   f"rewards.majority:majority_vote{others}")
+
+
+def _chunks(config: RejectConfig, num_prompts: int) -> tuple[tuple[int, ...], ...]:
+    """Positions of the prompts that are sampled together, chunk by chunk."""
+    order = QuestionOrder(num_prompts, config.seed, config.data.shuffle).next(num_prompts)
+    size = config.sampling.questions_per_chunk
+    return tuple(tuple(order[start : start + size]) for start in range(0, num_prompts, size))
+
+
+def _parameters(sampling: RejectSamplingSection, renderer: PromptRenderer, rewards: RewardSum) -> SamplingParameters:
+    stop_strings = tuple(dict.fromkeys([*renderer.template.stop_strings, *sampling.stop_strings]))
+    return SamplingParameters(
+        sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
+        tuple(sampling.stop_token_ids), stop_strings, token_statistics=rewards.needs_token_statistics)
+
+
+def _identity(
+    config: RejectConfig, model_config: PretrainedConfig, prompts: Sequence[Prompt], rewards: RewardSum
+) -> dict[str, Json]:
+    """What samples belong to, by the configuration's key; see rl/rejection/samples.py."""
+    model = model_identity(config.model, model_config)
+    return {
+        "model.path": model["weights"], "model.adapter": model["adapter_weights"],
+        "model.dtype": f"{model['dtype']} on {model['device']}", "data.path": prompts_digest(prompts),
+        "rewards": rewards_digest(rewards)}

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rewards.errors import named
 from rl.errors import ConfigError, DataError
 from rl.records import Json
 from rl.rejection.config import MixSection
@@ -46,16 +47,17 @@ def draw(file: MixFile, num_kept: int, seed: int) -> list[dict[str, Json]]:
     wanted = max(1, int(file.section.ratio * num_kept + 0.5))
     there = len(file.solutions)
     if wanted > there:
+        ratio = f"{file.key}.ratio"
         raise ConfigError(
-            f"{file.key}.ratio: {file.section.ratio:g} rows of {file.section.path} for each of {num_kept} kept "
-            f"completions are {wanted}, and it has {there}. Remedy: "
-            f"{file.key}.ratio={int(1e6 * there / num_kept) / 1e6} or less, or a larger file")
+            f"{file.section.ratio:g} rows of {file.section.path} for each of {num_kept} kept completions are {wanted}, "
+            f"and it has {there}",
+            where=named(ratio), remedy=f"{named(ratio, int(1e6 * there / num_kept) / 1e6)} or less, or a larger file")
     chosen = sorted(random.Random(f"{seed}\x1fmix\x1f{file.key}").sample(range(there), wanted))
     return [_row(file.solutions[index]) for index in chosen]
 
 
 def _row(solution: Solution) -> dict[str, Json]:
-    """As a warm-up reads it with its default columns, to the same prompt and completion."""
+    """A solution as a row that a warm-up reads with its default columns, to the same prompt and completion."""
     others = {
         name: value
         for name, value in solution.question.columns.items()

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from rewards.errors import named
 from rl.errors import ConfigError
 from rl.rejection.config import KeepSection
 from rl.rejection.keep import REASONS, Choice, Reason, has_reward
@@ -143,9 +144,9 @@ class Tally:
         counted = sorted(self.dropped.items(), key=lambda item: (-item[1], REASONS.index(item[0])))
         most = counted[0][0]
         raise ConfigError(
-            f"keep: nothing is left of {self._all.completions:,} completions of {self._all.questions:,} questions, "
-            f"so no file is written: {', '.join(f'{count:,} {MEANING[reason]}' for reason, count in counted)}. "
-            f"Remedy: {self._remedy(most, resume)}")
+            f"nothing is left of {self._all.completions:,} completions of {self._all.questions:,} questions, so no "
+            f"file is written: {', '.join(f'{count:,} {MEANING[reason]}' for reason, count in counted)}",
+            where=named("keep"), remedy=self._remedy(most, resume))
 
     def _remedy(self, most: Reason, resume: str) -> str:
         again = f"{resume} (chooses again among the samples that are there)"
@@ -187,8 +188,8 @@ class Tally:
 
 def bucket_of(question: SampledQuestion, keep: KeepSection) -> str:
     """The name of the question's bucket of difficulty."""
-    rewarded, total = sum(has_reward(completion, keep) for completion in question.completions), len(
-        question.completions)
+    total = len(question.completions)
+    rewarded = sum(has_reward(completion, keep) for completion in question.completions)
     if rewarded in (0, total):
         return BUCKETS[0] if rewarded == 0 else BUCKETS[-1]
     return BUCKETS[-(-4 * rewarded // total)]
@@ -199,56 +200,46 @@ def to_json(report: Report) -> str:
 
 
 def to_markdown(report: Report, title: str) -> str:
-    """The same for people."""
+    """The report for people."""
+    kept, dropped = report.lengths_kept, report.lengths_dropped
+    lengths = [
+        f"| {name} | {n.completions:,} | {n.mean:.1f} | {n.median:g} | {n.p90:g} | {n.max:,} |"
+        for name, n in (("kept", kept), ("dropped", dropped))
+        if n is not None]
+    in_short = (
+        f"{report.kept:,} of {report.completions:,} completions kept ({report.kept_share:.1%}), of "
+        f"{report.questions_kept:,} of {report.questions:,} questions; mean reward {report.mean_reward:.3f}, seed "
+        f"{report.seed}.")
     lines = [
-        f"# {title}",
-        "",
-        (
-            f"{report.kept:,} of {report.completions:,} completions kept ({report.kept_share:.1%}), of "
-            f"{report.questions_kept:,} of {report.questions:,} questions; mean reward {report.mean_reward:.3f}, seed "
-            f"{report.seed}."),
-        "",
-        "## Kept by difficulty",
-        "",
-        "Difficulty: the share of a question's completions whose reward is high enough.",
-        "",
-        "| with the reward | questions | completions | kept | share kept | questions with a kept one |",
-        "|---|---:|---:|---:|---:|---:|",
-        *(
-            f"| {b.rewarded_share} | {b.questions:,} | {b.completions:,} | {b.kept:,} | {b.kept_share:.1%} | "
-            f"{b.questions_kept:,} |"
-            for b in report.difficulty),
-        "",
-        "## Dropped",
-        "",
-        "Each completion is counted for the first reason that applies.",
-        "",
-        "| reason | completions |",
-        "|---|---:|",
-        *(f"| {MEANING[reason]} | {count:,} |" for reason, count in report.dropped.items()),
-        "",
-        "## Lengths in tokens",
-        "",
-        "| | completions | mean | median | 90th percentile | longest |",
-        "|---|---:|---:|---:|---:|---:|",
-        *(
-            f"| {name} | {n.completions:,} | {n.mean:.1f} | {n.median:g} | {n.p90:g} | {n.max:,} |"
-            for name, n in (("kept", report.lengths_kept), ("dropped", report.lengths_dropped))
-            if n is not None),
-        "",
-        "## solutions.jsonl",
-        "",
-        f"- {report.kept:,} kept completions",
-        *(f"- {entry.rows:,} of {entry.rows_in_file:,} rows of {entry.path}" for entry in report.mix),
-        f"- {report.rows:,} rows in all",
-    ]
+        f"# {title}", "", in_short,
+        *_section(
+            "Kept by difficulty", "Difficulty: the share of a question's completions whose reward is high enough.", "",
+            "| with the reward | questions | completions | kept | share kept | questions with a kept one |",
+            "|---|---:|---:|---:|---:|---:|", *map(_bucket_row, report.difficulty)),
+        *_section(
+            "Dropped", "Each completion is counted for the first reason that applies.", "", "| reason | completions |",
+            "|---|---:|", *(f"| {MEANING[reason]} | {count:,} |" for reason, count in report.dropped.items())),
+        *_section(
+            "Lengths in tokens", "| | completions | mean | median | 90th percentile | longest |",
+            "|---|---:|---:|---:|---:|---:|", *lengths),
+        *_section(
+            "solutions.jsonl", f"- {report.kept:,} kept completions",
+            *(f"- {entry.rows:,} of {entry.rows_in_file:,} rows of {entry.path}" for entry in report.mix),
+            f"- {report.rows:,} rows in all")]
     if report.retokenised:
-        lines += [
-            "",
-            (
-                f"Of {report.retokenised:,} kept completions a warm-up makes other tokens than were sampled: the "
-                "tokenizer splits the same text otherwise.")]
+        lines += ["", f"Of {report.retokenised:,} kept completions a warm-up makes other tokens than were sampled: the "
+                      "tokenizer splits the same text otherwise."]
     return "\n".join(lines) + "\n"
+
+
+def _section(title: str, *lines: str) -> list[str]:
+    return ["", f"## {title}", "", *lines]
+
+
+def _bucket_row(bucket: Bucket) -> str:
+    return (
+        f"| {bucket.rewarded_share} | {bucket.questions:,} | {bucket.completions:,} | {bucket.kept:,} | "
+        f"{bucket.kept_share:.1%} | {bucket.questions_kept:,} |")
 
 
 def _share(part: int, whole: int) -> float:

@@ -195,7 +195,8 @@ def _conclude(
 
 
 def solution_row(prompt: Prompt, text: str) -> dict[str, Json]:
-    """As a warm-up reads it, with the columns that the prompt's template may need. The gold answer is no part of it."""
+    """A row of solutions.jsonl as a warm-up reads it, with the columns that the prompt's template may need. The gold
+    answer is no part of it."""
     question = prompt.question
     others = {
         name: value

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.errors import Problem, named
 from rl.errors import ConfigError
 from rl.records import Json, Prompt, Rollout, ScoredGroup
 from rl.runs.folder import RunFolderError, write_atomically
 
 IDENTITY = "identity.json"
-SAMPLE_AGAIN = "Remedy: delete it and go on with --resume, which samples it again"
+SAMPLE_AGAIN = "delete it and go on with --resume, which samples it again"
 MEANING = {
     "model.path": "the weights differ from those that the run has sampled with",
     "model.adapter": "the weights differ from those that the run has sampled with",
@@ -105,11 +106,14 @@ class SampleStore:
             there: dict[str, Json] = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunFolderError(
-                f"{file} is not readable ({error}): what the samples were made with is not known. Remedy: a new run_dir"
-            ) from None
-        if changed := [f"{key}: {MEANING[key]} (there {there.get(key)}, here {identity[key]})"
-                       for key in identity if there.get(key) != identity[key]]:
-            raise ConfigError(*changed, "Remedy: --resume with what the run began with, or a new run_dir")
+                f"{file} is not readable ({error}): what the samples were made with is not known",
+                remedy="a new run_dir") from None
+        if changed := [
+            Problem(f"{MEANING[key]} (there {there.get(key)}, here {identity[key]})", named(key))
+            for key in identity
+            if there.get(key) != identity[key]
+        ]:
+            raise ConfigError(*changed, Problem(remedy="--resume with what the run began with, or a new run_dir"))
 
     def write(self, number: int, questions: Sequence[SampledQuestion]) -> None:
         """Raises OSError; the chunk is then missing."""
@@ -129,13 +133,14 @@ class SampleStore:
             questions = [_from_json(json.loads(line)) for line in file.read_bytes().splitlines()]
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
-                f"{file}: {type(error).__name__}: {error}; the file was edited or damaged. {SAMPLE_AGAIN}") from None
+                f"{type(error).__name__}: {error}; the file was edited or damaged", where=str(file),
+                remedy=SAMPLE_AGAIN) from None
         found = [(question.id, len(question.completions)) for question in questions]
         wanted = [(prompt.question.id, self._num_samples) for prompt in self._chunks[number]]
         if found != wanted:
             raise RunFolderError(
-                f"{file}: holds {len(found)} questions, the first (id, completions) {found[:1]}; expected "
-                f"{len(wanted)}, the first {wanted[:1]}. {SAMPLE_AGAIN}")
+                f"holds {len(found)} questions, the first (id, completions) {found[:1]}", where=str(file),
+                expected=f"{len(wanted)}, the first {wanted[:1]}", remedy=SAMPLE_AGAIN)
         return questions
 
     def _file(self, number: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,12 +15,7 @@ PREVIOUS, BASE = "previous", "base"
 
 
 def _name(value: str) -> str:
-    if (
-        not value
-        or not value.replace("-", "").replace("_", "").isalnum()
-        or not value.isascii()
-        or value in (PREVIOUS, BASE)
-    ):
+    if not re.fullmatch(r"[A-Za-z0-9_-]*[A-Za-z0-9][A-Za-z0-9_-]*", value) or value in (PREVIOUS, BASE):
         raise ValueError(
             f"saw {value!r}; expected letters, digits, - and _, as it names a folder, and neither {PREVIOUS} nor {BASE}"
         )

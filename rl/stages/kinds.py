@@ -11,20 +11,21 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rewards.errors import Problem, named
 from rl.config import Occasion, RunConfig, Section
 from rl.configuration.loading import load, to_yaml
 from rl.configuration.resuming import may_differ
 from rl.configuration.yaml_text import read_mapping
 from rl.errors import ConfigError
-from rl.paths import project_root, resolve_path
-from rl.policy.file_digest import file_digest, weights_digest
+from rl.paths import resolve_path
 from rl.records import Json
 from rl.rejection.config import RejectConfig
 from rl.runs.folder import RunFolder
 from rl.stages.config import StageKind
+from rl.stages.files import digests_of_files, missing_files
 from rl.stages.plan import Result, Stage, each_text, fill, flatten
 from rl.supervised.config import WarmupConfig
 
@@ -41,12 +42,6 @@ _GOES_ON: Mapping[StageKind, Occasion] = {
     "warmup": Occasion.WARMUP, "rl": Occasion.RUN, "reject": Occasion.SAMPLING, "eval": Occasion.NEVER}
 _EVAL_OPTIONS = {"no-plots": Occasion.ALWAYS, "max-sequences": Occasion.DONE}
 """Options of eval.run that may differ; those of the other kinds are marked on their configurations' fields."""
-_FILE_KEYS = (
-    "path", "adapter", "template", "use", "reward", "grader", "data_dir", "benchmarks", "data-dir", "prompt", "best-of",
-    "model")
-_WITH_WEIGHTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_FILE_ENDINGS = (".jsonl", ".ndjson", ".parquet", ".py", ".yaml", ".yml")
-"""Of texts that name a file, and no data set on the hub."""
 _SHORT_OPTIONS = {"k": "-k", "n": "-n"}
 
 
@@ -86,8 +81,9 @@ def prepare_stage(
             None if stage.config is None else Path(stage.config), [*overrides, f"run_dir={stage.folder}"],
             CONFIGS[stage.kind])
     except ConfigError as error:
-        raise ConfigError(*[f"{stage.key}: {problem}" for problem in error.problems]) from None
-    # A list of sections is one value here: `flatten` takes mappings apart, and what is compared is compared as a whole.
+        raise ConfigError(
+            *[replace(problem, where=": ".join(filter(None, (stage.key, problem.where)))) for problem in error.problems]
+        ) from None
     decides = _deciding(stage.kind, flatten(config.model_dump(mode="json")))
     words = ("-m", MODULES[stage.kind], "--config", str(config_file(stage)))
     return _prepared(stage, words, config, decides, results, read_files)
@@ -100,18 +96,21 @@ def _prepared(
     here = f"{stage.folder.parent}/"
     portable = {key: each_text(value, lambda text: RUN_DIR + text[len(here):] if text.startswith(here) else text)
                 for key, value in decides.items()}
-    return Prepared(stage, words, config, portable, _digests(decides, results) if read_files else {})
+    own = [result.folder.resolve() for result in results.values()]
+    return Prepared(stage, words, config, portable, digests_of_files(decides, own) if read_files else {})
 
 
-def missing_files(ready: Prepared) -> list[str]:
-    """A line for each local file that the settings name and that is not there; results of other stages are not there
-    yet."""
-    named = [
-        (setting, text.split(":")[0] if ".py:" in text else text)
-        for setting, value in ready.settings.items()
-        for _, text in _named_files(value, setting.rpartition(".")[2])]
-    return [f"{ready.stage.key}: {setting}: {text}: no such file" for setting, text in named
-            if text.endswith(_FILE_ENDINGS) and not text.startswith(RUN_DIR) and not resolve_path(text).is_file()]
+def check_files(prepared: Sequence[Prepared]) -> None:
+    """Raises ConfigError that names all local files that stages will want and that are not there; results of other
+    stages are not there yet."""
+    missing = [
+        Problem("no such file", f"{ready.stage.key}: {named(setting)}: {text}")
+        for ready in prepared
+        for setting, text in missing_files(ready.settings)
+        if not text.startswith(RUN_DIR)]
+    if missing:
+        remedy = Problem(remedy="put them there, or name others under the stage's `set`")
+        raise ConfigError(*dict.fromkeys(missing), remedy)
 
 
 def check_same_adapter(ready: Prepared, giver: Prepared) -> None:
@@ -122,9 +121,9 @@ def check_same_adapter(ready: Prepared, giver: Prepared) -> None:
         for key in ("enabled", "rank", "alpha"):
             if getattr(own.lora, key) != getattr(given.lora, key):
                 raise ConfigError(
-                    f"{ready.stage.key}: lora.{key} is {getattr(own.lora, key)}, but the adapter of "
-                    f"{giver.stage.key} has {getattr(given.lora, key)}. Remedy: the same in both, or merge=true in "
-                    "a warm-up")
+                    f"{named(f'lora.{key}')} is {getattr(own.lora, key)}, but the adapter of {giver.stage.key} has "
+                    f"{getattr(given.lora, key)}",
+                    where=ready.stage.key, remedy="the same in both, or merge=true in a warm-up")
     if (isinstance(own, (WarmupConfig, RunConfig, RejectConfig)) and isinstance(given, (WarmupConfig, RunConfig))
             and own.prompt != given.prompt):
         warnings.warn(
@@ -176,36 +175,30 @@ def result_of(stage: Stage, config: Section | None) -> Result:
 
 
 def expected_result(stage: Stage, config: Section | None) -> Result:
-    """The same before the stage has run, for checking those that follow: its paths need not exist, or be the later
-    ones."""
-    if isinstance(config, WarmupConfig):
-        becomes_model = config.merge or not config.lora.enabled
-        return (
-            Result(stage.folder, str(stage.folder / "model"), tokenizer=config.model.path)
-            if becomes_model
-            else Result(stage.folder, config.model.path, config.model.revision, str(stage.folder / "adapter")))
-    if isinstance(config, RunConfig):
-        best = stage.folder / "checkpoints" / "best"
-        return (
-            Result(stage.folder, config.model.path, config.model.revision, str(best / "adapter"))
-            if config.lora.enabled
-            else Result(stage.folder, str(best / "model"), tokenizer=config.model.path))
+    """What a stage that has not run yet will give, for checking those that follow: its paths need not exist, or be the
+    later ones."""
+    if isinstance(config, WarmupConfig | RunConfig):
+        merges = isinstance(config, WarmupConfig) and config.merge
+        place = stage.folder if isinstance(config, WarmupConfig) else stage.folder / "checkpoints" / "best"
+        if merges or not config.lora.enabled:
+            return Result(stage.folder, str(place / "model"), tokenizer=config.model.path)
+        return Result(stage.folder, config.model.path, config.model.revision, str(place / "adapter"))
     return Result(stage.folder, solutions=str(stage.folder / "solutions.jsonl") if stage.kind == "reject" else None)
 
 
 def _check_tokenizer(config: str, policy: str | None) -> None:
     """The base that the stage's own file names is replaced by the policy's; another vocabulary there means that it was
     made for another model. Local checkpoints only. Raises ConfigError."""
-    named = read_mapping(resolve_path(config)).get("model")
-    own = named.get("path") if isinstance(named, dict) else named
+    section = read_mapping(resolve_path(config)).get("model")
+    own = section.get("path") if isinstance(section, dict) else section
     if not isinstance(own, str) or policy is None:
         return
     there, here = _vocabulary(own), _vocabulary(policy)
     if there is not None and here is not None and there != here:
         raise ConfigError(
-            f"{config}: model.path is {own}, whose tokenizer has {len(there)} tokens, but the policy comes of "
-            f"{policy} with {len(here)} that are not the same. Remedy: policy: base to start from {own}, or a "
-            f"configuration for {policy}")
+            f"{named('model.path')} is {own}, whose tokenizer has {len(there)} tokens, but the policy comes of "
+            f"{policy} with {len(here)} that are not the same",
+            where=config, remedy=f"policy: base to start from {own}, or a configuration for {policy}")
 
 
 def _vocabulary(model: str) -> dict[str, int] | None:
@@ -261,43 +254,6 @@ def _may_differ(kind: StageKind, key: str) -> Occasion:
 def _deciding(kind: StageKind, settings: Mapping[str, Json]) -> dict[str, Json]:
     """The settings without those that decide nothing of the result."""
     return {key: value for key, value in settings.items() if _may_differ(kind, key) != Occasion.ALWAYS}
-
-
-def _digests(settings: Mapping[str, Json], results: Mapping[int, Result]) -> dict[str, str]:
-    """{"key: text": digest} of the local files and folders that the settings name, but for the results of other
-    stages."""
-    own = [result.folder.resolve() for result in results.values()]
-    found: dict[str, str] = {}
-    for setting, value in settings.items():
-        for key, text in _named_files(value, setting.rpartition(".")[2]):
-            candidates = [
-                resolve_path(text), resolve_path(text.rpartition(":")[0] or text),
-                project_root() / "prompts" / f"{text}.yaml"]
-            path = next((path for path in candidates if path.is_file() or (path.is_dir() and key != "template")), None)
-            if path is None or any(path.resolve().is_relative_to(folder) for folder in own):
-                continue
-            if path.is_file():
-                found[f"{setting}: {text}"] = file_digest(path)
-            elif key in ("data_dir", "data-dir"):
-                found[f"{setting}: {text}"] = " ".join(file_digest(file) for file in sorted(path.glob("*.jsonl")))
-            elif (weights := weights_digest(path)) is not None:
-                beside = [file_digest(path / name) for name in _WITH_WEIGHTS if (path / name).is_file()]
-                found[f"{setting}: {text}"] = " ".join([weights, *beside])
-    return found
-
-
-def _named_files(value: Json | Mapping[str, Json], key: str) -> list[tuple[str, str]]:
-    """(last part of the key, text) of every text under a key that may name a file."""
-    if isinstance(value, str):
-        return (
-            [(key, part) for part in (value.split(",") if key == "benchmarks" else [value])]
-            if key in _FILE_KEYS
-            else [])
-    if isinstance(value, list):
-        return [found for item in value for found in _named_files(item, key)]
-    if isinstance(value, Mapping):
-        return [found for name, item in value.items() for found in _named_files(item, name.rpartition(".")[2])]
-    return []
 
 
 def python_command(words: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.errors import Problem, named
 from rl.configuration.problems import closest
 from rl.errors import ConfigError
 from rl.records import Json
@@ -68,13 +69,13 @@ class Result:
 def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
     """Raises ConfigError that names the stage and the predecessor that there is not."""
     stages: list[Stage] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     latest: dict[str, int] = {}  # a stage's name, with and without its round -> the latest one so far
     for position, round_number in _order(config):
         section = config.stages[position]
         name = section.name if round_number is None else f"{section.name}-{round_number}"
         if name in latest:
-            raise ConfigError(f"stages: {name} is the name of a stage and of one in a round; rename one")
+            raise ConfigError(f"{name} is the name of a stage and of one in a round; rename one", where=named("stages"))
         index, where = len(stages), f"stages.{position} ({section.name})"
         settings = {key: _with_round(value, round_number) for key, value in flatten(section.set).items()}
         if config.seed is not None and section.kind != "eval":
@@ -84,15 +85,16 @@ def make_plan(config: PipelineConfig) -> tuple[Stage, ...]:
             settings["data.path"] = f"{{{solutions}.solutions}}"
         policy = _policy(section, where, stages, latest, problems)
         taken = {
-            name: _named(name, part, where, stages, latest, problems)
+            name: _stage_named(name, part, where, stages, latest, problems)
             for name, part in _references(list(settings.values()))}
         references = {name: number for name, number in taken.items() if number is not None}
         fixed = (
             [key for key in ("model", "model.path", "model.adapter") if key in settings] if policy is not None else [])
         if fixed and policy is not None:
             problems.append(
-                f"{where}: set.{fixed[0]}, but the stage takes its policy of {stages[policy].name}. Remedy: policy: "
-                f"{BASE}, or leave it out")
+                Problem(
+                    f"set.{fixed[0]}, but the stage takes its policy of {stages[policy].name}", where,
+                    remedy=f"policy: {BASE}, or leave it out"))
         inputs = tuple(sorted({*references.values(), *(() if policy is None else (policy,))}))
         stages.append(Stage(index, position, name, section.kind, section.config, settings, policy, references, inputs,
                             section.checkpoint == "best", config.run_dir / f"{index + 1}-{name}"))
@@ -139,32 +141,31 @@ def _order(config: PipelineConfig) -> list[tuple[int, int | None]]:
 
 
 def _policy(
-    section: StageSection, where: str, stages: list[Stage], latest: Mapping[str, int], problems: list[str]
+    section: StageSection, where: str, stages: list[Stage], latest: Mapping[str, int], problems: list[Problem]
 ) -> int | None:
     if section.policy == BASE:
         return None
     if section.policy == PREVIOUS:
         return next((stage.index for stage in reversed(stages) if stage.kind in POLICY_KINDS), None)
-    return _named(section.policy, "model", f"{where}: policy", stages, latest, problems)
+    return _stage_named(section.policy, "model", f"{where}: policy", stages, latest, problems)
 
 
-def _named(
-    name: str, part: str, where: str, stages: list[Stage], latest: Mapping[str, int], problems: list[str]
+def _stage_named(
+    name: str, part: str, where: str, stages: list[Stage], latest: Mapping[str, int], problems: list[Problem]
 ) -> int | None:
     index = latest.get(name)
     if index is None:
-        near = closest(name, list(latest))
+        near, seen = closest(name, list(latest)), f"{name!r}, which is no earlier stage"
         problems.append(
-            f"{where}: saw {name!r}, which is no earlier stage"
-            + (
-                f"; did you mean {near}?"
-                if near
-                else f"; expected one of: {', '.join(latest) or 'none, this is the first'}"))
+            Problem("", where, f"{seen}; did you mean {near}?")
+            if near
+            else Problem("", where, seen, f"one of: {', '.join(latest) or 'none, this is the first'}"))
     elif part not in _GIVEN_BY:
-        problems.append(f"{where}: saw {{{name}.{part}}}; a stage gives one of: {', '.join(_GIVEN_BY)}")
+        problems.append(Problem("", where, f"{{{name}.{part}}}; a stage gives one of: {', '.join(_GIVEN_BY)}"))
     elif stages[index].kind not in _GIVEN_BY[part]:
         problems.append(
-            f"{where}: {{{name}.{part}}} of {stages[index].key}; a {part} comes of: {', '.join(_GIVEN_BY[part])}")
+            Problem(f"{{{name}.{part}}} of {stages[index].key}; a {part} comes of: {', '.join(_GIVEN_BY[part])}", where)
+        )
         return None
     return index
 

@@ -58,8 +58,8 @@ class PipelineRecords:
                 self._stages = {name: StageRecord(**record) for name, record in stages.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RunFolderError(
-                    f"{self._path} is not a pipeline's record ({error}); it was edited or comes from another version. "
-                    "Remedy: another run_dir") from error
+                    f"{self._path} is not a pipeline's record ({error}); it was edited or comes from another version",
+                    remedy="another run_dir") from error
 
     def __getitem__(self, name: str) -> StageRecord:
         return self._stages[name]

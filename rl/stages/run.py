@@ -27,11 +27,11 @@ from rl.stages.kinds import (
     ON_ALL_RANKS,
     CheckEvaluation,
     Prepared,
+    check_files,
     check_same_adapter,
     config_file,
     expected_result,
     is_done,
-    missing_files,
     prepare_stage,
     python_command,
     result_of,
@@ -73,12 +73,6 @@ def check_pipeline(
         results[stage.index] = expected_result(stage, ready.config)
         prepared.append(ready)
     return plan, prepared
-
-
-def check_files(prepared: Sequence[Prepared]) -> None:
-    """Raises ConfigError that names all local files that stages will want and that are not there."""
-    if missing := [line for ready in prepared for line in missing_files(ready)]:
-        raise ConfigError(*dict.fromkeys(missing), "Remedy: put them there, or name others under the stage's `set`")
 
 
 def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> int:
@@ -174,7 +168,8 @@ def _open_folder(config: PipelineConfig, stack: contextlib.ExitStack) -> Pipelin
         try:
             load(folder.config_file, [], PipelineConfig)
         except ConfigError:
-            raise RunFolderError(f"{config.run_dir} holds a run that is no pipeline. Remedy: another run_dir") from None
+            raise RunFolderError(
+                f"{config.run_dir} holds a run that is no pipeline", remedy="another run_dir") from None
     stack.enter_context(prepare(config.run_dir, resume=folder.holds_run))
     write_atomically(folder.config_file, to_yaml(config))
     return PipelineRecords(config.run_dir)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from rewards.errors import named
 from rewards.scoring import RewardSum
 from rl.errors import ConfigError
 from rl.paths import resolve_path
@@ -56,13 +57,9 @@ def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
     warn_of_plain_text(renderer)
     path = str(resolve_path(config.model.path))
     eos_ids = end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path)
+    end_id = end_token(renderer, eos_ids, tokenizer.eos_token_id)
     rows, num_too_long = render_solutions(
-        load_solutions(config.data),
-        renderer,
-        eos_ids,
-        end_token(renderer, eos_ids, tokenizer.eos_token_id),
-        max_tokens,
-        config.data.too_long)
+        load_solutions(config.data), renderer, eos_ids, end_id, max_tokens, config.data.too_long)
     dropped = {"rows too long": num_too_long}
     prompts: tuple[Prompt, ...] = ()
     if grader is not None:
@@ -80,15 +77,15 @@ def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
 
 
 def _max_tokens(config: WarmupConfig, context: int | None) -> int:
-    asked = config.data.max_tokens
+    asked, where = config.data.max_tokens, named("data.max_tokens")
     if asked is not None and context is not None and asked > context:
         raise ConfigError(
-            f"data.max_tokens: {asked} tokens, above the model's context of {context}. Remedy: "
-            f"data.max_tokens={context} or less, or null")
+            f"{asked} tokens, above the model's context of {context}", where=where,
+            remedy=f"{named('data.max_tokens', context)} or less, or null")
     if asked is None and context is None and config.packing:
         raise ConfigError(
-            "data.max_tokens: null, and the model's config.json names no context; packing needs the length of a "
-            "row. Remedy: data.max_tokens=4096, or packing=false")
+            "null, and the model's config.json names no context; packing needs the length of a row", where=where,
+            remedy=f"{named('data.max_tokens', 4096)}, or {named('packing', 'false')}")
     return asked or context or NO_LIMIT
 
 
@@ -97,9 +94,9 @@ def _check_held_out_length(config: WarmupConfig, prompts: tuple[Prompt, ...], co
     needed = len(longest.token_ids) + config.evaluation.max_completion_tokens
     if context is not None and needed > context:
         raise ConfigError(
-            f"evaluation.max_completion_tokens: {config.evaluation.max_completion_tokens} tokens after the longest "
-            f"prompt ({len(longest.token_ids)} tokens, question {longest.question.id!r}) make {needed}, above the "
-            f"model's context of {context}. Remedy: fewer, or held-out questions with shorter prompts")
+            f"{config.evaluation.max_completion_tokens} tokens after the longest prompt ({len(longest.token_ids)} "
+            f"tokens, question {longest.question.id!r}) make {needed}, above the model's context of {context}",
+            where=named("evaluation.max_completion_tokens"), remedy="fewer, or held-out questions with shorter prompts")
 
 
 def _set_aside(
@@ -122,6 +119,6 @@ def _set_aside(
         chosen |= set(members)
     if len(chosen) >= len(rows):
         raise ConfigError(
-            f"data.held_out_rows: {wanted} of {len(rows)} rows leave none to train on. Remedy: fewer, or more rows "
-            f"in {config.data.path}")
+            f"{wanted} of {len(rows)} rows leave none to train on", where=named("data.held_out_rows"),
+            remedy=f"fewer, or more rows in {config.data.path}")
     return tuple(row for i, row in enumerate(rows) if i not in chosen), tuple(rows[i] for i in sorted(chosen))

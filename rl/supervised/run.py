@@ -89,8 +89,8 @@ def run_warmup(config: WarmupConfig, *, resume: bool = False) -> int:
             _checkpoint_to_resume(folder, config, start.inputs, start.teacher_weights) if resume else (None, None))
         if resume and folder.summary_file.is_file():
             raise RunFolderError(
-                f"{folder.path} is complete: there is nothing to go on with. Remedy: without --resume for a new warm-up"
-            )
+                f"{folder.path} is complete: there is nothing to go on with",
+                remedy="without --resume for a new warm-up")
         if start.is_main:
             write_atomically(folder.config_file, to_yaml(config))
         parts = _loop_parts(config, start, folder, state, stack)
@@ -162,8 +162,9 @@ def load_warmup_policy(config: WarmupConfig, inputs: WarmupInputs, device: torch
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=device, keep_reference=False)
     if isinstance(policy.causal_lm.get_output_embeddings(), LoraLayer):
         raise PolicyError(
-            "lora.targets: TRL's trainer reads the output layer's weight without its adapter, which would never train. "
-            "Remedy: leave the output layer out of lora.targets (all-linear does)")
+            "TRL's trainer reads the output layer's weight without its adapter, which would never train",
+            where=named("lora.targets"),
+            remedy=f"leave the output layer out of {named('lora.targets')} (all-linear does)")
     return policy
 
 
@@ -205,8 +206,8 @@ def write_result(policy: Policy, config: WarmupConfig, folder: Path) -> list[Pat
                 written.append(folder / name)
     except (OSError, SafetensorError) as error:
         raise PolicyError(
-            f"cannot write the result into {folder}: {error}. Remedy: free some space there and go on with --resume"
-        ) from error
+            f"cannot write the result into {folder}: {error}",
+            remedy="free some space there and go on with --resume") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return written

@@ -28,47 +28,34 @@ from rl.supervised.solutions import SolutionRow
 
 NEVER = 1 << 40
 """Steps between checkpoints where there shall be none."""
+OF_ALL_WARMUPS: dict[str, Any] = {
+    "fp16": False, "completion_only_loss": True, "gradient_checkpointing": False, "logging_steps": 1,
+    "logging_nan_inf_filter": False, "eval_strategy": "no", "report_to": "none", "disable_tqdm": True,
+    "save_strategy": "steps", "dataloader_pin_memory": False, "dataloader_drop_last": False,
+    "ddp_find_unused_parameters": False}
+"""What TRL would decide by itself otherwise."""
 
 
 def trainer_arguments(config: WarmupConfig, output_dir: Path) -> Any:
-    """TRL's SFTConfig for the configuration; its `device` is where the policy belongs. Everything that TRL decides by
-    itself and that changes the result is set. Raises ConfigError where the rows do not divide among the processes."""
+    """TRL's SFTConfig for the configuration; its `device` is where the policy belongs.
+
+    Raises ConfigError where the rows of an update do not divide among the processes, or one has several GPUs."""
     from trl import SFTConfig
 
     optim = config.optim
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     # Full parameters are kept in float32 and computed in the policy's dtype, as in training (rl/policy/forward.py).
     dtype = resolve_dtype(config.model.dtype, torch.device("cpu" if on_cpu else "cuda"))
+    # TRL asks a mixture of experts for its balancing loss, which distillation's forward does not give
+    # (rl/supervised/distillation.py).
+    balancing = None if config.distillation is None else 0.0
     arguments = SFTConfig(
-        output_dir=str(output_dir),
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=on_cpu,
-        bf16=dtype == torch.bfloat16 and not config.lora.enabled,
-        fp16=False,
-        max_steps=config.steps or -1,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=optim.micro_batch_rows,
-        max_grad_norm=optim.max_grad_norm,
-        learning_rate=optim.lr,
-        weight_decay=optim.weight_decay,
-        packing=config.packing,
-        completion_only_loss=True,
-        gradient_checkpointing=False,
-        # TRL asks a mixture of experts for its balancing loss, which distillation's forward does not give
-        # (rl/supervised/distillation.py).
-        router_aux_loss_coef=None if config.distillation is None else 0.0,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="steps",
-        save_steps=config.checkpoint.every or NEVER,
-        save_total_limit=config.checkpoint.keep,
-        dataloader_pin_memory=False,
-        dataloader_drop_last=False,
-        ddp_find_unused_parameters=False)
+        output_dir=str(output_dir), seed=config.seed, data_seed=config.seed, use_cpu=on_cpu,
+        bf16=dtype == torch.bfloat16 and not config.lora.enabled, max_steps=config.steps or -1,
+        num_train_epochs=config.epochs, per_device_train_batch_size=optim.micro_batch_rows,
+        max_grad_norm=optim.max_grad_norm, learning_rate=optim.lr, weight_decay=optim.weight_decay,
+        packing=config.packing, router_aux_loss_coef=balancing, save_steps=config.checkpoint.every or NEVER,
+        save_total_limit=config.checkpoint.keep, **OF_ALL_WARMUPS)
     arguments.gradient_accumulation_steps = _accumulation_steps(optim, arguments.world_size)
     if arguments.n_gpu > 1:
         raise ConfigError(

@@ -15,15 +15,15 @@ TRL_VERSIONS = ("1.16", "1.17")
 def check_trl() -> None:
     """Raises ConfigError where TRL is missing or of another version."""
     first, last = TRL_VERSIONS
-    remedy = "Remedy: pip install -e '.[trl]'"
+    remedy = "pip install -e '.[trl]'"
     try:
         version = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(
-            f"trl is not installed, and a warm-up trains with its SFTTrainer; expected trl>={first},<{last}. {remedy}"
-        ) from None
+            "trl is not installed, and a warm-up trains with its SFTTrainer", expected=f"trl>={first},<{last}",
+            remedy=remedy) from None
     if not _numbers(first) <= _numbers(version) < _numbers(last):
-        raise ConfigError(f"trl {version} is installed; a warm-up was tested with trl>={first},<{last}. {remedy}")
+        raise ConfigError(f"trl {version} is installed; a warm-up was tested with trl>={first},<{last}", remedy=remedy)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

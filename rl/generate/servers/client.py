@@ -63,10 +63,10 @@ class ServerRole:
     name: str
 
 
-SAMPLER, TEACHER = ServerRole("generator", "sampler"), ServerRole("teacher", "teacher")
+GENERATOR, TEACHER = ServerRole("generator", "sampler"), ServerRole("teacher", "teacher")
 
 
-def read_key(variable: str | None, role: ServerRole = SAMPLER) -> str | None:
+def read_key(variable: str | None, role: ServerRole = GENERATOR) -> str | None:
     """The API key that this environment variable holds; None without a variable."""
     if variable is None:
         return None
@@ -83,7 +83,7 @@ class ServerClient:
     To be made and used in one event loop."""
 
     def __init__(
-        self, url: str, key: str | None, timeout_s: float, max_connections: int, role: ServerRole = SAMPLER
+        self, url: str, key: str | None, timeout_s: float, max_connections: int, role: ServerRole = GENERATOR
     ) -> None:
         self.url, self.role = url, role
         self._key, self._timeout_s = key, timeout_s

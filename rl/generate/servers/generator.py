@@ -25,7 +25,7 @@ from rl.errors import GeneratorError
 from rl.generate.completions import CompletedGroups, Completion, first_numbers
 from rl.generate.generator_plan import GeneratorPlan, cache_bytes
 from rl.generate.protocol import Finished, Request, SamplingParameters
-from rl.generate.servers.client import SAMPLER, ServerLostError, ServerRefusedError
+from rl.generate.servers.client import GENERATOR, ServerLostError, ServerRefusedError
 from rl.generate.servers.policy_server import PolicyFiles, PolicyServer, ReceivedCompletion, Wanted
 from rl.generate.servers.replicas import Home, Replica
 from rl.generate.servers.service import ServerService
@@ -44,7 +44,7 @@ class ServerGenerator(ServerService[PolicyServer]):
 
     def __init__(self, config: GeneratorSection, policy: Policy, plan: GeneratorPlan, sync: Sync) -> None:
         assert sync.way != "shared"
-        super().__init__(SAMPLER, config, config.max_sequences)
+        super().__init__(GENERATOR, config, config.max_sequences)
         self.policy_version = 0
         self._tokenizer = policy.tokenizer
         self._eos_token_ids = policy.eos_token_ids

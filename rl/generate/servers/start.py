@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from rl.errors import GeneratorError
-from rl.generate.servers.client import SAMPLER, ServerLostError, ServerRefusedError, ServerRole
+from rl.generate.servers.client import GENERATOR, ServerLostError, ServerRefusedError, ServerRole
 from rl.generate.servers.replicas import Home, Replica, ReplicaPool, Server
 from rl.records import PromptCompletion
 
@@ -105,7 +105,7 @@ def first_error(errors: BaseExceptionGroup[Any]) -> BaseException:
     return error
 
 
-def addresses(urls: Sequence[str], role: ServerRole = SAMPLER) -> list[str]:
+def addresses(urls: Sequence[str], role: ServerRole = GENERATOR) -> list[str]:
     """The addresses without a slash or /v1 at their end. Raises GeneratorError for what is none, or for one that is
     given twice."""
     where, found = f"{role.section}.urls", list[str]()

@@ -16,10 +16,10 @@ from rl.errors import ConfigError
 from rl.paths import project_root
 from rl.runs.folder import RunFolderError
 from rl.stages.config import PipelineConfig
-from rl.stages.kinds import Prepared, prepare_stage
+from rl.stages.kinds import Prepared, check_files, prepare_stage
 from rl.stages.plan import Result, Stage, fill, make_plan
 from rl.stages.records import Decision, PipelineRecords
-from rl.stages.run import check_files, check_pipeline
+from rl.stages.run import check_pipeline
 
 
 def configured(*stages: dict[str, Any], **keys: Any) -> PipelineConfig:
