@@ -23,7 +23,7 @@ import torch
 from rewards.scoring import RewardSpec, RewardSum
 from rl.advantages import compute_advantages
 from rl.batching import build_micro_batch, denominators_of, plan_micro_batches, trains
-from rl.config import LoraSection, LossSection, ModelSection
+from rl.config import DataSection, LoraSection, LossSection, ModelSection
 from rl.generate.protocol import Request, SamplingParameters, request_seed
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.losses import LossTokens, policy_loss
@@ -53,7 +53,7 @@ def main(steps: int = STEPS, seed: int = 0) -> tuple[float, float]:
     tokenizer = load_tokenizer(MODEL)
     renderer = PromptRenderer(load_template("question_line"), tokenizer)
     prompts, held_out = (
-        [renderer.render(question) for question in load_questions(str(FOLDER / name)).questions]
+        [renderer.render(question) for question in load_questions(DataSection(path=str(FOLDER / name))).questions]
         for name in ("train.jsonl", "held_out.jsonl"))
     policy = load_policy(
         MODEL, LoraSection(rank=16), tokenizer, seed=seed, device=torch.device("cpu"), keep_reference=False)
