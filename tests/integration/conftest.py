@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not the session: other folders' tests follow in this process
 def _no_pixels() -> Iterator[None]:
     def save_nothing(figure: Figure, file: BinaryIO, **settings: Any) -> None:
         file.write(b"no picture")
