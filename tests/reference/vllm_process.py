@@ -50,6 +50,11 @@ class VllmProcess:
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its process is there; it may not answer yet."""
+        return self._process is not None and self._process.poll() is None
+
     def is_healthy(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5):
@@ -71,7 +76,8 @@ class VllmProcess:
 
     def kill(self) -> None:
         """SIGKILL, to all of its processes."""
-        if self._process is not None and self._process.poll() is None:
+        if self.is_running:
+            assert self._process is not None
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(60)
 
