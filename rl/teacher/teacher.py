@@ -189,4 +189,10 @@ def in_words_of(section: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise error.renamed(lambda name: f"{section}.{name.removeprefix('model.')}") from error
+        raise error.renamed(lambda name: _key_of(section, name)) from error
+
+
+def _key_of(section: str, name: str) -> str:
+    """The teacher's key for one of model's; other settings, and keys that a teacher does not have, keep their name."""
+    owner, _, rest = name.partition(".")
+    return f"{section}.{rest}" if owner == "model" and rest in TeacherModelSection.model_fields else name

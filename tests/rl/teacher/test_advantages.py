@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from rewards.errors import named
 from rl.collect import Collected
 from rl.config import RunConfig, TeacherModelSection
 from rl.configuration.loading import load, to_yaml
@@ -26,7 +27,7 @@ from rl.policy.policy import Policy, PolicyError
 from rl.records import Group, PromptCompletion, ScoredGroup, TrainingGroup
 from rl.selection import select
 from rl.teacher.advantages import distilled_advantages, with_teacher
-from rl.teacher.teacher import LocalTeacher, check_teacher, load_teacher, vocabulary_difference
+from rl.teacher.teacher import LocalTeacher, check_teacher, in_words_of, load_teacher, vocabulary_difference
 from rl.training_groups import make_training_groups
 from rl.update import Updater
 from tests.reference.tiny_run import (
@@ -521,3 +522,10 @@ def test_a_local_teachers_weights_are_in_the_memory_estimate() -> None:
     without = estimate("teacher.backend=vllm_server", "teacher.urls=[http://localhost:1]")
     assert estimate() - without == 4 * 816_640
     assert estimate("teacher.dtype=bfloat16") - without == 2 * 816_640
+
+
+def test_loading_names_the_teachers_own_keys_and_no_others() -> None:
+    text = f"{named('model.path', 'm')} needs {named('lora.rank')} or {named('model.gradient_checkpointing')}"
+    message = r"^teacher\.path=m needs lora\.rank or model\.gradient_checkpointing$"
+    with pytest.raises(ConfigError, match=message), in_words_of("teacher"):
+        raise ConfigError(text)
