@@ -6,9 +6,8 @@ weights.
     'generator.urls=[http://localhost:8000]' --way adapter
 
 The policy is changed a little before each round. After it one completion of one token is sampled, and then one of the
-same prompt
-backwards, which no prefix cache knows: what the first takes longer than the second is what the engine had put off. The
-first round is a warm-up.
+same prompt backwards, which no prefix cache knows: what the first takes longer than the second is what the engine had
+put off. The first round is a warm-up.
 """
 
 from __future__ import annotations

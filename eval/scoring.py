@@ -163,9 +163,8 @@ def _majority_weights(
 
     others: sizes of the other answered clusters. Draws are counted by generating functions. The cluster gives j
     members, C(own, j) ways; each other one gives fewer (x counts those members), or j too and then ties (z counts those
-    clusters); samples without an answer, and
-    clusters smaller than j, give any number: (1 + x)^all of them. The coefficient of z^t x^(k - j - t j) is the number
-    of draws with t others tied, and they count 1 / (t + 1).
+    clusters); samples without an answer, and clusters smaller than j, give any number: (1 + x)^all of them. The
+    coefficient of z^t x^(k - j - t j) is the number of draws with t others tied, and they count 1 / (t + 1).
 
     Polynomials are integers with `width` bits per coefficient, x = 2^width, z = x^z_place: Python multiplies those
     fast, and nothing carries over, because all coefficients together are at most 2^n and the degree in x is less than

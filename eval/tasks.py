@@ -52,7 +52,7 @@ class Asked:
 
         def check(option: str, value: float | None, is_right: Callable[[float], bool], expected: str) -> None:
             if value is not None and not is_right(value):
-                raise EvaluationError(where=named(option), seen=f"{value:g}", expected=expected)
+                raise EvaluationError(where=named(option), seen=str(value), expected=expected)
 
         for k in self.ks:
             check("-k", k, lambda value: value >= 1, "whole numbers >= 1")

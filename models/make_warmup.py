@@ -1,8 +1,8 @@
 """Write solutions for a supervised warm-up: `python models/make_warmup.py models/tiny-arith/questions/warmup.jsonl`.
 
 Each row has a question that is not held out (models/arith.py) and its worked solution, in the format that the tiny
-model is rewarded
-for: the sum carried out line by line, then the boxed answer. Seeded: the file is the same on every machine.
+model is rewarded for: the sum carried out line by line, then the boxed answer. Seeded: the file is the same on every
+machine.
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return "\n".join(problem.text for problem in error.problems)
     if isinstance(error, OSError):
-        return ": ".join(filter(None, (error.filename, error.strerror))) if error.strerror else str(error)
+        # A library may give a Path, bytes or a descriptor as its name.
+        place = "" if error.filename is None else f"{error.filename}: "
+        return f"{place}{error.strerror}" if error.strerror else str(error)
     return None
 
 

@@ -42,8 +42,7 @@ class GroupResult:
     entropy: over the labels, in nats, 0 <= H <= ln G. metrics: `name/metric` of each reward, and of the group
     `group/num_clusters`, `group/unparsable_share`, `group/unscored_share` (completions for which no reward had a
     score), `group/skipped` (1 where skipped). skipped: some reward could not judge the group. Its rewards are then all
-    equal, its clusters mean nothing, and it
-    must not train.
+    equal, its clusters mean nothing, and it must not train.
     """
 
     rewards: tuple[float, ...]

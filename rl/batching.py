@@ -84,9 +84,9 @@ class MicroBatch:
 
 
 def trains(group: TrainingGroup, needs_all: bool) -> bool:
-    """Whether a group needs a forward pass: some advantage is not zero, a teacher has scored it, or the loss has a term
-    that does not depend on advantages (`needs_all`: a KL penalty or an entropy bonus). Groups left out still count in
-    the denominators."""
+    """Whether a group needs a forward pass: some advantage is not zero, it has a teacher's log-probabilities, or the
+    loss has a term that does not depend on advantages (`needs_all`: a KL penalty or an entropy bonus). Groups left out
+    still count in the denominators."""
     return needs_all or group.teacher_logprobs is not None or any(advantage != 0.0 for advantage in group.advantages)
 
 

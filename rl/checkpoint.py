@@ -4,8 +4,7 @@
         adapter/            PEFT's format (PeftModel.from_pretrained reads it); model/ where all parameters train
         optimizer.pt        AdamW's state (the learning rate is a function of the step and needs no state)
         rng.pt              torch's generator state of each rank
-        state.json          step, data order, watchdog, position in metrics.jsonl, groups not yet trained on or sampled
-        ahead
+        state.json          step, data order, watchdog, position in metrics.jsonl, groups left over or sampled ahead
         config.yaml         the run's configuration
         manifest.json       size and SHA-256 of each file above; written last
     checkpoints/best        link to the checkpoint with the best held-out accuracy
@@ -204,7 +203,7 @@ def read_state(path: Path) -> TrainerState:
     """The state of a verified checkpoint."""
     try:
         return TrainerState.from_json(json.loads((path / "state.json").read_text()))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path / 'state.json'} was written by another version of otherhalf ({error}). Remedy: resume with "
             "the version that wrote it") from error

@@ -117,7 +117,7 @@ class Collector:
         self.surplus: tuple[ScoredGroup, ...] = ()
         self._ahead: Round | None = None
         self._prefetch: Prefetch[_Share] = Prefetch()
-        # that before a draw whose groups are not there yet, or not yet trained on
+        # The state before a draw whose groups are not there yet, or not yet trained on.
         self._repeatable: CollectorState | None = None
         self._config = config
         self._prompts, self._rewards = inputs.prompts, inputs.rewards

@@ -90,15 +90,11 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """loss: scalar with gradient, this micro-batch's part of the whole. The others, [T], are what it was computed from:
-    the objective and the sampler's correction (records of their own), the KL penalty's terms, and which tokens have
-    enough entropy to get a policy gradient. sums_K: [K] float32, detached, named by STATISTICS."""
+    """loss: scalar with gradient, this micro-batch's part of the whole. correction: the sampler's, [T] each. sums_K:
+    [K] float32, detached, named by STATISTICS."""
 
     loss: Tensor
-    objective: Objective
     correction: Correction
-    kl_T: Tensor
-    is_kept_T: Tensor
     sums_K: Tensor
 
 
@@ -259,7 +255,7 @@ def policy_loss(tokens: LossTokens, settings: LossSection) -> LossOutput:
         torch.ones_like(kl_T), objective.ratio_T, objective.is_clipped_low_T, objective.is_clipped_high_T, kl_T,
         tokens.entropies_T, correction.log_ratio_T.abs(), correction.is_corrected_T, is_kept_T)
     sums_K = torch.stack([column.detach().float() for column in columns]).sum(dim=1)
-    return LossOutput(loss, objective, correction, kl_T.detach(), is_kept_T, sums_K)
+    return LossOutput(loss, correction, sums_K)
 
 
 def mean_statistics(sums_K: Tensor) -> dict[str, float]:

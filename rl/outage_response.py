@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from rl.generate.servers.outages import Outages
 
-# the same news is not told again earlier: a generator may tell it every second, so that a signal is soon seen
 REPEAT_S = 60.0
+"""The same news is not told again earlier: a generator may tell it every second, so that a signal is soon seen."""
 
 
 class StoppedWaitingError(Exception):

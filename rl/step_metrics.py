@@ -26,8 +26,8 @@ def mean_reward(judged: Sequence[ScoredGroup]) -> float:
 
 
 def goal_of_step(has_rewards: bool, judged: Sequence[ScoredGroup], measured: Mapping[str, float]) -> float | None:
-    """What the run raises: the reward, or without rewards minus the distance to the teacher, which is missing where no
-    token was scored."""
+    """What the run raises: the reward, or without rewards minus the distance to the teacher, which is missing where the
+    teacher was asked about no token."""
     goal = mean_reward(judged) if has_rewards else -measured.get(REVERSE_KL, math.nan)
     return None if not judged or math.isnan(goal) else goal
 

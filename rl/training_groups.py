@@ -13,8 +13,8 @@ from rl.teacher.advantages import Teacher, with_teacher
 def make_training_groups(
     config: RunConfig, collected: Collected, teacher: Teacher | None = None, rank: int = 0, num_ranks: int = 1
 ) -> list[TrainingGroup]:
-    """The groups of `groups_with_advantages`; those of the batch scored by the teacher, where there is one. Collective
-    over ranks."""
+    """The groups of `groups_with_advantages`; those of the batch with the teacher's log-probabilities, where there is
+    one. Collective over ranks."""
     groups = groups_with_advantages(config, collected)
     kept = {id(scored) for scored in collected.batch}
     return with_teacher(teacher, groups, [id(item.scored) in kept for item in groups], rank=rank, num_ranks=num_ranks)

@@ -49,9 +49,9 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """reverse_kl: the mean of ln pi - ln pi_teacher over all ranks' tokens that the teacher has scored, in nats: an
-    estimate of KL(pi || pi_teacher) per token, pi at the sampling temperature and the teacher at 1. Unbiased only where
-    the present policy sampled the tokens; those of an older version count without their importance ratio.
+    """reverse_kl: the mean of ln pi - ln pi_teacher over all ranks' tokens that the teacher was asked about, in nats:
+    an estimate of KL(pi || pi_teacher) per token, pi at the sampling temperature and the teacher at 1. Unbiased only
+    where the present policy sampled the tokens; those of an older version count without their importance ratio.
     capped_share: of those tokens, where the cap acted; None without a cap."""
 
     reverse_kl: float

@@ -1,7 +1,8 @@
 """What differs between two configurations, and whether something that was begun under one may go on under the other.
 
 One comparison for training runs, warm-ups, rejection sampling, stages of pipelines and evaluations. Which setting may
-differ when is marked on its field (rl.config.setting, `may_differ`).
+differ when is marked on its field (rl.config.setting, `may_differ`), wherever that stands; `steps` of a training run
+alone depends on another setting (rl/checkpoint.py), and an evaluation that goes on by itself may differ in nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from rl.configuration.loading import load
 from rl.records import Json
 from rl.runs.folder import RunFolder
 
+_ABSENT = object()  # nothing that a configuration can say equals it
+
 
 class Difference(NamedTuple):
     """key: dotted. old, new: None stands for what one of both lacks."""
@@ -27,10 +30,13 @@ class Difference(NamedTuple):
 
 
 def differences(old: Section | Mapping[str, Any], new: Section | Mapping[str, Any]) -> list[Difference]:
-    """Every value that differs, in the order of the keys; of two configurations or two mappings of JSON values."""
-    before, after = (
-        values.model_dump(mode="json") if isinstance(values, Section) else values for values in (old, new))
-    return _differences("", before, after)
+    """Every value that differs, in the order of the keys; of two configurations or two mappings of JSON values.
+
+    In what a user's own mapping holds (a reward's arguments, a task's settings) null is another value than none; in
+    mappings of a file, which an earlier version may have written, it is the same."""
+    if isinstance(old, Section) and isinstance(new, Section):
+        return _differences("", old.model_dump(mode="json"), new.model_dump(mode="json"), absent=_ABSENT)
+    return _differences("", old, new, absent=None)
 
 
 def conflicts(old: Section, new: Section, occasion: Occasion) -> list[Difference]:
@@ -60,15 +66,20 @@ def conflicts_with_folder(folder: RunFolder, config: Section, occasion: Occasion
             for key, old, new in conflicts(load(folder.config_file, [], type(config)), config, occasion)]
 
 
-def _differences(key: str, old: Any, new: Any) -> list[Difference]:
+def _differences(key: str, old: Any, new: Any, *, absent: object) -> list[Difference]:
+    if absent is _ABSENT:  # a section that is null on one side differs in each of its keys
+        old, new = ({} if one is None and isinstance(other, Mapping) and other else one
+                    for one, other in ((old, new), (new, old)))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        pairs = [(name, (old.get(name), new.get(name))) for name in dict.fromkeys((*old, *new))]
+        pairs = [(name, (old.get(name, absent), new.get(name, absent))) for name in dict.fromkeys((*old, *new))]
     elif _is_list_of_mappings(old) and _is_list_of_mappings(new):
         nothing: dict[str, Any] = {}  # an entry that one of both lacks differs in all of its keys
         pairs = [(str(index), both) for index, both in enumerate(zip_longest(old, new, fillvalue=nothing))]
     else:
-        return [] if old == new else [Difference(key, old, new)]
-    return [found for name, both in pairs for found in _differences(f"{key}.{name}" if key else name, *both)]
+        shown = [None if value is _ABSENT else value for value in (old, new)]
+        return [] if old == new else [Difference(key, *shown)]
+    return [found for name, (before, after) in pairs
+            for found in _differences(f"{key}.{name}" if key else name, before, after, absent=absent)]
 
 
 def _is_list_of_mappings(value: Any) -> bool:

@@ -23,8 +23,7 @@ class Evaluation:
     """accuracy: mean over questions of the mean over k samples, with a 95% bootstrap interval over questions.
 
     comparable: the same over the first `comparable_samples` of them alone, which have the same random numbers in every
-    evaluation of
-    the run: what checkpoints are ranked by."""
+    evaluation of the run: what checkpoints are ranked by."""
 
     samples: int
     accuracy: Interval
@@ -38,10 +37,6 @@ class Evaluation:
     @property
     def intervals(self) -> dict[str, Interval]:
         return {f"avg@{self.samples}": self.accuracy}
-
-    def as_json(self) -> dict[str, dict[str, float]]:
-        return {
-            f"avg@{self.samples}": {"value": self.accuracy.value, "low": self.accuracy.low, "high": self.accuracy.high}}
 
     def metrics(self) -> dict[str, float]:
         return {

@@ -1,4 +1,4 @@
-"""What the run plans for its sampler: sizes that are known before the first question is sampled."""
+"""What the run plans for its sampler: sizes and modes that are known before the first question is sampled."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rewards.errors import named
 from rl.policy.forward import PolicyForward
 from rl.policy.logprobs import TokenLogprobs
 from rl.policy.policy import Policy
@@ -85,7 +84,7 @@ class LogprobCalculator:
         if self._context is not None and len(context) + len(asked) > self._context:
             raise ValueError(
                 f"prompt, reasoning and {text[:80]!r} are {len(context) + len(asked)} tokens, above the model's "
-                f"context of {self._context}; a lower {named('sampling.max_completion_tokens')} leaves room")
+                f"context of {self._context}; a lower sampling.max_completion_tokens leaves room")
         return context, asked
 
     def logprobs(self, pairs: Sequence[PromptCompletion], *, self_certainty: bool = False) -> list[TokenLogprobs]:

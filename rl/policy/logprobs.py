@@ -15,8 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]
@@ -117,20 +116,3 @@ def _in_chunks(
     else:
         parts = [of_chunk(*chunk) for chunk in chunks]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
-
-
-def upcast_head(layer: Head) -> Head:
-    """The output layer with its product itself in float32: slower on a GPU, closer to the exact log-probabilities.
-
-    Raises: ValueError where it is no nn.Linear."""
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(f"upcast_head needs an nn.Linear as output layer; this model's is {type(layer).__name__}")
-    # Once for all chunks: one float32 copy of the weight, through which gradients still reach the original.
-    weight_VH = layer.weight.float()
-    bias_V = None if layer.bias is None else layer.bias.float()
-
-    def head(hidden_nH: Tensor) -> Tensor:
-        with torch.autocast(device_type=hidden_nH.device.type, enabled=False):
-            return functional.linear(hidden_nH.float(), weight_VH, bias_V)
-
-    return head

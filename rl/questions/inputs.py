@@ -255,7 +255,7 @@ def _check_training_answers(rewards: RewardSum, questions: Sequence[Question], d
         if data.columns.answer is None:
             key = "data.columns.answer"
             raise ConfigError(
-                f"null reads no answers from {data.path}, but {str(error).partition(',')[0]}", where=named(key),
+                f"null reads no answers from {data.path}, but {error.problems[0].what}", where=named(key),
                 remedy=f"{named(key, 'answer')} (the column's name), or a reward that needs no answer") from error
         raise ConfigError(f"{data.path}, column {data.columns.answer!r} (data.columns.answer): {error}") from error
 
@@ -265,7 +265,7 @@ def _check_held_out_answers(grader: RewardSum, questions: Sequence[Question]) ->
         check_answers(grader, questions)
     except RewardError as error:
         raise ConfigError(
-            f"{str(error).partition(';')[0]}; held-out accuracy needs one in every row", where=named("evaluation.path"),
+            f"{error.problems[0].what}; held-out accuracy needs one in every row", where=named("evaluation.path"),
             remedy=f"{named('evaluation.columns.answer', 'NAME')} where the column has another name, or "
             f"{named('evaluation.path', 'null')}") from error
 

@@ -8,8 +8,8 @@ what lies behind it.
 
 Times of a training line, in seconds of the main rank: step_s, and in it sync_s (the hand-over of the version that the
 step samples with), generate_s (sampling), reward_s (scoring after sampling had ended), train_s (the update).
-reward_overlapped_s: scoring that took no time of its own, because other groups were still decoding. teacher_s: a
-teacher's scoring, in step_s. With generator.max_staleness 1 the step's first round was sampled and scored while the
+reward_overlapped_s: scoring that took no time of its own, because other groups were still decoding. teacher_s:
+asking a teacher, in step_s. With generator.max_staleness 1 the step's first round was sampled and scored while the
 step before trained: its generate_s and reward_s are not in step_s, what the trainer waited for them is ahead_wait_s.
 
 A new metric needs no change here: put it into the mapping given to `MetricsLog.log`. The names below are those that the

@@ -2,8 +2,7 @@
 whole.
 
 What is done and unchanged is skipped, what was cut off goes on, what changed runs again with everything that takes its
-result. The same
-command does all of that: there is nothing to say about resuming.
+result. The same command does all of that: there is nothing to say about resuming.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 solutions.
 
 loss_t = weight * T^2 * KL_t + (1 - weight) * (- ln pi(o_t)), KL_t between the two models' distributions at temperature
-T (arXiv:1503.02531;
-on solutions that the teacher wrote: sequence-level distillation with soft targets, arXiv:1606.07947). T^2 keeps the
-gradient's size where T changes. Denominators, accumulation and ranks are TRL's: its trainer (rl/supervised/trainer.py)
-asks the model for per-token log-probabilities and gets minus these losses in their place.
+T (arXiv:1503.02531; on solutions that the teacher wrote: sequence-level distillation with soft targets,
+arXiv:1606.07947). T^2 keeps the gradient's size where T changes. Denominators, accumulation and ranks are TRL's: its
+trainer (rl/supervised/trainer.py) asks the model for per-token log-probabilities and gets minus these losses in their
+place.
 
 Logits of both models exist for one chunk of solution tokens at a time, and again in the backward pass.
 

@@ -151,7 +151,9 @@ class WarmupLoop(TrainerCallback):
             interval = evaluation.accuracy
             assert metrics[HELD_OUT_ACCURACY] == interval.value
             parts.progress.held_out(step, interval.value, interval.low, interval.high)
-        return HeldOutResult(loss, None if evaluation is None else evaluation.as_json())
+        accuracies = None if evaluation is None else {
+            name: asdict(interval) for name, interval in evaluation.intervals.items()}
+        return HeldOutResult(loss, accuracies)
 
 
 def held_out_loss(
@@ -163,9 +165,9 @@ def held_out_loss(
     if not rows:
         return None
     share = share_of_rank(rows, rank, num_ranks)
-    scored = calculator.logprobs([(row.prompt.token_ids, row.completion_ids) for row in share])
+    found = calculator.logprobs([(row.prompt.token_ids, row.completion_ids) for row in share])
     mine = [
         (float(item.logprobs_N.double().sum()), len(row.completion_ids))
-        for row, item in zip(share, scored, strict=True)]
+        for row, item in zip(share, found, strict=True)]
     sums = gather_shares(mine, num_ranks)
     return -sum(total for total, _ in sums) / sum(count for _, count in sums)

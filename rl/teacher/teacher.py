@@ -101,8 +101,8 @@ def teacher_digests(section: TeacherModelSection | None, key: str) -> dict[str, 
     server. A checkpoint belongs to this teacher. key: the section's name."""
     if section is None or (isinstance(section, TeacherSection) and section.backend != "local"):
         return {}
-    named = {f"{key}.path": section.path, f"{key}.adapter": section.adapter}
-    found = {name: weights_digest(Path(resolve_path(path))) for name, path in named.items() if path is not None}
+    places = {f"{key}.path": section.path, f"{key}.adapter": section.adapter}
+    found = {name: weights_digest(Path(resolve_path(path))) for name, path in places.items() if path is not None}
     return {name: digest for name, digest in found.items() if digest is not None}
 
 

@@ -86,7 +86,9 @@ BEFORE_THE_RUN = {
         [*GRPO, "data.columns.answer=null"],
         ["data.columns.answer: null reads no answers", "Remedy: data.columns.answer="]),
     "held-out without answers": (
-        ["evaluation.path={d}/no_answer.jsonl"], ["evaluation.path", "question 'line-2' has none", "Remedy"]),
+        ["evaluation.path={d}/no_answer.jsonl"],
+        ["evaluation.path", "question 'line-2' has none; held-out accuracy needs one in every row. Remedy: evaluation."
+                            "columns.answer=NAME"]),
     "missing reward file": (["rewards.0.use={d}/nothing.py:reward"], ["there is no file {d}/nothing.py"]),
     "missing reward module": (["rewards.0.use=rewards.nothing:reward"], ["there is no module 'rewards.nothing'"]),
     "missing reward function": (["rewards.0.use={d}/rewards.py:raise"], ["has no 'raise'; did you mean 'raises'?"]),

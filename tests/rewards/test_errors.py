@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,8 @@ def test_the_parts_are_there_for_programs_and_survive_another_process() -> None:
 @pytest.mark.parametrize(("error", "code", "said"), [
     (ERROR, USER_ERROR, "error: --max-tokens: the context of --model m"), (KeyboardInterrupt(), INTERRUPTED, "stopped"),
     (FileNotFoundError(2, "No such file or directory", "x.yaml"), USER_ERROR, "x.yaml: No such file or directory"),
+    (PermissionError(13, "Permission denied", Path("x")), USER_ERROR, "x: Permission denied"),
+    (OSError(28, "No space left on device", 0), USER_ERROR, "0: No space left on device"),
     (FloatingPointError("the gradient's norm is nan"), USER_ERROR, "the gradient's norm is nan")])
 def test_what_a_user_can_mend_becomes_one_message(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]

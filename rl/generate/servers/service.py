@@ -19,7 +19,7 @@ class ServerService(Generic[C]):
 
     max_requests: under way on one server at the same time."""
 
-    _pool: ReplicaPool[C]  # from `_open` on
+    _pool: ReplicaPool[C]  # from `_open` on, and only with clients
 
     def __init__(self, role: ServerRole, config: GeneratorSection | TeacherSection, max_requests: int) -> None:
         self.on_outage: Callable[[str], None] | None = None
@@ -52,11 +52,12 @@ class ServerService(Generic[C]):
 
     async def _start(self, make_server: Callable[[ServerClient], C], start: str) -> None:
         num_connections = 2 * self._max_requests + 8
-        self._clients = [
+        clients = [
             ServerClient(url, self._key, self._config.request_timeout_s, num_connections, self._role)
             for url in self._urls]
-        servers = [make_server(client) for client in self._clients]
+        servers = [make_server(client) for client in clients]
         self._pool = ReplicaPool(servers, self._max_requests, self._say, self._outage, self._role)
+        self._clients = clients
         await start_servers(
             self._pool, self._config.start_timeout_s, self._say, f"start it with {start}; or another url")
 

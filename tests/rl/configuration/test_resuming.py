@@ -56,10 +56,27 @@ def test_no_mark_is_taken_from_a_name_that_a_user_chose() -> None:
 
 
 def test_conflicts_are_the_differences_that_are_not_free() -> None:
-    words = ["teacher.path=models/tiny-arith", "data.task.max_terms=3", "run_dir=runs/other", "tracking.project=mine"]
+    words = ["data.task.max_terms=3", "run_dir=runs/other", "tracking.project=mine"]
     found = conflicts(load(None, []), load(None, [*words, "watchdog.window=1", "optim.lr=1e-6"]), Occasion.RUN)
-    assert [difference.key for difference in found] == ["data.task.max_terms", "teacher", "optim.lr"]
-    assert found[0] == Difference("data.task.max_terms", None, 3) and found[2] == ("optim.lr", 5e-4, 1e-6)
+    assert found == [Difference("data.task.max_terms", None, 3), ("optim.lr", 5e-4, 1e-6)]
+
+
+def test_a_section_that_one_of_both_lacks_differs_in_each_of_its_keys_but_those_that_may() -> None:
+    plain, taught = load(None, []), load(None, ["teacher.path=models/tiny-arith"])
+    for found in (conflicts(plain, taught, Occasion.RUN), conflicts(taught, plain, Occasion.RUN)):
+        keys = [difference.key for difference in found]
+        assert "teacher.path" in keys and "teacher" not in keys and "teacher.max_requests" not in keys
+
+
+@pytest.mark.parametrize("key", ["rewards.0.arguments.eps", "data.task.seed"])
+def test_null_in_a_mapping_of_the_users_own_is_another_value_than_none(key: str) -> None:
+    plain, null = load(None, []), load(None, [f"{key}=null"])
+    assert conflicts(plain, null, Occasion.RUN) == [Difference(key, None, None)]
+    assert conflicts(null, null, Occasion.RUN) == []
+
+
+def test_in_mappings_of_a_file_null_is_as_none() -> None:
+    assert differences({"a": None, "b": 1}, {"b": 1}) == differences({"b": 1}, {"a": None, "b": 1}) == []
 
 
 def test_mappings_of_a_file_are_compared_as_deep_as_both_go() -> None:

@@ -80,6 +80,5 @@ def test_shares_and_lengths_are_over_all_completions() -> None:
     assert found.mean_completion_tokens == pytest.approx(24 / 8)
     assert found.semantic_entropy == pytest.approx((0.5 * math.log(2) + 2 * 0.25 * math.log(4)) / 2)
     assert found.accuracy.value == pytest.approx(((0.5 + 0.5 + 0 + 0.25) / 4 + 1) / 2)
-    assert found.as_json() == {
-        "avg@4": {"value": found.accuracy.value, "low": found.accuracy.low, "high": found.accuracy.high}}
+    assert found.intervals == {"avg@4": found.accuracy}
     assert found.metrics()["held_out/accuracy"] == found.accuracy.value and found.metrics()["held_out/samples"] == 4

@@ -158,7 +158,7 @@ def test_the_assistant_prefix_is_in_the_prompt_and_not_read_twice(policy: Policy
 def test_texts_without_tokens_or_beyond_the_context_are_refused(policy: Policy) -> None:
     with pytest.raises(ValueError, match="has no tokens"):
         calculator(policy).after(prompts(1)[0]).logprobs([("1", "")])
-    with pytest.raises(ValueError, match="above the model's context"):
+    with pytest.raises(ValueError, match=r"above the model's context of 256; a lower sampling\.max_completion_tokens"):
         calculator(policy).after(prompts(1)[0]).logprobs([("1" * 5000, "2")])
 
 

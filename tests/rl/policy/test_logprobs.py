@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rl.policy.logprobs import LogitHead, chunk_tokens_for, token_logprobs, upcast_head
+from rl.policy.logprobs import LogitHead, chunk_tokens_for, token_logprobs
 from tests.reference.logprobs import reference_token_logprobs
 
 # H at most the smallest chunk, so that the transposed weight [H, V] is not taken for logits.
@@ -84,20 +84,6 @@ def test_bfloat16_states_give_float32_results_normalised_in_float32() -> None:
     torch.testing.assert_close(result.logprobs_N, expected_N, rtol=1e-6, atol=1e-6)
     result.logprobs_N.sum().backward()
     assert hidden_NH.grad is not None and hidden_NH.grad.dtype == torch.bfloat16
-
-
-def test_upcast_head_is_exact_for_bfloat16_where_the_plain_head_rounds() -> None:
-    hidden_NH, lm_head, token_ids_N = problem(bias=True, dtype=torch.bfloat16)
-    assert lm_head.bias is not None
-    exact_N, _ = reference_token_logprobs(
-        hidden_NH.double(), lm_head.weight.double(), lm_head.bias.double(), token_ids_N, temperature=1.0)
-    plain = token_logprobs(hidden_NH, lm_head, token_ids_N, chunk_tokens=4).logprobs_N
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        upcast = token_logprobs(hidden_NH, upcast_head(lm_head), token_ids_N, chunk_tokens=4).logprobs_N
-    assert (plain.double() - exact_N).abs().max() > 1e-3
-    assert (upcast.double() - exact_N).abs().max() < 1e-5
-    gradient_VH, = torch.autograd.grad(upcast.sum(), lm_head.weight)
-    assert gradient_VH.dtype == torch.bfloat16 and gradient_VH.abs().sum() > 0
 
 
 class TensorsSeen(TorchDispatchMode):
@@ -188,5 +174,3 @@ def test_bad_input_is_named() -> None:
         token_logprobs(hidden_NH, lm_head, token_ids_N, chunk_tokens=4, temperature=0.0)
     with pytest.raises(ValueError, match="chunk_tokens is 0"):
         token_logprobs(hidden_NH, lm_head, token_ids_N, chunk_tokens=0)
-    with pytest.raises(ValueError, match=r"upcast_head needs an nn\.Linear"):
-        token_logprobs(hidden_NH, upcast_head(lambda hidden: hidden), token_ids_N, chunk_tokens=4)
