@@ -208,8 +208,8 @@ class GeneratorSection(Section):
         "auto",
         "how the sampler gets new weights. shared (transformers): samples from the trained module itself, no second "
         "copy; adapter (vLLM): only the LoRA adapter travels; merge: base + BA computed in float32 into the sampler's "
-        "copy. auto: merge for transformers where the copy is small, else shared; for vLLM adapter on a GPU and merge "
-        "on a CPU or without LoRA")
+        "copy, in bfloat16 with the loss of what rounds away. auto: merge for transformers where the copy is small and "
+        "float32, else shared; for vLLM adapter on a GPU or in bfloat16, and merge on a CPU in float32 or without LoRA")
     max_sequences: int = setting(
         256, "sequences decoded at the same time (per engine)", unit="sequences", ge=1, may_differ=Occasion.MEMORY)
     max_mismatch: float | None = setting(
@@ -284,10 +284,6 @@ class GeneratorSection(Section):
             raise ValueError(
                 "backend vllm_server needs urls; expected the servers' addresses, such as "
                 "generator.urls=[http://localhost:8000]")
-        if self.sleep == "discard" and self.sync == "adapter":
-            raise ValueError(
-                "sleep discard drops the base's weights too, which sync adapter does not bring back. Remedy: "
-                "generator.sleep=offload, or generator.sync=merge")
         is_set = {
             "vllm": {
                 "memory_share": self.memory_share is not None, "cache_gb": self.cache_gb is not None,

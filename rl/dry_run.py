@@ -9,7 +9,7 @@ from rl.configuration.loading import to_yaml
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.generate.build import check_backend
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
-from rl.policy.policy import resolve_dtype
+from rl.policy.policy import dtype_name, resolve_dtype
 from rl.questions.inputs import Inputs, read_inputs
 from rl.runs.progress import format_counts
 from rl.teacher.teacher import check_run_teacher
@@ -76,5 +76,5 @@ def _memory(estimate: MemoryEstimate | None, device: torch.device, dtype: torch.
         return "unknown: the checkpoint's safetensors files are not on this machine yet"
     head = (
         f"{estimate.num_parameters:,} parameters in the base, {estimate.num_trained:,} trained; one process on "
-        f"{device}, {str(dtype).removeprefix('torch.')}")
+        f"{device}, {dtype_name(dtype)}")
     return "\n".join([head, *estimate.lines()])

@@ -112,7 +112,7 @@ class Trainer:
             with watch("train_s"):
                 report = parts.updater.update(batch, step=self.step_number, policy_version=self.policy_version)
             self._check_mismatch(report)
-            self._proof.note_update(report.metrics)
+            self._proof.note_update(report.num_updates, report.grad_norm)
         measured = report.metrics | staleness(batch, self.policy_version) | counts | proof
         self.policy_version += report.num_updates
         self.step_number += 1

@@ -1,9 +1,10 @@
-"""A sampler whose weights do not change: what evaluation and answering sample from. No trainer's copy stands beside a
-vLLM engine.
+"""A sampler whose weights do not change: what evaluation, answering and rejection sampling sample from. No trainer's
+copy stands beside a vLLM engine.
 
-An adapter is merged in float32 from the pristine base, as in training: into the embedded sampler's weights, which
+In float32 an adapter is merged from the pristine base, as in training: into the embedded sampler's weights, which
 nobody else needs, or into a checkpoint in `scratch` that vLLM then loads, which decodes faster than with an adapter
-beside the base.
+beside the base. Below float32 it stays beside the base, since rounding would take away most of a small one. Running
+servers, whose dtype is theirs, are brought it once, as a training run brings each of its versions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from rl.paths import resolve_path
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import (
     Policy,
+    adapter_shape,
     default_device,
+    dtype_name,
     end_of_sequence_ids,
     explain_loading,
     load_frozen,
@@ -53,7 +56,7 @@ def open_frozen_generator(
     model: ModelSection, config: GeneratorSection, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig,
     *, max_tokens: int, scratch: Path,
 ) -> Generator:
-    """A sampler of model.path, with model.adapter merged into it where there is one, on the GPU where there is one.
+    """A sampler of model.path with model.adapter, where there is one, on the GPU where there is one.
 
     max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is
     removed. Raises PolicyError or GeneratorError with the remedy."""
@@ -89,6 +92,8 @@ def open_frozen_servers(
         trainer_bytes=0, base_path=str(resolve_path(model.path)), revision=model.revision,
         trust_remote_code=model.trust_remote_code, logprobs_mode="processed_logprobs", num_ranks=1, seed=0,
         run_dir=scratch, base_probe=measure_base(policy, text, bound=PROBE_BOUND))
+    if config.sync == "auto" and model.adapter is not None:
+        config = config.model_copy(update={"sync": "adapter"})
     return build_generator(config, policy, plan)
 
 
@@ -106,15 +111,22 @@ class _FrozenVllm:
         device = default_device()
         dtype, on_gpu = resolve_dtype(model.dtype, device), device.type == "cuda"
         bytes_per_token = cache_bytes_per_token(model_config, dtype.itemsize)
+        # Beside its base only below float32: see the module's docstring.
+        beside = resolve_path(model.adapter) if model.adapter is not None and dtype != torch.float32 else None
+        if beside is not None:
+            model = model.model_copy(update={"adapter": None})
+        rank, targets = (None, ()) if beside is None else adapter_shape(beside)
         with _checkpoint(model, dtype, scratch) as (checkpoint, revision):
             self._engine = Engine(
                 EngineSettings(
                     model=checkpoint, revision=revision, trust_remote_code=model.trust_remote_code, dtype=dtype,
-                    max_tokens=max_tokens, max_sequences=config.max_sequences, lora_rank=None, lora_targets=(),
+                    max_tokens=max_tokens, max_sequences=config.max_sequences, lora_rank=rank, lora_targets=targets,
                     logprobs_mode="raw_logprobs", memory_share=_memory_share(config, device) if on_gpu else None,
                     cache_bytes=_engine_cache(config, max_tokens, bytes_per_token, on_gpu=on_gpu),
                     eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1,
                     seed=0))
+        if beside is not None:
+            self._engine.load_adapter("policy", 1, beside)
         self.description = f"sampler: vLLM {self._engine.version} in this process"
 
     def generate(
@@ -149,7 +161,7 @@ def _checkpoint(model: ModelSection, dtype: torch.dtype, scratch: Path) -> Itera
     merged = scratch / "merged"
     shutil.rmtree(merged, ignore_errors=True)  # of an evaluation that was killed
     base = model.model_copy(update={"adapter": None})
-    write_plain(Source(base, resolve_path(model.adapter), base), merged, str(dtype).removeprefix("torch."))
+    write_plain(Source(base, resolve_path(model.adapter), base), merged, dtype_name(dtype))
     try:
         yield str(merged), None
     finally:

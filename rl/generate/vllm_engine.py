@@ -25,6 +25,7 @@ from rl.generate.completions import Completion
 from rl.generate.generator_plan import LogprobsMode
 from rl.generate.protocol import SamplingParameters
 from rl.generate.vllm_versions import VLLM_VERSIONS
+from rl.policy.policy import dtype_name
 from rl.records import FinishReason, PromptCompletion
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -272,7 +273,7 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
     generates a token after it."""
     arguments: dict[str, Any] = dict(
         model=settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code,
-        dtype=str(settings.dtype).removeprefix("torch."), max_model_len=settings.max_tokens + 1,
+        dtype=dtype_name(settings.dtype), max_model_len=settings.max_tokens + 1,
         max_num_seqs=settings.max_sequences, enforce_eager=settings.eager, logprobs_mode=settings.logprobs_mode,
         enable_prefix_caching=True, seed=settings.seed, disable_log_stats=True, use_tqdm_on_load=False,
         # Ours are the sampling parameters: none from the checkpoint's generation_config.json.

@@ -21,7 +21,7 @@ from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import Engine, EngineSettings
 from rl.generate.weight_sync import Sync
-from rl.policy.policy import Policy, all_weights, lora_rank, lora_targets
+from rl.policy.policy import Policy, all_weights, base_weights, lora_rank, lora_targets
 from rl.records import Group, PromptCompletion
 
 GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer and engine both waste some
@@ -85,12 +85,15 @@ class VllmGenerator:
         self._files.close()
 
     def _wake(self, *, push: bool = True) -> None:
-        """push: bring back what discarding has dropped; not needed where new weights follow at once."""
+        """Bring back what discarding has dropped: base and adapter, or merged weights. push: false where a new version
+        follows at once."""
         if self._asleep:
             # the blocks of the trainer's allocator that are free now: the engine takes its memory elsewhere
             torch.cuda.empty_cache()
             self._engine.wake()
             self._asleep = False
+            if self._sleep_level == 2 and self._sync.way == "adapter":
+                self._engine.load_weights(base_weights(self._policy))
             if self._sleep_level == 2 and push:
                 self._push(self.policy_version)
 

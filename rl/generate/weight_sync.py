@@ -1,8 +1,9 @@
 """How a new version of the policy comes to the sampler: which way `generator.sync: auto` takes, and why.
 
 shared: the sampler decodes with the trained module itself. adapter: only the LoRA adapter travels, a few MB, under a
-fresh name and path per version (a reloaded name would find the old version's prefix cache). merge: base + BA in float32
-is written into the sampler's copy.
+fresh name and path per version (a reloaded name would find the old version's prefix cache). merge: base + BA, computed
+in float32, is written into the sampler's copy in its dtype; `auto` never takes that way below float32, where rounding
+takes away most of a small update (rl/policy/rounding.py).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from rl.config import GeneratorSection
 from rl.generate.generator_plan import MERGE_BELOW_BYTES
-from rl.policy.policy import Policy, PolicyError
+from rl.policy.policy import Policy, PolicyError, dtype_name
 
 Way = Literal["shared", "adapter", "merge"]
 
@@ -27,9 +30,12 @@ class Sync:
 
 def choose_sync(config: GeneratorSection, policy: Policy) -> Sync:
     """Raises PolicyError where the configuration asks for an adapter and there is none."""
+    rounds = policy.is_adapter and policy.dtype != torch.float32
     if config.backend == "transformers":
         if config.sync != "auto":
             return Sync("merge" if config.sync == "merge" else "shared", "as configured")
+        if rounds:
+            return Sync("shared", f"a merge would round the adapter's change to {dtype_name(policy.dtype)}")
         if policy.base_bytes <= MERGE_BELOW_BYTES:
             return Sync("merge", "the copy is small and decodes faster")
         return Sync("shared", f"a copy would take {policy.base_bytes / 1e9:.1f} GB")
@@ -41,8 +47,8 @@ def choose_sync(config: GeneratorSection, policy: Policy) -> Sync:
         return Sync("merge", "all parameters train")
     if config.sync != "auto":
         return Sync("merge" if config.sync == "merge" else "adapter", "as configured")
-    if config.sleep == "discard":
-        return Sync("merge", "what sleeping drops comes back as a whole")
     if next(policy.model.parameters()).device.type == "cuda":
         return Sync("adapter", "only the adapter travels")
+    if rounds:
+        return Sync("adapter", f"a merge would round its change to {dtype_name(policy.dtype)}")
     return Sync("merge", "on a CPU vLLM decodes with an adapter about three times slower than without")

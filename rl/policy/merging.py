@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,10 @@ from rl.errors import ConfigError
 from rl.paths import resolve_path
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rl.policy.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from rl.policy.policy import load_policy, merged_weights, stored_lora
+    from rl.policy.policy import dtype_name, load_policy, merged_weights, stored_lora
     from rl.questions.inputs import load_model_config, load_tokenizer
 
     transformers_logging.disable_progress_bar()
@@ -55,9 +59,21 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
         with torch.no_grad():
             for name, weight in merged_weights(policy):
                 parameters[name].copy_(weight)
+        _warn_of_rounding(policy, plain.dtype)
     _save(plain, tokenizer, out)
     added = "" if source.adapter is None else f" with {source.adapter} merged into it"
-    return f"wrote {out}: {source.base.path}{added}, {str(plain.dtype).removeprefix('torch.')}"
+    return f"wrote {out}: {source.base.path}{added}, {dtype_name(plain.dtype)}"
+
+
+def _warn_of_rounding(policy: Policy, dtype: torch.dtype) -> None:
+    from rl.policy.policy import dtype_name
+    from rl.policy.rounding import MOST, surviving_share
+
+    if (share := surviving_share(policy, dtype)) < MOST:
+        warnings.warn(
+            f"of the adapter's change {share:.0%} survives rounding to {dtype_name(dtype)}: the merged checkpoint is "
+            "behind the adapter by the rest. Remedy: --dtype float32 for the export, or the adapter beside its base "
+            "(PEFT, vLLM's --enable-lora)", stacklevel=3)
 
 
 def _save(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:

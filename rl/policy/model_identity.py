@@ -17,7 +17,7 @@ from rewards.scoring import RewardSum
 from rl.config import ModelSection
 from rl.paths import project_root, resolve_path
 from rl.policy.file_digest import weights_digest
-from rl.policy.policy import default_device, resolve_dtype
+from rl.policy.policy import default_device, dtype_name, resolve_dtype
 
 
 def model_identity(model: ModelSection, model_config: PretrainedConfig) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def model_identity(model: ModelSection, model_config: PretrainedConfig) -> dict[
         "model": model.path, "revision": model.revision, "weights": weights_digest(resolve_path(model.path)) or commit,
         "adapter": model.adapter,
         "adapter_weights": None if model.adapter is None else weights_digest(resolve_path(model.adapter)),
-        "dtype": str(resolve_dtype(model.dtype, default_device())).removeprefix("torch."),
+        "dtype": dtype_name(resolve_dtype(model.dtype, default_device())),
         "device": default_device().type}
 
 

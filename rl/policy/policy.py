@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -90,6 +90,12 @@ def merged_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"{name}.weight", _merged(module)
 
 
+def adapter_changes(policy: Policy) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(weight of the base, BA in float32) of every adapted module; none where there is no adapter."""
+    for module in _adapted(policy).values():
+        yield module.get_base_layer().weight, _change(module)
+
+
 def _adapted(policy: Policy) -> dict[str, LoraLayer]:
     """The adapter's layers by their names in the plain model; none where there is no adapter."""
     return {name: module for name, module in policy.causal_lm.named_modules() if isinstance(module, LoraLayer)}
@@ -97,7 +103,13 @@ def _adapted(policy: Policy) -> dict[str, LoraLayer]:
 
 def _merged(module: LoraLayer) -> torch.Tensor:
     """W + BA in float32."""
-    return module.get_base_layer().weight.float() + module.get_delta_weight(module.active_adapters[0]).float()
+    return module.get_base_layer().weight.float() + _change(module)
+
+
+def _change(module: LoraLayer) -> torch.Tensor:
+    """BA in float32."""
+    change: torch.Tensor = module.get_delta_weight(module.active_adapters[0]).float()
+    return change
 
 
 def lora_rank(policy: Policy) -> int:
@@ -108,6 +120,13 @@ def lora_rank(policy: Policy) -> int:
 def lora_targets(policy: Policy) -> tuple[str, ...]:
     """The last parts of the adapted modules' names, such as q_proj."""
     return tuple(sorted({name.rpartition(".")[2] for name in _adapted(policy)}))
+
+
+def base_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the plain checkpoint, weight in the policy's dtype) of every weight of an adapter's base, as it is."""
+    for name, parameter in policy.causal_lm.named_parameters():
+        if not any(part.startswith("lora_") for part in name.split(".")):
+            yield name.replace(".base_layer.", "."), parameter.detach()
 
 
 def all_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
@@ -131,6 +150,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         in_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if in_bfloat16 else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As configurations and vLLM have it, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def load_policy(
@@ -160,14 +184,18 @@ def load_policy(
 
 
 def load_frozen(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
-    """The checkpoint to sample from and not to train, in place of its base with W + BA in float32 where model.adapter
-    names an adapter. Raises PolicyError."""
+    """The checkpoint to sample from and not to train. In float32 W + BA takes the place of the base where model.adapter
+    names an adapter; below it the adapter stays beside its base, because rounding would take away most of a small one.
+    Raises PolicyError."""
     if model.adapter is None:
         dtype = resolve_dtype(model.dtype, device)
         base, eos_ids = _load_base(model, tokenizer, dtype, device)
         return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None)
     lora = stored_lora(resolve_path(model.adapter))
     policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)
+    if policy.dtype != torch.float32:
+        policy.model.requires_grad_(False).eval()
+        return policy
     with torch.no_grad():
         for module in _adapted(policy).values():
             module.get_base_layer().weight.copy_(_merged(module))
@@ -251,6 +279,13 @@ def stored_lora(folder: Path) -> LoraSection:
     """The settings of a stored adapter, without dropout: for reading it as it is."""
     stored = PeftConfig.from_pretrained(str(folder))
     return LoraSection(rank=stored.r, alpha=stored.lora_alpha) if isinstance(stored, LoraConfig) else LoraSection()
+
+
+def adapter_shape(folder: Path) -> tuple[int, tuple[str, ...]]:
+    """Rank and `lora_targets` of a stored plain LoRA. Raises PolicyError."""
+    stored, weights = _stored_adapter(folder)
+    with safe_open(weights, framework="pt") as file:
+        return stored.r, tuple(sorted({name.split(".")[-3] for name in file.keys()}))  # noqa: SIM118
 
 
 def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: LoraSection) -> PeftModel:

@@ -21,7 +21,7 @@ from rl.policy.forward import CHECK_TOLERANCE, PolicyForward
 from rl.policy.fused_lora import unfused
 from rl.policy.logprob_calculator import LogprobCalculator, unbatched_logprobs
 from rl.policy.policy import Policy
-from rl.proof.distances import Distances, distances
+from rl.proof.distances import Distances, Judgement, distances
 from rl.records import PromptCompletion
 
 Cause = Literal["trainer", "sampling", "base", "other", "lost"]
@@ -55,14 +55,14 @@ class Diagnosis:
 
 
 def find_cause(
-    policy: Policy, generator: Generator, evidence: Evidence, found: Distances, *, bound: float, max_tokens: int
+    policy: Policy, generator: Generator, evidence: Evidence, found: Distances, by: Judgement, *, max_tokens: int
 ) -> Diagnosis:
     """found: the distances of what the evidence holds. max_tokens: of one forward pass. Local to the rank; changes
     neither weights nor random numbers."""
     trainer_T, base_T = trainer_logprobs(policy, evidence.pairs, temperature=1.0, max_tokens=max_tokens)
     plain_T = torch.cat(_plain_logprobs(policy, evidence.pairs))
     own = _mean_difference(trainer_T, plain_T)
-    tolerance = min(bound, CHECK_TOLERANCE[policy.dtype])
+    tolerance = min(by.bound, CHECK_TOLERANCE[policy.dtype])
     try:
         fresh_T = fresh_logprobs(generator, evidence.pairs)
     except GeneratorError as error:
@@ -71,12 +71,12 @@ def find_cause(
     # Both may be wrong; the trainer's is named where it explains at least half of what the two differ by.
     if not own <= max(tolerance, fresh.agreement / 2):
         return Diagnosis("trainer", fresh, own, from_plain)
-    verdict = fresh.verdict(bound)
-    if verdict == "open" and found.is_on_base_side and fresh.share is not None and fresh.share < 0.5:
+    verdict = fresh.verdict(by)
+    if verdict == "open" and found.is_on_base_side and fresh.num_nearer_base > fresh.num_nearer_policy:
         verdict = "base"  # what was recorded is known to be the base's: the fresh ones need not prove it once more
     if verdict in ("base", "other"):
         return Diagnosis("base" if verdict == "base" else "other", fresh, own, from_plain)
-    is_raw = evidence.temperature != 1.0 and _mean_difference(evidence.sampler_T, trainer_T) <= bound
+    is_raw = evidence.temperature != 1.0 and _mean_difference(evidence.sampler_T, trainer_T) <= by.bound
     return Diagnosis("sampling", fresh, own, from_plain, at_temperature_1=is_raw)
 
 

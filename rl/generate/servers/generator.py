@@ -33,7 +33,7 @@ from rl.generate.servers.start import first_error, pool_logprobs
 from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
 from rl.generate.weight_sync import Sync
-from rl.policy.policy import Policy, lora_rank
+from rl.policy.policy import Policy, dtype_name, lora_rank
 from rl.records import Group, PromptCompletion
 
 T = TypeVar("T")
@@ -221,7 +221,7 @@ def _launch_line(policy: Policy, plan: GeneratorPlan, sync: Sync, config: Genera
     serve = "python -m vllm.entrypoints.openai.api_server --model" if on_cpu else "vllm serve"
     words = [
         f"{serve} {plan.base_path}", *([f"--revision {plan.revision}"] if plan.revision else []),
-        f"--dtype {str(policy.dtype).removeprefix('torch.')}", f"--max-model-len {needed}",
+        f"--dtype {dtype_name(policy.dtype)}", f"--max-model-len {needed}",
         f"--logprobs-mode {plan.logprobs_mode}"]
     words += [f"--served-model-name {config.served_model}"] if config.served_model else []
     if sync.way == "merge":

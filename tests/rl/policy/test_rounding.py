@@ -1,0 +1,64 @@
+"""rl/policy/rounding.py: what of an adapter's change survives a merge, against a hand-computed case, and that the ways
+to the sampler follow from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rl.config import GeneratorSection
+from rl.generate.weight_sync import choose_sync
+from rl.policy.policy import Policy, adapter_changes, all_weights, base_weights, load_frozen
+from rl.policy.rounding import surviving_share
+from tests.reference.tiny_run import change_adapter, inputs, tiny_config, tiny_policy
+
+
+def test_half_of_what_lies_beyond_the_lattice_survives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around 1 bfloat16 has a number every 2^-7 (above) and 2^-8 (below): 2^-6 is kept, 2^-10 is not."""
+    weight, change = torch.ones(2, 2, dtype=torch.bfloat16), torch.tensor([[2.0**-6, 2.0**-10], [0.0, 2.0**-10]])
+    monkeypatch.setattr("rl.policy.rounding.adapter_changes", lambda policy: iter([(weight, change)]))
+    policy = tiny_policy(tiny_config("model.dtype=bfloat16"))
+    assert surviving_share(policy) == pytest.approx(2.0**-12 / (2.0**-12 + 2 * 2.0**-20), rel=1e-6)
+    change[0, 0] = 2.0**-10
+    assert surviving_share(policy) == 0.0
+    assert surviving_share(policy, torch.float32) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_small_change_survives_in_float32_and_beside_the_base_alone() -> None:
+    policy = tiny_policy(tiny_config("model.dtype=bfloat16"))
+    assert surviving_share(policy) == 1.0  # nothing has changed yet
+    change_adapter(policy, 1e-5)
+    assert surviving_share(policy) < 0.3 and surviving_share(policy, torch.float32) > 0.99
+    change_adapter(policy, 0.05)
+    assert surviving_share(policy) > 0.9
+
+
+def test_the_bases_weights_have_the_checkpoints_names_and_no_adapter_in_them() -> None:
+    policy = tiny_policy(adapter_scale=0.05)
+    base, merged = dict(base_weights(policy)), dict(all_weights(policy))
+    assert list(base) == list(merged)
+    changed = [name for name in base if not torch.equal(base[name], merged[name])]
+    assert len(changed) == len(list(adapter_changes(policy))) > 0
+
+
+@pytest.mark.parametrize(("dtype", "backend", "way"), [
+    ("float32", "transformers", "merge"), ("bfloat16", "transformers", "shared"), ("float32", "vllm", "merge"),
+    ("bfloat16", "vllm", "adapter"), ("bfloat16", "vllm_server", "adapter")])
+def test_by_itself_no_adapter_is_merged_below_float32(dtype: str, backend: str, way: str) -> None:
+    policy = tiny_policy(tiny_config(f"model.dtype={dtype}"))
+    config = GeneratorSection(backend=backend, urls=["http://localhost:1"] if backend == "vllm_server" else [])
+    assert choose_sync(config, policy).way == way
+
+
+def test_a_frozen_policy_in_bfloat16_keeps_its_adapter_beside_its_base(tmp_path: object) -> None:
+    policy: Policy = tiny_policy(tiny_config("model.dtype=bfloat16"))
+    change_adapter(policy, 1e-5)
+    policy.model.save_pretrained(str(tmp_path))
+    config = tiny_config("model.dtype=bfloat16", f"model.adapter={tmp_path}").model
+    frozen = load_frozen(config, inputs().tokenizer, torch.device("cpu"))
+    assert frozen.is_adapter and not frozen.trainable_parameters() and not frozen.model.training
+    kept = [torch.equal(one, other) for (_, one), (_, other) in zip(
+        adapter_changes(frozen), adapter_changes(policy), strict=True)]
+    assert kept and all(kept)
+    plain = load_frozen(config.model_copy(update={"dtype": "float32"}), inputs().tokenizer, torch.device("cpu"))
+    assert not plain.is_adapter
