@@ -26,6 +26,8 @@ from rl.generate.protocol import Finished, Generator, Request, SamplingParameter
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.fused_lora import LoraProduct
 from rl.policy.policy import Policy
+from rl.proof.diagnosis import trainer_logprobs
+from rl.proof.distances import Judgement, distances
 from rl.proof.proof import UNMOVED_UPDATES, GeneratorMismatchError, Proof, ProofState, spread
 from rl.records import Group, PromptCompletion, Rollout
 from rl.runs.folder import RunFolder
@@ -311,6 +313,31 @@ def test_in_bfloat16_a_policy_that_hardly_moves_is_no_alarm(tmp_path: Path, merg
     assert len(rounding) == int(merge) and all("generator.sync=auto" in message for message in rounding)
     survives = [line["proof/survives"] for line in metrics if "proof/survives" in line]
     assert survives == [] if not merge else 0.0 <= float(str(survives[0])) < 0.5
+
+
+@pytest.mark.slow
+def test_in_bfloat16_no_share_of_many_samples_is_taken_for_the_bases() -> None:
+    """64 looks at a sampler that is the trained module itself, five updates of 1e-5 from its base. A mean weighted by
+    the move took 4 of them for the base's."""
+    policy = tiny_policy(tiny_config("model.dtype=bfloat16", "lora.rank=16"))
+    signs = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in policy.trainable_parameters().items():
+            if "lora_B" in name:
+                weight.copy_(5e-5 * torch.randn(weight.shape, generator=signs).sign())
+    generator = TransformersGenerator(policy, merge=False, max_sequences=512)
+    requests = [Request(prompt, tuple(range(100 * i, 100 * i + 64))) for i, prompt in enumerate(prompts(8))]
+    groups = generator.generate(requests, SamplingParameters(1.0, 1.0, 0, 24))
+    pairs = [(group.prompt.token_ids, rollout.token_ids) for group in groups for rollout in group.rollouts]
+    lengths = [len(completion) for _, completion in pairs]
+    sampler_T = torch.tensor([value for group in groups for rollout in group.rollouts for value in rollout.logprobs])
+    trainer_T, base_T = trainer_logprobs(policy, pairs, temperature=1.0, max_tokens=8192)
+    assert base_T is not None
+    parts = [values_T.split(lengths) for values_T in (sampler_T, trainer_T, base_T)]
+    for look in range(64):
+        chosen = [(8 * look + 61 * i) % len(pairs) for i in range(8)]
+        found = distances(*(torch.cat([part[index] for index in chosen]) for part in parts))
+        assert found.verdict(Judgement(0.1)) in ("open", "policy")
 
 
 @pytest.mark.slow
