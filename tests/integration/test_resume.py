@@ -31,7 +31,6 @@ from tests.reference.whole_run import (
     own_environment,
     summary_of,
     train,
-    train_elsewhere,
     trained_steps,
 )
 
@@ -104,7 +103,7 @@ def digest(path: Path) -> str:
 def test_a_run_killed_in_the_middle_and_resumed_equals_the_uninterrupted_one(
     tmp_path: Path, reward: str, uninterrupted: Path
 ) -> None:
-    killed = train_elsewhere(tmp_path / "run", *EIGHT_STEPS, reward, environment=at_call(5 * 8 + 3, "SIGKILL"))
+    killed = Fork(lambda: train(tmp_path / "run", *EIGHT_STEPS, reward), at_call(5 * 8 + 3, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
     assert trained_steps(tmp_path / "run") == [1, 2, 3, 4, 5]
     assert not RunFolder(tmp_path / "run").summary_file.exists()

@@ -72,17 +72,27 @@ def test_a_task_becomes_questions_with_ids_answers_and_references() -> None:
         assert question.columns == {"reasoning_gym": {"task": "chain_sum", "config": config, "index": index}}
 
 
-@pytest.mark.parametrize("task", ["chain_sum", "ransom_note", "list_functions"])
-def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> None:
-    """ransom_note's questions follow Python's hash seed, list_functions' Python's global random numbers."""
+# ransom_note's questions follow Python's hash seed, list_functions' Python's global random numbers.
+TASKS = ("chain_sum", "ransom_note", "list_functions")
+
+
+def test_the_same_seed_gives_the_same_questions_in_every_process() -> None:
+    path = f"reasoning_gym:{'+'.join(TASKS)}"
     code = (
         "from rl.config import DataSection\nfrom rl.questions.files import load_questions\n"
-        f"made = load_questions(DataSection(path='reasoning_gym:{task}', limit=5)).questions\n"
-        "print([(q.id, q.text, q.answer) for q in made])")
-    shown = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                            env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")]
-    assert (
-        shown[0] == shown[1] == f"{[(q.id, q.text, q.answer) for q in questions(f'reasoning_gym:{task}', limit=5)]}\n")
+        f"made = load_questions(DataSection(path={path!r}, limit=15)).questions\n"
+        "print(hash('a'), [(q.id, q.text, q.answer) for q in made])")
+    other_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                           env={**os.environ, "PYTHONHASHSEED": other_seed}).stdout
+    their_hash, _, theirs = shown.partition(" ")
+    assert int(their_hash) != hash("a")
+    assert theirs == f"{[(q.id, q.text, q.answer) for q in questions(path, limit=15)]}\n"
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("task", TASKS)
+def test_another_seed_gives_other_questions(task: str) -> None:
     assert [q.text for q in questions(f"reasoning_gym:{task}", task={"seed": 77})] != [
         q.text for q in questions(f"reasoning_gym:{task}")]
 
