@@ -14,6 +14,7 @@ from rl.checkpoint import list_checkpoints, verify
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
 from rl.train import main
+from tests.reference.fork import Fork
 from tests.reference.whole_run import (
     GRPO,
     SMALL,
