@@ -35,9 +35,9 @@ HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
 QUIET = {"tracking.progress": "lines"}
 WARMUP = {**QUIET, "steps": 4, "lora.rank": 4, "optim.batch_rows": 8, "optim.micro_batch_rows": 4, "data.limit": 64,
           "data.held_out_rows": 8, "evaluation.num_questions": 12, "evaluation.samples": 2, "evaluation.every": 1,
-          "evaluation.max_sequences": 4, "checkpoint.every": 1}
+          "checkpoint.every": 1}
 RL = {**QUIET, "steps": 4, "lora.rank": 4, "sampling.questions_per_step": 8, "sampling.group_size": 4, "data.limit": 64,
-      "evaluation.num_questions": 12, "evaluation.samples": 2, "checkpoint.every": 1, "generator.max_sequences": 4}
+      "evaluation.num_questions": 12, "evaluation.samples": 2, "checkpoint.every": 1}
 STAGES: list[dict[str, Any]] = [
     {"name": "cold", "kind": "warmup", "config": "configs/warmup_tiny.yaml", "set": WARMUP},
     {"name": "rl", "kind": "rl", "config": "configs/tiny_grpo.yaml", "set": RL},
@@ -46,8 +46,7 @@ STAGES: list[dict[str, Any]] = [
         "kind": "reject",
         "config": "configs/reject_tiny.yaml",
         "set": {
-            **QUIET, "data.limit": 24, "sampling.samples": 2, "sampling.questions_per_chunk": 4,
-            "generator.max_sequences": 4}},
+            **QUIET, "data.limit": 24, "sampling.samples": 2, "sampling.questions_per_chunk": 4}},
     {
         "name": "sft", "kind": "warmup", "policy": "base", "config": "configs/warmup_tiny.yaml",
         "set": {**WARMUP, "data.limit": None, "data.held_out_rows": 2, "steps": 2}},
@@ -56,7 +55,7 @@ STAGES: list[dict[str, Any]] = [
         "kind": "eval",
         "set": {
             "benchmarks": HELD_OUT, "limit": 16, "k": 2, "prompt": "question_line", "temperature": 1, "max-tokens": 48,
-            "max-sequences": 4, "no-plots": True}}]
+            "max-sequences": 8, "no-plots": True}}]
 FOLDERS = ("1-cold", "2-rl", "3-reject", "4-sft", "5-eval")
 
 
@@ -134,6 +133,7 @@ def stages_in_forks() -> AbstractContextManager[object]:
 
 def fork_pipeline(file: Path) -> Fork:
     """The pipeline in a fork, and each stage in a fork of that, as its processes are."""
+    importlib.import_module("trl.trainer.sft_trainer")  # here once: for seconds, in each fork of a warm-up
     with stages_in_forks():
         return Fork(lambda: main(["--config", str(file)]))
 
