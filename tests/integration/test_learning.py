@@ -13,9 +13,10 @@ from rl.questions.inputs import read_inputs
 from rl.runs.folder import RunFolder
 from tests.reference.whole_run import GRPO, held_out_gain, metrics_of, pixels, summary_of, train
 
-# Eight steps of 16 x 8 at twice the quick start's learning rate gain 0.5 with either reward (seeds 0 and 1).
+# Eight steps of 16 x 8, about six seconds, gain 0.31 with EMPO and with GRPO (seeds 0 and 1); random rewards lose 0.04
+# to 0.06 (seeds 1 and 2).
 SHORT = (
-    "steps=8", "seed=0", "optim.lr=1e-3", "sampling.questions_per_step=16", "sampling.max_completion_tokens=48",
+    "steps=8", "seed=0", "sampling.questions_per_step=16", "sampling.max_completion_tokens=48",
     "sampling.group_size=8", "data.limit=4096", "evaluation.num_questions=128", "evaluation.samples=4",
     "evaluation.every=0")
 RANDOM = ("rewards.0.use=rewards.controls:random_reward", "selection.low=null", "selection.high=null")

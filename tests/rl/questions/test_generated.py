@@ -16,7 +16,7 @@ from rl.errors import DataError
 from rl.questions.files import load_questions
 from rl.questions.inputs import load_held_out_questions
 from rl.records import Question
-from tests.reference.fork import Fork
+from tests.reference.generated import generate_in_a_fork
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra reasoning-gym)")
 
@@ -38,22 +38,6 @@ def refusal(path: str, task: dict[str, Any], *, held_out: bool = False) -> str:
             questions(path, task=task)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def generate_in_a_fork(command: object, *, input: str, **settings: object) -> subprocess.CompletedProcess[str]:  # noqa: A002
-    """In the place of `subprocess.run`, for tasks whose questions do not depend on Python's hash seed."""
-
-    def run() -> int:
-        read, write = os.pipe()
-        os.write(write, input.encode())
-        os.close(write)
-        sys.stdin = os.fdopen(read)
-        from rewards.reasoning_gym_worker import generate
-
-        generate()
-        return 0
-
-    return Fork(run).finished()
 
 
 @pytest.fixture
