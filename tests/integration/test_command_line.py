@@ -48,6 +48,14 @@ def test_help_names_every_key_at_once() -> None:
     assert seconds < HELP_SECONDS
 
 
+@pytest.mark.parametrize("module", [
+    "rl.train", "rl.warmup", "rl.reject", "rl.pipeline", "rl.export", "eval.run", "eval.grade", "eval.compare",
+    "eval.answer"])
+def test_every_command_is_a_module_that_runs(module: str) -> None:
+    finished = python("-m", module, "--help")
+    assert finished.returncode == 0 and module.rpartition(".")[2] in finished.stdout and finished.stderr == ""
+
+
 def test_help_and_config_need_no_torch() -> None:
     finished = python(
         "-c",

@@ -259,7 +259,7 @@ def test_bad_input_is_one_line_with_the_remedy_and_leaves_nothing(
 def test_a_row_without_an_answer_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "1+1=?", "answer": "2"}\n{"question": "1+2=?"}\n')
-    finished = python("-m", "eval.run", "--out", str(tmp_path / "out"), *MODEL, "--benchmarks", str(file))
+    finished = evaluate(tmp_path / "out", *MODEL, "--benchmarks", str(file))
     assert finished.returncode == 2 and f"{file}:2" in finished.stderr, finished.stderr
 
 
