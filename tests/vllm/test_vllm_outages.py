@@ -60,6 +60,7 @@ class Run:
                 "rewards=[{use: 'rewards.semantic_entropy:semantic_entropy'}, "
                 f"{{use: '{folder}/holding.py:held', arguments: {{file: '{self._goal}'}}}}]")]
         self._output = folder / "output.txt"
+        self._output.touch()
 
         def run() -> int:
             with self._output.open("w") as output:
