@@ -14,6 +14,7 @@ from rl.checkpoint import list_checkpoints, verify
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
 from rl.train import main
+from tests.reference.fork import Fork
 from tests.reference.whole_run import (
     GRPO,
     SMALL,
@@ -22,7 +23,6 @@ from tests.reference.whole_run import (
     metrics_of,
     summary_of,
     train,
-    train_elsewhere,
     trained_steps,
 )
 
@@ -206,7 +206,8 @@ def test_a_mended_reward_goes_on_from_what_was_saved(tmp_path: Path, capfd: pyte
     assert "raised AssertionError" in the_message(capfd)
     assert trained_steps(tmp_path / "run") == [1, 2]
     reward.write_text("calls = []\n" + body.format("pass"))
-    assert train_elsewhere(tmp_path / "run", *words, "--resume", str(tmp_path / "run")).returncode == 0
+    mended = Fork(lambda: train(tmp_path / "run", *words, "--resume", str(tmp_path / "run"))).finished()
+    assert mended.returncode == 0
     assert trained_steps(tmp_path / "run") == [1, 2, 3, 4]
 
 

@@ -51,8 +51,12 @@ def warmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_watchdog_by_default_stops_empo_on_a_base_without_the_ability(tmp_path: Path) -> None:
-    whole = ("sampling.questions_per_step=32", "evaluation.num_questions=256", "evaluation.samples_during=2")
-    assert train(tmp_path / "run", *BRIEF, *HALF, *whole, "steps=40") == 0
+    """At twice the quick start's learning rate, with evaluations closer together: it stops at step 15 with seeds 0, 1
+    and 2, whose rewards rise by 1.7 to 2.0 times and whose accuracies fall by 0.06."""
+    words = (
+        "steps=40", "optim.lr=1e-3", "optim.schedule=constant", "evaluation.every=3", "evaluation.num_questions=128",
+        "evaluation.samples=2", "evaluation.samples_during=2")
+    assert train(tmp_path / "run", *BRIEF, *HALF, *words) == 0
     summary = summary_of(tmp_path / "run")
     assert summary["stop_reason"] == "watchdog" and summary["steps"] < 40
     assert "the reward rose" in summary["message"]
@@ -80,7 +84,8 @@ def test_a_short_warm_up_gives_it_the_format_and_training_the_rest(
     warmup = summary_of(warmed)
     after_warmup = warmup["held_out_after"]["avg@4"]["value"]
     assert warmup["held_out_before"]["avg@4"]["value"] < 0.02 and 0.2 < after_warmup < 0.85
-    assert train(tmp_path / "run", *PLAIN, *HALF, *reward, f"model.adapter={warmed / 'adapter'}", "steps=20") == 0
+    words = ("steps=10", "optim.lr=1e-3", f"model.adapter={warmed / 'adapter'}")
+    assert train(tmp_path / "run", *PLAIN, *HALF, *reward, *words) == 0
     assert summary_of(tmp_path / "run")["stop_reason"] == "completed"
     assert summary_of(tmp_path / "run")["held_out_before"]["avg@4"]["value"] == after_warmup
     assert held_out_gain(tmp_path / "run") > 0.1

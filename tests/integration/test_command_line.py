@@ -48,6 +48,14 @@ def test_help_names_every_key_at_once() -> None:
     assert seconds < HELP_SECONDS
 
 
+@pytest.mark.parametrize("module", [
+    "rl.train", "rl.warmup", "rl.reject", "rl.pipeline", "rl.export", "eval.run", "eval.grade", "eval.compare",
+    "eval.answer"])
+def test_every_command_is_a_module_that_runs(module: str) -> None:
+    finished = python("-m", module, "--help")
+    assert finished.returncode == 0 and module.rpartition(".")[2] in finished.stdout and finished.stderr == ""
+
+
 def test_help_and_config_need_no_torch() -> None:
     finished = python(
         "-c",
@@ -112,26 +120,29 @@ def test_a_run_tells_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "step 1/1" in shown.out and "held-out avg@2" in shown.out
 
 
-@pytest.mark.parametrize("command", [["-m", "rl.train"], [str(project_root() / "rl" / "train.py")]])
-def test_the_command_runs_from_another_folder_as_a_module_and_as_a_script(tmp_path: Path, command: list[str]) -> None:
+def test_the_command_runs_from_another_folder_as_a_module_and_as_a_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shipped files are found in the project, the run's folder is made where the person is."""
-    finished = python(
-        *command, *SMALL, "--config", "configs/tiny_grpo.yaml", "run_dir=runs/here", "steps=1", folder=tmp_path)
+    words = ("--config", "configs/tiny_grpo.yaml", "steps=1")
+    script = str(project_root() / "rl" / "train.py")
+    finished = python(script, *SMALL, *words, "run_dir=runs/script", folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert trained_steps(tmp_path / "runs" / "here") == [1]
+    assert python("-m", "rl.train", *words, "--print-config", folder=tmp_path).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert train(Path("runs") / "module", *words) == 0
+    assert [trained_steps(tmp_path / "runs" / name) for name in ("script", "module")] == [[1], [1]]
 
 
 def test_accelerate_launch_runs_the_script_and_passes_its_failure_on(tmp_path: Path) -> None:
-    launch = [
-        str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", str(project_root() / "rl" / "train.py"), *SMALL,
-        "run_dir=launched"]
-    for words, is_well in ((["steps=1"], True), (["stps=1"], False)):
-        finished = subprocess.run(
-            [*launch, *words], cwd=tmp_path, env=own_environment(), capture_output=True, text=True, timeout=300)
-        assert (finished.returncode == 0) == is_well, finished.stderr
-    assert "error: override stps: unknown key; did you mean steps?" in finished.stderr
-    assert trained_steps(tmp_path / "launched") == [1]
+    """That a launched script trains and ends well: test_resume.py and test_two_ranks.py."""
+    finished = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", str(project_root() / "rl" / "train.py"), *SMALL,
+            "run_dir=launched", "stps=1"],
+        cwd=tmp_path, env=own_environment(), capture_output=True, text=True, timeout=300)
+    assert finished.returncode != 0 and "error: override stps: unknown key; did you mean steps?" in finished.stderr
 
 
 def test_without_arguments_the_quick_start_is_configured() -> None:

@@ -116,7 +116,7 @@ def test_a_teacher_whose_weights_cannot_be_loaded_leaves_an_earlier_run_alone(
 
 
 SETTINGS = (
-    "steps=12", "checkpoint.every=2", "evaluation.path=null", "seed=5", "optim.epochs=2", "optim.minibatches=2", *PURE)
+    "steps=6", "checkpoint.every=2", "evaluation.path=null", "seed=5", "optim.epochs=2", "optim.minibatches=2", *PURE)
 
 
 def test_a_distillation_killed_and_resumed_equals_the_uninterrupted_one_bit_for_bit(
@@ -124,10 +124,10 @@ def test_a_distillation_killed_and_resumed_equals_the_uninterrupted_one_bit_for_
 ) -> None:
     assert train(tmp_path / "whole", *SETTINGS, teacher) == 0
     run_dir = tmp_path / "run"
-    with after_line({"kind": "train", "step": 5}, signal_itself(signal.SIGKILL)):
+    with after_line({"kind": "train", "step": 3}, signal_itself(signal.SIGKILL)):
         killed = Fork(lambda: train(run_dir, *SETTINGS, teacher)).finished()
     assert killed.returncode == -signal.SIGKILL
-    assert 5 <= len(trained_steps(run_dir)) < 12 and list_checkpoints(RunFolder(run_dir).checkpoints)
+    assert 3 <= len(trained_steps(run_dir)) < 6 and list_checkpoints(RunFolder(run_dir).checkpoints)
     assert resume(run_dir, *SETTINGS, teacher) == 0
     assert_same_end(run_dir, tmp_path / "whole")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from eval import grade as grade_again
 from eval.store import read_completions
 from rewards.accuracy import grade
 from rl.export import main as export
-from tests.reference.whole_run import GRPO, in_process, python, train
+from tests.reference.fork import Fork
+from tests.reference.whole_run import GRPO, in_process, pixels, python, train
 
 MODEL = ("--model", "models/tiny-arith")
 needs_data = pytest.mark.skipif(
@@ -46,12 +48,6 @@ def evaluate(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return in_process(run.main, "--out", str(out), *words)
 
 
-def evaluate_elsewhere(
-    out: Path, *words: str, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return python("-m", "eval.run", "--out", str(out), *words, environment=environment)
-
-
 def result_of(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
@@ -64,7 +60,8 @@ def without_times(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    finished = evaluate_elsewhere(out, *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "48")
+    with pixels():
+        finished = evaluate(out, *MODEL, "--benchmarks", "tiny_arith", "-k", "8", "--limit", "48")
     assert finished.returncode == 0, finished.stderr
     assert "avg@k" in finished.stdout and "48 questions, one of them is 2.1 points" in finished.stdout
     assert "384/384 completions" in finished.stderr
@@ -129,7 +126,8 @@ def test_a_killed_evaluation_goes_on_and_ends_as_the_uninterrupted_one(
 ) -> None:
     """In the first chunk, of 32 questions, and in the second one."""
     (words, whole), cut = killer, tmp_path / "cut"
-    assert evaluate_elsewhere(cut, *words, environment={"KILL_AT_CALL": str(kill_at)}).returncode == -9
+    killed = Fork(lambda: evaluate(cut, *words).returncode, {"KILL_AT_CALL": str(kill_at)})
+    assert killed.finished().returncode == -signal.SIGKILL
     assert not (cut / "result.json").exists()
     kept = len(read_completions(cut)) if (cut / "completions.jsonl").exists() else 0
     assert kept == (0 if kill_at == 1 else 32)
@@ -183,7 +181,7 @@ def test_best_of_n_takes_the_completion_that_a_reward_likes(tmp_path: Path) -> N
 
 
 def test_grading_again_changes_the_verdicts_and_samples_nothing(evaluated: Path, tmp_path: Path) -> None:
-    same = python("-m", "eval.grade", str(evaluated), "--out", str(tmp_path / "same"), "--no-plots")
+    same = in_process(grade_again.main, str(evaluated), "--out", str(tmp_path / "same"), "--no-plots")
     assert same.returncode == 0 and "tiny_arith: 0 of 384 verdicts changed" in same.stdout, same.stderr
     assert without_times(tmp_path / "same")["benchmarks"] == without_times(evaluated)["benchmarks"]
     inverted = in_process(grade_again.main, str(evaluated), "--out", str(tmp_path / "other"), "--grader",
@@ -261,7 +259,7 @@ def test_bad_input_is_one_line_with_the_remedy_and_leaves_nothing(
 def test_a_row_without_an_answer_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "1+1=?", "answer": "2"}\n{"question": "1+2=?"}\n')
-    finished = evaluate_elsewhere(tmp_path / "out", *MODEL, "--benchmarks", str(file))
+    finished = evaluate(tmp_path / "out", *MODEL, "--benchmarks", str(file))
     assert finished.returncode == 2 and f"{file}:2" in finished.stderr, finished.stderr
 
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rl.export import main
 from rl.paths import project_root
 from rl.runs.folder import RunFolder
-from tests.reference.whole_run import GRPO, full_disk, in_process, python, train
+from tests.reference.fork import Fork
+from tests.reference.whole_run import GRPO, full_disk, in_process, train
 
 BASE = project_root() / "models" / "tiny-arith"
 
@@ -46,7 +47,7 @@ def base_model() -> torch.nn.Module:
 
 
 def test_the_exported_model_computes_what_base_and_adapter_compute(adapter_run: Path, tmp_path: Path) -> None:
-    finished = python("-m", "rl.export", str(adapter_run), str(tmp_path / "out"))
+    finished = Fork(lambda: main([str(adapter_run), str(tmp_path / "out")])).finished()
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith(f"wrote {tmp_path / 'out'}: ")
     assert finished.stderr == ""

@@ -13,9 +13,10 @@ from rl.questions.inputs import read_inputs
 from rl.runs.folder import RunFolder
 from tests.reference.whole_run import GRPO, held_out_gain, metrics_of, pixels, summary_of, train
 
-# Fifteen steps of 16 x 8, about ten seconds. The quick start's forty steps of 32 x 8 gain twice as much.
+# Eight steps of 16 x 8, about six seconds, gain 0.31 with EMPO and with GRPO (seeds 0 and 1); random rewards lose 0.04
+# to 0.06 (seeds 1 and 2).
 SHORT = (
-    "steps=15", "seed=0", "sampling.questions_per_step=16", "sampling.max_completion_tokens=48",
+    "steps=8", "seed=0", "sampling.questions_per_step=16", "sampling.max_completion_tokens=48",
     "sampling.group_size=8", "data.limit=4096", "evaluation.num_questions=128", "evaluation.samples=4",
     "evaluation.every=0")
 RANDOM = ("rewards.0.use=rewards.controls:random_reward", "selection.low=null", "selection.high=null")
@@ -30,7 +31,7 @@ def test_empo_raises_held_out_accuracy_from_questions_without_any_answer(tmp_pat
     assert train(tmp_path / "run", *SHORT) == 0
     assert held_out_gain(tmp_path / "run") > 0.2
     rollouts = [json.loads(line) for line in RunFolder(tmp_path / "run").rollouts_file.read_text().splitlines()]
-    assert len(rollouts) == 15 * 16
+    assert len(rollouts) == 8 * 16
     assert {rollout["answer"] for rollout in rollouts} == {None}
     config = load(RunFolder(tmp_path / "run").config_file, [])
     prompts = read_inputs(config).prompts

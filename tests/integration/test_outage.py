@@ -1,18 +1,20 @@
 """The sampler does not answer for a while: the run waits, says so, and is saved such that it could be gone on with from
 there.
 
-The sampler is the embedded one, which at a certain call tells of an outage as one in other processes does. During the
+The sampler is the embedded one, which at certain calls tells of an outage as one in other processes does. During the
 outage the run's folder is copied; the copy, resumed, must end where the run ends that waited.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,8 @@ from tests.integration.test_resume import assert_same_end
 from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, run
 from tests.reference.whole_run import SMALL, summary_of, trained_steps
 
-SIX_STEPS = (
-    "steps=6", "checkpoint.every=4", "evaluation.every=3", "seed=5", "selection.mode=refill", "selection.low=0.3",
+FOUR_STEPS = (
+    "steps=4", "checkpoint.every=3", "evaluation.every=2", "seed=5", "selection.mode=refill", "selection.low=0.3",
     "lora.dropout=0.1", "optim.epochs=2")
 CALLS_S = 0.05  # between two messages
 
@@ -39,14 +41,14 @@ class WideGenerator(EmbeddedGenerator):
 
 
 class FailingGenerator(WideGenerator):
-    """Does not answer at the given call of generate or take_over (counted together from the build on) until `waits`
+    """Does not answer at the given calls of generate or take_over (counted together from the build on) until `waits`
     returns."""
 
-    def __init__(self, policy: Policy, call: int, waits: Callable[[FailingGenerator], None]) -> None:
+    def __init__(self, policy: Policy, failing: Collection[int], waits: Callable[[FailingGenerator], None]) -> None:
         super().__init__(policy)
         self.on_outage: Callable[[str], None] | None = None
         self.on_message: Callable[[str], None] | None = None
-        self._call, self._waits = call, waits
+        self._failing, self._waits = failing, waits
         self.calls: list[str] = []
 
     def generate(
@@ -61,14 +63,14 @@ class FailingGenerator(WideGenerator):
 
     def _begin(self, what: str) -> None:
         self.calls.append(what)
-        if len(self.calls) == self._call:
+        if len(self.calls) in self._failing:
             assert self.on_outage is not None
             self.on_outage("no server answers")
             self._waits(self)
 
 
 def words(folder: Path, *settings: str) -> list[str]:
-    return [*SMALL, f"run_dir={folder}", *SIX_STEPS, *settings]
+    return [*SMALL, f"run_dir={folder}", *FOUR_STEPS, *settings]
 
 
 def resume(folder: Path, *settings: str) -> int:
@@ -81,7 +83,7 @@ def waited_for(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str
     folder, made = tmp_path_factory.mktemp("whole") / "run", []
 
     def make(policy: Policy) -> FailingGenerator:
-        made.append(FailingGenerator(policy, 0, lambda generator: None))
+        made.append(FailingGenerator(policy, (), lambda generator: None))
         return made[0]
 
     assert run(words(folder, *SERVERS), make) == 0
@@ -101,37 +103,49 @@ def position(calls: list[str], what: str) -> int:
         "the first evaluation": evaluated[0],
         "the first step": rounds[1],
         "a refill": refills[-1],
-        "handing over a version": versions[2],
-        "handing over before an evaluation": versions[3],
+        "handing over a version": versions[1],
+        "handing over before an evaluation": versions[2],
         "an evaluation": evaluated[1],
         "the last evaluation": evaluated[-1],
     }[what]
 
 
-@pytest.mark.parametrize("what", [
+OUTAGES = (
     "the first evaluation", "the first step", "a refill", "handing over a version", "handing over before an evaluation",
-    "an evaluation", "the last evaluation"])
-def test_what_was_saved_in_an_outage_goes_on_to_the_same_end(
-    tmp_path: Path, waited_for: tuple[Path, list[str]], what: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+    "an evaluation", "the last evaluation")
+
+
+@pytest.fixture(scope="module")
+def copies(waited_for: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Copies of a run's folder, made in each of its outages; the run itself waits and ends as if there were none."""
     whole, calls = waited_for
+    folder = tmp_path_factory.mktemp("outages")
+    whats = {position(calls, what): what for what in OUTAGES}
+    assert len(whats) == len(OUTAGES)
 
     def copy(generator: FailingGenerator) -> None:
-        shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=True)
+        shutil.copytree(folder / "run", folder / whats[len(generator.calls)], symlinks=True)
+        RunFolder(folder / whats[len(generator.calls)]).lock_file.unlink(missing_ok=True)
         for _ in range(3):
             assert generator.on_message is not None
             generator.on_message("still no server answers")
 
-    assert (
-        run(words(tmp_path / "run", *SERVERS), lambda policy: FailingGenerator(policy, position(calls, what), copy))
-        == 0)
-    assert_same_end(tmp_path / "run", whole)
-    shown = capsys.readouterr().out
-    assert shown.count("no server answers; the run is saved up to step-") == 1
-    assert shown.count("still no server answers") == 1  # told three times
-    RunFolder(tmp_path / "copy").lock_file.unlink(missing_ok=True)
-    assert resume(tmp_path / "copy", *SERVERS) == 0
-    assert_same_end(tmp_path / "copy", whole)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run(words(folder / "run", *SERVERS), lambda policy: FailingGenerator(policy, whats, copy)) == 0
+    assert_same_end(folder / "run", whole)
+    assert out.getvalue().count("no server answers; the run is saved up to step-") == len(OUTAGES)
+    assert out.getvalue().count("still no server answers") == len(OUTAGES)  # each told three times
+    return {what: folder / what for what in OUTAGES}
+
+
+@pytest.mark.parametrize("what", OUTAGES)
+def test_what_was_saved_in_an_outage_goes_on_to_the_same_end(
+    waited_for: tuple[Path, list[str]], copies: dict[str, Path], what: str
+) -> None:
+    whole, _ = waited_for
+    assert resume(copies[what], *SERVERS) == 0
+    assert_same_end(copies[what], whole)
 
 
 def wait_for_ever(generator: FailingGenerator) -> None:
@@ -151,7 +165,7 @@ def test_a_signal_ends_a_run_that_waits(tmp_path: Path, waited_for: tuple[Path, 
     assert (
         run(
             words(tmp_path / "run", *SERVERS),
-            lambda policy: FailingGenerator(policy, position(calls, what), wait_for_ever))
+            lambda policy: FailingGenerator(policy, (position(calls, what),), wait_for_ever))
         == 0)
     assert time.monotonic() - started < 50
     assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM"
@@ -175,21 +189,21 @@ def test_an_outage_of_what_is_sampled_ahead_is_saved_by_the_thread_that_trains(
         shutil.copytree(folder, tmp_path / "copy", symlinks=True)
 
     # take over 0, generate for steps 1 and 2, take over 1, generate for step 3
-    assert run(words(folder, *settings), lambda policy: FailingGenerator(policy, 5, copy)) == 0
-    assert trained_steps(folder) == [1, 2, 3, 4, 5, 6]
+    assert run(words(folder, *settings), lambda policy: FailingGenerator(policy, (5,), copy)) == 0
+    assert trained_steps(folder) == [1, 2, 3, 4]
     assert "no server answers; the run is saved up to step-000002" in capsys.readouterr().out
     RunFolder(tmp_path / "copy").lock_file.unlink(missing_ok=True)
     assert trained_steps(tmp_path / "copy") == [1, 2]
     assert resume(tmp_path / "copy", *settings) == 0
-    assert trained_steps(tmp_path / "copy") == [1, 2, 3, 4, 5, 6]
+    assert trained_steps(tmp_path / "copy") == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("call", "steps"), [(3, [1]), (5, [1, 2])])
 def test_a_signal_ends_a_run_that_waits_for_what_is_sampled_ahead(tmp_path: Path, call: int, steps: list[int]) -> None:
     """Also where the signal is seen between steps, and only saving waits for the sampler (the third call)."""
     settings = (*AHEAD, "evaluation.path=null", "selection.mode=drop")
-    assert run(words(tmp_path / "run", *settings), lambda policy: FailingGenerator(policy, call, wait_for_ever)) == 0
+    assert run(words(tmp_path / "run", *settings), lambda policy: FailingGenerator(policy, (call,), wait_for_ever)) == 0
     assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM" and trained_steps(tmp_path / "run") == steps
     assert list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1].name == f"step-{len(steps):06d}"
     assert resume(tmp_path / "run", *settings) == 0
-    assert trained_steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+    assert trained_steps(tmp_path / "run") == [1, 2, 3, 4]

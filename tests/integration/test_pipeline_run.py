@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,16 +28,16 @@ from rl.records import Json
 from rl.rejection.samples import SampleStore
 from rl.runs.tracking import JsonLines
 from rl.stages.processes import free_port
-from tests.reference.fork import Fork, ForkedModule, after
+from tests.reference.fork import Fork, ForkedModule, after, forked_ranks
 from tests.reference.whole_run import in_process, metrics_of, own_environment, pixels, summary_of
 
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
 QUIET = {"tracking.progress": "lines"}
 WARMUP = {**QUIET, "steps": 4, "lora.rank": 4, "optim.batch_rows": 8, "optim.micro_batch_rows": 4, "data.limit": 64,
           "data.held_out_rows": 8, "evaluation.num_questions": 12, "evaluation.samples": 2, "evaluation.every": 1,
-          "evaluation.max_sequences": 4, "checkpoint.every": 1}
+          "checkpoint.every": 1}
 RL = {**QUIET, "steps": 4, "lora.rank": 4, "sampling.questions_per_step": 8, "sampling.group_size": 4, "data.limit": 64,
-      "evaluation.num_questions": 12, "evaluation.samples": 2, "checkpoint.every": 1, "generator.max_sequences": 4}
+      "evaluation.num_questions": 12, "evaluation.samples": 2, "checkpoint.every": 1}
 STAGES: list[dict[str, Any]] = [
     {"name": "cold", "kind": "warmup", "config": "configs/warmup_tiny.yaml", "set": WARMUP},
     {"name": "rl", "kind": "rl", "config": "configs/tiny_grpo.yaml", "set": RL},
@@ -45,8 +46,7 @@ STAGES: list[dict[str, Any]] = [
         "kind": "reject",
         "config": "configs/reject_tiny.yaml",
         "set": {
-            **QUIET, "data.limit": 24, "sampling.samples": 2, "sampling.questions_per_chunk": 4,
-            "generator.max_sequences": 4}},
+            **QUIET, "data.limit": 24, "sampling.samples": 2, "sampling.questions_per_chunk": 4}},
     {
         "name": "sft", "kind": "warmup", "policy": "base", "config": "configs/warmup_tiny.yaml",
         "set": {**WARMUP, "data.limit": None, "data.held_out_rows": 2, "steps": 2}},
@@ -55,7 +55,7 @@ STAGES: list[dict[str, Any]] = [
         "kind": "eval",
         "set": {
             "benchmarks": HELD_OUT, "limit": 16, "k": 2, "prompt": "question_line", "temperature": 1, "max-tokens": 48,
-            "max-sequences": 4, "no-plots": True}}]
+            "max-sequences": 8, "no-plots": True}}]
 FOLDERS = ("1-cold", "2-rl", "3-reject", "4-sft", "5-eval")
 
 
@@ -125,10 +125,16 @@ def test_a_pipeline_leaves_one_folder_one_summary_and_one_picture(whole: Path) -
     assert len((run / "summary.md").read_text().splitlines()) == 9
 
 
+def stages_in_forks() -> AbstractContextManager[object]:
+    """A stage's process is a fork."""
+    return patch(
+        "rl.stages.run.subprocess", SimpleNamespace(Popen=ForkedModule, TimeoutExpired=subprocess.TimeoutExpired))
+
+
 def fork_pipeline(file: Path) -> Fork:
     """The pipeline in a fork, and each stage in a fork of that, as its processes are."""
-    forked = SimpleNamespace(Popen=ForkedModule, TimeoutExpired=subprocess.TimeoutExpired)
-    with patch("rl.stages.run.subprocess", forked):
+    importlib.import_module("trl.trainer.sft_trainer")  # here once: for seconds, in each fork of a warm-up
+    with stages_in_forks():
         return Fork(lambda: main(["--config", str(file)]))
 
 
@@ -260,24 +266,14 @@ def test_another_commands_run_is_not_taken_for_a_pipeline(whole: Path, tmp_path:
     assert sorted(entry.name for entry in folder.iterdir()) == before
 
 
-def launch(file: Path) -> list[str]:
-    """What `accelerate launch` starts several processes with."""
-    return [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),
-        "rl/pipeline.py", "--config", str(file)]
-
-
-ON_CPU = {"ACCELERATE_USE_CPU": "true"}
-
-
 def test_two_processes_run_the_training_stages_together_and_the_others_on_the_main_one(tmp_path: Path) -> None:
     rl = {**STAGES[1], "set": {**RL, "steps": 1}}
     again = {**STAGES[1], "name": "again", "set": {**RL, "steps": 1}}
     file, run = write(tmp_path, rl, {**STAGES[4], "name": "eval"}, again), tmp_path / "run"
-    launched = subprocess.run(
-        launch(file), cwd=project_root(), env=own_environment() | ON_CPU, capture_output=True, text=True, timeout=300)
-    assert launched.returncode == 0, launched.stderr[-3000:]
-    assert launched.stdout.count("stage 1 of 3, rl (rl): runs") == 1
+    with stages_in_forks():
+        ranks = forked_ranks(lambda: main(["--config", str(file)]))
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    assert "".join(rank.stdout for rank in ranks).count("stage 1 of 3, rl (rl): runs") == 1
     states = [
         json.loads((run / folder / "checkpoints" / "step-000001" / "state.json").read_text())
         for folder in ("1-rl", "3-again")]
@@ -286,11 +282,17 @@ def test_two_processes_run_the_training_stages_together_and_the_others_on_the_ma
 
 
 def test_the_death_of_one_ranks_process_ends_all(tmp_path: Path) -> None:
-    file = write(tmp_path, {**STAGES[1], "set": {**RL, "steps": 200}})
+    """Of the second stage: the launcher's rendezvous still holds what the first one wrote there."""
+    file = write(
+        tmp_path, {**STAGES[1], "name": "first", "set": {**RL, "steps": 1}},
+        {**STAGES[1], "set": {**RL, "steps": 200}})
     launcher = subprocess.Popen(
-        launch(file), cwd=project_root(), env=own_environment() | ON_CPU, stdout=subprocess.DEVNULL,
+        [  # what `accelerate launch` starts several processes with
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),
+            "rl/pipeline.py", "--config", str(file)],
+        cwd=project_root(), env=own_environment() | {"ACCELERATE_USE_CPU": "true"}, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "1-rl" / "metrics.jsonl"
+    metrics = tmp_path / "run" / "2-rl" / "metrics.jsonl"
     wait_until(lambda: launcher.poll() is not None or holds(metrics, '"step": 1'), 200)
     family = psutil.Process(launcher.pid).children(recursive=True)
     [victim] = [one for one in family if "rl.train" in one.cmdline() and one.environ().get("RANK") == "1"]

@@ -3,33 +3,27 @@ tested."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from reward_study import STUDY
+from reward_study import STUDY, main
 
 from rl.configuration.loading import load
-from rl.paths import project_root
 from rl.questions.inputs import read_inputs
+from tests.reference.fork import module_in_fork
+from tests.reference.whole_run import in_process, pixels
 
 SMALL = (
     "steps=1", "evaluation.samples=1", "evaluation.num_questions=8", "sampling.questions_per_step=4", "data.limit=16")
 
 
 def study(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    root = project_root()
-    return subprocess.run(
-        [
-            sys.executable, str(root / "benchmarks" / "reward_study.py"), "--only", "self-certainty", "--seeds", "3",
-            "--folder", str(folder), "--out", str(folder / "study.png"), "--set", *SMALL, *more],
-        cwd=root,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=300)
+    with patch("subprocess.run", module_in_fork), pixels():
+        return in_process(
+            main, "--only", "self-certainty", "--seeds", "3", "--folder", str(folder), "--out",
+            str(folder / "study.png"), "--set", *SMALL, *more)
 
 
 @pytest.mark.parametrize("name", STUDY)

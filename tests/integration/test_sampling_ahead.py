@@ -17,7 +17,7 @@ from rl.update import Updater
 from rl.update_report import UpdateReport
 from tests.integration.test_resume import (
     DEMANDING,
-    EIGHT_STEPS,
+    FIVE_STEPS,
     REWARD,
     assert_same_end,
     at_call,
@@ -38,7 +38,7 @@ def reward(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, reward: str) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert run(words(folder, *EIGHT_STEPS, reward)) == 0
+    assert run(words(folder, *FIVE_STEPS, reward)) == 0
     return folder
 
 
@@ -72,23 +72,23 @@ def test_without_staleness_every_step_is_on_policy(tmp_path: Path) -> None:
     assert all("ahead_wait_s" not in line for line in lines)
 
 
-@pytest.mark.parametrize("demanding", [(), DEMANDING])
+@pytest.mark.parametrize(("demanding", "call"), [((), 3 * 8 + 3), (DEMANDING, 52)])
 def test_a_killed_run_and_the_uninterrupted_one_end_alike(
-    tmp_path: Path, reward: str, demanding: tuple[str, ...], uninterrupted: Path
+    tmp_path: Path, reward: str, demanding: tuple[str, ...], call: int, uninterrupted: Path
 ) -> None:
     """The checkpoint holds the groups that were sampled ahead; the kill comes in the middle of a step, after further
     ones were drawn."""
+    settings = (*FIVE_STEPS, *demanding, reward)
     whole = tmp_path / "whole" if demanding else uninterrupted
-    assert not demanding or run(words(whole, *EIGHT_STEPS, *demanding, reward)) == 0
-    more = (*EIGHT_STEPS, *demanding, reward)
-    killed = Fork(lambda: run(words(tmp_path / "run", *more)), at_call(5 * 8 + 3, "SIGKILL")).finished()
+    assert not demanding or run(words(whole, *settings)) == 0
+    killed = Fork(lambda: run(words(tmp_path / "run", *settings)), at_call(call, "SIGKILL")).finished()
     assert killed.returncode == -signal.SIGKILL
     newest = list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]
     state = read_state(newest)
     ahead, surplus = state.collector.ahead, state.collector.surplus
-    assert 0 < state.step < 8 and ahead is not None and len(ahead.groups) + len(surplus) == 8
-    assert run([*words(tmp_path / "run", *EIGHT_STEPS, *demanding, reward), "--resume", str(tmp_path / "run")]) == 0
-    assert trained_steps(tmp_path / "run") == list(range(1, 9))
+    assert 0 < state.step < 5 and ahead is not None and len(ahead.groups) + len(surplus) == 8
+    assert run([*words(tmp_path / "run", *settings), "--resume", str(tmp_path / "run")]) == 0
+    assert trained_steps(tmp_path / "run") == [1, 2, 3, 4, 5]
     assert_same_end(tmp_path / "run", whole)
     # the last step samples nothing
     assert read_state(list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1]).collector.ahead is None
@@ -97,18 +97,18 @@ def test_a_killed_run_and_the_uninterrupted_one_end_alike(
 def test_a_signal_waits_for_what_is_in_flight_and_saves_it(
     tmp_path: Path, reward: str, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raise_in_this_process(monkeypatch, at_call(4 * 8 + 5, "SIGTERM"))
-    assert run(words(tmp_path / "run", *EIGHT_STEPS, reward)) == 0
+    raise_in_this_process(monkeypatch, at_call(2 * 8 + 5, "SIGTERM"))
+    assert run(words(tmp_path / "run", *FIVE_STEPS, reward)) == 0
     monkeypatch.delenv("SIGNAL_AT_CALL")
-    assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM" and len(trained_steps(tmp_path / "run")) < 8
-    assert run([*words(tmp_path / "run", *EIGHT_STEPS, reward), "--resume", str(tmp_path / "run")]) == 0
+    assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM" and len(trained_steps(tmp_path / "run")) < 5
+    assert run([*words(tmp_path / "run", *FIVE_STEPS, reward), "--resume", str(tmp_path / "run")]) == 0
     assert_same_end(tmp_path / "run", uninterrupted)
 
 
 class SlowGenerator(EmbeddedGenerator):
-    """A second a step, most of which it sleeps, as a sampler on other devices lets the trainer's alone."""
+    """Sleeps most of a step, as a sampler on other devices lets the trainer's alone."""
 
-    max_together, generate_s = 64, 1.0
+    max_together, generate_s = 64, 0.7
 
 
 def test_a_step_takes_the_longer_of_sampling_and_training_and_not_both(
@@ -117,18 +117,17 @@ def test_a_step_takes_the_longer_of_sampling_and_training_and_not_both(
     real = Updater.update
 
     def slow_update(self: Updater, *arguments: Any, **keywords: Any) -> UpdateReport:
-        ends = time.monotonic() + 1.0
+        ends = time.monotonic() + SlowGenerator.generate_s
         report = real(self, *arguments, **keywords)
         time.sleep(max(0.0, ends - time.monotonic()))
         return report
 
     monkeypatch.setattr(Updater, "update", slow_update)
     seconds = {}
-    for name, settings in (("in turn", SERVERS), ("ahead", AHEAD)):
-        assert (
-            run([*SMALL, f"run_dir={tmp_path / name}", *settings, "steps=5", "evaluation.path=null"], SlowGenerator)
-            == 0)
-        seconds[name] = [line["step_s"] for line in train_lines(tmp_path / name)][1:]
+    few = ("evaluation.path=null", "sampling.questions_per_step=2", "sampling.group_size=2")  # nearly all is sleep
+    for name, settings in (("in turn", (*SERVERS, "steps=2")), ("ahead", (*AHEAD, "steps=5"))):
+        assert run([*SMALL, f"run_dir={tmp_path / name}", *settings, *few], SlowGenerator) == 0
+        seconds[name] = [line["step_s"] / SlowGenerator.generate_s for line in train_lines(tmp_path / name)][1:]
     assert min(seconds["in turn"]) >= 2.0
     assert sorted(seconds["ahead"])[1] < 1.6  # the second best of four
 

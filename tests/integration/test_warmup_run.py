@@ -21,10 +21,11 @@ from rl.policy.policy import Policy, load_policy
 from rl.runs.folder import RunFolder
 from rl.supervised.config import WarmupConfig
 from rl.supervised.inputs import read_warmup_inputs
-from tests.reference.fork import Fork, after_line, signal_itself
+from rl.warmup import main
+from tests.reference.fork import Fork, after_line, forked_ranks, signal_itself
 from tests.reference.tiny_run import literal_logprobs
-from tests.reference.warmup import SMALL, warm_up
-from tests.reference.whole_run import GRPO, metrics_of, python, summary_of, train, trained_steps
+from tests.reference.warmup import warm_up
+from tests.reference.whole_run import GRPO, in_process, metrics_of, python, summary_of, train, trained_steps
 
 BASE = project_root() / "models" / "tiny-arith"
 HELD_OUT = "evaluation.path=models/tiny-arith/questions/held_out.jsonl"
@@ -173,11 +174,9 @@ def test_a_warm_up_that_was_ended_leaves_no_result_and_goes_on_to_the_uninterrup
 
 
 def test_two_processes_train_as_one(lora_run: Path, tmp_path: Path) -> None:
-    finished = python(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "rl/warmup.py", *SMALL, HELD_OUT,
-        f"run_dir={tmp_path / 'warmup'}", environment={"ACCELERATE_USE_CPU": "true"})
-    assert finished.returncode == 0, finished.stderr
-    assert "error" not in finished.stderr
+    for finished in forked_ranks(lambda: warm_up(tmp_path / "warmup", HELD_OUT)):
+        assert finished.returncode == 0, finished.stderr
+        assert "error" not in finished.stderr
     for mine, theirs in zip(metrics_of(tmp_path / "warmup"), metrics_of(lora_run), strict=True):
         assert mine.keys() == theirs.keys() and mine["kind"] == theirs["kind"]
         # TRL's entropy and accuracy are means over micro-batches, weighted otherwise over ranks.
@@ -300,7 +299,7 @@ def test_missing_or_other_trl_is_one_line_before_anything_is_read(tmp_path: Path
 
 
 def test_a_dry_run_shows_the_first_row_and_help_every_key(tmp_path: Path) -> None:
-    finished = python("-m", "rl.warmup", "--dry-run", f"run_dir={tmp_path / 'warmup'}")
+    finished = in_process(main, "--dry-run", f"run_dir={tmp_path / 'warmup'}")
     assert finished.returncode == 0, finished.stderr
     assert "what is learnt after it      '19+18=37\\n\\\\boxed{37}<eos>', 20 tokens" in finished.stdout
     assert not (tmp_path / "warmup").exists()

@@ -118,6 +118,16 @@ class ForkedModule(Fork):
         super().__init__(run, captured=False)
 
 
+def module_in_fork(
+    command: Sequence[str], *, env: Mapping[str, str], **settings: object
+) -> subprocess.CompletedProcess[str]:
+    """In the place of `subprocess.run` for `python -m MODULE WORDS`, also where a thread calls it: in the fork that
+    thread is the main one, which alone may handle signals."""
+    _, option, module, *words = command
+    assert option == "-m"
+    return Fork(lambda: int(importlib.import_module(module).main(words)), env).finished()
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

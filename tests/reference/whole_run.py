@@ -93,13 +93,6 @@ def full_disk(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def train_elsewhere(
-    run_dir: Path, *words: str, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """`train` in a process of its own, for what may kill it."""
-    return python("-m", "rl.train", *SMALL, f"run_dir={run_dir}", *words, environment=environment)
-
-
 def python(
     *words: str, environment: dict[str, str] | None = None, folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from tests.reference.vllm_process import VllmProcess
 from tests.reference.whole_run import GRPO, train
 
 MAX_LORA_RANK = 8
-WITH_SERVERS = {f"test_vllm_{what}.py" for what in ("judge", "reject", "server", "server_run")}
+WITH_SERVERS = {f"test_vllm_{what}.py" for what in ("judge", "outages", "reject", "server")}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -66,17 +66,18 @@ def test_each_of_two_training_processes_has_an_engine(tmp_path: Path, way: str) 
     finished = python(
         "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "rl/train.py",
         "--config", "configs/quickstart.yaml", "generator=vllm", f"generator.sync={way}", f"run_dir={tmp_path / 'two'}",
-        "steps=3", "evaluation.every=0", "evaluation.num_questions=32", environment={"ACCELERATE_USE_CPU": "true"})
+        "steps=2", "sampling.questions_per_step=8", "evaluation.every=0", "evaluation.num_questions=8",
+        environment={"ACCELERATE_USE_CPU": "true"})
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     steps = metrics(tmp_path / "two", "train")
-    assert [step["groups/sampled"] for step in steps] == [32, 32, 32]
-    assert all(step["mismatch/mean"] < 1e-4 for step in steps) and steps[-1]["policy/version"] == 3
+    assert [step["groups/sampled"] for step in steps] == [8, 8]
+    assert all(step["mismatch/mean"] < 1e-4 for step in steps) and steps[-1]["policy/version"] == 2
 
 
 def test_a_run_that_is_resumed_ends_where_the_uninterrupted_one_ends(tmp_path: Path) -> None:
     common = (
         "--config", "configs/quickstart.yaml", "generator=vllm", "evaluation.every=0", "evaluation.num_questions=16",
-        "optim.schedule=constant", "checkpoint.every=1")
+        "optim.schedule=constant", "checkpoint.every=1", "sampling.questions_per_step=8")
     train(*common, f"run_dir={tmp_path / 'whole'}", "steps=4")
     train(*common, f"run_dir={tmp_path / 'halves'}", "steps=2")
     train(*common, "steps=4", "--resume", str(tmp_path / "halves"))

@@ -24,6 +24,7 @@ from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe, measure_base
 from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Request, SamplingParameters
+from rl.generate.servers import replicas
 from rl.generate.servers.generator import ServerGenerator
 from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy
@@ -68,8 +69,9 @@ def wrong_server(tmp_path: Path) -> Iterator[VllmProcess]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The trainer's threads would wait for cores that the servers hold."""
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The trainer's threads would wait for cores that the servers hold; a server that is back is soon seen."""
+    monkeypatch.setattr(replicas, "LONGEST_WAIT_S", 1.0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -13,6 +13,7 @@ import torch
 
 from rl.config import TeacherSection
 from rl.errors import GeneratorError
+from rl.generate.servers import replicas
 from rl.records import PromptCompletion
 from rl.teacher.servers import ServerTeacher
 from rl.teacher.teacher import PROBE
@@ -44,7 +45,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The trainer's threads would wait for cores that the server holds."""
+    """The trainer's threads would wait for cores that the server holds; a server that is back is soon seen."""
+    monkeypatch.setattr(replicas, "LONGEST_WAIT_S", 1.0)
     monkeypatch.setenv("TEACHER_KEY", "sesame")
     monkeypatch.setenv("WRONG_KEY", "open up")
     before = torch.get_num_threads()

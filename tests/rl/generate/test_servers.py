@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -40,13 +39,12 @@ from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy, all_weights
 from rl.records import Group
 from tests.reference.chat_server import unused_url
-from tests.reference.fork import forked_ranks
+from tests.reference.fork import Fork, forked_ranks
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
 from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
 from tests.reference.two_rank_sampler import sample
 
 SAMPLING = SamplingParameters(1.0, 1.0, 0, 24)
-ROOT = Path(__file__).parents[3]
 CONTEXT = 256  # of models/tiny-arith
 SERVER_ERROR = Accident(status=500, body=b'{"error": {"message": "out of luck"}}')
 
@@ -580,15 +578,19 @@ def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: P
 @pytest.mark.slow
 def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_path: Path) -> None:
     """SIGKILL lets nobody clean up. Another program's folder stays, and that of a process that still runs."""
-    script = (
-        "import pathlib, sys, time; from rl.generate.version_files import VersionFiles; "
-        "files = VersionFiles(pathlib.Path(sys.argv[1]), is_local=True); print('made', flush=True); time.sleep(120)")
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
-        for _ in range(2)]
+    reader, writer = os.pipe()
+
+    def make_and_wait() -> int:
+        files = VersionFiles(tmp_path, is_local=True)  # held: its end would remove the folder
+        os.write(writer, b".")
+        time.sleep(120)
+        files.close()
+        return 0
+
+    processes = [Fork(make_and_wait) for _ in range(2)]
+    os.close(writer)
     try:
-        for process in processes:
-            assert process.stdout is not None and process.stdout.readline() == b"made\n"
+        assert [os.read(reader, 1) for _ in processes] == [b".", b"."]
         (tmp_path / "somebody-elses").mkdir()
         first, second = sorted(tmp_path.glob("otherhalf-versions-*"))
         mine = VersionFiles(tmp_path, is_local=True)
@@ -600,6 +602,7 @@ def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_
         assert mine._folder.exists() and (tmp_path / "somebody-elses").exists()
         mine.close()
     finally:
+        os.close(reader)
         for process in processes:
             process.kill()
             process.wait(20)

@@ -16,7 +16,7 @@ from rl.errors import DataError
 from rl.questions.files import load_questions
 from rl.questions.inputs import load_held_out_questions
 from rl.records import Question
-from tests.reference.fork import Fork
+from tests.reference.generated import generate_in_a_fork
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra reasoning-gym)")
 
@@ -40,22 +40,6 @@ def refusal(path: str, task: dict[str, Any], *, held_out: bool = False) -> str:
     return str(caught.value)
 
 
-def generate_in_a_fork(command: object, *, input: str, **settings: object) -> subprocess.CompletedProcess[str]:  # noqa: A002
-    """In the place of `subprocess.run`, for tasks whose questions do not depend on Python's hash seed."""
-
-    def run() -> int:
-        read, write = os.pipe()
-        os.write(write, input.encode())
-        os.close(write)
-        sys.stdin = os.fdopen(read)
-        from rewards.reasoning_gym_worker import generate
-
-        generate()
-        return 0
-
-    return Fork(run).finished()
-
-
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", generate_in_a_fork)
@@ -72,17 +56,27 @@ def test_a_task_becomes_questions_with_ids_answers_and_references() -> None:
         assert question.columns == {"reasoning_gym": {"task": "chain_sum", "config": config, "index": index}}
 
 
-@pytest.mark.parametrize("task", ["chain_sum", "ransom_note", "list_functions"])
-def test_the_same_seed_gives_the_same_questions_in_every_process(task: str) -> None:
-    """ransom_note's questions follow Python's hash seed, list_functions' Python's global random numbers."""
+# ransom_note's questions follow Python's hash seed, list_functions' Python's global random numbers.
+TASKS = ("chain_sum", "ransom_note", "list_functions")
+
+
+def test_the_same_seed_gives_the_same_questions_in_every_process() -> None:
+    path = f"reasoning_gym:{'+'.join(TASKS)}"
     code = (
         "from rl.config import DataSection\nfrom rl.questions.files import load_questions\n"
-        f"made = load_questions(DataSection(path='reasoning_gym:{task}', limit=5)).questions\n"
-        "print([(q.id, q.text, q.answer) for q in made])")
-    shown = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                            env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")]
-    assert (
-        shown[0] == shown[1] == f"{[(q.id, q.text, q.answer) for q in questions(f'reasoning_gym:{task}', limit=5)]}\n")
+        f"made = load_questions(DataSection(path={path!r}, limit=15)).questions\n"
+        "print(hash('a'), [(q.id, q.text, q.answer) for q in made])")
+    other_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                           env={**os.environ, "PYTHONHASHSEED": other_seed}).stdout
+    their_hash, _, theirs = shown.partition(" ")
+    assert int(their_hash) != hash("a")
+    assert theirs == f"{[(q.id, q.text, q.answer) for q in questions(path, limit=15)]}\n"
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("task", TASKS)
+def test_another_seed_gives_other_questions(task: str) -> None:
     assert [q.text for q in questions(f"reasoning_gym:{task}", task={"seed": 77})] != [
         q.text for q in questions(f"reasoning_gym:{task}")]
 
