@@ -97,6 +97,28 @@ def test_the_stop_token_is_part_of_the_completion_and_the_length_limit_is_exact(
     assert all(r.text == policy.tokenizer.decode(r.token_ids, skip_special_tokens=True) for r in found)
 
 
+def test_what_discarding_drops_comes_back_as_base_and_adapter_or_merged(
+    generator: VllmGenerator, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM has no sleep mode on a CPU: zeros stand for the weights that it drops."""
+    def drop(level: int) -> None:
+        assert level == 2
+        generator._engine._llm.apply_model(lambda model: [weight.data.zero_() for weight in model.parameters()])
+
+    monkeypatch.setattr(generator, "_sleep_level", 2)
+    monkeypatch.setattr(generator._engine, "sleep", drop)
+    monkeypatch.setattr(generator._engine, "wake", lambda: None)
+    before = generator.generate(requests(2, 2), PLAIN)
+    generator.rest()
+    assert generator.generate(requests(2, 2), PLAIN) == before
+    generator.rest()
+    change_adapter(policy, 0.03)
+    generator.take_over(policy, 1)
+    assert worst_difference(policy, generator.generate(requests(2, 2), PLAIN)) < FLOAT32
+    change_adapter(policy, 0.02)
+    generator.take_over(policy, 0)
+
+
 def test_stop_ids_end_a_completion_with_themselves(generator: VllmGenerator) -> None:
     [whole] = rollouts(generator.generate(requests(1, 1), PLAIN))
     stop = whole.token_ids[2]

@@ -46,8 +46,8 @@ def test_the_bases_weights_have_the_checkpoints_names_and_no_adapter_in_them() -
     ("bfloat16", "vllm", "adapter"), ("bfloat16", "vllm_server", "adapter")])
 def test_by_itself_no_adapter_is_merged_below_float32(dtype: str, backend: str, way: str) -> None:
     policy = tiny_policy(tiny_config(f"model.dtype={dtype}"))
-    config = GeneratorSection(backend=backend, urls=["http://localhost:1"] if backend == "vllm_server" else [])
-    assert choose_sync(config, policy).way == way
+    config = {"backend": backend, "urls": ["http://localhost:1"] if backend == "vllm_server" else []}
+    assert choose_sync(GeneratorSection.model_validate(config), policy).way == way
 
 
 def test_a_frozen_policy_in_bfloat16_keeps_its_adapter_beside_its_base(tmp_path: object) -> None:
