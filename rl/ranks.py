@@ -7,6 +7,7 @@ each rank.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -36,6 +37,11 @@ def first_given(mine: T | None, num_ranks: int) -> T | None:
     if num_ranks == 1:
         return mine
     return next((given for given in gather_object([mine]) if given is not None), None)
+
+
+def ranks_here() -> int:
+    """How many of the run's processes this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def check_distribution(kind: DistributedType) -> None:

@@ -52,5 +52,9 @@ def build_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPla
 
         assert plan is not None
         generator = ServerGenerator(config, policy, plan, sync)
-    generator.take_over(policy, 0)
+    try:
+        generator.take_over(policy, 0)
+    except BaseException:
+        generator.close()
+        raise
     return generator

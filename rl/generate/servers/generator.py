@@ -201,7 +201,10 @@ class ServerGenerator(ServerService[PolicyServer]):
         """Write the version and have the servers read it. The one before stays until the next: a server that is being
         taken back may still read it."""
         if self._files is None:
-            self._files = VersionFiles(self._folder, owns_parent=self._owns_folder)
+            self._files = VersionFiles(
+                self._folder, owns_parent=self._owns_folder,
+                remedy="free some space there, or generator.exchange_dir=DIR, a folder with room that this machine and "
+                "the servers' see under the same path")
         self._files.drop_all_but_last()
         with torch.no_grad():
             path = (self._files.adapter if self._wanted.way == "adapter" else self._files.merged)(policy, version)
