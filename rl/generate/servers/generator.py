@@ -34,6 +34,7 @@ from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, lora_rank
+from rl.ranks import meet
 from rl.records import Group, PromptCompletion
 
 T = TypeVar("T")
@@ -263,6 +264,7 @@ def _from_main_rank(make: Callable[[], T]) -> T:
             outcome[0] = make()
         except GeneratorError as error:
             outcome[1] = error
+    meet("bring a version of the policy to the servers", distributed.get_world_size())
     distributed.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
