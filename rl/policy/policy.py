@@ -226,6 +226,8 @@ def _load_base(
     base = AutoModelForCausalLM.from_pretrained(
         path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype,
         attn_implementation=None if model.attention == "auto" else model.attention,
+        # To an accelerator weight by weight: a machine with eight of them need not have room for eight models.
+        device_map=None if device.type == "cpu" else {"": device},
     ).to(device)
     return base, end_of_sequence_ids(base.generation_config, tokenizer, path)
 
