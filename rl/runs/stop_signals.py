@@ -90,9 +90,10 @@ class _Reminder:
 
 
 def _launcher() -> int | None:
-    """Process id of the `accelerate launch` that started this process; None where something else did."""
+    """Process id of the `accelerate launch` (or rl.launch) that started this process; None where something else did."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return None
-    return os.getppid() if any(os.path.basename(word) == "accelerate" for word in words[:3]) else None
+    is_launcher = any(os.path.basename(word) in ("accelerate", "rl.launch") for word in words[:3])
+    return os.getppid() if is_launcher else None
