@@ -56,7 +56,7 @@ def load(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, lora: LoraSection
 def test_an_adapter_on_experts_is_refused_with_the_targets_that_can_be_adapted(
     checkpoint: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    message = r"mixture of experts.*mlp\.experts.*Remedy: lora\.targets=\[k_proj,o_proj,q_proj,v_proj\]"
+    message = r"mixture of experts.*\(model.layers.0.mlp.*Remedy: lora\.targets=\[k_proj,o_proj,q_proj,v_proj\]"
     with pytest.raises(PolicyError, match=message):
         load(checkpoint, tokenizer, LoraSection())
 
