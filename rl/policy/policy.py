@@ -330,8 +330,8 @@ def _refuse_fused_targets(base: PreTrainedModel) -> None:
     if fused:
         attention = sorted({name.rpartition(".")[2] for name in adapted.keys() - set(fused) if "attn." in name})
         raise PolicyError(
-            f"this model is a mixture of experts, whose experts and routers are no linear modules here ({fused[0]}): an adapter on "
-            "them can be neither merged nor brought to vLLM", where="lora.targets",
+            f"this model is a mixture of experts, whose experts and routers are no linear modules here ({fused[0]}): "
+            "an adapter on them can be neither merged nor brought to vLLM", where="lora.targets",
             remedy=f"lora.targets=[{','.join(attention) or 'NAMES'}], of the attention; or lora.enabled=false")
 
 

@@ -26,6 +26,7 @@ from rl.generate.vllm_versions import VLLM_VERSIONS
 from rl.records import PromptCompletion
 
 NUM_PROBE_TOKENS = 16
+NUM_ASKED_FOR_START = 6
 PROBE_TEMPERATURE = 2.0  # the highest that the server takes
 PROBE_BOUND = 0.2
 """Nats, mean over the probe's tokens. Raw log-probabilities of generated tokens are those of the same tokens in a
@@ -121,6 +122,7 @@ class PolicyServer:
         self._model = found[0].name
         needed = self._wanted.max_tokens + 1
         check_room(self._client, found[0].max_tokens, needed, self._wanted.launch)
+        await self._check_is_one()
         await self._check_base()
         await self._check_logprobs(min(NUM_PROBE_TOKENS, needed - 3))
 
@@ -266,6 +268,24 @@ class PolicyServer:
             raise GeneratorError(
                 f"{self.url} runs vLLM {self.version}; this version of otherhalf works with >={lowest},<{above}",
                 where="generator.urls", remedy="start it with a vLLM of that range")
+
+    async def _check_is_one(self) -> None:
+        """Does a version that is brought here reach all that samples? An adapter is known to the API process that
+        loaded it, which hands it to all engines behind it; merged weights come to the engines."""
+        try:
+            # Together: each over a connection of its own, which a balancer may give to another server.
+            starts = set(await asyncio.gather(*(self._client.process_start() for _ in range(NUM_ASKED_FOR_START))))
+        except ServerRefusedError:
+            return  # it does not tell
+        if len(starts) > 1:
+            raise GeneratorError(
+                f"several servers answer at {self.url}, and a version of the policy would reach one of them",
+                where="generator.urls", remedy="the servers' own addresses in place of the balancer's")
+        if starts == {None} and self._wanted.way == "adapter":
+            raise GeneratorError(
+                f"{self.url} has several API processes, of which one only would know a new adapter",
+                where="generator.urls",
+                remedy="start it with --api-server-count 1 (also with --data-parallel-size), or generator.sync=merge")
 
     async def _check_logprobs(self, num_tokens: int) -> None:
         """Which log-probabilities it reports, by a few tokens at another temperature than 1."""
