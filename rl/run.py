@@ -34,7 +34,7 @@ from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
-from rl.ranks import LONGEST_WAIT, check_distribution, meet, process_group, telling_others
+from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, meet, process_group, telling_others
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -144,8 +144,8 @@ def _run_to_its_end(trainer: Trainer, folder: RunFolder) -> Summary:
         return trainer.run()
     # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is
     # kept.
-    except (RewardError, GeneratorError, GeneratorMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
-            KeyboardInterrupt) as error:
+    except (RewardError, GeneratorError, GeneratorMismatchError, RanksApartError, FloatingPointError, OSError,
+            torch.OutOfMemoryError, KeyboardInterrupt) as error:
         if saved := list_checkpoints(folder.checkpoints):
             error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
         raise

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import distributed
 
 from rewards.errors import UserError
+from rl.errors import user_message
 from rl.ranks import gather, gather_shares, meet, process_group, share_of_rank, telling_others
 from rl.run import _make_accelerator
 from rl.supervised.trainer import OF_ALL_WARMUPS
@@ -78,6 +79,19 @@ def test_who_waits_for_a_process_that_has_ended_ends_at_once_with_its_words() ->
     first, second = ends_of(run)
     assert first.startswith("waited for process 1 to score its groups, and process 1 has ended (the judge's key is wr")
     assert second == "the judge's key is wrong"
+
+
+def test_a_process_that_ends_in_the_middle_of_an_exchange_is_told_of_in_one_line() -> None:
+    def run(rank: int) -> None:
+        if rank == 0:
+            try:
+                distributed.barrier()
+            except RuntimeError as error:
+                print(user_message(error), end="")
+        else:
+            os._exit(0)
+
+    assert ends_of(run)[0].startswith("another process of the run has ended; see what it wrote last (")
 
 
 def test_signals_are_seen_while_a_process_waits_for_another() -> None:
