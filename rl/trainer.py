@@ -30,7 +30,7 @@ from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
 from rl.policy.policy import Policy
 from rl.proof.proof import GeneratorMismatchError, Proof, mismatch_bound
-from rl.ranks import first_given
+from rl.ranks import RanksApartError, first_given
 from rl.records import TrainingGroup
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
@@ -256,8 +256,9 @@ class Trainer:
         return "" if written is None else f"the run is saved up to {written.name}"
 
     def save_late(self) -> None:
-        """For the handler of a signal that has been here for a while: where sampling or scoring goes on, save what the
-        step began with, since a launcher may kill the process before the step ends."""
+        """Where sampling or scoring goes on, save what the step began with, which may not come to its end: a launcher
+        kills the process (the handler of a signal that has been here for a while calls this), or another rank has
+        ended."""
         if not self._is_repeatable:
             return
         try:
@@ -266,7 +267,7 @@ class Trainer:
             saved = str(error)
         if saved:
             with suppress(RuntimeError):  # the signal came in the middle of writing to the same stream
-                self._parts.progress.message(f"to be stopped, and still sampling or scoring: {saved}")
+                self._parts.progress.message(f"in the middle of a step: {saved}")
 
     @contextmanager
     def _repeatable(self) -> Iterator[None]:
@@ -274,6 +275,9 @@ class Trainer:
         self._is_repeatable = True
         try:
             yield
+        except RanksApartError:
+            self.save_late()
+            raise
         finally:
             self._is_repeatable = False
 

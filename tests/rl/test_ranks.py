@@ -112,7 +112,9 @@ def test_processes_always_wait_two_hours_for_each_other_at_least() -> None:
 
     def limits() -> int:
         _make_accelerator(tiny_config(), None)
-        print(distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+        group = distributed.group.WORLD
+        assert group is not None
+        print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
         return 0
 
     assert [float(rank.stdout) for rank in forked_ranks(limits)] == [7200.0] * 2
