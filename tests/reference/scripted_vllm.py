@@ -109,8 +109,6 @@ class ScriptedVllm:
         if route == "/metrics":
             process = self.process + (self.calls.count("/metrics") % 2 if self.balanced else 0)
             return 200, f"# HELP\nprocess_start_time_seconds {process}\n" if self.tells_start else "# HELP\n"
-        if route == "/server_info" and self.has_dev_mode:
-            return 200, {"vllm_config": {"instance_id": str(self.process)}}
         if route == "/v1/models":
             cards = [{"id": name, "parent": None, "max_model_len": room} for name, room in self.models.items()]
             return 200, {"data": [*cards, *({"id": name, "parent": "tiny"} for name in self.adapters)]}

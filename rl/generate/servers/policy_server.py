@@ -26,7 +26,7 @@ from rl.generate.vllm_versions import VLLM_VERSIONS
 from rl.records import PromptCompletion
 
 NUM_PROBE_TOKENS = 16
-NUM_ASKED_FOR_START = 6
+NUM_ASKED_FOR_IDENTITY = 6
 PROBE_TEMPERATURE = 2.0  # the highest that the server takes
 PROBE_BOUND = 0.2
 """Nats, mean over the probe's tokens. Raw log-probabilities of generated tokens are those of the same tokens in a
@@ -270,22 +270,21 @@ class PolicyServer:
                 where="generator.urls", remedy="start it with a vLLM of that range")
 
     async def _check_is_one(self) -> None:
-        """Does a version that is brought here reach all that samples? An adapter is known to the API process that
-        loaded it, which hands it to all engines behind it; merged weights come to the engines."""
+        """Is it one process that answers? A version is brought by one call: of several API processes one alone would
+        know a new adapter; and a server that was started anew could not be told from another one."""
+        # Together: each over a connection of its own, which may end at another process.
+        asked = (self._client.process_identity() for _ in range(NUM_ASKED_FOR_IDENTITY))
         try:
-            # Together: each over a connection of its own, which a balancer may give to another server.
-            starts = set(await asyncio.gather(*(self._client.process_start() for _ in range(NUM_ASKED_FOR_START))))
-        except ServerRefusedError:
-            return  # it does not tell
-        if len(starts) > 1:
+            found = set(await asyncio.gather(*asked))
+        except ServerRefusedError as error:
+            raise GeneratorError(
+                f"{self.url} has several API processes ({error}), of which a version of the policy would reach one",
+                where="generator.urls",
+                remedy="start it with --api-server-count 1 (with --data-parallel-size too)") from error
+        if len(found) > 1:
             raise GeneratorError(
                 f"several servers answer at {self.url}, and a version of the policy would reach one of them",
                 where="generator.urls", remedy="the servers' own addresses in place of the balancer's")
-        if starts == {None} and self._wanted.way == "adapter":
-            raise GeneratorError(
-                f"{self.url} has several API processes, of which one only would know a new adapter",
-                where="generator.urls",
-                remedy="start it with --api-server-count 1 (also with --data-parallel-size), or generator.sync=merge")
 
     async def _check_logprobs(self, num_tokens: int) -> None:
         """Which log-probabilities it reports, by a few tokens at another temperature than 1."""

@@ -340,8 +340,7 @@ def test_what_the_caller_raises_ends_the_sampling(policy: Policy, tmp_path: Path
         (dict(balanced=True), {}, r"several servers answer at http.*Remedy: the servers' own addresses"),
         (dict(balanced=True), {"way": "merge"}, r"several servers answer at http.*Remedy: the servers' own addresses"),
         (
-            dict(tells_start=False), {},
-            r"several API processes, .*Remedy: start it with --api-server-count 1 .*, or generator\.sync=merge",
+            dict(tells_start=False), {}, r"has several API processes .*Remedy: start it with --api-server-count 1",
         ),
         (dict(), {"urls": ["localhost:8000"]}, r"'localhost:8000', expected an address that begins with http"),
         (
@@ -369,12 +368,6 @@ def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
     ):
         pass
     assert "open up" not in str(refused.value)
-
-
-def test_a_server_of_several_api_processes_takes_merged_weights(policy: Policy, tmp_path: Path) -> None:
-    """They come to its engines, whichever process is asked; which run of the server it is, /server_info tells."""
-    with on_servers(policy, tmp_path, [ScriptedVllm(tells_start=False)], way="merge") as generator:
-        check(generator.generate(requests(2), SAMPLING), requests(2))
 
 
 def test_the_probe_of_the_base_sees_neither_adapter_nor_step(tmp_path: Path) -> None:
