@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, wait_for_everyone
 
 from rewards.errors import UserError, user_message
 from rl.errors import ConfigError
@@ -47,7 +47,7 @@ def gather(mine: T, num_ranks: int, what: str) -> list[T]:
     """Every rank's value, in the order of the ranks; collective where there are several. what: see `meet`."""
     if num_ranks == 1:
         return [mine]
-    meet(what, num_ranks)
+    _come_together(what, num_ranks)
     values: list[T] = gather_object([mine])
     return values
 
@@ -69,8 +69,12 @@ def meet(what: str, num_ranks: int) -> None:
 
     what: a rank that is not here yet has still to do, such as "write the checkpoint".
     Raises RanksApartError where one has ended, or does not come in time (`process_group`)."""
-    if num_ranks == 1:
-        return
+    if num_ranks > 1:
+        _come_together(what, num_ranks)
+        wait_for_everyone()  # none goes on and takes the store with it while another still looks
+
+
+def _come_together(what: str, num_ranks: int) -> None:
     from torch.distributed import DistError, get_rank
     from torch.distributed.distributed_c10d import _get_default_store
 
@@ -115,9 +119,9 @@ def telling_others(rank: int, num_ranks: int) -> Iterator[None]:
         if num_ranks > 1 and not isinstance(error, RanksApartError):
             from torch.distributed.distributed_c10d import _get_default_store
 
-            message = user_message(error) or type(error).__name__
+            first_line = (user_message(error) or type(error).__name__).partition("\n")[0]
             with suppress(Exception):  # whatever is the matter with the store, the error is what counts
-                _get_default_store().set(_ENDED, f"process {rank} has ended ({message.splitlines()[0]})")
+                _get_default_store().set(_ENDED, f"process {rank} has ended ({first_line})")
         raise
 
 
