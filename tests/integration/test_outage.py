@@ -217,7 +217,7 @@ def test_of_two_ranks_the_main_one_saves_though_they_cannot_meet(tmp_path: Path,
 
     def rank() -> int:
         with patch.object(stop_signals, "PATIENCE_S", patience_s):
-            return run(words(folder, *SERVERS), lambda policy: SlowGenerator(policy, wait))
+            return run(words(folder, *SERVERS, "evaluation.path=null"), lambda policy: SlowGenerator(policy, wait))
 
     first, second = forked_ranks(rank)
     assert (first.returncode, second.returncode) == (2, 130), first.stderr + second.stderr
