@@ -73,8 +73,8 @@ class LiveTasks:
         except (EvaluationError, RewardError) as error:
             # A grader's service that does not answer ends no training; all ranks must still meet.
             problem = str(error)
-        problems = [text for text in gather_shares([problem], num_ranks) if text is not None]
-        questions = gather_shares(share, num_ranks) if not problems else []
+        problems = [text for text in gather_shares([problem], num_ranks, f"evaluate {name}") if text is not None]
+        questions = gather_shares(share, num_ranks, f"evaluate {name}") if not problems else []
         if problems:
             return BenchmarkValues({}, {}, problems[0])
         entry = benchmark_result(questions, task.ks, task.protocol)

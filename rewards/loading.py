@@ -1,6 +1,7 @@
 """A reward's name in a config -> the function: `package.module:name`, or `file.py:name`.
 
-Files are looked for beside the config that names them, then in the working directory, and imported once.
+Files and modules are looked for beside the config that names them, then in the working directory, and imported once. A
+file may import modules that lie beside it or in the working directory; what is installed comes before them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,14 +21,15 @@ from rewards.contract import RewardError
 
 
 def load(use: str, search_from: Path | None = None) -> Callable[..., Any]:
-    """The function named by `use`; search_from: folder that relative files are looked for in first.
+    """The function named by `use`; search_from: folder that relative files and modules are looked for in first.
 
     Raises RewardError for a name without a colon, a missing file, module or function (with the closest match),
     something that is not callable, and a file that raises when it is imported (with its line).
     """
     place, name = split_use(use)
     where = f"reward {use!r}"
-    module = _import_file(where, place, search_from) if place.endswith(".py") else _import_module(where, place)
+    folders = ([search_from] if search_from is not None else []) + [Path.cwd()]
+    module = _import_file(where, place, folders) if place.endswith(".py") else _import_module(where, place, folders)
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         close = difflib.get_close_matches(name, public, n=1)
@@ -60,7 +62,8 @@ def user_line(error: BaseException, filename: str | None) -> str:
     return f"{frame.filename}:{frame.lineno}"
 
 
-def _import_module(where: str, place: str) -> ModuleType:
+def _import_module(where: str, place: str, folders: Sequence[Path]) -> ModuleType:
+    _import_from(folders)
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -73,8 +76,13 @@ def _import_module(where: str, place: str) -> ModuleType:
         raise RewardError(f"importing {place} raised {_describe(error, None)}", where=where) from error
 
 
-def _import_file(where: str, place: str, search_from: Path | None) -> ModuleType:
-    folders = ([search_from] if search_from is not None else []) + [Path.cwd()]
+def _import_from(folders: Sequence[Path]) -> None:
+    """Find modules there too, from now on: a function may import when it is called. Last, so that no file of a user's
+    takes the place of a library's. `accelerate launch` does not look in the working directory by itself."""
+    sys.path += [str(folder.resolve()) for folder in folders if str(folder.resolve()) not in sys.path]
+
+
+def _import_file(where: str, place: str, folders: Sequence[Path]) -> ModuleType:
     candidates = list(dict.fromkeys((folder / Path(place).expanduser()).resolve() for folder in folders))
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
@@ -82,6 +90,7 @@ def _import_file(where: str, place: str, search_from: Path | None) -> ModuleType
     module_name = f"reward_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
+    _import_from([path.parent, Path.cwd()])
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -36,6 +35,7 @@ from rl.config import Occasion, RunConfig
 from rl.configuration.loading import to_yaml
 from rl.configuration.resuming import Difference, conflicts
 from rl.policy.policy import Policy
+from rl.ranks import gather, meet
 from rl.trainer_state import TrainerState
 
 PREFIX, TEMPORARY, OUTDATED, BEST = "step-", ".writing-", ".outdated-", "best"
@@ -103,6 +103,21 @@ class Checkpoints:
         self._config, self._folder, self._accelerator = config, folder, accelerator
         self._policy, self._optimizer = policy, optimizer
         self._of_present_state: Path | None = None
+        self._rng_states: list[dict[str, torch.Tensor]] = []
+
+    def note_rng(self) -> None:
+        """Collective, where an update has ended: until the next one the main rank can write the state alone."""
+        rng = rng_state(self._accelerator.device)
+        self._rng_states = gather(rng, self._accelerator.num_processes, "end the update")
+
+    def write_while_waiting(self, state: Callable[[], TrainerState]) -> Path | None:
+        """`write`, where ranks cannot meet: by the main one alone, the state since `note_rng`; None on the others."""
+        if self._accelerator.num_processes == 1:
+            return self.write(state)
+        if not self._accelerator.is_main_process:
+            return None
+        return self._of_present_state or save_checkpoint(
+            self._folder, state(), self._policy, self._optimizer, self._rng_states, self._config)
 
     def changed(self) -> None:
         """The run is no longer in the state that was written last."""
@@ -114,14 +129,14 @@ class Checkpoints:
         if self._of_present_state is not None:
             return self._of_present_state
         rng = rng_state(self._accelerator.device)
-        states = gather_object([rng]) if self._accelerator.num_processes > 1 else [rng]
+        states = gather(rng, self._accelerator.num_processes, "come to the checkpoint")
         path = self._folder
         if self._accelerator.is_main_process:
             path = save_checkpoint(self._folder, state(), self._policy, self._optimizer, states, self._config)
             if best:
                 mark_best(self._folder, path)
             prune(self._folder, self._config.checkpoint.keep)
-        self._accelerator.wait_for_everyone()
+        meet("write the checkpoint", self._accelerator.num_processes)
         self._of_present_state = path
         return path
 

@@ -232,7 +232,8 @@ class Collector:
         if scored is None:
             with watch("reward_s"):
                 scored = score_groups(self._rewards, share.groups, self._policy)
-        return Round(tuple(gather_shares(scored, self._num_ranks)), share.times + Times(**watch.seconds))
+        groups = gather_shares(scored, self._num_ranks, "sample and score its share of the groups")
+        return Round(tuple(groups), share.times + Times(**watch.seconds))
 
     def _ends_at_once(self, requests: Sequence[Request]) -> bool:
         """The embedded sampler decodes as many sequences together as it may, and tells of none before the last of them

@@ -32,11 +32,14 @@ def report_errors(
 
 def user_message(error: BaseException) -> str | None:
     """What to tell a user about an error that they can mend, its settings marked (rewards.errors.named); None for an
-    error of ours. Here too: full memory of the accelerator, and numbers that are none."""
+    error of ours. Here too: full memory of the accelerator, another process of the run that has ended, and numbers that
+    are none."""
     # By name: torch is not loaded here, and where it is not, it cannot have raised.
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"the accelerator's memory is full ({str(error).splitlines()[0]}). Remedy: a lower "
             f"{named('optim.micro_batch_tokens')} or {named('generator.max_sequences')}, or "
             f"{named('model.gradient_checkpointing', 'true')}")
+    if isinstance(error, RuntimeError) and "gloo/transport" in str(error):
+        return f"another process of the run has ended; see what it wrote last ({str(error).splitlines()[0]})"
     return str(error) if isinstance(error, FloatingPointError) else errors.user_message(error)

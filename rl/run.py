@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import set_seed
 from transformers.utils import logging as transformers_logging
 
 from rewards.contract import RewardError
@@ -34,7 +34,7 @@ from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
-from rl.ranks import check_distribution
+from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, meet, process_group, telling_others
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -48,7 +48,7 @@ from rl.trainer_state import TrainerState
 from rl.update import Updater
 
 OUTAGE = datetime.timedelta(days=7)
-"""How long a process waits in a collective operation for one that waits for its sampler's servers."""
+"""How long a process waits for one that waits for its sampler's servers, or has more of a benchmark to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +73,17 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     transformers_logging.disable_progress_bar()
     inputs, benchmarks = _read(config, build)
     accelerator = _make_accelerator(config, benchmarks)
-    # Before the folder: a model or a sampler that cannot be had must not move an earlier run aside.
-    policy = load_run_policy(config, inputs, accelerator, benchmarks)
-    check_generator(config.generator, config.sampling, policy)
-    with contextlib.ExitStack() as stack:
+    with telling_others(accelerator.process_index, accelerator.num_processes), contextlib.ExitStack() as stack:
+        # Before the folder: a model or a sampler that cannot be had must not move an earlier run aside.
+        policy = load_run_policy(config, inputs, accelerator, benchmarks)
+        check_generator(config.generator, config.sampling, policy)
         teacher = open_teacher(config, inputs, accelerator.device)
         if teacher is not None:
             stack.callback(teacher.close)
         folder = RunFolder(config.run_dir)
         if accelerator.is_main_process:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume is not None))
-        accelerator.wait_for_everyone()
+        meet("prepare the run's folder", accelerator.num_processes)
         setup = Setup(config, inputs, accelerator, policy, folder, benchmarks, teacher)
         resumed = _checkpoint_to_resume(setup) if resume is not None else None
         if accelerator.is_main_process:
@@ -115,14 +115,13 @@ def _read(config: RunConfig, build: BuildBenchmarks | None) -> tuple[Inputs, Liv
 
 
 def _make_accelerator(config: RunConfig, benchmarks: LiveBenchmarks | None) -> Accelerator:
-    # For servers, and for a rank whose share of a benchmark takes longer than another's.
     waits_on_servers = config.generator.backend == "vllm_server" or (
         config.teacher is not None and config.teacher.backend == "vllm_server")
     waits_long = waits_on_servers or benchmarks is not None
     # None and not an empty list: accelerate warns that the services in the list are not installed.
     accelerator = Accelerator(
         mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=OUTAGE)] if waits_long else [])
+        kwargs_handlers=[process_group(OUTAGE if waits_long else LONGEST_WAIT)])
     check_distribution(accelerator.distributed_type)
     return accelerator
 
@@ -145,8 +144,8 @@ def _run_to_its_end(trainer: Trainer, folder: RunFolder) -> Summary:
         return trainer.run()
     # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is
     # kept.
-    except (RewardError, GeneratorError, GeneratorMismatchError, FloatingPointError, OSError, torch.OutOfMemoryError,
-            KeyboardInterrupt) as error:
+    except (RewardError, GeneratorError, GeneratorMismatchError, RanksApartError, FloatingPointError, OSError,
+            torch.OutOfMemoryError, KeyboardInterrupt) as error:
         if saved := list_checkpoints(folder.checkpoints):
             error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
         raise
@@ -157,7 +156,7 @@ def _checkpoint_to_resume(setup: Setup) -> tuple[Path, TrainerState] | None:
     accelerator, checkpoints = setup.accelerator, setup.folder.checkpoints
     if accelerator.is_main_process:
         recover(checkpoints)
-    accelerator.wait_for_everyone()
+    meet("read the checkpoints", accelerator.num_processes)
     found = list_checkpoints(checkpoints)
     if not found:
         return None
@@ -250,7 +249,9 @@ def build_trainer(
         benchmarks=setup.benchmarks,
         watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL), data=inputs.digests,
         folder=folder, metrics=metrics, rollouts=rollouts, progress=progress, stop_requested=stop_signals)
-    return Trainer(config, parts), parts
+    trainer = Trainer(config, parts)
+    stop_signals.call_when_late(trainer.save_late)
+    return trainer, parts
 
 
 def _held_out(setup: Setup) -> HeldOut | None:

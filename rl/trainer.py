@@ -12,15 +12,15 @@ there, and the step repeated.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from rl.checkpoint import Checkpoints, list_checkpoints
+from rl.checkpoint import CheckpointError, Checkpoints
 from rl.collect import Collected, Collector
 from rl.config import RunConfig
 from rl.evaluation.benchmarks import LiveBenchmarks
@@ -30,7 +30,7 @@ from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
 from rl.policy.policy import Policy
 from rl.proof.proof import GeneratorMismatchError, Proof, mismatch_bound
-from rl.ranks import first_given
+from rl.ranks import RanksApartError, first_given
 from rl.records import TrainingGroup
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
@@ -91,6 +91,7 @@ class Trainer:
             EvaluationTools(parts.held_out, parts.benchmarks, parts.generator, parts.watchdog, parts.metrics,
                             parts.progress, parts.folder.path, *self._rank),
             hand_over=self._hand_over, save=self.save, changed=self._checkpoints.changed)
+        self._is_repeatable = False
         self._waiting = Waiting(say=lambda text: self._parts.progress.message(text), save=self._save_while_waiting,
                                 stop_requested=lambda: self._parts.stop_requested())
 
@@ -103,7 +104,8 @@ class Trainer:
         watch = Stopwatch(train_s=0.0, step_s=sum(self._hand_over_watch.seconds.values()))
         with watch("step_s"):
             self._hand_over()
-            collected = parts.collector.collect(self.step_number)
+            with self._repeatable():
+                collected = parts.collector.collect(self.step_number)
             proof = self._proof.check(self.step_number, self.policy_version, collected)
             with watch("teacher_s") if parts.teacher is not None else nullcontext():
                 batch = make_training_groups(self._config, collected, parts.teacher, *self._rank)
@@ -116,6 +118,7 @@ class Trainer:
         measured = report.metrics | staleness(batch, self.policy_version) | counts | proof
         self.policy_version += report.num_updates
         self.step_number += 1
+        self._checkpoints.note_rng()
         alarm = self._record(collected, batch, measured | asdict(collected.times) | watch.seconds)
         self._evaluations.step_ends(self.step_number)
         # Last: a run that is saved while the sampler does not answer goes on behind this step.
@@ -133,7 +136,7 @@ class Trainer:
     def _settle(self) -> None:
         """Afterwards nothing is in flight."""
         if self._parts.collector.in_flight:
-            with self._hand_over_watch("ahead_wait_s"):
+            with self._hand_over_watch("ahead_wait_s"), self._repeatable():
                 self._parts.collector.settle(self._waiting.poll)
                 self._checkpoints.changed()
 
@@ -192,6 +195,7 @@ class Trainer:
         """Evaluate, train until the last step, an alarm or a signal, evaluate; saves as it goes."""
         self._waiting.watch(self._parts.generator)
         self._waiting.watch(self._parts.teacher)
+        self._checkpoints.note_rng()
         try:
             stop = self._train()
             if stop.message is not None:
@@ -215,7 +219,7 @@ class Trainer:
             self._stop = None  # a run that had ended goes on
         stop = self._stop or Stop("completed", None)
         while self.step_number < steps:
-            if signal := first_given(self._parts.stop_requested(), self._parts.accelerator.num_processes):
+            if signal := first_given(self._parts.stop_requested(), self._rank[1], "end the step"):
                 return Stop(signal, f"stopped by {signal} after step {self.step_number}; go on with --resume "
                                     f"{self._parts.folder.path}")
             alarm = None if evaluations.is_due else self.step()
@@ -243,12 +247,39 @@ class Trainer:
         return self._checkpoints.write(self._state, best=best)
 
     def _save_while_waiting(self) -> str:
-        """What to tell after the run was saved in the middle of waiting for the sampler; several ranks cannot meet
-        there to save."""
-        if self._parts.accelerator.num_processes == 1:
-            return f"the run is saved up to {self._checkpoints.write(self._state).name}"
-        newest = [path.name for path in list_checkpoints(self._parts.folder.checkpoints)][-1:]
-        return f"the run is saved up to {newest[0]}" if newest else "nothing is saved yet"
+        """What to tell after the run was saved in the middle of waiting; "" on other ranks than the main one."""
+        was_repeatable, self._is_repeatable = self._is_repeatable, False  # a signal must not begin another one now
+        try:
+            written = self._checkpoints.write_while_waiting(self._state)
+        finally:
+            self._is_repeatable = was_repeatable
+        return "" if written is None else f"the run is saved up to {written.name}"
+
+    def save_late(self) -> None:
+        """Where sampling or scoring goes on, save what the step began with, which may not come to its end: a launcher
+        kills the process (the handler of a signal that has been here for a while calls this), or another rank has
+        ended."""
+        if not self._is_repeatable:
+            return
+        try:
+            saved = self._save_while_waiting()
+        except CheckpointError as error:  # which must not come up in the middle of somebody's reward
+            saved = str(error)
+        if saved:
+            with suppress(RuntimeError):  # the signal came in the middle of writing to the same stream
+                self._parts.progress.message(f"in the middle of a step: {saved}")
+
+    @contextmanager
+    def _repeatable(self) -> Iterator[None]:
+        """What is done here may take long, and can be begun again from the state that `_state` gives all the while."""
+        self._is_repeatable = True
+        try:
+            yield
+        except RanksApartError:
+            self.save_late()
+            raise
+        finally:
+            self._is_repeatable = False
 
     def _state(self) -> TrainerState:
         parts = self._parts

@@ -19,7 +19,6 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -39,6 +38,7 @@ from rl.losses import LossTokens, entropy_threshold, policy_loss
 from rl.optimizer import learning_rate
 from rl.policy.forward import PolicyForward
 from rl.policy.logprobs import TokenLogprobs
+from rl.ranks import gather
 from rl.records import TrainingGroup
 from rl.teacher.advantages import distilled_advantages
 from rl.update_report import UpdateReport, UpdateSums
@@ -109,8 +109,8 @@ class Updater:
                 found += [(sequence, logprobs.tolist(), entropies.tolist())
                           for sequence, logprobs, entropies in zip(batch.sequences, *values, strict=True)]
         self._unwrapped.train(was_training)
-        if self._accelerator.num_processes > 1:
-            found = gather_object(found)
+        shares = gather(found, self._accelerator.num_processes, "compute log-probabilities of the batch")
+        found = [one for share in shares for one in share]
         threshold = entropy_threshold(
             torch.tensor([value for _, _, entropies in found for value in entropies]), loss.top_entropy_share)
         return self._with_old_logprobs(groups, [(sequence, logprobs) for sequence, logprobs, _ in found]), threshold

@@ -11,7 +11,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from rl.batching import MicroBatch
@@ -19,6 +18,7 @@ from rl.config import TeacherSection
 from rl.kl import k1
 from rl.losses import LossOutput, mean_statistics
 from rl.proof.distances import effective_sample_share
+from rl.ranks import gather
 from rl.runs.tracking import LOSS, REVERSE_KL
 
 # Names in metrics.jsonl of rl.losses.STATISTICS.
@@ -137,7 +137,7 @@ class UpdateSums:
         """Over all ranks; collective."""
         mine = _Share(torch.stack(self.statistics).sum(0).tolist() if self.statistics else None, self.loss,
                       *map(_joined, (self.mismatch, self.importance, self.drift, self.reverse_kl)))
-        shares: list[_Share] = gather_object([mine]) if num_ranks > 1 else [mine]
+        shares = gather(mine, num_ranks, "train on the batch")
         statistics = [torch.tensor(share.statistics) for share in shares if share.statistics is not None]
         if not statistics:
             return UpdateReport(len(self.grad_norms), lr)

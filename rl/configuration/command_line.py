@@ -46,6 +46,8 @@ def run_command(
     it), 130 after Ctrl-C twice."""
 
     def main() -> int:
+        # A script's own folder comes first there: a reward that imports its neighbour config.py would get rl/config.py.
+        sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != project_root() / "rl"]
         command = parse(sys.argv[1:] if arguments is None else arguments, line)
         if command.wants_help:
             print(render_help(line))

@@ -75,8 +75,8 @@ class HeldOut:
     def evaluate(self, generator: Generator, samples: int) -> Evaluation:
         """Sample k = `samples` completions of each question and grade them; collective over ranks."""
         groups = generator.generate(self.requests(samples), self.parameters)
-        return summarise(
-            gather_shares(score_groups(self.grader, groups), self.num_ranks), samples, self.comparable_samples)
+        scored = gather_shares(score_groups(self.grader, groups), self.num_ranks, "answer held-out questions")
+        return summarise(scored, samples, self.comparable_samples)
 
 
 def summarise(scored: Sequence[ScoredGroup], samples: int, comparable_samples: int) -> Evaluation:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from rl.config import GeneratorSection, SamplingSection
+from rl.errors import GeneratorError
 from rl.generate.generator_plan import GeneratorPlan, logprobs_mode
 from rl.generate.protocol import Generator
 from rl.generate.vllm_engine import check_version, room_for_rank
 from rl.generate.weight_sync import choose_sync
-from rl.policy.policy import Policy, lora_rank
+from rl.policy.policy import Policy, has_fused_experts, lora_rank
 
 
 def check_generator(config: GeneratorSection, sampling: SamplingSection, policy: Policy) -> None:
@@ -15,6 +16,12 @@ def check_generator(config: GeneratorSection, sampling: SamplingSection, policy:
     sync = choose_sync(config, policy)
     if config.backend != "transformers" and sync.way == "adapter":
         room_for_rank(lora_rank(policy))
+    if config.backend == "vllm" and sync.way == "merge" and has_fused_experts(policy):
+        raise GeneratorError(
+            "merge, but this model is a mixture of experts, whose weights have other names in the trainer than in vLLM",
+            where="generator.sync", remedy=(
+                f"{'generator.sync=adapter, or ' if policy.is_adapter else ''}generator.backend=vllm_server, which "
+                "reads a checkpoint"))
     check_backend(config, sampling)
 
 
@@ -52,5 +59,9 @@ def build_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPla
 
         assert plan is not None
         generator = ServerGenerator(config, policy, plan, sync)
-    generator.take_over(policy, 0)
+    try:
+        generator.take_over(policy, 0)
+    except BaseException:
+        generator.close()
+        raise
     return generator

@@ -7,9 +7,7 @@ rl/generate/weight_sync.py).
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,10 +16,11 @@ from rl.config import GeneratorSection
 from rl.generate.completions import CompletedGroups
 from rl.generate.generator_plan import GeneratorPlan, engine_cache_bytes
 from rl.generate.protocol import Finished, Request, SamplingParameters
-from rl.generate.version_files import VersionFiles
+from rl.generate.version_files import adapter_bytes, open_with_room
 from rl.generate.vllm_engine import Engine, EngineSettings
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, all_weights, base_weights, lora_rank, lora_targets
+from rl.ranks import ranks_here
 from rl.records import Group, PromptCompletion
 
 GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer and engine both waste some
@@ -50,7 +49,8 @@ class VllmGenerator:
                 cache_bytes=engine_cache_bytes(config, plan.max_tokens, plan.cache_bytes_per_token, on_gpu=on_gpu),
                 eager=config.eager if config.eager is not None else not on_gpu, can_sleep=self._sleep_level > 0,
                 num_ranks=plan.num_ranks, seed=plan.seed))
-        self._files = VersionFiles(_shared_memory(), is_local=True)
+        num_bytes = adapter_bytes(policy) * ranks_here() if sync.way == "adapter" else 0
+        self._files = open_with_room(num_bytes, plan.run_dir / "sampler")
         self.description = (
             f"sampler: vLLM {self._engine.version} in this process; new versions by {sync.way}: {sync.reason}")
 
@@ -131,9 +131,3 @@ def _memory_share(config: GeneratorSection, plan: GeneratorPlan, device: torch.d
     beside = plan.trainer_bytes if config.sleep == "off" else plan.kept_bytes
     still_to_come = max(0, beside - torch.cuda.memory_reserved(device))
     return max(0.05, GPU_RESERVE * (free - still_to_come) / total)
-
-
-def _shared_memory() -> Path:
-    """Adapters are written to memory where there is such a file system."""
-    path = Path("/dev/shm")
-    return path if path.is_dir() else Path(tempfile.gettempdir())

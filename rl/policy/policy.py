@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -179,6 +180,7 @@ def load_policy(
         return Policy(base.train(), tokenizer, eos_ids, dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_tied_targets(base)
+    _refuse_fused_targets(base)
     fuse_lora(trained)
     return Policy(trained, tokenizer, eos_ids, dtype, None)
 
@@ -254,6 +256,8 @@ def _load_base(
     base = AutoModelForCausalLM.from_pretrained(
         path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype,
         attn_implementation=None if model.attention == "auto" else model.attention,
+        # To an accelerator weight by weight: a machine with eight of them need not have room for eight models.
+        device_map=None if device.type == "cpu" else {"": device},
     ).to(device)
     return base, end_of_sequence_ids(base.generation_config, tokenizer, path)
 
@@ -351,6 +355,24 @@ def _refuse_tied_targets(base: PreTrainedModel) -> None:
         raise PolicyError(
             "this model's output layer and input embedding are one weight, which an adapter on either would split",
             where="lora.targets", remedy="leave both out of lora.targets (all-linear does)")
+
+
+def _refuse_fused_targets(base: PreTrainedModel) -> None:
+    """transformers keeps the experts of a layer, and its router, as parameters of their own: no linear modules with one
+    weight, by which an adapter is merged, and which vLLM adapts."""
+    adapted = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    fused = [name for name, module in adapted.items() if isinstance(module, ParamWrapper)]
+    if fused:
+        attention = sorted({name.rpartition(".")[2] for name in adapted.keys() - set(fused) if "attn." in name})
+        raise PolicyError(
+            f"this model is a mixture of experts, whose experts and routers are no linear modules here ({fused[0]}): "
+            "an adapter on them can be neither merged nor brought to vLLM", where="lora.targets",
+            remedy=f"lora.targets=[{','.join(attention) or 'NAMES'}], of the attention; or lora.enabled=false")
+
+
+def has_fused_experts(policy: Policy) -> bool:
+    """Whether weights have other names and shapes here than in the checkpoint, as those of experts have."""
+    return any(weight.ndim == 3 and "experts" in name for name, weight in policy.causal_lm.named_parameters())
 
 
 def default_device() -> torch.device:

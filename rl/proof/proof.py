@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Self, TypeVar
 
 import torch
-from accelerate.utils import gather_object
 
 from rewards.errors import UserError
 from rl.collect import Collected
@@ -27,7 +26,7 @@ from rl.policy.rounding import MOST, surviving_share
 from rl.proof.diagnosis import Evidence, find_cause, fresh_logprobs, trainer_logprobs
 from rl.proof.diagnosis_text import describe
 from rl.proof.distances import Distances, Judgement, Verdict, distances, pooled
-from rl.ranks import share_of_rank
+from rl.ranks import gather, share_of_rank
 from rl.records import Group, Prompt, PromptCompletion, Rollout
 
 T = TypeVar("T")
@@ -191,8 +190,8 @@ class Proof:
 
     def _look(self, version: int, collected: Collected, num_completions: int) -> _Look:
         evidence = self._evidence(version, collected, max(1, num_completions // self._num_ranks))
-        return _Look(evidence, self._gather(self._compare(evidence) if evidence is not None and evidence.pairs else None
-                                            ))
+        mine = self._compare(evidence) if evidence is not None and evidence.pairs else None
+        return _Look(evidence, self._gather(mine))
 
     def _evidence(self, version: int, collected: Collected, num_each: int) -> Evidence | None:
         """What this rank compares: completions that `version` has sampled in this step; where there are none (refilling
@@ -257,7 +256,7 @@ class Proof:
 
     def _gather(self, mine: T) -> list[T]:
         """Every rank's value, in the order of the ranks."""
-        return gather_object([mine]) if self._num_ranks > 1 else [mine]
+        return gather(mine, self._num_ranks, "prove its sampler")
 
     def _unmoved(self, step: int, version: int, total: Distances) -> GeneratorMismatchError:
         return GeneratorMismatchError(

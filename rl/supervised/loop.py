@@ -119,7 +119,7 @@ class WarmupLoop(TrainerCallback):
             seen.after = self._evaluate(step, self._config.evaluation.samples)
         elif every and step % every == 0:
             self._evaluate(step, self._config.evaluation.samples_during)
-        signal = first_given(parts.stop_requested(), parts.num_ranks)
+        signal = first_given(parts.stop_requested(), parts.num_ranks, "end the update")
         if signal is not None and step < state.max_steps:
             seen.stopped_by, control.should_save, control.should_training_stop = signal, True, True
         seen.step_began = time.perf_counter()
@@ -169,5 +169,5 @@ def held_out_loss(
     mine = [
         (float(item.logprobs_N.double().sum()), len(row.completion_ids))
         for row, item in zip(share, found, strict=True)]
-    sums = gather_shares(mine, num_ranks)
+    sums = gather_shares(mine, num_ranks, "compute the held-out loss")
     return -sum(total for total, _ in sums) / sum(count for _, count in sums)

@@ -37,7 +37,7 @@ from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
-from rl.ranks import check_distribution
+from rl.ranks import check_distribution, meet
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -70,7 +70,7 @@ class WarmupStart:
         return bool(self.arguments.process_index == 0)
 
     def wait_for_all(self) -> None:
-        self.arguments.distributed_state.wait_for_everyone()
+        meet("prepare the run's folder", self.arguments.world_size)
 
 
 def run_warmup(config: WarmupConfig, *, resume: bool = False) -> int:

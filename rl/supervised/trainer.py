@@ -22,6 +22,7 @@ from rewards.errors import named
 from rl.errors import ConfigError
 from rl.optimizer import learning_rate, make_optimizer
 from rl.policy.policy import Policy, resolve_dtype
+from rl.ranks import LONGEST_WAIT
 from rl.supervised.config import WarmupConfig, WarmupOptimSection
 from rl.supervised.distillation import attach_teacher
 from rl.supervised.solutions import SolutionRow
@@ -32,7 +33,7 @@ OF_ALL_WARMUPS: dict[str, Any] = {
     "fp16": False, "completion_only_loss": True, "gradient_checkpointing": False, "logging_steps": 1,
     "logging_nan_inf_filter": False, "eval_strategy": "no", "report_to": "none", "disable_tqdm": True,
     "save_strategy": "steps", "dataloader_pin_memory": False, "dataloader_drop_last": False,
-    "ddp_find_unused_parameters": False}
+    "ddp_find_unused_parameters": False, "ddp_timeout": int(LONGEST_WAIT.total_seconds())}
 """What TRL would decide by itself otherwise."""
 
 

@@ -70,7 +70,8 @@ def with_teacher(
         return list(batch)
     pairs = list(dict.fromkeys(
         pair for item, trains in zip(batch, trained, strict=True) if trains for pair in _pairs(item)))
-    computed = gather_shares(teacher.logprobs(share_of_rank(pairs, rank, num_ranks)), num_ranks)
+    computed = gather_shares(
+        teacher.logprobs(share_of_rank(pairs, rank, num_ranks)), num_ranks, "ask the teacher")
     found = dict(zip(pairs, computed, strict=True))
     for (_, completion), logprobs in found.items():
         assert len(logprobs) == len(completion)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from rl import launch
 from rl.config import RunConfig
 from rl.configuration import command_line
 from rl.configuration.command_line import Command
@@ -134,15 +137,33 @@ def test_the_command_runs_from_another_folder_as_a_module_and_as_a_script(
     assert [trained_steps(tmp_path / "runs" / name) for name in ("script", "module")] == [[1], [1]]
 
 
-def test_accelerate_launch_runs_the_script_and_passes_its_failure_on(tmp_path: Path) -> None:
-    """That a launched script trains and ends well: test_resume.py and test_two_ranks.py."""
+ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+SCRIPT = str(project_root() / "rl" / "train.py")
+
+
+def test_accelerate_launch_runs_the_script_with_a_reward_from_the_working_directory(tmp_path: Path) -> None:
+    """The launcher puts the script's folder on the path, and not the working directory."""
+    (tmp_path / "my_rewards.py").write_text(
+        "import config\n\n"
+        "def brevity(completions, **columns):\n    return [config.SCALE * len(text) for text in completions]\n")
+    (tmp_path / "config.py").write_text("SCALE = -0.1\n")
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", *ONE_PROCESS, SCRIPT, *SMALL]
     finished = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", str(project_root() / "rl" / "train.py"), *SMALL,
-            "run_dir=launched", "stps=1"],
-        cwd=tmp_path, env=own_environment(), capture_output=True, text=True, timeout=300)
-    assert finished.returncode != 0 and "error: override stps: unknown key; did you mean steps?" in finished.stderr
+        [*command, "run_dir=launched", "steps=1", "rewards.0.use=my_rewards:brevity"], cwd=tmp_path,
+        env=own_environment(), capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    assert trained_steps(tmp_path / "launched") == [1]
+
+
+@pytest.mark.slow
+def test_the_launcher_ends_with_the_commands_own_error_and_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
+    with patch.object(signal, "signal"):  # this process's own Ctrl-C stays
+        assert launch.main([*ONE_PROCESS, SCRIPT, "stps=1"]) == 2
+    shown = capfd.readouterr().err
+    assert shown.splitlines()[-1].startswith("error: override stps: unknown key; did you mean steps?")
+    assert "Traceback" not in shown
+    assert launch._exit_code(-9, "process 3") == 137
+    assert capfd.readouterr().err == "error: process 3 was ended by SIGKILL, as the system does where memory is full\n"
 
 
 def test_without_arguments_the_quick_start_is_configured() -> None:

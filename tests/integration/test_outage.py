@@ -16,15 +16,19 @@ import signal
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import torch
 
-from rl.checkpoint import list_checkpoints
+from rl.checkpoint import list_checkpoints, read_state, verify
 from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.policy.policy import Policy
 from rl.records import Group
+from rl.runs import stop_signals
 from rl.runs.folder import RunFolder
 from tests.integration.test_resume import assert_same_end
+from tests.reference.fork import forked_ranks
 from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, run
 from tests.reference.whole_run import SMALL, summary_of, trained_steps
 
@@ -171,6 +175,71 @@ def test_a_signal_ends_a_run_that_waits(tmp_path: Path, waited_for: tuple[Path, 
     assert summary_of(tmp_path / "run")["stop_reason"] == "SIGTERM"
     assert resume(tmp_path / "run", *SERVERS) == 0
     assert_same_end(tmp_path / "run", whole)
+
+
+class SlowGenerator(WideGenerator):
+    """Tells of nothing: in the second step it sends the process a SIGTERM, and takes as long as `waits` does."""
+
+    def __init__(self, policy: Policy, waits: Callable[[], None]) -> None:
+        super().__init__(policy)
+        self._waits, self._has_waited = waits, False
+
+    def generate(
+        self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
+    ) -> list[Group]:
+        if self.policy_version and not self._has_waited:
+            self._has_waited = True
+            os.kill(os.getpid(), signal.SIGTERM)
+            self._waits()
+        return super().generate(requests, parameters, finished)
+
+
+def wait_for_checkpoint(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 60
+    while not (RunFolder(folder).checkpoints / f"step-{step:06d}").is_dir():
+        assert time.monotonic() < deadline, "nothing was saved"
+        time.sleep(CALLS_S)
+
+
+def test_a_step_that_a_signal_finds_at_a_long_wait_is_saved_before_it_ends(
+    tmp_path: Path, waited_for: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler or a judge that is slow and says nothing. The run may come to the step's end all the same."""
+    monkeypatch.setattr(stop_signals, "PATIENCE_S", 0.1)
+    folder, copy = tmp_path / "run", tmp_path / "copy"
+
+    def wait() -> None:
+        wait_for_checkpoint(folder, 1)
+        shutil.copytree(folder, copy, symlinks=True)
+
+    assert run(words(folder, *SERVERS), lambda policy: SlowGenerator(policy, wait)) == 0
+    assert summary_of(folder)["stop_reason"] == "SIGTERM" and trained_steps(folder) == [1, 2]
+    RunFolder(copy).lock_file.unlink(missing_ok=True)
+    assert resume(copy, *SERVERS) == 0
+    assert_same_end(copy, waited_for[0])
+
+
+@pytest.mark.parametrize("patience_s", [0.1, 60.0], ids=["while the other hangs", "once the other has ended"])
+def test_of_two_ranks_the_main_one_saves_though_they_cannot_meet(tmp_path: Path, patience_s: float) -> None:
+    folder = tmp_path / "run"
+
+    def wait() -> None:
+        if os.environ["RANK"] == "1":
+            if patience_s < 1.0:
+                wait_for_checkpoint(folder, 1)
+            raise KeyboardInterrupt
+
+    def rank() -> int:
+        with patch.object(stop_signals, "PATIENCE_S", patience_s):
+            return run(words(folder, *SERVERS, "evaluation.path=null"), lambda policy: SlowGenerator(policy, wait))
+
+    first, second = forked_ranks(rank)
+    assert (first.returncode, second.returncode) == (2, 130), first.stderr + second.stderr
+    assert "in the middle of a step: the run is saved up to step-000001" in first.stdout
+    assert "waited for process 1 to sample and score its share of the groups" in first.stderr
+    saved = RunFolder(folder).checkpoints / "step-000001"
+    verify(saved)
+    assert read_state(saved).num_ranks == len(torch.load(saved / "rng.pt", weights_only=True)) == 2
 
 
 def test_an_outage_of_what_is_sampled_ahead_is_saved_by_the_thread_that_trains(

@@ -52,7 +52,8 @@ class _ManyAtOnce(ThreadingHTTPServer):
 @dataclass
 class ScriptedVllm:
     """models: name -> max_model_len. key: the API key that it wants. has_lora, has_dev_mode: whether these endpoints
-    are there. reports_raw: log-probabilities before the temperature."""
+    are there. reports_raw: log-probabilities before the temperature. balanced: another server answers at the same
+    address, in turn. tells_start: a server of one API process does."""
 
     script: Script = nothing
     models: dict[str, int] = field(default_factory=lambda: {"tiny": 256})
@@ -63,6 +64,8 @@ class ScriptedVllm:
     is_healthy: bool = True
     answers_as_page: bool = False
     reports_raw: bool = True
+    balanced: bool = False
+    tells_start: bool = True
     delay_s: float = 0.0
     adapters: dict[str, str] = field(default_factory=dict)
     weights: str = ""
@@ -104,7 +107,8 @@ class ScriptedVllm:
         if route == "/version":
             return 200, {"version": self.version}
         if route == "/metrics":
-            return 200, f"# HELP\nprocess_start_time_seconds {self.process}\n"
+            process = self.process + (self.calls.count("/metrics") % 2 if self.balanced else 0)
+            return 200, f"# HELP\nprocess_start_time_seconds {process}\n" if self.tells_start else "# HELP\n"
         if route == "/v1/models":
             cards = [{"id": name, "parent": None, "max_model_len": room} for name, room in self.models.items()]
             return 200, {"data": [*cards, *({"id": name, "parent": "tiny"} for name in self.adapters)]}

@@ -76,7 +76,7 @@ def main(out: Path) -> int:
     for name, overrides in CASES.items():
         weights, metrics[name], counts[name] = updated(accelerator, overrides)
         save_file(weights, out / f"{name}-{rank}.safetensors")
-    gathered = {n: gather_shares(share_of_rank(range(n), rank, 2), 2) for n in range(6)}
+    gathered = {n: gather_shares(share_of_rank(range(n), rank, 2), 2, "share") for n in range(6)}
     (out / f"{rank}.json").write_text(json.dumps({
         "metrics": metrics, "counts": counts, "gathered": gathered, "proofs": proofs(accelerator)}))
     accelerator.end_training()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def test_a_dataclass_in_a_reward_file_works(tmp_path: Path) -> None:
                     "@dataclass\nclass A:\n    x: int = 1\n"
                     "def score(**columns): return [float(A().x)]\n")
     assert load("mine.py:score", tmp_path)() == [1.0]
+
+
+def test_modules_beside_the_file_and_the_configuration_and_in_the_working_directory_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And after what is installed: a file named as a library does not take its place."""
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    for folder, text in {"config": "x = 1", "reward": "x = 2", "here": "x = 3"}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"only_in_{folder}.py").write_text(f"{text}\ndef f(): return [x]\n")
+    (tmp_path / "reward" / "json.py").write_text("raise AssertionError\n")
+    monkeypatch.chdir(tmp_path / "here")
+    path = write(tmp_path / "reward", (
+        "import json\nimport only_in_here\n\ndef score(**columns):\n    import only_in_reward\n"
+        "    return [float(only_in_here.x), float(only_in_reward.x)]\n"))
+    assert load(f"{path}:score")() == [3.0, 2.0]
+    assert load("only_in_config:f", tmp_path / "config")() == [1]
 
 
 @pytest.mark.parametrize(("use", "message"), [

@@ -115,18 +115,13 @@ class ServerClient:
             raise ServerRefusedError(200, f"GET /v1/models gave {self._words(str(reply))}") from error
 
     async def process_identity(self) -> str:
-        """A text that is another one after the server was started anew: when its process began, or (a server of several
-        API processes does not tell that) the number of its engine's configuration."""
+        """A text that is another one after the server was started anew: when its process began. A server of several API
+        processes does not tell that, and the number of its engine's configuration is another in each of them."""
         metrics = await self._call("GET", "/metrics")
         for line in metrics.splitlines() if isinstance(metrics, str) else ():
             if line.startswith("process_start_time_seconds "):
                 return str(line)
-        reply = await self._call("GET", "/server_info", query={"config_format": "json"})
-        try:
-            return str(reply["vllm_config"]["instance_id"])
-        except (KeyError, TypeError) as error:
-            raise ServerRefusedError(
-                200, "neither /metrics nor /server_info tells one run of the server from the next") from error
+        raise ServerRefusedError(200, "GET /metrics does not tell one run of the server from the next")
 
     async def load_adapter(self, name: str, path: str) -> None:
         await self._call(

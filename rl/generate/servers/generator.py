@@ -34,6 +34,7 @@ from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, dtype_name, lora_rank
+from rl.ranks import meet
 from rl.records import Group, PromptCompletion
 
 T = TypeVar("T")
@@ -201,7 +202,10 @@ class ServerGenerator(ServerService[PolicyServer]):
         """Write the version and have the servers read it. The one before stays until the next: a server that is being
         taken back may still read it."""
         if self._files is None:
-            self._files = VersionFiles(self._folder, owns_parent=self._owns_folder)
+            self._files = VersionFiles(
+                self._folder, owns_parent=self._owns_folder,
+                remedy="free some space there, or generator.exchange_dir=DIR, a folder with room that this machine and "
+                "the servers' see under the same path")
         self._files.drop_all_but_last()
         with torch.no_grad():
             path = (self._files.adapter if self._wanted.way == "adapter" else self._files.merged)(policy, version)
@@ -260,6 +264,7 @@ def _from_main_rank(make: Callable[[], T]) -> T:
             outcome[0] = make()
         except GeneratorError as error:
             outcome[1] = error
+    meet("bring a version of the policy to the servers", distributed.get_world_size())
     distributed.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]

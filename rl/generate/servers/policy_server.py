@@ -26,6 +26,7 @@ from rl.generate.vllm_versions import VLLM_VERSIONS
 from rl.records import PromptCompletion
 
 NUM_PROBE_TOKENS = 16
+NUM_ASKED_FOR_IDENTITY = 6
 PROBE_TEMPERATURE = 2.0  # the highest that the server takes
 PROBE_BOUND = 0.2
 """Nats, mean over the probe's tokens. Raw log-probabilities of generated tokens are those of the same tokens in a
@@ -121,6 +122,7 @@ class PolicyServer:
         self._model = found[0].name
         needed = self._wanted.max_tokens + 1
         check_room(self._client, found[0].max_tokens, needed, self._wanted.launch)
+        await self._check_is_one()
         await self._check_base()
         await self._check_logprobs(min(NUM_PROBE_TOKENS, needed - 3))
 
@@ -266,6 +268,23 @@ class PolicyServer:
             raise GeneratorError(
                 f"{self.url} runs vLLM {self.version}; this version of otherhalf works with >={lowest},<{above}",
                 where="generator.urls", remedy="start it with a vLLM of that range")
+
+    async def _check_is_one(self) -> None:
+        """Is it one process that answers? A version is brought by one call: of several API processes one alone would
+        know a new adapter; and a server that was started anew could not be told from another one."""
+        # Together: each over a connection of its own, which may end at another process.
+        asked = (self._client.process_identity() for _ in range(NUM_ASKED_FOR_IDENTITY))
+        try:
+            found = set(await asyncio.gather(*asked))
+        except ServerRefusedError as error:
+            raise GeneratorError(
+                f"{self.url} has several API processes ({error}), of which a version of the policy would reach one",
+                where="generator.urls",
+                remedy="start it with --api-server-count 1 (with --data-parallel-size too)") from error
+        if len(found) > 1:
+            raise GeneratorError(
+                f"several servers answer at {self.url}, and a version of the policy would reach one of them",
+                where="generator.urls", remedy="the servers' own addresses in place of the balancer's")
 
     async def _check_logprobs(self, num_tokens: int) -> None:
         """Which log-probabilities it reports, by a few tokens at another temperature than 1."""

@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft.utils import save_and_load
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl import checkpoint
 from rl.config import GeneratorSection
 from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe, measure_base
@@ -33,13 +28,12 @@ from rl.generate.servers import replicas
 from rl.generate.servers import start as server_start
 from rl.generate.servers.background_loop import BackgroundLoop
 from rl.generate.servers.generator import ServerGenerator
-from rl.generate.version_files import VersionFiles
 from rl.generate.vllm_engine import CPU_BATCH_TOKENS
 from rl.generate.weight_sync import Sync, Way
-from rl.policy.policy import Policy, all_weights
+from rl.policy.policy import Policy
 from rl.records import Group
 from tests.reference.chat_server import unused_url
-from tests.reference.fork import Fork, forked_ranks
+from tests.reference.fork import forked_ranks
 from tests.reference.scripted_vllm import LOGPROB, Accident, ScriptedVllm, tokens_of
 from tests.reference.tiny_run import literal_logprobs, prompts, tiny_policy
 from tests.reference.two_rank_sampler import sample
@@ -342,6 +336,11 @@ def test_what_the_caller_raises_ends_the_sampling(policy: Policy, tmp_path: Path
             dict(has_dev_mode=False), {"way": "merge"},
             r"does not load weights .*Remedy: start it with VLLM_SERVER_DEV_MODE=1 .*python -m vllm",
         ),
+        (dict(balanced=True), {}, r"several servers answer at http.*Remedy: the servers' own addresses"),
+        (dict(balanced=True), {"way": "merge"}, r"several servers answer at http.*Remedy: the servers' own addresses"),
+        (
+            dict(tells_start=False), {}, r"has several API processes .*Remedy: start it with --api-server-count 1",
+        ),
         (dict(), {"urls": ["localhost:8000"]}, r"'localhost:8000', expected an address that begins with http"),
         (
             dict(), {"urls": ["http://localhost:80a"]},
@@ -573,70 +572,6 @@ def test_what_a_killed_run_left_is_removed_in_the_runs_own_folder_only(policy: P
     with on_servers(policy, tmp_path, [ScriptedVllm()], exchange_dir=str(tmp_path / "exchange")):
         assert len(list((tmp_path / "exchange").iterdir())) == 2
     assert (tmp_path / "exchange" / "otherhalf-versions-1").exists()
-
-
-@pytest.mark.slow
-def test_of_killed_processes_alone_the_versions_on_this_machine_are_removed(tmp_path: Path) -> None:
-    """SIGKILL lets nobody clean up. Another program's folder stays, and that of a process that still runs."""
-    reader, writer = os.pipe()
-
-    def make_and_wait() -> int:
-        files = VersionFiles(tmp_path, is_local=True)  # held: its end would remove the folder
-        os.write(writer, b".")
-        time.sleep(120)
-        files.close()
-        return 0
-
-    processes = [Fork(make_and_wait) for _ in range(2)]
-    os.close(writer)
-    try:
-        assert [os.read(reader, 1) for _ in processes] == [b".", b"."]
-        (tmp_path / "somebody-elses").mkdir()
-        first, second = sorted(tmp_path.glob("otherhalf-versions-*"))
-        mine = VersionFiles(tmp_path, is_local=True)
-        assert first.exists() and second.exists()
-        processes[0].kill()
-        processes[0].wait(20)
-        VersionFiles(tmp_path, is_local=True).close()
-        assert len([folder for folder in (first, second) if folder.exists()]) == 1
-        assert mine._folder.exists() and (tmp_path / "somebody-elses").exists()
-        mine.close()
-    finally:
-        os.close(reader)
-        for process in processes:
-            process.kill()
-            process.wait(20)
-    VersionFiles(tmp_path, is_local=True).close()
-    assert [path.name for path in tmp_path.iterdir()] == ["somebody-elses"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_merged_version_is_a_checkpoint_in_the_policys_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
-    policy = replace(tiny_policy(), dtype=dtype)
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters().values():
-            parameter.add_(0.05)
-    before = policy.causal_lm.config.dtype
-    path = VersionFiles(tmp_path).merged(policy, 0)
-    assert policy.causal_lm.config.dtype == before
-    loaded = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-    assert loaded.dtype == dtype and AutoTokenizer.from_pretrained(path).get_vocab() == policy.tokenizer.get_vocab()
-    expected = dict(all_weights(policy))
-    assert expected.keys() == dict(loaded.named_parameters()).keys()
-    for name, weight in loaded.named_parameters():
-        assert torch.equal(weight, expected[name]), name
-
-
-def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(*arguments: object, **settings: object) -> bool:
-        raise AssertionError("the hub was asked")
-
-    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", ask)
-    monkeypatch.setattr(policy.model.peft_config["default"], "base_model_name_or_path", "some-one/some-model")
-    path = VersionFiles(tmp_path / "versions").adapter(policy, 0)
-    assert (path / "adapter_model.safetensors").is_file()
-    checkpoint.save_weights(tmp_path, policy)
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow

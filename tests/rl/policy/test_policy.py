@@ -4,19 +4,23 @@ nowhere else."""
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rl.checkpoint import save_checkpoint
-from rl.config import GeneratorSection
+from rl.config import GeneratorSection, ModelSection
 from rl.generate.build import build_generator
 from rl.paths import resolve_path
-from rl.policy.policy import Policy, PolicyError, merged_weights, resolve_dtype
+from rl.policy.policy import Policy, PolicyError, _load_base, merged_weights, resolve_dtype
+from tests.reference.fork import Fork, forked_ranks
 from tests.reference.tiny_run import (
     change_adapter,
     inputs,
@@ -269,3 +273,33 @@ def test_a_stored_adapter_trains_with_the_dropout_of_this_run(tmp_path: Path) ->
         for m in tiny_policy(tiny_config(f"model.adapter={path / 'adapter'}")).model.modules()
         if isinstance(m, torch.nn.Dropout)]
     assert all(dropout.p == 0 for dropout in dropouts)
+
+
+def peak_growth_bytes(act: Callable[[], object]) -> int:
+    """By how much the process's resident memory exceeds what it is now, at most, while `act` runs."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = psutil.Process().memory_info().rss
+    act()
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 - before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="a system without /proc")
+def test_ranks_that_load_a_model_onto_accelerators_need_no_room_for_it_in_the_machines_memory(tmp_path: Path) -> None:
+    """Stored in bfloat16 and trained in float32. `meta` stands for the accelerator: no memory of this machine's."""
+    wide = AutoConfig.from_pretrained(BASE, hidden_size=1024, intermediate_size=3072)
+    plain = AutoModelForCausalLM.from_config(wide, dtype=torch.bfloat16)
+    plain.save_pretrained(tmp_path)
+    num_bytes = sum(parameter.numel() for parameter in plain.parameters()) * 4
+    assert num_bytes > 60e6
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+
+    def rank() -> int:
+        section, device = ModelSection(path=str(tmp_path)), torch.device("meta" if "RANK" in os.environ else "cpu")
+        print(peak_growth_bytes(lambda: _load_base(section, tokenizer, torch.float32, device)))
+        return 0
+
+    for finished in forked_ranks(rank):
+        assert int(finished.stdout.splitlines()[-1]) < num_bytes / 4, finished.stderr
+    assert int(Fork(rank).finished().stdout.splitlines()[-1]) > num_bytes  # the measure sees a model on the CPU
