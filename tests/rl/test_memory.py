@@ -19,11 +19,10 @@ from rl.memory import (
     MemoryEstimate,
     available_memory,
     check_memory,
-    checkpoint_folder,
     estimate_memory,
-    weight_shapes,
 )
 from rl.paths import resolve_path
+from rl.planning.shapes import checkpoint_folder, stored_shapes
 from tests.reference.tiny_run import tiny_config, tiny_policy
 
 BASE = resolve_path("models/tiny-arith")
@@ -164,12 +163,12 @@ def test_a_sleeping_engine_and_the_activations_take_turns_on_a_gpu() -> None:
 
 
 def test_headers_of_several_files_are_read_together_and_a_hub_id_has_none(tmp_path: Path) -> None:
-    shapes = weight_shapes(BASE)
+    shapes = stored_shapes(BASE)
     assert shapes is not None and shapes["model.embed_tokens.weight"] == (99, 128) and len(shapes) == 38
     shutil.copy(BASE / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors")
     shutil.copy(BASE / "model.safetensors", tmp_path / "model-00002-of-00002.safetensors")
-    assert weight_shapes(tmp_path) == shapes
-    assert weight_shapes(Path("org/some-model")) is None
+    assert stored_shapes(tmp_path) == shapes
+    assert stored_shapes(Path("org/some-model")) is None
     assert (
         estimate_memory(
             tiny_config("model=org/some-model"), AutoConfig.from_pretrained(BASE), 5, bytes_per_weight=4, on_gpu=False)
@@ -237,7 +236,7 @@ def test_a_git_lfs_pointer_is_named_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3270592\n")
     with pytest.raises(ConfigError, match="git lfs pull"):
-        weight_shapes(tmp_path)
+        stored_shapes(tmp_path)
 
 
 def test_a_hub_id_is_found_in_the_cache_and_unknown_where_it_was_not_downloaded(tmp_path: Path) -> None:
