@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
+from rewards.errors import named
 from rl.config import GeneratorSection, SamplingSection
 from rl.generate.generator_plan import GeneratorPlan, logprobs_mode
 from rl.generate.protocol import Generator
-from rl.generate.vllm_engine import check_version, room_for_rank
+from rl.generate.vllm_engine import INSTALL_ON_GPU, check_version, room_for_rank
 from rl.generate.weight_sync import choose_sync
 from rl.policy.policy import Policy, lora_rank
+
+ENGINE_FROM_PARAMETERS = 500_000_000  # from here on the embedded sampler on a GPU is told to be slow
 
 
 def check_generator(config: GeneratorSection, sampling: SamplingSection, policy: Policy) -> None:
@@ -16,6 +21,16 @@ def check_generator(config: GeneratorSection, sampling: SamplingSection, policy:
     if config.backend != "transformers" and sync.way == "adapter":
         room_for_rank(lora_rank(policy))
     check_backend(config, sampling)
+    warn_of_slow_sampler(config, policy.causal_lm.num_parameters(), on_gpu=policy.model.device.type == "cuda")
+
+
+def warn_of_slow_sampler(config: GeneratorSection, num_parameters: int, *, on_gpu: bool) -> None:
+    """Warns where a GPU decodes a large model without an engine."""
+    if config.backend == "transformers" and on_gpu and num_parameters > ENGINE_FROM_PARAMETERS:
+        warnings.warn(
+            f"{named('generator.backend', 'transformers')} decodes {num_parameters / 1e9:.1f}B parameters without an "
+            f"engine, many times slower than vLLM. Remedy: {named('generator.backend', 'vllm')} ({INSTALL_ON_GPU})",
+            stacklevel=2)
 
 
 def check_backend(config: GeneratorSection, sampling: SamplingSection) -> None:
@@ -36,6 +51,13 @@ def build_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPla
     """The generator that the configuration names, sampling from `policy`'s present weights as version 0.
 
     plan: for vLLM. Raises GeneratorError or PolicyError, with the remedy, where it cannot be had."""
+    generator = open_generator(config, policy, plan)
+    generator.take_over(policy, 0)
+    return generator
+
+
+def open_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPlan | None = None) -> Generator:
+    """The same, before it is given any weights: engine or servers are there, and nothing was written."""
     sync = choose_sync(config, policy)
     generator: Generator
     if config.backend == "transformers":
@@ -52,5 +74,4 @@ def build_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPla
 
         assert plan is not None
         generator = ServerGenerator(config, policy, plan, sync)
-    generator.take_over(policy, 0)
     return generator

@@ -134,3 +134,21 @@ def built_shapes(model_config: PretrainedConfig, *, trust_remote_code: bool = Fa
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def check_shapes(model: ModelSection, model_config: PretrainedConfig) -> None:
+    """Raises ConfigError where the checkpoint's weights have other shapes than its config.json says: loading them would
+    fail. Quantised weights are packed, and not compared."""
+    folder = checkpoint_folder(model)
+    stored = stored_shapes(folder) if folder is not None else None
+    if stored is None or getattr(model_config, "quantization_config", None) is not None:
+        return
+    try:
+        built = built_shapes(model_config, trust_remote_code=model.trust_remote_code)
+    except (ValueError, ImportError, OSError):  # loading says it better
+        return
+    for name, shape in built.items():
+        if stored.get(name, shape) != shape:
+            raise ConfigError(
+                f"{name} has the shape {stored[name]}, and by its config.json it has {shape}",
+                where=named("model.path"), remedy="config.json and weights of one checkpoint")
