@@ -5,11 +5,13 @@ limit).
     python benchmarks/memory_peaks.py [--model models/smollm2-135m-instruct] [--tokens 2048] [key=value ...]
 
 Linux, on the CPU, a process for each measurement. The model's weights and the libraries are in memory before it begins.
+What is freed goes back to the system at once: glibc's heap would keep holes of tensors below 32 MB, which --heap shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +34,7 @@ from rl.records import Prompt, Question
 from rl.update import Updater
 
 PROMPT_TOKENS = 40
+M_MMAP_THRESHOLD = -3  # of malloc.h: from which size on a block is the system's own
 QUIET = ("model.dtype=float32", "sampling.max_completion_tokens=216", "sampling.group_size=8")
 CASES: dict[str, tuple[str, ...]] = {
     "LoRA, float32": (),
@@ -113,18 +116,20 @@ def _peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(kind: str, overrides: Sequence[str]) -> Growth:
-    """kind: training or sampling."""
+def measure(kind: str, overrides: Sequence[str], *, heap: bool = False) -> Growth:
+    """kind: training or sampling. heap: with glibc's own way of keeping what is freed."""
+    if not heap:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     config = load(None, [*QUIET, *overrides])
     return training_growth(config) if kind == "training" else sampling_growth(config)
 
 
-def measure_alone(kind: str, overrides: Sequence[str]) -> Growth:
+def measure_alone(kind: str, overrides: Sequence[str], *, heap: bool = False) -> Growth:
     """In a process of its own, whose memory nothing else has used: a fork, which imports nothing anew."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(measure, (kind, overrides))
+        return pool.apply(measure, (kind, overrides), {"heap": heap})
 
 
 def main() -> None:
@@ -132,6 +137,7 @@ def main() -> None:
     parser.add_argument("--model", default="models/tiny-arith", help="folder of a checkpoint (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=8192, help="of a micro-batch (default: %(default)s)")
     parser.add_argument("--sequences", type=int, default=256, help="sampled together (default: %(default)s)")
+    parser.add_argument("--heap", action="store_true", help="leave malloc as it is")
     parser.add_argument("overrides", nargs="*", help="key=value of the configuration")
     arguments = parser.parse_args()
     sizes = [f"model.path={arguments.model}", f"optim.micro_batch_tokens={arguments.tokens}",
@@ -140,7 +146,7 @@ def main() -> None:
     sampled = {name: CASES[name] for name in ("LoRA, float32", "LoRA, bfloat16")}
     for kind, cases in (("training", CASES), ("sampling", sampled)):
         for name, overrides in cases.items():
-            growth = measure_alone(kind, [*overrides, *sizes])
+            growth = measure_alone(kind, [*overrides, *sizes], heap=arguments.heap)
             print(f"| {kind}: {name} | {growth.estimated / 1e9:.3f} | {growth.measured / 1e9:.3f} | {growth.ratio:.2f} |",
                   flush=True)
 

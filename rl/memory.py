@@ -1,7 +1,7 @@
 """What a run will need in memory, estimated before the model is loaded: better refused now than out of memory at step
 40.
 
-An estimate from the checkpoint's header and the configuration: the worst-case micro-batch, the sampler, the optimiser.
+An estimate from the shapes of the weights (rl/planning/shapes.py) and the configuration: the worst-case micro-batch, the sampler, the optimiser.
 The embedded sampler needs its cache at full length; a vLLM engine in the process its own copy of the weights and, on a
 GPU, the cache of one sequence at least (it takes what is free); servers need nothing here. Real use differs by the
 allocator's waste and the libraries themselves (0.5 to 0.7 GB on the CPU, counted in).
@@ -178,9 +178,12 @@ def _sampler_bytes(
         fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
         return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES)
-    # Half as much again while the cache grows into a larger buffer; the logits of all rows, and what is drawn from.
-    logits = 4 * 4 * generator.max_sequences * model_config.get_text_config().vocab_size
-    return weights if merges else 0, int(1.5 * generator.max_sequences * longest * bytes_per_token) + logits
+    # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare room
+    # takes no memory before it is written.
+    text = model_config.get_text_config()
+    spare = (1.5 if on_gpu else 1.0) + 1 / text.num_hidden_layers
+    logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from
+    return weights if merges else 0, int(spare * generator.max_sequences * longest * bytes_per_token) + logits
 
 
 def check_memory(config: RunConfig, estimate: MemoryEstimate, available: int, where: str) -> None:

@@ -23,6 +23,7 @@ Move = tuple[int, Mapping[str, Json]]
 """What it costs, and the settings that change."""
 
 SMALLEST_MICRO_BATCH, SMALLEST_BATCH, SMALLEST_RANK = 1024, 8, 8
+USEFUL_SEQUENCES = 16  # decoded together; an engine with room for fewer hardly uses the card
 CHECKPOINTING = "model.gradient_checkpointing"
 
 
@@ -50,8 +51,8 @@ def estimator(
 
 
 def nearest_fitting(config: RunConfig, estimate: Estimator, available: int) -> list[Fitting]:
-    """The cheapest change with which the run fits into so many bytes, and where it recomputes activations the cheapest
-    without; [] where none does."""
+    """The cheapest change with which the run fits into so many bytes with room to sample, and where it recomputes
+    activations the cheapest without; [] where none does."""
     found: list[Fitting] = []
     for changes in sorted(itertools.product(*_moves(config)), key=lambda moves: sum(cost for cost, _ in moves)):
         settings = {key: value for _, changed in changes for key, value in changed.items()}
@@ -59,7 +60,7 @@ def nearest_fitting(config: RunConfig, estimate: Estimator, available: int) -> l
             continue
         wanted = _with_settings(config, settings)
         needed = estimate(wanted)
-        if needed.fits(available):
+        if _serves(wanted, needed, available):
             found.append(Fitting(settings, needed))
             if CHECKPOINTING not in settings:
                 return found
@@ -67,19 +68,26 @@ def nearest_fitting(config: RunConfig, estimate: Estimator, available: int) -> l
 
 
 def render_fit(config: RunConfig, estimate: Estimator, available: int, where: str) -> str:
-    """Whether the run fits into so many bytes, and where it does not what to change, a line each."""
+    """Whether the run fits into so many bytes, and where it does not, or hardly samples, what to change, a line each."""
     needed = estimate(config)
-    if needed.fits(available):
-        return f"fits into the {available / 1e9:.1f} GB of {where}{_room(config, needed, available)}"
-    lines = [f"does not fit into the {available / 1e9:.1f} GB of {where}"]
+    fits = needed.fits(available)
+    lines = [f"{'fits' if fits else 'does not fit'} into the {available / 1e9:.1f} GB of {where}"
+             f"{_room(config, needed, available) if fits else ''}"]
+    if _serves(config, needed, available):
+        return lines[0]
     nearest = nearest_fitting(config, estimate, available)
     if not nearest:
         return "\n".join([*lines, (
             "no smaller micro-batch, cache or rank is enough: a larger card, a smaller model, or servers on another "
             "device (generator.backend=vllm_server)")])
-    fits = [f"  {fit.words:<70}  about {fit.estimate.total / 1e9:.1f} GB{_room(config, fit.estimate, available)}"
+    settings = [f"  {fit.words:<70}  about {fit.estimate.total / 1e9:.1f} GB{_room(config, fit.estimate, available)}"
             for fit in nearest]
-    return "\n".join([*lines, "nearest settings that do:", *fits])
+    return "\n".join([*lines, "nearest settings that fit:", *settings])
+
+
+def _serves(config: RunConfig, estimate: MemoryEstimate, available: int) -> bool:
+    useful = min(USEFUL_SEQUENCES, config.generator.max_sequences)
+    return estimate.fits(available) and (not estimate.is_least_cache or estimate.room(available) >= useful)
 
 
 def _room(config: RunConfig, estimate: MemoryEstimate, available: int) -> str:

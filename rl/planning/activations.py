@@ -42,7 +42,8 @@ def activations_per_token(
     inputs = (
         _adapter_inputs(config, shapes, adapted, bytes_per_weight) if config.lora.enabled
         else layers * bytes_per_weight * ((2 if bytes_per_weight == 4 else 5) * hidden + width))
-    ends = 4 * hidden + bytes_per_weight * hidden  # the last norm's input, and what the output layer reads
+    # The last norm's input; trained, it keeps its result too, and the output layer its own input.
+    ends = 4 * hidden + (0 if config.lora.enabled else (4 + bytes_per_weight) * hidden)
     # Of the product, of its two factors, and of the residual stream; PEFT's own forward casts one of them.
     gradients = bytes_per_weight * (2 * width + hidden)
     if config.lora.enabled and not _is_fused(config, bytes_per_weight):
@@ -66,7 +67,8 @@ def _layer(
     norms = 4 * normalised * (1 if config.lora.enabled else 2)
     attention = bytes_per_weight * (2 * queries + 2 * keys)
     if config.model.attention == "eager":  # the softmax of each head, and keys and values repeated for it
-        attention += heads * longest * (4 + bytes_per_weight % 4) + bytes_per_weight * 2 * queries
+        repeated = 2 * queries if keys < queries else 0
+        attention += heads * longest * (4 + bytes_per_weight % 4) + bytes_per_weight * repeated
     return norms + attention + bytes_per_weight * 3 * width
 
 
@@ -80,7 +82,7 @@ def _adapter_inputs(
     """Of all layers: what the adapters read, and that times A."""
     reduced = 4 * config.lora.rank * len(adapted)
     if not _is_fused(config, bytes_per_weight):
-        mask = 1 if config.lora.dropout else 0
+        mask = 4 if config.lora.dropout else 0  # on a GPU 1
         return reduced + (4 + mask) * sum(shapes[name][1] for name in adapted)
     # Neighbours read one tensor; what attention gives is kept by attention already.
     shared = {(name.rsplit(".", 2)[0], shapes[name][1]) for name in adapted if ".o_proj." not in name}
