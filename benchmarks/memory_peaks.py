@@ -147,8 +147,8 @@ def main() -> None:
     for kind, cases in (("training", CASES), ("sampling", sampled)):
         for name, overrides in cases.items():
             growth = measure_alone(kind, [*overrides, *sizes], heap=arguments.heap)
-            print(f"| {kind}: {name} | {growth.estimated / 1e9:.3f} | {growth.measured / 1e9:.3f} | {growth.ratio:.2f} |",
-                  flush=True)
+            print(f"| {kind}: {name} | {growth.estimated / 1e9:.3f} | {growth.measured / 1e9:.3f} "
+                  f"| {growth.ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from rl.config import RunConfig
+from rl.generate.build import open_generator
 from rl.questions.inputs import Inputs, read_inputs
 from rl.questions.order import QuestionOrder
 from rl.records import Prompt
-from rl.generate.build import open_generator
 from rl.run import Setup, build_trainer, generator_plan, load_run_policy
 from rl.runs.folder import prepare
 from rl.trainer import Parts, Trainer

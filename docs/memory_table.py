@@ -9,8 +9,8 @@ from rl.paths import project_root
 from rl.planning.shapes import planned_config
 
 MODELS = (
-    "smollm2-135m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "qwen2.5-1.5b", "qwen3-1.7b", "qwen2.5-3b", "llama-3.2-3b",
-    "qwen3-4b", "qwen2.5-7b", "llama-3.1-8b", "qwen3-8b", "qwen2.5-14b", "qwen2.5-32b")
+    "smollm2-135m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "qwen2.5-1.5b", "qwen3-1.7b", "qwen2.5-3b",
+    "llama-3.2-3b", "qwen3-4b", "qwen2.5-7b", "llama-3.1-8b", "qwen3-8b", "qwen2.5-14b", "qwen2.5-32b")
 CARDS_GB = (16, 24, 48, 80)
 BYTES_PER_WEIGHT = 2  # bfloat16
 

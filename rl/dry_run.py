@@ -123,7 +123,7 @@ def _not_checked(config: RunConfig) -> str:
     if config.generator.backend == "vllm":
         items.append("that vLLM starts with this model")
     if config.generator.backend == "vllm_server":
-        items.append(f"that servers answer at {', '.join(config.generator.urls)}, with this model and the flags it needs")
+        items.append(f"that servers answer at {', '.join(config.generator.urls)}, with this model and these flags")
     if config.teacher is not None:
         items.append("that the teacher loads" if config.teacher.backend == "local" else
                      f"that the teacher's servers answer at {', '.join(config.teacher.urls)}")

@@ -1,10 +1,12 @@
 """What a run will need in memory, estimated before the model is loaded: better refused now than out of memory at step
 40.
 
-An estimate from the shapes of the weights (rl/planning/shapes.py) and the configuration: the worst-case micro-batch, the sampler, the optimiser.
-The embedded sampler needs its cache at full length; a vLLM engine in the process its own copy of the weights and, on a
-GPU, the cache of one sequence at least (it takes what is free); servers need nothing here. Real use differs by the
-allocator's waste and the libraries themselves (0.5 to 0.7 GB on the CPU, counted in).
+An estimate from the shapes of the weights (rl/planning/shapes.py) and the configuration: the worst-case micro-batch
+(rl/planning/activations.py), the sampler, the optimiser. The embedded sampler needs its cache at full length; a vLLM
+engine in the process its own copy of the weights and, on a GPU, the cache of one sequence at least (it takes what is
+free); servers need nothing here. On the CPU the growth over the loaded process is within 15% of what is measured
+(benchmarks/memory_peaks.py); an allocator's waste comes on top, and the libraries themselves are counted in (0.5 to
+0.7 GB on the CPU).
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from rl.generate.generator_plan import (
     cache_bytes_per_token,
     engine_cache_bytes,
 )
-from rl.policy.logprobs import LOGITS_BUDGET_BYTES
 from rl.planning.activations import activations_per_token
 from rl.planning.shapes import WeightShapes, planned_config, weight_shapes
+from rl.policy.logprobs import LOGITS_BUDGET_BYTES
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 Backend = Literal["transformers", "vllm", "vllm_server"]
@@ -83,8 +85,8 @@ class MemoryEstimate:
         return self.total <= available and (not self.is_least_cache or self.room(available) >= 1)
 
     def room(self, available: int) -> int:
-        """How many sequences of full length an engine that takes what is left holds at the same time, where so many
-        bytes are free."""
+        """How many sequences of full length an engine that takes what is left holds together, with so many bytes
+        free."""
         beside = self.kept_bytes if self.sleeps else self.trainer_bytes
         return max(0, int(GPU_RESERVE * (available - beside) - self.sampler_copy) // self.cache)
 
@@ -178,8 +180,8 @@ def _sampler_bytes(
         fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
         return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES)
-    # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare room
-    # takes no memory before it is written.
+    # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare
+    # room takes no memory before it is written.
     text = model_config.get_text_config()
     spare = (1.5 if on_gpu else 1.0) + 1 / text.num_hidden_layers
     logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from

@@ -68,7 +68,7 @@ def nearest_fitting(config: RunConfig, estimate: Estimator, available: int) -> l
 
 
 def render_fit(config: RunConfig, estimate: Estimator, available: int, where: str) -> str:
-    """Whether the run fits into so many bytes, and where it does not, or hardly samples, what to change, a line each."""
+    """Whether the run fits into so many bytes, and where it does not, or hardly samples, what to change."""
     needed = estimate(config)
     fits = needed.fits(available)
     lines = [f"{'fits' if fits else 'does not fit'} into the {available / 1e9:.1f} GB of {where}"

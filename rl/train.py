@@ -31,8 +31,8 @@ COMMAND = CommandLine(
         "check everything, show the resolved configuration, one prompt, the sizes of a step and the memory it needs; "
         "train nothing"),
     plan=(
-        "with --dry-run: whether the run fits into a card of so many GB, and the nearest settings that do; needs no GPU, "
-        "no questions and no weights: a config.json, or a well-known model's name"),
+        "with --dry-run: whether the run fits into a card of so many GB, and the nearest settings that do; needs no "
+        "GPU, no questions and no weights: a config.json, or a well-known model's name"),
     resume="continue a run from its newest checkpoint: its folder, its name under runs/, or latest")
 
 

@@ -162,7 +162,7 @@ def test_a_sleeping_engine_and_the_activations_take_turns_on_a_gpu() -> None:
     assert estimate(tiny_config(*overrides)).in_turns == 0  # on a CPU there is no such mode
 
 
-def test_headers_of_several_files_are_read_together_and_without_any_shapes_are_those_that_transformers_builds(tmp_path: Path) -> None:
+def test_headers_are_read_together_and_without_any_the_shapes_are_those_that_are_built(tmp_path: Path) -> None:
     shapes = stored_shapes(BASE)
     assert shapes is not None and shapes["model.embed_tokens.weight"] == (99, 128) and len(shapes) == 38
     shutil.copy(BASE / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors")
