@@ -4,6 +4,7 @@ loaded, on a checkpoint of the model's shapes without weights, and the memory th
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from random_models import build_tokenizer
 
+from eval.run import check_words
 from rl.config import RunConfig
 from rl.configuration.loading import load
 from rl.configuration.resuming import differences
@@ -21,6 +23,8 @@ from rl.memory import MemoryEstimate, check_memory, estimate_memory
 from rl.paths import project_root
 from rl.planning.shapes import KNOWN, known_shape, planned_config, shape_config
 from rl.questions.inputs import read_inputs
+from rl.stages.config import PipelineConfig
+from rl.stages.run import check_pipeline
 
 CONFIGS = project_root() / "configs"
 PAPERS = sorted(CONFIGS.glob("qwen2.5_*.yaml"))
@@ -77,6 +81,18 @@ def test_a_papers_configuration_passes_all_checks_on_a_folder_without_weights(pa
     assert len(inputs.prompts) == len(QUESTIONS) and (inputs.prompts[0].question.answer is None) == path.stem.endswith(
         "empo")
     assert planned(config) == planned(load(path, []))
+
+
+@pytest.mark.parametrize("name", ["r1_zero", "r1_recipe", "empo_qwen", "empo_llama", "sft_rl_alternate"])
+def test_a_recipes_training_fits_the_gpu_that_its_header_names(name: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    found = re.search(r"one GPU with (\d+) GB", path.read_text())
+    assert found is not None
+    _, prepared = check_pipeline(load(path, [], PipelineConfig), check_words)
+    for config in (stage.config for stage in prepared if isinstance(stage.config, RunConfig)):
+        on_hub = config.model.path if known_shape(config.model.path) else "Qwen/Qwen2.5-1.5B"  # an earlier stage's model
+        of_model = config.model_copy(update={"model": config.model.model_copy(update={"path": on_hub})})
+        check_room(of_model, planned(of_model), int(found[1]))
 
 
 @pytest.mark.parametrize("size", ["1.5b", "7b"])
