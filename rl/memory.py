@@ -198,10 +198,11 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate, available: int, wh
         "sampler_copy": sampler_copy, "base": f"{named('model.dtype', 'bfloat16')}",
         "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens",
         "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}
+    share = "" if estimate.total > available else f", of which an engine gets {GPU_RESERVE:.0%} of what the rest leaves"
     largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
     raise ConfigError(
-        f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the "
-        f"largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}")
+        f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free{share}; "
+        f"the largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}")
 
 
 def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> tuple[str, str]:

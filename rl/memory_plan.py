@@ -54,7 +54,8 @@ def nearest_fitting(config: RunConfig, estimate: Estimator, available: int) -> l
     """The cheapest change with which the run fits into so many bytes with room to sample, and where it recomputes
     activations the cheapest without; [] where none does."""
     found: list[Fitting] = []
-    for changes in sorted(itertools.product(*_moves(config)), key=lambda moves: sum(cost for cost, _ in moves)):
+    moves = _moves(config, takes_what_is_left=estimate(config).is_least_cache)
+    for changes in sorted(itertools.product(*moves), key=lambda chosen: sum(cost for cost, _ in chosen)):
         settings = {key: value for _, changed in changes for key, value in changed.items()}
         if found and CHECKPOINTING in settings:
             continue
@@ -97,18 +98,22 @@ def _room(config: RunConfig, estimate: MemoryEstimate, available: int) -> str:
     return f"; the engine holds {sequences} of {config.generator.max_sequences} sequences at full length"
 
 
-def _moves(config: RunConfig) -> list[list[Move]]:
-    """Independent ways to need less, each with the ways to take it, the first being not to."""
+def _moves(config: RunConfig, *, takes_what_is_left: bool) -> list[list[Move]]:
+    """Independent ways to need less, each with the ways to take it, the first being not to. takes_what_is_left: the
+    engine's cache, however many sequences it may decode."""
     generator, lora = config.generator, config.lora
     moves = [[(cost, {"optim.micro_batch_tokens": size} if cost else {})
               for cost, size in enumerate(_halves(config.optim.micro_batch_tokens, SMALLEST_MICRO_BATCH))]]
     if not config.model.gradient_checkpointing:
         moves.append([(0, {}), (3, {CHECKPOINTING: True})])
-    if generator.backend == "transformers":
+    if generator.backend != "vllm_server" and generator.cache_gb is None and not takes_what_is_left:
         moves.append([(cost, {"generator.max_sequences": size} if cost else {})
                       for cost, size in enumerate(_halves(generator.max_sequences, SMALLEST_BATCH))])
-        if generator.sync != "shared":
-            moves.append([(0, {}), (2, {"generator.sync": "shared"})])
+    if generator.cache_gb is not None:
+        moves.append([(times, {"generator.cache_gb": generator.cache_gb / 2**times} if times else {})
+                      for times in range(5)])
+    if generator.backend == "transformers" and generator.sync != "shared":
+        moves.append([(0, {}), (2, {"generator.sync": "shared"})])
     if generator.backend == "vllm" and generator.sleep == "off":
         moves.append([(0, {}), (4, {"generator.sleep": "offload"})])
     if lora.enabled:

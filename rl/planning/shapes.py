@@ -102,7 +102,7 @@ def planned_config(model: ModelSection) -> PretrainedConfig:
 
 def weight_shapes(model: ModelSection, model_config: PretrainedConfig) -> WeightShapes:
     """Name and shape of every weight: those of the checkpoint's headers, or where it has none those that a model of
-    this configuration is built with. Raises ConfigError for a damaged file."""
+    this configuration is built with. Raises ConfigError for a damaged file and for what is no language model."""
     folder = checkpoint_folder(model)
     found = stored_shapes(folder) if folder is not None else None
     return found or built_shapes(model_config, trust_remote_code=model.trust_remote_code)
@@ -130,9 +130,15 @@ def stored_shapes(path: Path) -> WeightShapes | None:
 
 
 def built_shapes(model_config: PretrainedConfig, *, trust_remote_code: bool = False) -> WeightShapes:
-    """Of the model that transformers builds from a configuration; tied weights once."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+    """Of the model that transformers builds from a configuration; tied weights once. Raises ConfigError where it builds
+    none."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+    except (ValueError, ImportError, OSError) as error:
+        raise ConfigError(
+            f"no model is built from its config.json ({str(error).strip().splitlines()[0]})", where=named("model.path"),
+            expected="a causal language model") from error
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -145,7 +151,7 @@ def check_shapes(model: ModelSection, model_config: PretrainedConfig) -> None:
         return
     try:
         built = built_shapes(model_config, trust_remote_code=model.trust_remote_code)
-    except (ValueError, ImportError, OSError):  # loading says it better
+    except ConfigError:  # loading says it better
         return
     for name, shape in built.items():
         if stored.get(name, shape) != shape:

@@ -90,7 +90,8 @@ def test_a_recipes_training_fits_the_gpu_that_its_header_names(name: str) -> Non
     assert found is not None
     _, prepared = check_pipeline(load(path, [], PipelineConfig), check_words)
     for config in (stage.config for stage in prepared if isinstance(stage.config, RunConfig)):
-        on_hub = config.model.path if known_shape(config.model.path) else "Qwen/Qwen2.5-1.5B"  # an earlier stage's model
+        # a stage may begin with the model of an earlier one
+        on_hub = config.model.path if known_shape(config.model.path) else "Qwen/Qwen2.5-1.5B"
         of_model = config.model_copy(update={"model": config.model.model_copy(update={"path": on_hub})})
         check_room(of_model, planned(of_model), int(found[1]))
 

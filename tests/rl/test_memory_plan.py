@@ -50,6 +50,12 @@ def test_the_embedded_samplers_cache_and_the_rank_are_halved_and_the_updates_sca
     assert fit.settings["lora.rank"] == 2 * fit.settings["lora.alpha"]
 
 
+def test_a_cache_of_a_given_size_is_halved() -> None:
+    config, estimate = grpo_math("generator.cache_gb=20")
+    (fit, *_) = nearest_fitting(config, estimate, 24 * GB)
+    assert fit.settings == {"generator.cache_gb": 10.0} and fit.words == "generator.cache_gb=10.0"
+
+
 def test_where_nothing_is_enough_it_says_what_would_be() -> None:
     config, estimate = grpo_math("model.path=qwen2.5-7b")
     assert nearest_fitting(config, estimate, 24 * GB) == []
