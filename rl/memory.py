@@ -181,9 +181,9 @@ def _sampler_bytes(
         return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES)
     # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare
-    # room takes no memory before it is written.
+    # room takes no memory before it is written. Attention reads a layer's part in float32.
     text = model_config.get_text_config()
-    spare = (1.5 if on_gpu else 1.0) + 1 / text.num_hidden_layers
+    spare = (1.5 if on_gpu else 1.0) + (1 + 4 / bytes_per_weight) / text.num_hidden_layers
     logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from
     return weights if merges else 0, int(spare * generator.max_sequences * longest * bytes_per_token) + logits
 

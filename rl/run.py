@@ -85,9 +85,8 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         generator = open_generator(config.generator, policy, generator_plan(setup))
         stack.callback(generator.close)
         if accelerator.is_main_process:
-            folder = stack.enter_context(prepare(config.run_dir, resume=resume is not None))
+            stack.enter_context(prepare(folder.path, resume=resume is not None))
         accelerator.wait_for_everyone()
-        setup = replace(setup, folder=folder)
         resumed = _checkpoint_to_resume(setup) if resume is not None else None
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
@@ -209,8 +208,7 @@ def generator_plan(setup: Setup) -> GeneratorPlan:
     return GeneratorPlan(
         max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(setup.benchmarks)),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
-        trainer_bytes=estimate.trainer_bytes,
-        kept_bytes=estimate.kept_bytes,
+        trainer_bytes=estimate.trainer_bytes, kept_bytes=estimate.kept_bytes,
         base_path=str(resolve_path(config.model.path)), revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         logprobs_mode="processed_logprobs" if is_embedded else logprobs_mode(config.sampling),

@@ -49,7 +49,8 @@ def activations_per_token(
     if config.lora.enabled and not _is_fused(config, bytes_per_weight):
         gradients += 4 * width
     if config.model.gradient_checkpointing:
-        return Activations(layers * bytes_per_weight * hidden + ends, one_layer + inputs // layers + gradients)
+        stream = bytes_per_weight if config.lora.enabled else 4  # of the layers' inputs
+        return Activations(layers * stream * hidden + ends, one_layer + inputs // layers + gradients)
     return Activations(layers * one_layer + inputs + ends, gradients)
 
 
