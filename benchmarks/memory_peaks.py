@@ -1,6 +1,6 @@
 """The memory estimate beside what a process really takes: the growth of its resident memory over the loaded policy, in
-training (two updates of the longest batch that the configuration allows) and in sampling (a full batch to the length
-limit).
+training (an update of two of the longest micro-batches that the configuration allows) and in sampling (a full batch to
+the length limit).
 
     python benchmarks/memory_peaks.py [--model models/smollm2-135m-instruct] [--tokens 2048] [key=value ...]
 
@@ -59,14 +59,15 @@ class Growth:
 
 
 def training_growth(config: RunConfig) -> Growth:
-    """Of two updates: in the second one AdamW's moments are there from the beginning."""
+    """Of an update of two such batches after a small one: AdamW's moments are there from the beginning, and gradients
+    when the second batch is computed."""
     policy = _load(config)
     updater = _updater(config, policy)
     groups = longest_groups(config, PROMPT_TOKENS)
     updater.rehearse(groups[:1])  # what a first pass loads belongs to the libraries
     before = _restart_peak()
-    for _ in range(2):
-        updater.update(groups, step=1, policy_version=0)
+    for batch in (groups[:1], groups * 2):
+        updater.update(batch, step=1, policy_version=0)
     estimate = _estimate(config)
     return Growth(estimate.trained - 4 * estimate.num_trained + estimate.activations + estimate.logits,
                   _peak() - before)
