@@ -7,7 +7,7 @@ import sys
 import pytest
 from memory_peaks import CASES, measure_alone
 
-TINY = ("optim.micro_batch_tokens=2048", "generator.max_sequences=96", "sampling.max_completion_tokens=120")
+TINY = ("optim.micro_batch_tokens=2048", "generator.max_sequences=64")
 
 
 @pytest.mark.slow
