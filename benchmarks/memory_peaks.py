@@ -5,13 +5,13 @@ the length limit).
     python benchmarks/memory_peaks.py [--model models/smollm2-135m-instruct] [--tokens 2048] [key=value ...]
 
 Linux, on the CPU, a process for each measurement. The model's weights and the libraries are in memory before it begins.
-What is freed goes back to the system at once: glibc's heap would keep holes of tensors below 32 MB, which --heap shows.
+What is freed goes back to the system, as in a run on the CPU; --heap leaves that out, to see the holes that glibc
+keeps.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from rl.config import RunConfig
 from rl.configuration.loading import load
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.memory import ANY_TOKEN, MemoryEstimate, estimate_memory, longest_groups
+from rl.memory import ANY_TOKEN, MemoryEstimate, estimate_memory, give_back_freed_memory, longest_groups
 from rl.optimizer import make_optimizer
 from rl.policy.forward import PolicyForward
 from rl.policy.policy import Policy, load_policy, resolve_dtype
@@ -34,7 +34,6 @@ from rl.records import Prompt, Question
 from rl.update import Updater
 
 PROMPT_TOKENS = 40
-M_MMAP_THRESHOLD = -3  # of malloc.h: from which size on a block is the system's own
 QUIET = ("model.dtype=float32", "sampling.max_completion_tokens=216", "sampling.group_size=8")
 CASES: dict[str, tuple[str, ...]] = {
     "LoRA, float32": (),
@@ -120,7 +119,7 @@ def _peak() -> int:
 def measure(kind: str, overrides: Sequence[str], *, heap: bool = False) -> Growth:
     """kind: training or sampling. heap: with glibc's own way of keeping what is freed."""
     if not heap:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+        give_back_freed_memory()
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     config = load(None, [*QUIET, *overrides])

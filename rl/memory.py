@@ -5,13 +5,14 @@ An estimate from the shapes of the weights (rl/planning/shapes.py) and the confi
 (rl/planning/activations.py), the sampler, the optimiser. The embedded sampler needs its cache at full length; a vLLM
 engine in the process its own copy of the weights and, on a GPU, the cache of one sequence at least (it takes what is
 free); servers need nothing here. On the CPU the growth over the loaded process is within 15% of what is measured
-(benchmarks/memory_peaks.py); an allocator's waste comes on top, and the libraries themselves are counted in (0.5 to
-0.7 GB on the CPU).
+(benchmarks/memory_peaks.py); the libraries themselves are counted in (0.5 to 0.7 GB on the CPU).
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,7 @@ from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGr
 
 Backend = Literal["transformers", "vllm", "vllm_server"]
 LIBRARIES_BYTES = 600 * 2**20
+M_MMAP_THRESHOLD = -3  # of malloc.h
 ANY_TOKEN = 0  # what the ids are changes neither time nor memory
 
 
@@ -226,6 +228,14 @@ def available_memory(device: torch.device, num_processes: int = 1) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) // num_processes
+
+
+def give_back_freed_memory() -> None:
+    """From here on a block of a megabyte or more goes back to the system when it is freed. By itself glibc keeps those
+    below 32 MB, and the holes between them: as much again as a run on the CPU needs. Elsewhere nothing is done."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if (mallopt := getattr(libc, "mallopt", None)) is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
 def _is_target(name: str, targets: str | list[str]) -> bool:

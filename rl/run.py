@@ -25,7 +25,7 @@ from rl.generate.base_probe import measure_base
 from rl.generate.build import check_generator, open_generator
 from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import Generator, sampling_parameters
-from rl.memory import available_memory, check_memory, estimate_memory, longest_groups
+from rl.memory import available_memory, check_memory, estimate_memory, give_back_freed_memory, longest_groups
 from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
 from rl.picture import draw_curves
@@ -73,6 +73,8 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     transformers_logging.disable_progress_bar()
     inputs, benchmarks = _read(config, build)
     accelerator = _make_accelerator(config, benchmarks)
+    if accelerator.device.type == "cpu":
+        give_back_freed_memory()
     # Before the folder: a model, an engine or a server that cannot be had must not move an earlier run aside.
     policy = load_run_policy(config, inputs, accelerator, benchmarks)
     check_generator(config.generator, config.sampling, policy)
