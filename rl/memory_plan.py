@@ -102,7 +102,7 @@ def _moves(config: RunConfig, *, takes_what_is_left: bool) -> list[list[Move]]:
     """Independent ways to need less, each with the ways to take it, the first being not to. takes_what_is_left: the
     engine's cache, however many sequences it may decode."""
     generator, lora = config.generator, config.lora
-    moves = [[(cost, {"optim.micro_batch_tokens": size} if cost else {})
+    moves: list[list[Move]] = [[(cost, {"optim.micro_batch_tokens": size} if cost else {})
               for cost, size in enumerate(_halves(config.optim.micro_batch_tokens, SMALLEST_MICRO_BATCH))]]
     if not config.model.gradient_checkpointing:
         moves.append([(0, {}), (3, {CHECKPOINTING: True})])
