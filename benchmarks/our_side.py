@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from rl.config import RunConfig
+from rl.generate.build import open_generator
 from rl.questions.inputs import Inputs, read_inputs
 from rl.questions.order import QuestionOrder
 from rl.records import Prompt
-from rl.run import Setup, build_trainer, load_run_policy
+from rl.run import Setup, build_trainer, generator_plan, load_run_policy
 from rl.runs.folder import prepare
 from rl.trainer import Parts, Trainer
 
@@ -36,7 +37,9 @@ def open_trainer(config: RunConfig, *, cpu: bool = True) -> Iterator[OurSide]:
         accelerator = Accelerator(mixed_precision="no", cpu=cpu)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         policy = load_run_policy(config, inputs, accelerator)
-        trainer, parts = build_trainer(Setup(config, inputs, accelerator, policy, folder), stack)
+        setup = Setup(config, inputs, accelerator, policy, folder)
+        generator = open_generator(config.generator, policy, generator_plan(setup))
+        trainer, parts = build_trainer(setup, generator, stack)
         # A run catches signals to save itself; a benchmark has nothing to save and stops at once.
         for number, handler in handlers.items():
             signal.signal(number, handler)

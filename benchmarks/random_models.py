@@ -2,8 +2,8 @@
 had.
 
 A random model draws from nearly the whole vocabulary and ends by chance: `stop_token_ids` gives every token the same
-small chance of being a stop token, so that lengths are geometric with a chosen mean, cut at the limit. Add a shape to
-SHAPES.
+small chance of being a stop token, so that lengths are geometric with a chosen mean, cut at the limit. The shapes are
+the planner's (rl/planning/shapes.py).
 """
 
 from __future__ import annotations
@@ -11,44 +11,29 @@ from __future__ import annotations
 import json
 import math
 import string
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+
+from rl.planning.shapes import KNOWN, Shape, shape_config
 
 # the names that Qwen2's tokenizer class expects: it adds the first where it is missing
 PAD, EOS = "<|endoftext|>", "<|im_end|>"
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Of a Qwen2 model."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    tied: bool
-
-
 SHAPES = {
-    "qwen2.5-1.5b": Shape(1536, 8960, 28, 12, 2, 151_936, tied=True),
-    "qwen2.5-7b": Shape(3584, 18_944, 28, 28, 4, 152_064, tied=False),
+    "qwen2.5-1.5b": KNOWN["qwen2.5-1.5b"],
+    "qwen2.5-7b": KNOWN["qwen2.5-7b"],
     "tiny": Shape(128, 256, 2, 4, 2, 512, tied=True),  # heads of 32: vLLM's CPU kernels know no smaller ones
 }
 
 
 def model_config(shape: Shape) -> PretrainedConfig:
-    return AutoConfig.for_model(
-        "qwen2", hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=shape.vocabulary,
-        tie_word_embeddings=shape.tied, max_position_embeddings=4096, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+    return shape_config(shape, context=4096)
 
 
 def write_checkpoint(shape: Shape, out: Path, *, dtype: torch.dtype) -> Path:

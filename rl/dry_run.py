@@ -1,4 +1,6 @@
-"""`--dry-run`: everything a run checks before it loads weights, and what its steps will look like. Trains nothing."""
+"""`--dry-run`: everything a run checks before it loads weights, each reward called once, and what its steps will look
+like. Trains nothing. `--dry-run --gpu-memory GB`: whether the run fits into a card, from the model's shapes alone.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +9,66 @@ import torch
 from rl.config import RunConfig
 from rl.configuration.loading import to_yaml
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
-from rl.generate.build import check_backend
-from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
-from rl.policy.policy import dtype_name, resolve_dtype
+from rl.generate.build import check_backend, warn_of_slow_sampler
+from rl.memory import MemoryEstimate, available_memory, check_memory
+from rl.memory_plan import estimator, render_fit
+from rl.planning.shapes import planned_config
+from rl.policy.policy import dtype_name, planned_end_ids, resolve_dtype
 from rl.questions.inputs import Inputs, read_inputs
 from rl.runs.progress import format_counts
+from rl.scoring.rehearsal import rehearse
 from rl.teacher.teacher import check_run_teacher
 
 
-def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> str:
-    """The resolved configuration, one prompt, the step's sizes and the memory estimate. build: what makes the
-    configured benchmarks.
+def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> None:
+    """Print the resolved configuration, one prompt, the step's sizes, what each reward made of made-up completions and
+    the memory estimate, each before what may be refused next. build: what makes the configured benchmarks.
 
-    Raises what `read_inputs`, `check_run_teacher`, `build_benchmarks` and `check_backend` raise."""
+    Raises what `read_inputs`, `check_run_teacher`, `build_benchmarks`, `planned_end_ids`, `rehearse`, `check_backend`
+    and `check_memory` raise."""
     inputs = read_inputs(config)
     check_run_teacher(config, inputs)
     live = build_benchmarks(config, inputs, build)
-    check_backend(config.generator, config.sampling)
+    planned_end_ids(config.model, inputs.model_config, inputs.tokenizer)
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = resolve_dtype(config.model.dtype, device)
-    estimate = estimate_memory(
-        config, inputs.model_config, longest, bytes_per_weight=dtype.itemsize, on_gpu=device.type == "cuda",
-        benchmark_tokens=0 if live is None else live.max_tokens)
     first = inputs.prompts[0]
-    sections = {
-        "configuration": to_yaml(config).rstrip(),
-        "prompt of the first question": f"{first.text!r}\n{len(first.token_ids)} tokens",
-        "sizes": _sizes(config, inputs, longest)}
+    _say("configuration", to_yaml(config).rstrip())
+    _say("prompt of the first question", f"{first.text!r}\n{len(first.token_ids)} tokens")
+    _say("sizes", _sizes(config, inputs, longest))
     if live is not None:
-        sections["benchmarks"] = _benchmarks(live)
-    sections["memory"] = _memory(estimate, device, dtype)
-    check_memory(config, estimate, available_memory(device), str(device))
-    parts = [f"--- {title} ---\n{body}" for title, body in sections.items()]
-    return "\n\n".join([*parts, "Everything was read and checked; nothing was trained."])
+        _say("benchmarks", _benchmarks(live))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, available = resolve_dtype(config.model.dtype, device), available_memory(device)
+    estimate = estimator(
+        inputs.model_config, config, longest, bytes_per_weight=dtype.itemsize, on_gpu=device.type == "cuda",
+        benchmark_tokens=0 if live is None else live.max_tokens)
+    needed = estimate(config)
+    _say("memory", f"{_memory(needed, str(device), dtype)}\n{render_fit(config, estimate, available, str(device))}")
+    _say("rewards, called on made-up completions", _rehearsal(config, inputs))
+    warn_of_slow_sampler(config.generator, needed.num_parameters, on_gpu=device.type == "cuda")
+    check_backend(config.generator, config.sampling)
+    check_memory(config, needed, available, str(device))
+    _say("not checked", _not_checked(config))
+    print("Everything was read and all else checked; nothing was trained.")
+
+
+def plan(config: RunConfig, gpu_memory_gb: float) -> None:
+    """Print the memory that the run needs on one card with so many GB (1e9 bytes), all of them free, and the nearest
+    settings that fit. Reads no questions: prompts count with data.max_prompt_tokens.
+
+    Raises ConfigError where the model's shapes are not known, or the run does not fit."""
+    model_config, available = planned_config(config.model), int(gpu_memory_gb * 1e9)
+    dtype = torch.float32 if config.model.dtype == "float32" else torch.bfloat16
+    estimate = estimator(model_config, config, config.data.max_prompt_tokens, bytes_per_weight=dtype.itemsize,
+                         on_gpu=True)
+    needed, card = estimate(config), f"a GPU with {gpu_memory_gb:g} GB"
+    _say("memory", f"{_memory(needed, card, dtype)}\n{render_fit(config, estimate, available, card)}")
+    print("Planned from the model's shapes, with prompts of data.max_prompt_tokens; nothing else was checked.")
+    check_memory(config, needed, available, card)
+
+
+def _say(title: str, body: str) -> None:
+    print(f"--- {title} ---\n{body}\n", flush=True)
 
 
 def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
@@ -71,10 +99,35 @@ def _benchmarks(live: LiveBenchmarks) -> str:
     return "\n".join([*when, *live.notes])
 
 
-def _memory(estimate: MemoryEstimate | None, device: torch.device, dtype: torch.dtype) -> str:
-    if estimate is None:
-        return "unknown: the checkpoint's safetensors files are not on this machine yet"
+def _rehearsal(config: RunConfig, inputs: Inputs) -> str:
+    """What each reward, and the grader of held-out completions, gave."""
+    lines = rehearse(inputs.rewards, inputs.prompts, config.sampling.group_size)
+    if inputs.grader is not None:
+        graded = rehearse(inputs.grader, inputs.held_out, config.sampling.group_size)
+        lines += [f"held out: {line}" for line in graded]
+    return "\n".join(lines) or "none"
+
+
+def _memory(estimate: MemoryEstimate, where: str, dtype: torch.dtype) -> str:
     head = (
         f"{estimate.num_parameters:,} parameters in the base, {estimate.num_trained:,} trained; one process on "
-        f"{device}, {dtype_name(dtype)}")
+        f"{where}, {dtype_name(dtype)}")
     return "\n".join([head, *estimate.lines()])
+
+
+def _not_checked(config: RunConfig) -> str:
+    """What only the start finds."""
+    items = ["that the weights load, and what is in them"]
+    if config.model.adapter is not None:
+        items.append(f"that the adapter in {config.model.adapter} fits them")
+    if config.generator.backend == "vllm":
+        items.append("that vLLM starts with this model")
+    if config.generator.backend == "vllm_server":
+        items.append(f"that servers answer at {', '.join(config.generator.urls)}, with this model and these flags")
+    if config.teacher is not None:
+        items.append("that the teacher loads" if config.teacher.backend == "local" else
+                     f"that the teacher's servers answer at {', '.join(config.teacher.urls)}")
+    if config.tracking.trackers:
+        items.append(f"that {', '.join(config.tracking.trackers)} may be written to")
+    items.append("rewards on what the model writes, and on other questions than one of each kind")
+    return "\n".join(items)

@@ -1,35 +1,44 @@
 """What a run will need in memory, estimated before the model is loaded: better refused now than out of memory at step
 40.
 
-An estimate from the checkpoint's header and the configuration: the worst-case micro-batch, the sampler, the optimiser.
-The embedded sampler needs its cache at full length; a vLLM engine in the process its own copy of the weights and, on a
-GPU, the cache of one sequence at least (it takes what is free); servers need nothing here. Real use differs by the
-allocator's waste and the libraries themselves (0.5 to 0.7 GB on the CPU, counted in).
+An estimate from the shapes of the weights (rl/planning/shapes.py) and the configuration: the worst-case micro-batch
+(rl/planning/activations.py), the sampler, the optimiser. The embedded sampler needs its cache at full length; a vLLM
+engine in the process its own copy of the weights and, on a GPU, the cache of one sequence at least (it takes what is
+free); servers need nothing here. On the CPU the growth over the loaded process is within 15% of what is measured
+(benchmarks/memory_peaks.py); the libraries themselves are counted in (0.5 to 0.7 GB on the CPU).
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
 import math
-import struct
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import psutil
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import PretrainedConfig
 
 from rewards.errors import named
-from rl.config import GeneratorSection, ModelSection, RunConfig
+from rl.config import GeneratorSection, RunConfig
 from rl.errors import ConfigError
-from rl.generate.generator_plan import MERGE_BELOW_BYTES, cache_bytes, cache_bytes_per_token, engine_cache_bytes
-from rl.paths import resolve_path
+from rl.generate.generator_plan import (
+    GPU_RESERVE,
+    MERGE_BELOW_BYTES,
+    cache_bytes,
+    cache_bytes_per_token,
+    engine_cache_bytes,
+)
+from rl.planning.activations import activations_per_token
+from rl.planning.shapes import WeightShapes, planned_config, weight_shapes
+from rl.policy.logprobs import LOGITS_BUDGET_BYTES
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 Backend = Literal["transformers", "vllm", "vllm_server"]
 LIBRARIES_BYTES = 600 * 2**20
+M_MMAP_THRESHOLD = -3  # of malloc.h
 ANY_TOKEN = 0  # what the ids are changes neither time nor memory
 
 
@@ -73,6 +82,16 @@ class MemoryEstimate:
     def total(self) -> int:
         return self.trainer_bytes + self.sampler_copy + self.cache - self.in_turns
 
+    def fits(self, available: int) -> bool:
+        """Whether the run fits into so many bytes; an engine that takes what is left needs room for one sequence."""
+        return self.total <= available and (not self.is_least_cache or self.room(available) >= 1)
+
+    def room(self, available: int) -> int:
+        """How many sequences of full length an engine that takes what is left holds together, with so many bytes
+        free."""
+        beside = self.kept_bytes if self.sleeps else self.trainer_bytes
+        return max(0, int(GPU_RESERVE * (available - beside) - self.sampler_copy) // self.cache)
+
     def lines(self) -> list[str]:
         """For people: one aligned line per part."""
         copy, cache = ("vLLM's weights", "vLLM's key/value cache") if self.backend == "vllm" else (
@@ -91,104 +110,91 @@ class MemoryEstimate:
         return [f"{name:<42}{size / 1e9:8.2f} GB" for name, size in parts]
 
 
-def weight_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
-    """Name and shape of every weight, from the safetensors headers in a folder; None where there are none."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
-        try:
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                # A pointer of git-lfs is text: its first bytes make a length beyond any memory.
-                if length > file.stat().st_size:
-                    raise ValueError(
-                        f"its header claims {length} bytes of {file.stat().st_size}; a git-lfs pointer needs `git lfs "
-                        "pull`")
-                header = json.loads(stream.read(length))
-        except (struct.error, ValueError) as error:
-            raise ConfigError(
-                f"{named('model.path')}: {file} is no whole safetensors file ({error}). Remedy: copy or download the "
-                "checkpoint again") from error
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    return shapes or None
-
-
 def estimate_memory(
     config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, *, bytes_per_weight: int, on_gpu: bool,
-    benchmark_tokens: int = 0,
-) -> MemoryEstimate | None:
-    """None where the checkpoint's header is not at hand. longest_prompt in tokens; bytes_per_weight: 4 float32, 2
-    bfloat16; on_gpu: the device on which the run trains. benchmark_tokens: of the longest prompt with the longest
-    completion among the run's benchmarks."""
-    folder = checkpoint_folder(config.model)
-    shapes = weight_shapes(folder) if folder is not None else None
-    if shapes is None:
-        return None
-    vocabulary = model_config.get_text_config().vocab_size
+    benchmark_tokens: int = 0, shapes: WeightShapes | None = None,
+) -> MemoryEstimate:
+    """longest_prompt in tokens; bytes_per_weight: 4 float32, 2 bfloat16; on_gpu: the device on which the run trains.
+    benchmark_tokens: of the longest prompt with the longest completion among the run's benchmarks. shapes: of the
+    weights, where they are known already."""
+    shapes = weight_shapes(config.model, model_config) if shapes is None else shapes
     num_parameters = sum(map(math.prod, shapes.values()))
-    adapted = [shape for name, shape in shapes.items()
+    adapted = [name for name, shape in shapes.items()
                if len(shape) == 2 and "layers." in name and _is_target(name, config.lora.targets)]
-    num_trained = config.lora.rank * sum(sum(shape) for shape in adapted) if config.lora.enabled else num_parameters
+    num_trained = (
+        config.lora.rank * sum(sum(shapes[name]) for name in adapted) if config.lora.enabled else num_parameters)
     # Full parameters are kept in float32, and their frozen reference is a second copy.
     frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
     bytes_per_base_weight = bytes_per_weight if config.lora.enabled else 4
-    base = num_parameters * bytes_per_base_weight * frozen_copies
     generator = config.generator
     longest = longest_prompt + config.sampling.max_completion_tokens
-    tokens = max(config.optim.micro_batch_tokens, longest)
     sampler_copy, cache = _sampler_bytes(
-        generator, max(longest, benchmark_tokens), cache_bytes_per_token(model_config, bytes_per_weight),
-        num_parameters * bytes_per_weight, num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
+        generator, max(longest, benchmark_tokens), model_config, bytes_per_weight, num_parameters * bytes_per_weight,
+        num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
+    activations, logits = _pass_bytes(config, model_config, shapes, adapted, longest, bytes_per_weight)
     return MemoryEstimate(
-        num_parameters=num_parameters, num_trained=num_trained, base=base, sampler_copy=sampler_copy,
-        trained=num_trained * 4 * 4, activations=_activation_bytes(config, model_config, tokens, bytes_per_weight),
-        logits=4 * min(tokens * vocabulary * 4, 256 * 2**20), cache=cache, backend=generator.backend,
+        num_parameters=num_parameters, num_trained=num_trained,
+        base=num_parameters * bytes_per_base_weight * frozen_copies, sampler_copy=sampler_copy,
+        trained=num_trained * 4 * 4, activations=activations, logits=logits, cache=cache, backend=generator.backend,
         is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
         sleeps=on_gpu and generator.sleep != "off", teacher=_teacher_bytes(config, on_gpu=on_gpu))
 
 
-def _activation_bytes(config: RunConfig, model_config: PretrainedConfig, tokens: int, bytes_per_weight: int) -> int:
-    """Inputs of the linear layers, attention and the gated product, as autograd keeps them, counted on the Llama
-    architecture. tokens: of one micro-batch."""
-    text = model_config.get_text_config()  # of a multimodal model, the language model's
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
-    adapter_inputs = 4 * (2 * hidden + intermediate) if config.lora.enabled else 0
-    per_token_and_layer = (10 * hidden + 4 * intermediate) * bytes_per_weight + adapter_inputs
-    if config.model.gradient_checkpointing:
-        return int(tokens * per_token_and_layer + tokens * layers * hidden * bytes_per_weight)
-    return int(tokens * layers * per_token_and_layer)
+def _pass_bytes(
+    config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, adapted: Sequence[str], longest: int,
+    bytes_per_weight: int,
+) -> tuple[int, int]:
+    """Of the largest micro-batch: what is kept for the backward pass, and the logits. longest: tokens of one row."""
+    tokens = max(config.optim.micro_batch_tokens, longest)
+    per_token = activations_per_token(config, model_config, shapes, adapted, longest, bytes_per_weight)
+    logits = 4 * min(tokens * model_config.get_text_config().vocab_size * 4, LOGITS_BUDGET_BYTES)
+    # Under autocast the layers' weights in the computation's dtype are kept, too.
+    casts = 0 if config.lora.enabled or bytes_per_weight == 4 else bytes_per_weight * sum(
+        math.prod(shape) for name, shape in shapes.items() if "layers." in name)
+    # The logits are gone before the first layer's gradients come.
+    return tokens * per_token.kept + casts + max(0, tokens * per_token.gradients - logits), logits
 
 
 def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
-    """Of a local teacher's weights; its activations are smaller than those of training. 0 where its header is not at
-    hand."""
+    """Of a local teacher's weights; its activations are smaller than those of training. 0 where the model is not
+    at hand."""
     if config.teacher is None or config.teacher.backend != "local":
         return 0
     model = config.teacher.as_model()
-    folder = checkpoint_folder(model)
-    shapes = weight_shapes(folder) if folder is not None else None
+    try:
+        shapes = weight_shapes(model, planned_config(model))
+    except ConfigError:
+        return 0
     bytes_per_weight = {"auto": 2 if on_gpu else 4, "float32": 4, "bfloat16": 2}[model.dtype]
-    return bytes_per_weight * sum(map(math.prod, (shapes or {}).values()))
+    return bytes_per_weight * sum(map(math.prod, shapes.values()))
 
 
 def _sampler_bytes(
-    generator: GeneratorSection, longest: int, bytes_per_token: int, weights: int, base: int, *, on_gpu: bool
+    generator: GeneratorSection, longest: int, model_config: PretrainedConfig, bytes_per_weight: int, weights: int,
+    base: int, *, on_gpu: bool,
 ) -> tuple[int, int]:
     """Of the sampler's copy of the weights and its cache. longest: tokens of the longest prompt with the longest
     completion; weights: bytes of the model as the sampler holds it; base: as the trainer does."""
+    bytes_per_token = cache_bytes_per_token(model_config, bytes_per_weight)
     if generator.backend == "vllm_server":
         return 0, 0
     if generator.backend == "vllm":
         fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
         return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
-    merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES)
-    # Half as much again while the cache grows into a larger buffer.
-    return weights if merges else 0, int(1.5 * generator.max_sequences * longest * bytes_per_token)
+    # As choose_sync does. In bfloat16 the trainer holds the base alike only beside an adapter, which is not merged then.
+    rounds = bytes_per_weight < 4 and weights == base
+    merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES and not rounds)
+    # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare
+    # room takes no memory before it is written. Attention reads a layer's part in float32.
+    text = model_config.get_text_config()
+    spare = (1.5 if on_gpu else 1.0) + (1 + 4 / bytes_per_weight) / text.num_hidden_layers
+    logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from
+    return weights if merges else 0, int(spare * generator.max_sequences * longest * bytes_per_token) + logits
 
 
-def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: int, where: str) -> None:
+def check_memory(config: RunConfig, estimate: MemoryEstimate, available: int, where: str) -> None:
     """Refuse a run that cannot fit. Raises ConfigError with the largest part and what makes it smaller."""
-    if estimate is None or estimate.total <= available:
+    if estimate.fits(available):
         return
     cache, sampler_copy = _sampler_remedies(config.generator, estimate)
     remedies = {
@@ -196,10 +202,11 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate | None, available: 
         "sampler_copy": sampler_copy, "base": f"{named('model.dtype', 'bfloat16')}",
         "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens",
         "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}
+    share = "" if estimate.total > available else f", of which an engine gets {GPU_RESERVE:.0%} of what the rest leaves"
     largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
     raise ConfigError(
-        f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free; the "
-        f"largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}")
+        f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free{share}; "
+        f"the largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}")
 
 
 def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> tuple[str, str]:
@@ -218,23 +225,20 @@ def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> 
     return cache, f"{sleep}{named('model.dtype', 'bfloat16')}, or {elsewhere}"
 
 
-def checkpoint_folder(model: ModelSection, cache: Path | None = None) -> Path | None:
-    """The folder with the checkpoint's files: the one named, or a hub id's in the cache; None where nothing was
-    downloaded yet."""
-    path = resolve_path(model.path)
-    if path.is_dir():
-        return path
-    if model.path.count("/") > 1:
-        return None
-    found = try_to_load_from_cache(model.path, "config.json", revision=model.revision, cache_dir=cache)
-    return Path(found).parent if isinstance(found, str) else None
-
-
 def available_memory(device: torch.device, num_processes: int = 1) -> int:
     """Bytes that the device can still give to each process of a run on this machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) // num_processes
+
+
+def give_back_freed_memory() -> None:
+    """From here on a block of 128 KB or more goes back to the system when it is freed. By itself glibc comes to keep
+    those below 32 MB, and the holes between them: as much again as a run on the CPU needs. Elsewhere nothing is
+    done."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if (mallopt := getattr(libc, "mallopt", None)) is not None:
+        mallopt(M_MMAP_THRESHOLD, 128 * 2**10)  # where glibc begins; set, it stays
 
 
 def _is_target(name: str, targets: str | list[str]) -> bool:

@@ -22,10 +22,10 @@ from rl.errors import GeneratorError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.evaluation.held_out import HeldOut
 from rl.generate.base_probe import measure_base
-from rl.generate.build import build_generator, check_generator
+from rl.generate.build import check_generator, open_generator
 from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
-from rl.generate.protocol import sampling_parameters
-from rl.memory import available_memory, check_memory, estimate_memory, longest_groups
+from rl.generate.protocol import Generator, sampling_parameters
+from rl.memory import available_memory, check_memory, estimate_memory, give_back_freed_memory, longest_groups
 from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
 from rl.picture import draw_curves
@@ -73,22 +73,27 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     transformers_logging.disable_progress_bar()
     inputs, benchmarks = _read(config, build)
     accelerator = _make_accelerator(config, benchmarks)
+    if accelerator.device.type == "cpu":
+        give_back_freed_memory()
     with telling_others(accelerator.process_index, accelerator.num_processes), contextlib.ExitStack() as stack:
-        # Before the folder: a model or a sampler that cannot be had must not move an earlier run aside.
+        # Before the folder: a model, an engine or a server that cannot be had must not move an earlier run aside.
         policy = load_run_policy(config, inputs, accelerator, benchmarks)
         check_generator(config.generator, config.sampling, policy)
         teacher = open_teacher(config, inputs, accelerator.device)
         if teacher is not None:
             stack.callback(teacher.close)
         folder = RunFolder(config.run_dir)
-        if accelerator.is_main_process:
-            folder = stack.enter_context(prepare(config.run_dir, resume=resume is not None))
-        meet("prepare the run's folder", accelerator.num_processes)
         setup = Setup(config, inputs, accelerator, policy, folder, benchmarks, teacher)
+        generator = _open_generator(setup, stack) if resume is None else None
+        if accelerator.is_main_process:
+            stack.enter_context(prepare(folder.path, resume=resume is not None))
+        meet("prepare the run's folder", accelerator.num_processes)
         resumed = _checkpoint_to_resume(setup) if resume is not None else None
+        # Behind the comparison with the checkpoint, which moves nothing: an engine takes a minute.
+        generator = generator or _open_generator(setup, stack)
         if accelerator.is_main_process:
             write_atomically(folder.config_file, to_yaml(config))
-        trainer, parts = build_trainer(setup, stack, None if resumed is None else resumed[1])
+        trainer, parts = build_trainer(setup, generator, stack, None if resumed is None else resumed[1])
         _introduce(setup, parts)
         if resumed is not None:
             trainer.restore(*resumed)
@@ -205,8 +210,7 @@ def generator_plan(setup: Setup) -> GeneratorPlan:
     return GeneratorPlan(
         max_tokens=max(longest + config.sampling.max_completion_tokens, _benchmark_tokens(setup.benchmarks)),
         cache_bytes_per_token=cache_bytes_per_token(inputs.model_config, policy.dtype.itemsize),
-        trainer_bytes=0 if estimate is None else estimate.trainer_bytes,
-        kept_bytes=0 if estimate is None else estimate.kept_bytes,
+        trainer_bytes=estimate.trainer_bytes, kept_bytes=estimate.kept_bytes,
         base_path=str(resolve_path(config.model.path)), revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         logprobs_mode="processed_logprobs" if is_embedded else logprobs_mode(config.sampling),
@@ -216,10 +220,17 @@ def generator_plan(setup: Setup) -> GeneratorPlan:
             if is_probed else None))
 
 
+def _open_generator(setup: Setup, stack: contextlib.ExitStack) -> Generator:
+    generator = open_generator(setup.config.generator, setup.policy, generator_plan(setup))
+    stack.callback(generator.close)
+    return generator
+
+
 def build_trainer(
-    setup: Setup, stack: contextlib.ExitStack, state: TrainerState | None = None
+    setup: Setup, generator: Generator, stack: contextlib.ExitStack, state: TrainerState | None = None
 ) -> tuple[Trainer, Parts]:
-    """stack: closes what is opened. state: of the checkpoint that the run goes on from."""
+    """generator: without weights yet. stack: closes what is opened, the generator too. state: of the checkpoint that
+    the run goes on from."""
     config, inputs, accelerator, policy, folder = (
         setup.config, setup.inputs, setup.accelerator, setup.policy, setup.folder)
     set_seed(config.seed)
@@ -227,8 +238,8 @@ def build_trainer(
     check_head(forward, policy, inputs.prompts[0].token_ids, config.sampling.temperature)
     optimizer = make_optimizer(policy.trainable_parameters().values(), config.optim)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
-    generator = build_generator(config.generator, policy, generator_plan(setup))
-    stack.callback(generator.close)
+    stack.callback(generator.close)  # before the run's folder is given back
+    generator.take_over(policy, 0)
     updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
                       attention=policy.causal_lm.config._attn_implementation)
     if accelerator.device.type == "cuda":

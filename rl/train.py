@@ -30,18 +30,27 @@ COMMAND = CommandLine(
     dry_run=(
         "check everything, show the resolved configuration, one prompt, the sizes of a step and the memory it needs; "
         "train nothing"),
+    plan=(
+        "with --dry-run: whether the run fits into a card of so many GB, and the nearest settings that do; needs no "
+        "GPU, no questions and no weights: a config.json, or a well-known model's name"),
     resume="continue a run from its newest checkpoint: its folder, its name under runs/, or latest")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code (see run_command). A run that a signal or the watchdog stopped has saved what it had: 0."""
-    return run_command(COMMAND, arguments, dry_run=_dry_run, run=_run)
+    return run_command(COMMAND, arguments, dry_run=_dry_run, run=_run, plan=_plan)
 
 
 def _dry_run(config: RunConfig) -> None:
     from rl.dry_run import describe
 
-    print(describe(config, _benchmarks_builder(config)))
+    describe(config, _benchmarks_builder(config))
+
+
+def _plan(config: RunConfig, gpu_memory_gb: float) -> None:
+    from rl.dry_run import plan
+
+    plan(config, gpu_memory_gb)
 
 
 def _run(config: RunConfig, resume: Path | None) -> int:

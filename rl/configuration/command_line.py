@@ -5,6 +5,7 @@ person types -> what to do. Imports no torch, so that --help answers at once.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,22 +27,25 @@ Config = TypeVar("Config", bound=Section)
 
 @dataclass(frozen=True, slots=True)
 class Command(Generic[Config]):
-    """What the user asked for. config: validated. resume: the folder of the run to go on with, or None."""
+    """What the user asked for. config: validated. resume: the folder of the run to go on with, or None. gpu_memory_gb:
+    of the card to plan for; None: there is nothing to plan."""
 
     config: Config
     resume: Path | None
     wants_help: bool = False
     dry_run: bool = False
     print_config: bool = False
+    gpu_memory_gb: float | None = None
 
 
 def run_command(
     line: CommandLine[Config], arguments: Sequence[str] | None, *, dry_run: Callable[[Config], None],
-    run: Callable[[Config, Path | None], int],
+    run: Callable[[Config, Path | None], int], plan: Callable[[Config, float], None] | None = None,
 ) -> int:
     """Do what the arguments (None: the process's own) ask for; --help and --print-config are answered here.
 
-    run: takes the configuration and the folder of the run to go on with, and returns the exit code.
+    run: takes the configuration and the folder of the run to go on with, and returns the exit code. plan: takes the
+    configuration and the memory of a card in GB.
     Returns the exit code: run's, 2 for what the user can mend (one message, no traceback; OTHERHALF_TRACEBACK=1 shows
     it), 130 after Ctrl-C twice."""
 
@@ -53,6 +57,8 @@ def run_command(
             print(render_help(line))
         elif command.print_config:
             print(to_yaml(command.config), end="")
+        elif command.gpu_memory_gb is not None and plan is not None:
+            plan(command.config, command.gpu_memory_gb)
         elif command.dry_run:
             dry_run(command.config)
         else:
@@ -70,6 +76,8 @@ def parse(arguments: Sequence[str], line: CommandLine[Config]) -> Command[Config
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--resume")
+    if line.plan is not None:
+        parser.add_argument("--gpu-memory", type=_gigabytes)
     for flag in FLAGS:
         parser.add_argument(flag, action="store_true")
     try:
@@ -81,6 +89,9 @@ def parse(arguments: Sequence[str], line: CommandLine[Config]) -> Command[Config
         raise ConfigError(where=repr(unknown[0]), expected=meant)
     if known.help or known.h:
         return Command(line.model(), None, wants_help=True)
+    gpu_memory_gb = getattr(known, "gpu_memory", None)
+    if gpu_memory_gb is not None and not known.dry_run:
+        raise ConfigError("plans and trains nothing", where="--gpu-memory", remedy="--dry-run --gpu-memory GB")
     path = known.config
     resume = None
     if known.resume is not None:
@@ -90,7 +101,18 @@ def parse(arguments: Sequence[str], line: CommandLine[Config]) -> Command[Config
         path = path or RunFolder(resume).config_file
         others = [*others, f"run_dir={resume}"]
     config = load(path or project_root() / line.default, others, line.model)
-    return Command(config, resume, dry_run=known.dry_run, print_config=known.print_config)
+    return Command(config, resume, dry_run=known.dry_run, print_config=known.print_config, gpu_memory_gb=gpu_memory_gb)
+
+
+def _gigabytes(text: str) -> float:
+    """Raises ArgumentTypeError for what is no size."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected the memory of a card in GB, such as 24")
+    return size
 
 
 def _hint(word: str, model: type[Section]) -> str:

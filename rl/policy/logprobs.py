@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]
+LOGITS_BUDGET_BYTES = 256 * 2**20  # of one chunk's logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class TokenLogprobs:
     self_certainties_N: Tensor | None = None
 
 
-def chunk_tokens_for(vocab_size: int, *, budget_bytes: int = 256 * 2**20) -> int:
+def chunk_tokens_for(vocab_size: int, *, budget_bytes: int = LOGITS_BUDGET_BYTES) -> int:
     """How many tokens' float32 logits fit into the budget; at least 1. A chunk's peak is about four times its logits
     (their gradient, the probabilities and one product live beside them)."""
     return max(1, budget_bytes // (4 * vocab_size))

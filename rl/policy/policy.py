@@ -18,7 +18,13 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rewards.errors import UserError, named
 from rl.config import LoraSection, ModelSection
@@ -246,6 +252,15 @@ def end_of_sequence_ids(
             f"{path} names no end-of-sequence token in generation_config.json or its tokenizer; set "
             "sampling.stop_token_ids and add eos_token to the tokenizer", where=named("model.path"))
     return eos_ids
+
+
+def planned_end_ids(
+    model: ModelSection, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """`end_of_sequence_ids` of the model before it is loaded. Raises PolicyError where there is none."""
+    path = str(resolve_path(model.path))
+    found = load_generation_config(path, model.revision) or GenerationConfig.from_model_config(model_config)
+    return end_of_sequence_ids(found, tokenizer, path)
 
 
 def _load_base(

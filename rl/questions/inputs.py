@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import jinja2
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from rewards.contract import RewardError
@@ -21,6 +22,7 @@ from rewards.scoring import RewardSum
 from rl.config import DataSection, HeldOutSection, ModelSection, PromptSection, RewardSection, RunConfig
 from rl.errors import ConfigError, DataError
 from rl.paths import resolve_path
+from rl.planning.shapes import check_shapes
 from rl.questions.files import LoadedQuestions, load_questions
 from rl.questions.generated import held_out_task, is_generated
 from rl.questions.prompting import PromptRenderer, load_template, render_prompts, warn_of_plain_text
@@ -70,6 +72,8 @@ def read_inputs(config: RunConfig) -> Inputs:
         dropped |= left_out
         warn_of_overlap(prompts, held_out)
     check_lengths(config.sampling.max_completion_tokens, model_config, (*prompts, *held_out))
+    check_shapes(config.model, model_config)
+    check_vocabulary((*prompts, *held_out), model_config)
     check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
         warnings.warn(
@@ -98,6 +102,8 @@ def read_questions(
     """The questions that are sampled, with what the rewards need of each. Raises ConfigError, DataError or
     PromptError."""
     renderer = PromptRenderer(load_template(prompt.template), tokenizer, prompt.chat_template)
+    if renderer.uses_chat_template:
+        check_chat_template(tokenizer)
     warn_of_plain_text(renderer)
     loaded = load_questions(data)
     _check_training_answers(rewards, loaded.questions, data)
@@ -228,6 +234,32 @@ def check_lengths(max_completion_tokens: int, model_config: PretrainedConfig, pr
             f"{max_completion_tokens} tokens after the longest prompt ({len(longest.token_ids)} tokens, question "
             f"{longest.question.id!r}) make {needed}, above the model's context of {context}", where=named(key),
             remedy=f"{f'{named(key, room)} or less, or ' if room > 0 else ''}a lower {named('data.max_prompt_tokens')}")
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ConfigError where the tokenizer's chat template cannot be read, or there are several and none is the
+    default."""
+    template, where = tokenizer.chat_template, named("model.path")
+    remedy = f"another tokenizer_config.json, or {named('prompt.chat_template', 'never')}"
+    if isinstance(template, dict) and "default" not in template:
+        raise ConfigError(f"its tokenizer has the chat templates {', '.join(sorted(template))} and no default",
+                          where=where, remedy=remedy)
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    except (jinja2.TemplateSyntaxError, TypeError) as error:
+        raise ConfigError(f"its chat template cannot be read ({error})", where=where, remedy=remedy) from error
+    except jinja2.TemplateError:  # it refuses this message, and may well take the questions
+        return
+
+
+def check_vocabulary(prompts: Sequence[Prompt], model_config: PretrainedConfig) -> None:
+    """Raises ConfigError where the tokenizer makes ids that the model has no embedding for."""
+    size: int = model_config.get_text_config().vocab_size
+    for prompt in prompts:
+        if max(prompt.token_ids) >= size:
+            raise ConfigError(
+                f"the tokenizer makes token {max(prompt.token_ids)} of question {prompt.question.id!r}, and the model "
+                f"has a vocabulary of {size}", where=named("model.path"), remedy="the checkpoint's own tokenizer")
 
 
 def _grader(evaluation: HeldOutSection) -> str:

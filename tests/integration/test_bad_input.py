@@ -353,3 +353,54 @@ def test_a_checkpoint_without_weights_is_refused_with_the_key_and_the_remedy(
     assert train(tmp_path / "run", f"model={folder}") == 2
     message = the_message(capfd)
     assert "model.path" in message and "Remedy: a whole checkpoint" in message
+
+
+def changed_model(folder: Path, **changes: object) -> Path:
+    """models/tiny-arith with other entries in the JSON files that the names of `changes` stand for."""
+    shutil.copytree(project_root() / "models" / "tiny-arith", folder, ignore=shutil.ignore_patterns("questions"))
+    for name, entries in changes.items():
+        file = folder / f"{name}.json"
+        stored = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps({**stored, **dict(entries)}))  # type: ignore[call-overload]
+    return folder
+
+
+@pytest.mark.parametrize(("changes", "part"), [
+    ({"tokenizer_config": {"chat_template": "{% if messages"}}, "model.path: its chat template cannot be read ("),
+    ({"tokenizer_config": {"chat_template": "{{ messages + 1 }}"}}, "model.path: its chat template cannot be read ("),
+    ({"tokenizer_config": {"chat_template": [{"name": "rag", "template": "x"}, {"name": "tools", "template": "y"}]}},
+     "model.path: its tokenizer has the chat templates rag, tools and no default"),
+    ({"config": {"vocab_size": 120}}, "has the shape (99, 128), and by its config.json it has (120, 128)"),
+    ({"tokenizer_config": {"eos_token": None}, "config": {"eos_token_id": None},
+      "generation_config": {"eos_token_id": None}}, "names no end-of-sequence token"),
+])
+def test_the_dry_run_refuses_a_model_that_the_start_would_refuse(
+    changes: dict[str, object], part: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = changed_model(tmp_path / "model", **changes)
+    for words in ([], ["--dry-run"]):
+        assert train(tmp_path / "run", f"model={model}", *words) == 2
+        assert part in the_message(capfd)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("function", "part"), [
+    ("raises", "raised ZeroDivisionError"), ("too_few", "returned 1 values for 4 completions"),
+    ("other_signature", "cannot be called: ")])
+def test_the_dry_run_calls_each_reward_once_on_a_real_row(
+    function: str, part: str, files: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", f"rewards.0.use={files}/rewards.py:{function}", "--dry-run") == 2
+    message = the_message(capfd)
+    assert part in message and f"reward {function!r} ({files}/rewards.py:{function}), question 'train-" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_server_that_cannot_be_reached_does_not_move_the_earlier_run_aside(
+    finished_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(finished_run.parent)
+    servers = "generator={backend: vllm_server, urls: ['http://localhost:1'], start_timeout_s: 0.5}"
+    assert train(finished_run, "evaluation.path=null", servers) == 2
+    assert "no vLLM server answers at http://localhost:1" in the_message(capfd)
+    assert contents(finished_run.parent) == before

@@ -84,11 +84,46 @@ def test_the_dry_run_of_the_quick_start_shows_all_and_makes_nothing(tmp_path: Pa
     assert finished.stderr == ""
     for part in (
         "--- configuration ---", "questions_per_step: 32", "--- prompt of the first question ---", "'19+28=?\\n'",
-        "--- sizes ---", "32 questions x 8 = 256 completions", "--- memory ---", "total, about",
+        "--- sizes ---", "32 questions x 8 = 256 completions", "--- memory ---", "total, about", "fits into the ",
+        "--- rewards, called on made-up completions ---", "semantic_entropy", "held out: accuracy",
+        "--- not checked ---", "that the weights load",
     ):
         assert part in finished.stdout
     assert list(tmp_path.iterdir()) == []
     assert seconds < DRY_RUN_SECONDS
+
+
+def test_a_card_is_planned_for_without_the_model_questions_or_vllm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", "configs/grpo_math.yaml", "model=qwen2.5-1.5b", f"data={tmp_path / 'none.jsonl'}", "--dry-run"]
+    assert train(tmp_path / "run", *words, "sampling.max_completion_tokens=1024", "--gpu-memory", "24") == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and "1,543,714,304 parameters in the base" in shown.out
+    assert "total, about " in shown.out and "fits into the 24.0 GB of a GPU with 24 GB" in shown.out
+    assert train(tmp_path / "run", *words, "lora.enabled=false", "--gpu-memory=24") == 2
+    shown = capsys.readouterr()
+    assert "total, about " in shown.out and "does not fit into the 24.0 GB" in shown.out
+    assert "nearest settings that fit:\n  lora.enabled=true" in shown.out
+    assert shown.err.startswith("error: this run needs about ") and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--gpu-memory", "24"], r"--gpu-memory: plans and trains nothing\. Remedy: --dry-run --gpu-memory GB"),
+    (["--dry-run", "--gpu-memory", "-3"], "expected the memory of a card in GB, such as 24"),
+    (["--dry-run", "--gpu-memory", "big"], "'big'; expected the memory of a card in GB, such as 24")])
+def test_a_card_that_cannot_be_planned_for_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(words)
+
+
+def test_the_table_is_shown_where_a_run_does_not_fit_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "optim.micro_batch_tokens=100000000", "--dry-run") == 2
+    shown = capsys.readouterr()
+    assert "total, about " in shown.out and "nearest settings that fit:\n  optim.micro_batch_tokens=" in shown.out
+    assert shown.err.startswith("error: this run needs about ") and "Everything was read" not in shown.out
 
 
 @pytest.mark.parametrize("version", ["0.25.0", "0.33.0rc1"])

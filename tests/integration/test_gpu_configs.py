@@ -1,10 +1,10 @@
-"""configs/qwen2.5_*.yaml, which no machine here can run: everything that is checked before weights are loaded, on a
-checkpoint of the model's shapes without weights, and the memory that their headers name."""
+"""The starter configurations for GPUs, which no machine here can run: everything that is checked before weights are
+loaded, on a checkpoint of the model's shapes without weights, and the memory that the planner counts."""
 
 from __future__ import annotations
 
 import json
-import struct
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,64 +12,88 @@ from pathlib import Path
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
-import torch
 import yaml
-from random_models import SHAPES, build_tokenizer, model_config
-from transformers import AutoModelForCausalLM
+from random_models import build_tokenizer
 
+from eval.run import check_words
+from rl.config import RunConfig
 from rl.configuration.loading import load
 from rl.configuration.resuming import differences
-from rl.memory import check_memory, estimate_memory
+from rl.memory import MemoryEstimate, check_memory, estimate_memory
 from rl.paths import project_root
+from rl.planning.shapes import KNOWN, known_shape, planned_config, shape_config
 from rl.questions.inputs import read_inputs
+from rl.stages.config import PipelineConfig
+from rl.stages.run import check_pipeline
 
-CONFIGS = sorted((project_root() / "configs").glob("qwen2.5_*.yaml"))
-GPU_GB = {"1.5b": 24, "7b": 80}  # as the headers say
+CONFIGS = project_root() / "configs"
+PAPERS = sorted(CONFIGS.glob("qwen2.5_*.yaml"))
+STARTERS = [*PAPERS, *(CONFIGS / f"{name}.yaml" for name in ("empo_math", "grpo_math", "r1_rewards"))]
+GPU_GB = {KNOWN["qwen2.5-1.5b"]: 24, KNOWN["qwen2.5-7b"]: 80}  # as the headers say
 QUESTIONS = [{"id": f"q{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
 
 
 def hollow_checkpoint(name: str, folder: Path) -> Path:
-    """config.json, a tokenizer, and a safetensors file with the model's names and shapes whose data are a hole."""
-    config = model_config(SHAPES[name])
+    """config.json and a tokenizer: a folder without weights."""
+    config = shape_config(KNOWN[name], context=4096)
     config.save_pretrained(folder)
     build_tokenizer(config.vocab_size).save_pretrained(folder)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    header, position = {}, 0
-    for key, parameter in model.named_parameters():
-        end = position + 2 * parameter.numel()
-        header[key] = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        stream.truncate(8 + len(text) + position)
     return folder
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_gpu_config_passes_all_checks_and_fits_the_gpu_that_its_header_names(path: Path, tmp_path: Path) -> None:
-    size = path.stem.split("_")[1]
+def planned(config: RunConfig) -> MemoryEstimate:
+    return estimate_memory(config, planned_config(config.model), config.data.max_prompt_tokens, bytes_per_weight=2,
+                           on_gpu=True)
+
+
+def check_room(config: RunConfig, estimate: MemoryEstimate, gpu_gb: int) -> None:
+    """It fits, and the engine has room for a quarter of its sequences at full length."""
+    check_memory(config, estimate, gpu_gb * 10**9, "cuda")
+    assert config.generator.backend == "vllm"
+    assert estimate.room(gpu_gb * 10**9) > config.generator.max_sequences / 4
+
+
+@pytest.mark.parametrize("path", STARTERS, ids=lambda path: path.stem)
+def test_a_starter_configuration_fits_the_gpu_that_its_header_names_and_samples_with_vllm(path: Path) -> None:
+    config, header = load(path, []), path.read_text().split("\nseed:")[0]
+    estimate, shape = planned(config), known_shape(config.model.path)
+    assert shape is not None
+    gpu_gb = GPU_GB[shape]
+    assert f"one GPU with {gpu_gb} GB" in header and "vllm" in header.lower()
+    assert f"--dry-run --gpu-memory {gpu_gb}" in header
+    assert f"about {estimate.total / 1e9:.0f} GB" in header
+    assert f"{estimate.trainer_bytes / 1e9:.0f} GB are the trainer's" in header
+    check_room(config, estimate, gpu_gb)
+    if gpu_gb == 24 and path not in PAPERS:
+        larger = load(path, ["model.path=Qwen/Qwen2.5-7B"])
+        assert "model=Qwen/Qwen2.5-7B one GPU with 80 GB" in header
+        check_room(larger, planned(larger), 80)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_a_papers_configuration_passes_all_checks_on_a_folder_without_weights(path: Path, tmp_path: Path) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
-    config = load(path, [f"model.path={hollow_checkpoint(f'qwen2.5-{size}', tmp_path)}", f"data.path={questions}",
-                         f"evaluation.path={questions}"])
+    folder = hollow_checkpoint(f"qwen2.5-{path.stem.split('_')[1]}", tmp_path)
+    config = load(path, [f"model.path={folder}", f"data.path={questions}", f"evaluation.path={questions}"])
     with pytest.warns(UserWarning, match="held-out questions are training questions too"):
         inputs = read_inputs(config)
     assert len(inputs.prompts) == len(QUESTIONS) and (inputs.prompts[0].question.answer is None) == path.stem.endswith(
         "empo")
-    estimate = estimate_memory(
-        config, inputs.model_config, config.data.max_prompt_tokens, bytes_per_weight=2, on_gpu=True)
-    assert estimate is not None
-    header = path.read_text().split("\nseed:")[0]
-    assert f"one GPU with {GPU_GB[size]} GB" in header
-    assert (
-        f"about {estimate.total / 1e9:.0f} GB" in header
-        and f"{estimate.trainer_bytes / 1e9:.0f} GB are the trainer's" in header)
-    check_memory(config, estimate, GPU_GB[size] * 10**9, "cuda")
-    # In what the engine is given a quarter of its sequences has room at full length.
-    left = 0.9 * (GPU_GB[size] * 1e9 - estimate.trainer_bytes) - estimate.sampler_copy
-    assert left > config.generator.max_sequences / 4 * estimate.cache
+    assert planned(config) == planned(load(path, []))
+
+
+@pytest.mark.parametrize("name", ["r1_zero", "r1_recipe", "empo_qwen", "empo_llama", "sft_rl_alternate"])
+def test_a_recipes_training_fits_the_gpu_that_its_header_names(name: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    found = re.search(r"one GPU with (\d+) GB", path.read_text())
+    assert found is not None
+    _, prepared = check_pipeline(load(path, [], PipelineConfig), check_words)
+    for config in (stage.config for stage in prepared if isinstance(stage.config, RunConfig)):
+        # a stage may begin with the model of an earlier one
+        on_hub = config.model.path if known_shape(config.model.path) else "Qwen/Qwen2.5-1.5B"
+        of_model = config.model_copy(update={"model": config.model.model_copy(update={"path": on_hub})})
+        check_room(of_model, planned(of_model), int(found[1]))
 
 
 @pytest.mark.parametrize("size", ["1.5b", "7b"])

@@ -52,12 +52,8 @@ class EmbeddedGenerator(TransformersGenerator):
 def run(words: Sequence[str], make: Callable[[Policy], Generator] = EmbeddedGenerator) -> int:
     """`python -m rl.train` with these words, in this process on one thread, with the generator that `make` makes; the
     exit code."""
-    def build(
-        config: GeneratorSection, policy: Policy, plan: GeneratorPlan | None = None, *, version: int = 0
-    ) -> Generator:
-        generator = make(policy)
-        generator.take_over(policy, version)
-        return generator
+    def open_generator(config: GeneratorSection, policy: Policy, plan: GeneratorPlan | None = None) -> Generator:
+        return make(policy)
 
-    with one_thread(), patch("rl.run.build_generator", build):
+    with one_thread(), patch("rl.run.open_generator", open_generator):
         return main(list(words))

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rl.config import GeneratorSection
-from rl.generate.generator_plan import CACHE_BLOCK, GeneratorPlan, cache_bytes
-from rl.generate.vllm_generator import GPU_RESERVE, VllmGenerator, _memory_share
+from rl.generate.generator_plan import CACHE_BLOCK, GPU_RESERVE, GeneratorPlan, cache_bytes
+from rl.generate.vllm_generator import VllmGenerator, _memory_share
 
 GB = 10**9
 DEVICE = torch.device("cuda", 0)

@@ -513,7 +513,6 @@ def test_a_local_teachers_weights_are_in_the_memory_estimate() -> None:
         config = distilling(*overrides)
         found = estimate_memory(
             config, AutoConfig.from_pretrained(resolve_path("models/tiny-arith")), 10, bytes_per_weight=4, on_gpu=False)
-        assert found is not None
         assert any("frozen teacher" in line for line in found.lines()) == bool(found.teacher)
         with pytest.raises(ConfigError):
             check_memory(config, found, found.total - 1, "cpu")

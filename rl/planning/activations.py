@@ -1,0 +1,90 @@
+"""What autograd keeps of a micro-batch until its backward pass, in bytes a token, counted operation by operation on a
+decoder of norms, attention and a gated product (Llama, Qwen, Mistral and their like).
+
+Counted as our forward computes (rl/policy/forward.py, fused_lora.py): a norm keeps its input in float32; attention its
+queries, keys, values and result; the gated product three tensors of its width. A frozen linear layer keeps nothing, a
+trained one its input. An adapter in float32 keeps one input for the layers that share it; in bfloat16 or with dropout
+(PEFT's own forward) each layer a float32 copy.
+
+Legend: H hidden size, I width of the gated product, Q and K widths of all query and of all key heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from rl.config import RunConfig
+from rl.planning.shapes import WeightShapes
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Bytes a token. kept: by all layers until the backward pass. gradients: beside them while one layer's backward
+    pass runs, when the logits are gone."""
+
+    kept: int
+    gradients: int
+
+
+def activations_per_token(
+    config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, adapted: Collection[str], longest: int,
+    bytes_per_weight: int,
+) -> Activations:
+    """adapted: names in `shapes` of the matrices that have an adapter; none where all parameters train. longest: tokens
+    of the longest row, whose square matters to eager attention alone."""
+    text = model_config.get_text_config()  # of a multimodal model, the language model's
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    width = getattr(text, "intermediate_size", None) or 4 * hidden
+    one_layer = _layer(config, model_config, shapes, longest, bytes_per_weight)
+    inputs = (
+        _adapter_inputs(config, shapes, adapted, bytes_per_weight) if config.lora.enabled
+        else layers * bytes_per_weight * ((2 if bytes_per_weight == 4 else 5) * hidden + width))
+    # The last norm's input; trained, it keeps its result too, and the output layer its own input.
+    ends = 4 * hidden + (0 if config.lora.enabled else (4 + bytes_per_weight) * hidden)
+    # Of the product, of its two factors, and of the residual stream; PEFT's own forward casts one of them.
+    gradients = bytes_per_weight * (2 * width + hidden)
+    if config.lora.enabled and not _is_fused(config, bytes_per_weight):
+        gradients += 4 * width
+    if config.model.gradient_checkpointing:
+        stream = bytes_per_weight if config.lora.enabled else 4  # of the layers' inputs
+        return Activations(layers * stream * hidden + ends, one_layer + inputs // layers + gradients)
+    return Activations(layers * one_layer + inputs + ends, gradients)
+
+
+def _layer(
+    config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, longest: int, bytes_per_weight: int
+) -> int:
+    """Of one layer, without the inputs of its linear layers."""
+    text = model_config.get_text_config()
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    width = getattr(text, "intermediate_size", None) or 4 * hidden
+    head_width = getattr(text, "head_dim", None) or hidden // heads
+    queries, keys = heads * head_width, (getattr(text, "num_key_value_heads", None) or heads) * head_width
+    normalised = 2 * hidden + (queries + keys if any(".q_norm." in name for name in shapes) else 0)
+    # A trained norm keeps its result before the weight, too.
+    norms = 4 * normalised * (1 if config.lora.enabled else 2)
+    attention = bytes_per_weight * (2 * queries + 2 * keys)
+    if config.model.attention == "eager":  # the softmax of each head, and keys and values repeated for it
+        repeated = 2 * queries if keys < queries else 0
+        attention += heads * longest * (4 + bytes_per_weight % 4) + bytes_per_weight * repeated
+    return norms + attention + bytes_per_weight * 3 * width
+
+
+def _is_fused(config: RunConfig, bytes_per_weight: int) -> bool:
+    return bytes_per_weight == 4 and config.lora.dropout == 0
+
+
+def _adapter_inputs(
+    config: RunConfig, shapes: WeightShapes, adapted: Collection[str], bytes_per_weight: int
+) -> int:
+    """Of all layers: what the adapters read, and that times A."""
+    reduced = 4 * config.lora.rank * len(adapted)
+    if not _is_fused(config, bytes_per_weight):
+        mask = 4 if config.lora.dropout else 0  # on a GPU 1
+        return reduced + (4 + mask) * sum(shapes[name][1] for name in adapted)
+    # Neighbours read one tensor; what attention gives is kept by attention already.
+    shared = {(name.rsplit(".", 2)[0], shapes[name][1]) for name in adapted if ".o_proj." not in name}
+    return reduced + 4 * sum(width for _, width in shared)

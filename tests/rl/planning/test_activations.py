@@ -1,0 +1,61 @@
+"""What the estimate says that autograd keeps, against the tensors that it really keeps in the forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from rl.config import RunConfig
+from rl.memory import estimate_memory, longest_groups
+from rl.paths import resolve_path
+from rl.planning.activations import activations_per_token
+from rl.planning.shapes import weight_shapes
+from tests.reference.tiny_run import make_updater, tiny_config, tiny_policy
+
+PROMPT = 40
+SETTINGS = ("sampling.max_completion_tokens=216", "optim.micro_batch_tokens=2040", "lora.rank=16")
+
+
+def kept_bytes(config: RunConfig) -> int:
+    """Of all tensors that the forward pass of the longest micro-batch saves, but the model's own weights."""
+    policy = tiny_policy(config)
+    own = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
+    saved: dict[int, int] = {}
+    alive: list[torch.Tensor] = []  # what autograd keeps cannot be freed, and its address not be taken by another
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    updater = make_updater(config, policy)
+    (batch,) = updater.micro_batches_of(longest_groups(config, PROMPT))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        updater._logprobs(batch, updater._forward)
+    return sum(saved.values())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (), ("model.dtype=bfloat16",), ("model.gradient_checkpointing=true",), ("lora.enabled=false",),
+        ("lora.enabled=false", "model.dtype=bfloat16"), ("lora.targets=[q_proj,v_proj]",), ("lora.dropout=0.1",),
+        ("model.attention=eager",),
+    ],
+    ids=" ".join,
+)
+def test_the_estimate_counts_what_autograd_keeps(overrides: tuple[str, ...]) -> None:
+    config = tiny_config(*SETTINGS, *overrides)
+    bytes_per_weight = 2 if config.model.dtype == "bfloat16" else 4
+    model_config = AutoConfig.from_pretrained(resolve_path("models/tiny-arith"))
+    shapes = weight_shapes(config.model, model_config)
+    found = estimate_memory(config, model_config, PROMPT, bytes_per_weight=bytes_per_weight, on_gpu=False)
+    targets = ("proj",) if config.lora.targets == "all-linear" else tuple(config.lora.targets)
+    adapted = [name for name in shapes if any(target in name for target in targets)]
+    per_token = activations_per_token(config, model_config, shapes, adapted, 256, bytes_per_weight)
+    hidden_gradients = max(0, 2040 * per_token.gradients - found.logits)  # of the backward pass, which saves nothing
+    one_logits = found.logits / 4  # what of the four the forward pass keeps
+    assert found.activations - hidden_gradients + one_logits == pytest.approx(kept_bytes(config), rel=0.05)
