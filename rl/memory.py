@@ -181,7 +181,7 @@ def _sampler_bytes(
     if generator.backend == "vllm":
         fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
         return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
-    # As choose_sync does. In bfloat16 the trainer holds the base alike only beside an adapter, which is not merged then.
+    # As choose_sync does. In bfloat16 both hold the base alike only beside an adapter, which is not merged then.
     rounds = bytes_per_weight < 4 and weights == base
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES and not rounds)
     # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare
