@@ -9,6 +9,7 @@ from rl.configuration.loading import to_yaml
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.generate.build import check_backend
 from rl.memory import MemoryEstimate, available_memory, check_memory, estimate_memory
+from rl.policy.ends import describe_ends
 from rl.policy.policy import resolve_dtype
 from rl.questions.inputs import Inputs, read_inputs
 from rl.runs.progress import format_counts
@@ -57,6 +58,9 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
         "each step":
             f"{sampling.questions_per_step} questions x {sampling.group_size} = {completions} completions of at most "
             f"{sampling.max_completion_tokens} tokens",
+        "a completion ends at":
+            describe_ends(
+                config.model, inputs.tokenizer, inputs.turn_end_ids, sampling.stop_token_ids, inputs.stop_strings),
         "at most":
             f"{rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches of "
             f"{optim.micro_batch_tokens} tokens, {optim.epochs * optim.minibatches} update(s)",
