@@ -117,6 +117,19 @@ def test_stop_strings_end_where_the_embedded_sampler_ends(generator: VllmGenerat
         assert ("ed{" in text) == ("ed{" in before.text) and "ed{" not in policy.tokenizer.decode(after.token_ids[:-1])
 
 
+def test_stop_strings_may_hold_control_tokens(generator: VllmGenerator, policy: Policy) -> None:
+    hot = dataclasses.replace(PLAIN, temperature=5.0)  # at which control tokens are drawn too
+    whole = rollouts(generator.generate(requests(8, 8), hot))
+    found = rollouts(generator.generate(requests(8, 8), dataclasses.replace(hot, stop_strings=("<unk>", "<pad>"))))
+    controls = {policy.tokenizer.convert_tokens_to_ids(token) for token in ("<unk>", "<pad>")}
+    cuts = [next((i + 1 for i, token in enumerate(before.token_ids) if token in controls), None) for before in whole]
+    assert any(cuts)
+    for before, after, cut in zip(whole, found, cuts, strict=True):
+        assert after.token_ids == before.token_ids[:cut]
+        assert cut is None or (
+            after.finish_reason == "stop" and after.text == policy.tokenizer.decode(before.token_ids[: cut - 1]))
+
+
 def test_the_same_seeds_give_the_same_tokens_and_others_do_not(generator: VllmGenerator) -> None:
     first, again = (generator.generate(requests(), PLAIN) for _ in range(2))
     assert [r.token_ids for r in rollouts(first)] == [r.token_ids for r in rollouts(again)]

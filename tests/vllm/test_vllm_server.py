@@ -140,6 +140,12 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
         # The same seeds, weights and requests give the same tokens, whichever server they go to.
         assert tokens(generator.generate(asked[::-1], SAMPLING)) == tokens(drawn[1])[::-1]
     assert tokens(drawn[0]) != tokens(drawn[1])
+    controls = {policy.tokenizer.convert_tokens_to_ids(token) for token in ("<unk>", "<pad>")}
+    ends = [
+        [i for i, token in enumerate(rollout.token_ids) if token in controls] for g in hot for rollout in g.rollouts]
+    assert any(ends) and all(
+        found in ([], [len(rollout.token_ids) - 1])
+        for found, rollout in zip(ends, (rollout for g in hot for rollout in g.rollouts), strict=True))
     servers.restore_base()
 
 
@@ -153,6 +159,7 @@ def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_p
             for group in generator.generate(asked, SamplingParameters(1.0, 1.0, 0, 16))
             for rollout in group.rollouts]
         groups = generator.generate(asked, SamplingParameters(0.7, 1.0, 0, 32, stop_strings=("=",)))
+        hot = generator.generate(asked, SamplingParameters(5.0, 1.0, 0, 32, stop_strings=("<unk>", "<pad>")))
     assert {rollout.finish_reason for rollout in plain} == {"stop", "length"}
     for rollout in plain:
         assert (rollout.token_ids[-1] in policy.eos_token_ids) == (rollout.finish_reason == "stop")
