@@ -63,13 +63,13 @@ def a_week_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Day(datetime.date):
         @classmethod
-        def today(cls) -> datetime.date:
-            return later
+        def today(cls) -> Day:
+            return cls(later.year, later.month, later.day)
 
     class Clock(datetime.datetime):
         @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
-            return datetime.datetime.combine(later, datetime.time())
+        def now(cls, tz: datetime.tzinfo | None = None) -> Clock:
+            return cls(later.year, later.month, later.day)
 
     monkeypatch.setattr(run_prompt, "datetime", SimpleNamespace(date=Day))
     monkeypatch.setattr(
