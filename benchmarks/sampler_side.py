@@ -62,7 +62,8 @@ def open_sampler(config: RunConfig) -> Iterator[SamplerSide]:
         generator = build_generator(config.generator, policy, plan)
         try:
             yield SamplerSide(
-                config, inputs, policy, generator, sampling_parameters(config.sampling, inputs.stop_strings))
+                config, inputs, policy, generator,
+                sampling_parameters(config.sampling, inputs.stop_strings, inputs.turn_end_ids))
         finally:
             generator.close()
 

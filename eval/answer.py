@@ -132,6 +132,7 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     from pathlib import Path
 
     from eval.benchmarks import Benchmark, Grader, LoadedBenchmark, Protocol
+    from eval.prompt import tell_differences, with_prompt
     from eval.subject import find_subject, generator_section, open_generator
     from eval.tasks import Asked, EvaluationError, build_task
     from rl.records import Question
@@ -146,8 +147,10 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     loaded = LoadedBenchmark(
         benchmark, (Question("question", options.question, None, {}),), 1, 0, 0, "the command line", "", ())
     asked = Asked(ks=(options.k,), temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens,
-                  prompt=options.prompt, chat_template=options.chat_template, seed=options.seed)
-    task = build_task(benchmark, loaded, asked, subject.tokenizer, subject.context)
+                  prompt=options.prompt, seed=options.seed)
+    tell_differences(options, subject.run, ())
+    task = build_task(benchmark, loaded, with_prompt(asked, options, subject.run), subject.tokenizer, subject.context,
+                      end_ids=subject.end_ids)
     if options.k > 1 and options.temperature == 0.0:
         print("note: at temperature 0 all completions are the same, and their agreement says nothing", file=sys.stderr)
     section = generator_section(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.benchmarks import find_benchmark, load_benchmark
@@ -25,6 +25,7 @@ from rl.config import BenchmarkSection, RunConfig
 from rl.errors import ConfigError
 from rl.evaluation.benchmarks import BenchmarkValues
 from rl.generate.protocol import Generator
+from rl.policy.ends import model_end_ids
 from rl.questions.inputs import Inputs
 from rl.ranks import gather_shares, share_of_rank
 from rl.runs.intervals import Interval
@@ -127,10 +128,9 @@ def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:
     asked = Asked(
         samples=section.samples, temperature=section.temperature, top_p=section.top_p,
         max_tokens=section.max_tokens or config.sampling.max_completion_tokens, prompt=config.prompt.template,
-        chat_template=config.prompt.chat_template, grader=section.grader, seed=config.seed)
+        chat_template=config.prompt.chat_template, chat_template_kwargs=config.prompt.chat_template_kwargs,
+        date=config.prompt.date, stop_strings=tuple(config.sampling.stop_strings),
+        stop_token_ids=tuple(config.sampling.stop_token_ids), grader=section.grader, seed=config.seed)
     context = getattr(inputs.model_config.get_text_config(), "max_position_embeddings", None)
-    task = build_task(benchmark, loaded, asked, inputs.tokenizer, context)
-    stop_strings = tuple(dict.fromkeys([*task.parameters.stop_strings, *config.sampling.stop_strings]))
-    parameters = replace(
-        task.parameters, stop_strings=stop_strings, stop_token_ids=tuple(config.sampling.stop_token_ids))
-    return replace(task, parameters=parameters, protocol={**task.protocol, "stop_strings": list(stop_strings)})
+    return build_task(
+        benchmark, loaded, asked, inputs.tokenizer, context, end_ids=model_end_ids(config.model, inputs.tokenizer))

@@ -4,9 +4,13 @@ at once."""
 from __future__ import annotations
 
 import argparse
+import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import yaml
+
+from rl.configuration.yaml_text import read_value
 from rl.errors import ConfigError
 
 
@@ -45,9 +49,24 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
 def add_prompt(parser: argparse.ArgumentParser, *, several: bool) -> None:
     group = parser.add_argument_group("the prompt")
     more = "; several, joined by commas, are evaluated one after the other" if several else ""
+    group.description = (
+        "What is left out is that of the run that trained the policy, where there is one: of --adapter RUN, or of "
+        "weights in a run's folder.")
     group.add_argument("--prompt", help=f"template in prompts/, or a path to one (default: the benchmark's){more}")
-    group.add_argument("--chat-template", choices=["auto", "always", "never"], default="auto",
-                       help="render through the tokenizer's chat template; auto: where it has one")
+    group.add_argument("--chat-template", choices=["auto", "always", "never"],
+                       help="render through the tokenizer's chat template; auto (the default): where it has one")
+    group.add_argument(
+        "--chat-template-kwargs", metavar="MAPPING", type=mapping,
+        help="keyword arguments of the chat template, such as '{enable_thinking: false}'")
+    group.add_argument(
+        "--date", type=day, help="that a chat template which prints one is given, such as 2026-11-28 (default: the day "
+        "on which the evaluation begins)")
+    group.add_argument(
+        "--stop-strings", metavar="TEXTS", type=texts,
+        help="a text that ends a completion, or a list such as '[\"\\nQuestion:\", <|im_end|>]', beside the template's")
+    group.add_argument(
+        "--stop-token-ids", metavar="IDS", help="ids that end a completion, joined by commas, beside the model's own "
+        "and what ends a turn of the chat template")
 
 
 def positive_list(text: str, option: str) -> tuple[int, ...]:
@@ -56,6 +75,34 @@ def positive_list(text: str, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option}: saw {text!r}; expected whole numbers joined by commas, such as 1,4,16") from None
+
+
+def mapping(text: str) -> dict[str, Any]:
+    """"{enable_thinking: false}", as YAML or JSON."""
+    value = _yaml(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"saw {text!r}; expected a mapping, such as '{{enable_thinking: false}}'")
+    return value
+
+
+def texts(text: str) -> tuple[str, ...]:
+    """A YAML list of texts; all else is one text, as it was typed."""
+    value = _yaml(text)
+    return tuple(map(str, value)) if isinstance(value, list) else (text,)
+
+
+def day(text: str) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"saw {text!r}; expected a day, such as 2026-11-28") from None
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return read_value(text)
+    except yaml.YAMLError:
+        return None
 
 
 def default_out(model: str | None, adapter: str | None) -> Path:

@@ -66,7 +66,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             + ", ".join(
                 f"{key} {protocol[key]}"
                 for key in (
-                    "prompt", "chat_template", "temperature", "top_p", "max_tokens", "samples", "seed", "grader")
+                    "prompt", "chat_template", "chat_template_kwargs", "date", "stop_token_ids", "temperature", "top_p",
+                    "max_tokens", "samples", "seed", "grader")
                 if key in protocol))
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ completion with its answer and verdict) and plots/. An evaluation that was kille
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 import time
 from collections.abc import Sequence
@@ -104,16 +105,16 @@ def _main(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """The result as in result.json, and its folder."""
-    from eval.store import Completions, add_seconds, open_settings
+    from eval.store import Completions, add_seconds, day_begun, open_settings
     from eval.subject import find_subject, generator_section
 
     subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
                            trust_remote_code=options.trust_remote_code)
-    tasks = build_tasks(options, subject)
+    out = options.out or default_out(options.model, options.adapter)
+    tasks = build_tasks(options, subject, None if options.restart else day_begun(out))
     total = sum(task.samples * len(task.prompts) for task in tasks)
     # No room for more sequences than there are.
     section = generator_section(options.generator, min(options.max_sequences, total))
-    out = options.out or default_out(options.model, options.adapter)
     settings = {"subject": subject.identity(), "generator": section.backend, "max_sequences": options.max_sequences,
                 "tasks": {task.name: dict(task.protocol) for task in tasks}}
     goes_on = open_settings(out, settings, restart=options.restart)
@@ -171,25 +172,31 @@ def _sample(
             started = now
 
 
-def build_tasks(options: argparse.Namespace, subject: Subject) -> list[Task]:
-    """Every benchmark under every prompt that is asked for. Raises what names the option that is wrong."""
+def build_tasks(options: argparse.Namespace, subject: Subject, began: datetime.date | None = None) -> list[Task]:
+    """Every benchmark under every prompt that is asked for. began: the day on which an evaluation that goes on began.
+    Raises what names the option that is wrong."""
     from eval.benchmarks import find_benchmark, load_benchmark
+    from eval.prompt import tell_differences, with_prompt
     from eval.tasks import Asked, EvaluationError, build_task
 
+    benchmarks = [find_benchmark(name, options.data_dir) for name in _asked(options)]
+    tell_differences(options, subject.run, [(benchmark.name, benchmark.prompt) for benchmark in benchmarks])
     prompts: list[str | None] = [name.strip() for name in options.prompt.split(",")] if options.prompt else [None]
     tasks: list[Task] = []
-    for benchmark in [find_benchmark(name, options.data_dir) for name in _asked(options)]:
+    for benchmark in benchmarks:
         loaded = load_benchmark(benchmark, options.data_dir, options.limit)
         for prompt in prompts:
             asked = Asked(
                 ks=() if options.k is None else positive_list(options.k, "-k"), samples=options.samples,
                 temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, prompt=prompt,
-                chat_template=options.chat_template, grader=options.grader, best_of=options.best_of, seed=options.seed)
+                grader=options.grader, best_of=options.best_of, seed=options.seed)
+            asked = with_prompt(asked, options, subject.run, began)
             name = benchmark.name if prompt is None or len(prompts) == 1 else f"{benchmark.name}/{Path(prompt).stem}"
             if name in [task.name for task in tasks]:
                 raise EvaluationError(
                     f"--benchmarks: {name} is named twice; name each benchmark (and file of that name) once")
-            tasks.append(build_task(benchmark, loaded, asked, subject.tokenizer, subject.context, name))
+            tasks.append(
+                build_task(benchmark, loaded, asked, subject.tokenizer, subject.context, name, subject.end_ids))
     return tasks
 
 

@@ -8,6 +8,7 @@ uninterrupted one's.
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import json
 import shutil
@@ -25,6 +26,16 @@ COMPLETIONS, SETTINGS, RESULT, TIMES = "completions.jsonl", "settings.json", "re
 
 Chunk = tuple[tuple[str, str], ...]
 """(task, question id) of each question that is sampled together with the others."""
+
+
+def day_begun(folder: Path) -> datetime.date | None:
+    """The day that the chat template of the evaluation there was given; None where there is none, or none was printed.
+    """
+    try:
+        tasks = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["tasks"].values()
+        return next((datetime.date.fromisoformat(task["date"]) for task in tasks if "date" in task), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # of a file that is not ours, open_settings tells
 
 
 def open_settings(folder: Path, settings: Mapping[str, Any], *, restart: bool) -> bool:

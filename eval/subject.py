@@ -19,27 +19,37 @@ from rl.export import find_source
 from rl.generate.frozen import open_frozen_generator
 from rl.generate.protocol import Generator
 from rl.paths import resolve_path
+from rl.policy.ends import model_end_ids
 from rl.policy.file_digest import weights_digest
 from rl.policy.model_identity import model_identity
 from rl.policy.policy import default_device
 from rl.questions.inputs import load_model_config, load_tokenizer
+from rl.questions.run_prompt import RunPrompt, prompt_of_weights
 
 Backend = Literal["auto", "transformers", "vllm"]
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, perhaps with an adapter, whose tokenizer and configuration are loaded and whose weights are not."""
+    """A model, perhaps with an adapter, whose tokenizer and configuration are loaded and whose weights are not.
+
+    run: how the run asked it that trained it, where it lies in a run's folder."""
 
     model: ModelSection
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
+    run: RunPrompt | None = None
 
     @property
     def context(self) -> int | None:
         """Most tokens of a sequence, None where the checkpoint does not say."""
         length = getattr(self.model_config.get_text_config(), "max_position_embeddings", None)
         return int(length) if length else None
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """At which the model ends a completion by itself."""
+        return model_end_ids(self.model, self.tokenizer)
 
     def identity(self) -> dict[str, Any]:
         """What tells this subject from another one, also from other weights in the same folder."""
@@ -77,7 +87,9 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
             "missing", where="--model", expected="a folder with a Hugging Face checkpoint, or a hub id")
     section = ModelSection.model_validate({"path": model, "revision": revision, "adapter": folder, "dtype": dtype,
                                            "trust_remote_code": trust_remote_code})
-    return Subject(section, load_tokenizer(section), load_model_config(section))
+    weights = resolve_path(folder or model)
+    run = prompt_of_weights(weights) if weights.exists() else None
+    return Subject(section, load_tokenizer(section), load_model_config(section), run)
 
 
 def generator_section(backend: Backend, max_sequences: int) -> GeneratorSection:

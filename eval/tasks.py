@@ -7,10 +7,11 @@ training alike.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,11 +21,10 @@ from rewards.errors import UserError, named
 from rewards.scoring import RewardSpec, RewardSum
 from rl.generate.protocol import Request, SamplingParameters, request_seed
 from rl.policy.model_identity import rewards_digest
-from rl.questions.prompting import PromptRenderer, load_template
+from rl.questions.inputs import check_stop_tokens
+from rl.questions.prompting import ChatTemplateMode, PromptRenderer, load_template
 from rl.records import Prompt
 from rl.scoring.rewarding import check_answers, check_columns
-
-ChatTemplate = Literal["auto", "always", "never"]
 
 
 class EvaluationError(UserError):
@@ -35,7 +35,8 @@ class EvaluationError(UserError):
 class Asked:
     """What decides a task beside the benchmark; None: the benchmark's protocol. ks: the k of avg@k, pass@k, maj@k.
 
-    samples: n >= every k. grader, best_of: rewards by name (file.py:name)."""
+    date: that a chat template which prints one is given; None: today. stop_strings, stop_token_ids: beside the
+    template's and the model's. samples: n >= every k. grader, best_of: rewards by name (file.py:name)."""
 
     ks: tuple[int, ...] = ()
     samples: int | None = None
@@ -43,7 +44,11 @@ class Asked:
     top_p: float | None = None
     max_tokens: int | None = None
     prompt: str | None = None
-    chat_template: ChatTemplate = "auto"
+    chat_template: ChatTemplateMode = "auto"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    date: datetime.date | None = None
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     grader: str | None = None
     best_of: str | None = None
     seed: int = 0
@@ -102,14 +107,15 @@ class Task:
 
 def build_task(
     benchmark: Benchmark, loaded: LoadedBenchmark, asked: Asked, tokenizer: PreTrainedTokenizerBase,
-    context: int | None, name: str | None = None,
+    context: int | None, name: str | None = None, end_ids: Collection[int] = (),
 ) -> Task:
     """context: most tokens of a sequence that the model was made for, None where that is unknown. name: in results,
-    where it is not the benchmark's. Raises EvaluationError, PromptError or RewardError."""
+    where it is not the benchmark's. end_ids: at which the model ends a completion by itself. Raises EvaluationError,
+    PromptError or RewardError."""
     samples = asked.samples or max(asked.ks, default=benchmark.protocol.samples)
     temperature, top_p = _temperature_and_top_p(benchmark, asked, samples)
     template = load_template(asked.prompt or benchmark.prompt)
-    renderer = PromptRenderer(template, tokenizer, asked.chat_template)
+    renderer = PromptRenderer(template, tokenizer, asked.chat_template, asked.chat_template_kwargs, asked.date)
     prompts = tuple(renderer.render(question) for question in loaded.questions)
     grader, ranker = _grader_and_ranker(benchmark, loaded, asked)
     longest = max(len(prompt.token_ids) for prompt in prompts)
@@ -120,19 +126,32 @@ def build_task(
     if template.needs_chat_template and not renderer.uses_chat_template:
         notes.append(
             f"{benchmark.name}: prompt {template.name} was made for a chat template and is rendered as plain text")
-    parameters = SamplingParameters(temperature, top_p, 0, max_tokens, (), template.stop_strings)
+    stop_strings = tuple(dict.fromkeys([*template.stop_strings, *asked.stop_strings]))
+    check_stop_tokens(asked.stop_token_ids, len(tokenizer))
+    stop_ids = tuple(
+        token for token in dict.fromkeys([*renderer.turn_end_ids, *asked.stop_token_ids]) if token not in end_ids)
+    parameters = SamplingParameters(temperature, top_p, 0, max_tokens, stop_ids, stop_strings)
     protocol = {
         "benchmark": benchmark.name, "source": loaded.source, "questions_digest": loaded.digest,
         "prompt": template.name, "prompt_digest": _digest(prompts), "chat_template": renderer.uses_chat_template,
         "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "samples": samples, "seed": asked.seed,
-        "stop_strings": list(template.stop_strings), "grader": asked.grader or benchmark.grader.use,
+        "stop_strings": list(stop_strings), "grader": asked.grader or benchmark.grader.use,
         "grader_arguments": {} if asked.grader is not None else dict(benchmark.grader.arguments),
         "best_of": asked.best_of, "grader_digest": rewards_digest(grader),
         "best_of_digest": None if ranker is None else rewards_digest(ranker),
-    }
+    } | _only_where_there_are(renderer, asked, stop_ids)
     ks = tuple(sorted(set(asked.ks))) or (samples,)
     return Task(name=name or benchmark.name, prompts=prompts, grader=grader, ranker=ranker, parameters=parameters,
                 samples=samples, ks=ks, seed=asked.seed, protocol=protocol, notes=(*loaded.warnings, *notes))
+
+
+def _only_where_there_are(renderer: PromptRenderer, asked: Asked, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """Of the protocol, what most evaluations have not; older ones, which lack it, go on. stop_token_ids: beside the
+    model's own. date: where the chat template printed it."""
+    day = None if renderer.chat is None else renderer.chat.printed_day
+    found = {"chat_template_kwargs": dict(asked.chat_template_kwargs), "date": day and day.isoformat(),
+             "stop_token_ids": list(stop_ids)}
+    return {key: value for key, value in found.items() if value}
 
 
 def _temperature_and_top_p(benchmark: Benchmark, asked: Asked, samples: int) -> tuple[float, float]:

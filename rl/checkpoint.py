@@ -248,7 +248,8 @@ def check_same_run(
     if other := [name for name, digest in data.items() if name not in teacher and state.data.get(name) != digest]:
         raise CheckpointError(
             f"the questions have changed since checkpoint {path}: {' and '.join(other)} gives other prompts or answers "
-            "than then (edited rows, another template or tokenizer). Remedy: put the files back, or start a new run "
+            "than then (edited rows, another template or tokenizer, another day in a chat template that prints one). "
+            "Remedy: put the files back, prompt.date=YYYY-MM-DD for the day on which the run began, or start a new run "
             "(model.adapter=.../adapter starts one from these weights)")
     if state.step > config.steps:
         raise CheckpointError(

@@ -124,7 +124,7 @@ class Collector:
         self._generator = generator
         self._policy = policy
         self._rank, self._num_ranks = rank, num_ranks
-        self._parameters = replace(sampling_parameters(config.sampling, inputs.stop_strings),
+        self._parameters = replace(sampling_parameters(config.sampling, inputs.stop_strings, inputs.turn_end_ids),
                                    token_statistics=inputs.rewards.needs_token_statistics)
 
     def collect(self, step: int) -> Collected:

@@ -7,6 +7,7 @@ differ where something goes on in rl/configuration/resuming.py. Imports no torch
 
 from __future__ import annotations
 
+import datetime
 from enum import Flag, auto
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -197,6 +198,14 @@ class PromptSection(Section):
     template: str = setting("question_line", "name of a template in prompts/, or a path to one")
     chat_template: Literal["auto", "always", "never"] = setting(
         "auto", "render through the tokenizer's chat template; auto: where the tokenizer has one")
+    chat_template_kwargs: dict[str, JsonValue] = setting(
+        dict, "keyword arguments of the chat template, such as enable_thinking: false, or date_string: 26 Jul 2024")
+    date: datetime.date | None = setting(
+        None,
+        "the day, as 2026-11-28, that a chat template which prints one is given; null: the day on which the run begins,"
+        " which its folder keeps",
+        # Questions that render otherwise than before are found by their digests.
+        may_differ=Occasion.RUN | Occasion.WARMUP | Occasion.SAMPLING)
 
 
 class GeneratorSection(Section):

@@ -13,6 +13,7 @@ from rl.generate.build import check_backend, warn_of_slow_sampler
 from rl.memory import MemoryEstimate, available_memory, check_memory
 from rl.memory_plan import estimator, render_fit
 from rl.planning.shapes import planned_config
+from rl.policy.ends import describe_ends
 from rl.policy.policy import dtype_name, planned_end_ids, resolve_dtype
 from rl.questions.inputs import Inputs, read_inputs
 from rl.runs.progress import format_counts
@@ -85,6 +86,9 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
         "each step":
             f"{sampling.questions_per_step} questions x {sampling.group_size} = {completions} completions of at most "
             f"{sampling.max_completion_tokens} tokens",
+        "a completion ends at":
+            describe_ends(
+                config.model, inputs.tokenizer, inputs.turn_end_ids, sampling.stop_token_ids, inputs.stop_strings),
         "at most":
             f"{rows} tokens to train on, {-(-rows // optim.micro_batch_tokens)} micro-batches of "
             f"{optim.micro_batch_tokens} tokens, {optim.epochs * optim.minibatches} update(s)",

@@ -29,11 +29,13 @@ from rl.memory import available_memory, check_memory, estimate_memory, give_back
 from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
 from rl.picture import draw_curves
+from rl.policy.ends import describe_ends
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
+from rl.questions.run_prompt import with_day
 from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, meet, process_group, telling_others
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
@@ -71,6 +73,7 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
 
     build: what makes the benchmarks of the configuration, where it names some."""
     transformers_logging.disable_progress_bar()
+    config = with_day(config, resume=resume is not None)
     inputs, benchmarks = _read(config, build)
     accelerator = _make_accelerator(config, benchmarks)
     if accelerator.device.type == "cpu":
@@ -140,6 +143,9 @@ def _introduce(setup: Setup, parts: Parts) -> None:
         say(f"teacher: {setup.teacher.description}")
     if left_out := format_counts(setup.inputs.dropped):
         say(f"questions left out: {left_out}")
+    if set(setup.inputs.turn_end_ids) - set(setup.policy.eos_token_ids):
+        ends = describe_ends(setup.config.model, setup.inputs.tokenizer, setup.inputs.turn_end_ids)
+        say(f"a completion ends at {ends}")
     for note in setup.benchmarks.notes if setup.benchmarks is not None else ():
         say(f"note: {note}")
 
@@ -271,7 +277,7 @@ def _held_out(setup: Setup) -> HeldOut | None:
     if inputs.grader is None:
         return None
     parameters = replace(
-        sampling_parameters(config.sampling, inputs.stop_strings),
+        sampling_parameters(config.sampling, inputs.stop_strings, inputs.turn_end_ids),
         temperature=config.evaluation.temperature or config.sampling.temperature)
     return HeldOut(
         inputs.held_out, inputs.grader, parameters, config.seed, accelerator.process_index, accelerator.num_processes,

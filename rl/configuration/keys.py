@@ -7,6 +7,7 @@ added there appears here, in error messages (rl/configuration/problems.py) and i
 
 from __future__ import annotations
 
+import datetime
 import json
 import types
 from collections.abc import Iterator
@@ -106,7 +107,8 @@ def _describe(annotation: Any) -> str:
         return f"a list of {len(arguments)} entries, each {_describe(arguments[0])}"
     if origin is dict:
         return "a mapping of names to values"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path",
+             datetime.date: "a day, such as 2026-11-28"}
     return names[annotation]
 
 

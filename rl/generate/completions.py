@@ -9,6 +9,7 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerBase
 
 from rl.generate.protocol import Finished, Request
+from rl.generate.stop_strings import text_before
 from rl.records import FinishReason, Group, Rollout
 
 
@@ -45,7 +46,7 @@ class CompletedGroups:
         index, sample = self._places[number]
         request, rollouts = self._requests[index], self._rollouts[index]
         assert sample not in rollouts, "a completion must not count twice"
-        text = before_any(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True), self._stop_strings)
+        text = text_before(self._tokenizer, completion.token_ids, self._stop_strings)
         rollouts[sample] = Rollout(
             token_ids=completion.token_ids, logprobs=completion.logprobs, text=request.prompt.assistant_prefix + text,
             finish_reason=completion.finish_reason, policy_version=self._policy_version, seed=request.seeds[sample],
@@ -66,8 +67,3 @@ class CompletedGroups:
 def first_numbers(requests: Sequence[Request]) -> list[int]:
     """The number of each request's first completion."""
     return [0, *accumulate(len(request.seeds) for request in requests)][: len(requests)]
-
-
-def before_any(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first of the strings; all of it where there is none."""
-    return text[: min((place for string in stop_strings if (place := text.find(string)) >= 0), default=len(text))]

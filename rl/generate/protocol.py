@@ -23,7 +23,8 @@ class SamplingParameters:
     """temperature >= 0; 0 is greedy, with log-probabilities at temperature 1. top_p in (0, 1]; top_k = 0 keeps all
     tokens; stop ids beside the model's own.
 
-    stop_strings: a completion ends with the token that completes one of these; rewards see the text before it.
+    stop_strings: a completion ends with the token that completes one of these, which may hold control tokens; rewards
+    see the text before it.
     token_statistics: whether rollouts shall carry entropies and self_certainties; a back end that cannot tell them
     leaves them None, and the policy computes them (rl/policy/logprob_calculator.py)."""
 
@@ -36,11 +37,14 @@ class SamplingParameters:
     token_statistics: bool = False
 
 
-def sampling_parameters(sampling: SamplingSection, stop_strings: tuple[str, ...] = ()) -> SamplingParameters:
-    """The parameters that a configuration gives; stop_strings: all of them, the template's too."""
+def sampling_parameters(
+    sampling: SamplingSection, stop_strings: tuple[str, ...] = (), turn_end_ids: tuple[int, ...] = ()
+) -> SamplingParameters:
+    """The parameters that a configuration gives; stop_strings: all of them, the template's too. turn_end_ids: stop ids
+    beside the configuration's, of the chat template."""
     return SamplingParameters(
         sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
-        tuple(sampling.stop_token_ids), stop_strings)
+        tuple(dict.fromkeys([*sampling.stop_token_ids, *turn_end_ids])), stop_strings)
 
 
 @dataclass(frozen=True, slots=True)

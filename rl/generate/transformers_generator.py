@@ -141,8 +141,8 @@ class TransformersGenerator:
         return sampled.completions()
 
     def _complete_a_string(self, tokens_BT: torch.Tensor, stop_strings: tuple[str, ...]) -> torch.Tensor:
-        """[B] whether the text so far holds one of the strings. A token is at least a byte, of which a character has at
-        most four."""
+        """[B] whether the text so far, with its control tokens, holds one of the strings. A token is at least a byte,
+        of which a character has at most four."""
         window = 4 * max(map(len, stop_strings)) + 4
-        tails = self._tokenizer.batch_decode(tokens_BT[:, -window:].tolist(), skip_special_tokens=True)
+        tails = self._tokenizer.batch_decode(tokens_BT[:, -window:].tolist(), skip_special_tokens=False)
         return torch.tensor([any(string in tail for string in stop_strings) for tail in tails])

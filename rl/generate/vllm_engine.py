@@ -141,7 +141,7 @@ class Engine:
         shared = dict(
             temperature=parameters.temperature, top_p=parameters.top_p, top_k=parameters.top_k or -1,
             max_tokens=parameters.max_completion_tokens, stop_token_ids=list(stop_token_ids),
-            stop=list(parameters.stop_strings), detokenize=bool(parameters.stop_strings))
+            stop=list(parameters.stop_strings), detokenize=bool(parameters.stop_strings), skip_special_tokens=False)
 
         def deliver(index: int, output: Any) -> None:
             found = output.outputs[0]

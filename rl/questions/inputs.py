@@ -25,7 +25,8 @@ from rl.paths import resolve_path
 from rl.planning.shapes import check_shapes
 from rl.questions.files import LoadedQuestions, load_questions
 from rl.questions.generated import held_out_task, is_generated
-from rl.questions.prompting import PromptRenderer, load_template, render_prompts, warn_of_plain_text
+from rl.questions.prompting import PromptRenderer, make_renderer, render_prompts, warn_of_plain_text
+from rl.questions.usual_ranges import warn_of_unusual
 from rl.records import Prompt, Question
 from rl.scoring.rewarding import build_rewards, check_answers, check_columns
 
@@ -34,8 +35,8 @@ from rl.scoring.rewarding import build_rewards, check_answers, check_columns
 class Inputs:
     """prompts, held_out: rendered questions. dropped: how many questions of either file were left out, by reason.
 
-    stop_strings: the template's and the configuration's. digests: of each file's prompts and answers, by the key that
-    names it."""
+    stop_strings: the template's and the configuration's. turn_end_ids: end an assistant's turn in the chat template.
+    digests: of each file's prompts and answers, by the key that names it."""
 
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
@@ -45,6 +46,7 @@ class Inputs:
     held_out: tuple[Prompt, ...]
     dropped: Mapping[str, int]
     stop_strings: tuple[str, ...]
+    turn_end_ids: tuple[int, ...]
     digests: Mapping[str, str]
 
 
@@ -75,6 +77,7 @@ def read_inputs(config: RunConfig) -> Inputs:
     check_shapes(config.model, model_config)
     check_vocabulary((*prompts, *held_out), model_config)
     check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
+    warn_of_unusual(config, prompts, tokenizer)
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
         warnings.warn(
             "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient"
@@ -82,7 +85,9 @@ def read_inputs(config: RunConfig) -> Inputs:
     stop_strings = tuple(dict.fromkeys([*renderer.template.stop_strings, *config.sampling.stop_strings]))
     digests = {"data.path": prompts_digest(prompts)} | (
         {"evaluation.path": prompts_digest(held_out)} if grader is not None else {})
-    return Inputs(tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, digests)
+    return Inputs(
+        tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, renderer.turn_end_ids,
+        digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ def read_questions(
 ) -> RenderedQuestions:
     """The questions that are sampled, with what the rewards need of each. Raises ConfigError, DataError or
     PromptError."""
-    renderer = PromptRenderer(load_template(prompt.template), tokenizer, prompt.chat_template)
+    renderer = make_renderer(prompt, tokenizer)
     if renderer.uses_chat_template:
         check_chat_template(tokenizer)
     warn_of_plain_text(renderer)

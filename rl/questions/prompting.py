@@ -7,43 +7,26 @@ A template is a YAML file with: description; user (Jinja, with `question`, the r
 
 from __future__ import annotations
 
+import datetime
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal
 
 import jinja2
 import jinja2.sandbox
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewards.errors import UserError, named
+from rewards.errors import named
+from rl.config import PromptSection
 from rl.configuration.problems import closest
 from rl.configuration.yaml_text import read_mapping
 from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
+from rl.questions.chat import REFUSALS, ChatTemplate, Message, PromptError, PromptTokenizer
 from rl.records import Prompt, Question
 
-Message: TypeAlias = "dict[str, str]"
-"""One message of a conversation: role and content."""
-
 ChatTemplateMode = Literal["auto", "always", "never"]
-
-
-class PromptError(UserError):
-    """A template does not exist, is malformed, or does not fit the tokenizer or a question."""
-
-
-class PromptTokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
-
-    chat_template: Any
-    eos_token_id: Any
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, Any]: ...
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> Any: ...
 
 
 class Example(BaseModel):
@@ -107,21 +90,38 @@ class PromptRenderer:
     special tokens, of which an end-of-sequence token at the end is taken off."""
 
     def __init__(
-        self, template: PromptTemplate, tokenizer: PromptTokenizer, chat_template: ChatTemplateMode = "auto"
+        self, template: PromptTemplate, tokenizer: PromptTokenizer, chat_template: ChatTemplateMode = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None, day: datetime.date | None = None,
     ) -> None:
+        """day: that a chat template which prints one is given; None: today."""
         has_chat_template = bool(getattr(tokenizer, "chat_template", None))
         if chat_template == "always" and not has_chat_template:
             raise PromptError(
                 f"{named('prompt.chat_template', 'always')}, but the tokenizer has no chat template; use auto or never")
         self.template = template
         self.tokenizer = tokenizer
-        self.uses_chat_template = has_chat_template and chat_template != "never"
+        is_plain = not has_chat_template or chat_template == "never"
+        if is_plain and chat_template_kwargs:
+            raise PromptError(
+                f"{', '.join(chat_template_kwargs)}: there is no chat template to take it, prompts are plain text",
+                where=named("prompt.chat_template_kwargs"),
+                remedy=f"leave it out, or {named('prompt.chat_template', 'auto')} with a tokenizer that has one")
+        self.chat = None if is_plain else ChatTemplate(tokenizer, chat_template_kwargs or {}, day)
         # Sandboxed: a template may come from somebody else. StrictUndefined: a misspelt variable must not become an
         # empty text.
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         self._user = self._compile(environment, template.user, "user")
         self._system = self._compile(environment, template.system, "system") if template.system else None
+
+    @property
+    def uses_chat_template(self) -> bool:
+        return self.chat is not None
+
+    @property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        """Ids that end an assistant's turn, and so a completion; () in plain text."""
+        return () if self.chat is None else self.chat.turn_end_ids
 
     def render(self, question: Question, before: Sequence[Message] = ()) -> Prompt:
         """before: messages that precede the question in its conversation; a system message among them takes the place
@@ -133,7 +133,7 @@ class PromptRenderer:
             raise PromptError(
                 f"question {question.id}: {len(before)} messages precede it, which only a chat template can render; use"
                 f" {named('prompt.chat_template', 'auto')} with a tokenizer that has one, or single questions")
-        text = self._chat_text(question, before) if self.uses_chat_template else self._plain_text(question)
+        text = self._plain_text(question) if self.chat is None else self._chat_text(self.chat, question, before)
         token_ids = self.encode(text)
         if not token_ids:
             raise PromptError(
@@ -156,7 +156,7 @@ class PromptRenderer:
         except (jinja2.TemplateError, TypeError) as error:
             raise PromptError(f"template {self.template.name}: {error} in question {question.id}") from None
 
-    def _chat_text(self, question: Question, before: Sequence[Message] = ()) -> str:
+    def _chat_text(self, chat: ChatTemplate, question: Question, before: Sequence[Message]) -> str:
         own_system = [message for message in before if message["role"] == "system"]
         messages = list(own_system)
         if self._system and not own_system:
@@ -167,8 +167,8 @@ class PromptRenderer:
         messages += [message for message in before if message["role"] != "system"]
         messages.append({"role": "user", "content": self._fill(self._user, question, question.text)})
         try:
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+            text = chat.render(messages, add_generation_prompt=True)
+        except REFUSALS as error:
             raise PromptError(
                 f"template {self.template.name}: the tokenizer's chat template refuses it ({error}); use a "
                 f"template without a system text, or {named('prompt.chat_template', 'never')}") from None
@@ -193,6 +193,12 @@ class PromptRenderer:
         # Some tokenizers close every text with an end-of-sequence token: nothing could be sampled after it.
         closes = bool(token_ids) and token_ids[-1] == self.tokenizer.eos_token_id and bare[-1:] != token_ids[-1:]
         return token_ids[:-1] if closes else token_ids
+
+
+def make_renderer(prompt: PromptSection, tokenizer: PromptTokenizer) -> PromptRenderer:
+    """As configured. Raises PromptError."""
+    return PromptRenderer(
+        load_template(prompt.template), tokenizer, prompt.chat_template, prompt.chat_template_kwargs, prompt.date)
 
 
 def warn_of_plain_text(renderer: PromptRenderer) -> None:

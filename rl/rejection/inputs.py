@@ -81,11 +81,12 @@ def read_reject_inputs(config: RejectConfig) -> RejectInputs:
     check_lengths(sampling.max_completion_tokens, model_config, loaded.prompts)
     check_stop_tokens(sampling.stop_token_ids, len(tokenizer))
     path = str(resolve_path(config.model.path))
+    model_ends = end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path)
     return RejectInputs(
         tokenizer=tokenizer, model_config=model_config, renderer=loaded.renderer, rewards=rewards,
         prompts=loaded.prompts, chunks=_chunks(config, len(loaded.prompts)), mix=tuple(mix),
         parameters=_parameters(sampling, loaded.renderer, rewards),
-        eos_token_ids=end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path),
+        eos_token_ids=(*model_ends, *loaded.renderer.turn_end_ids),
         dropped=loaded.dropped, identity=_identity(config, model_config, loaded.prompts, rewards))
 
 
@@ -112,7 +113,8 @@ def _parameters(sampling: RejectSamplingSection, renderer: PromptRenderer, rewar
     stop_strings = tuple(dict.fromkeys([*renderer.template.stop_strings, *sampling.stop_strings]))
     return SamplingParameters(
         sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_completion_tokens,
-        tuple(sampling.stop_token_ids), stop_strings, token_statistics=rewards.needs_token_statistics)
+        tuple(dict.fromkeys([*sampling.stop_token_ids, *renderer.turn_end_ids])), stop_strings,
+        token_statistics=rewards.needs_token_statistics)
 
 
 def _identity(

@@ -24,6 +24,8 @@ from rl.configuration.resuming import conflicts_with_folder
 from rl.errors import ConfigError
 from rl.generate.frozen import open_frozen_generator, open_frozen_servers
 from rl.generate.protocol import Generator, Request, request_seed
+from rl.policy.ends import describe_ends
+from rl.questions.run_prompt import with_day
 from rl.records import Group, Json, Prompt, ScoredGroup
 from rl.rejection.config import RejectConfig
 from rl.rejection.inputs import RejectInputs, read_reject_inputs
@@ -49,6 +51,7 @@ def run(config: RejectConfig, resume: Path | None) -> int:
     nothing is kept or a file to mix in is too small; the samples are then kept, and no result is written."""
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
+    config = with_day(config, resume=resume is not None)
     inputs = read_reject_inputs(config)
     store = SampleStore(RunFolder(config.run_dir).samples, _prompts_of_chunks(inputs), config.sampling.samples)
     with contextlib.ExitStack() as stack:
@@ -229,6 +232,9 @@ def describe(config: RejectConfig) -> str:
         "prompt of the first question": f"{first.text!r}, {len(first.token_ids)} tokens",
         "questions": f"{len(inputs.prompts):,}, the longest with its completion {inputs.max_tokens:,} tokens",
         "left out": format_counts(inputs.dropped) or "none",
+        "a completion ends at": describe_ends(
+            config.model, inputs.tokenizer, inputs.renderer.turn_end_ids, config.sampling.stop_token_ids,
+            inputs.parameters.stop_strings),
         "completions": (
             f"{len(inputs.prompts) * n:,}, in {len(inputs.chunks):,} chunks of at most "
             f"{config.sampling.questions_per_chunk} questions x {n}")}

@@ -18,6 +18,7 @@ from rl.configuration.resuming import differences
 from rl.records import Json
 from rl.runs.folder import RunFolderError, write_atomically
 from rl.stages.kinds import Prepared, chooses_again_by, goes_on_with_other, is_done
+from rl.stages.plan import flatten
 
 FILE = "pipeline.json"
 Verdict = Literal["skip", "resume", "start"]
@@ -102,9 +103,12 @@ class PipelineRecords:
 
 def _changes(record: StageRecord, prepared: Prepared, inputs: Mapping[str, str]) -> list[tuple[str, str]]:
     """(key, a line about it) of all that differs; the key of another stage's result is empty."""
+    # A record of before a key was there had what is now its default.
+    defaults = {} if prepared.config is None else flatten(type(prepared.config)().model_dump(mode="json"))
+    before = {key: value for key, value in defaults.items() if key in prepared.settings} | record.settings
     found = [
         (key, f"{key}: {json.dumps(new)}, and it was {json.dumps(old)}")
-        for key, old, new in differences(record.settings, prepared.settings)]
+        for key, old, new in differences(before, prepared.settings)]
     changed = tuple(key for key, _ in found)
     for file, digest in prepared.files.items():
         setting = file.partition(": ")[0]

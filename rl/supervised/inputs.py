@@ -16,7 +16,8 @@ from rl.errors import ConfigError
 from rl.paths import resolve_path
 from rl.policy.policy import end_of_sequence_ids, load_generation_config
 from rl.questions.inputs import build_grader, load_model_config, load_tokenizer, read_held_out, warn_of_overlap
-from rl.questions.prompting import PromptRenderer, load_template, warn_of_plain_text
+from rl.questions.prompting import make_renderer, warn_of_plain_text
+from rl.questions.usual_ranges import warn_of_learning_rate
 from rl.records import Prompt
 from rl.supervised.config import WarmupConfig
 from rl.supervised.solutions import SolutionRow, end_token, load_solutions, render_solutions
@@ -30,7 +31,8 @@ class WarmupInputs:
     them, None without any.
 
     max_tokens: of a row. dropped: how much of either file was left out, by reason. stop_strings: the template's.
-    digest: of all rows and prompts; a checkpoint belongs to them."""
+    turn_end_ids: end an assistant's turn in the chat template. digest: of all rows and prompts; a checkpoint belongs to
+    them."""
 
     tokenizer: PreTrainedTokenizerBase
     rows: tuple[SolutionRow, ...]
@@ -40,6 +42,7 @@ class WarmupInputs:
     max_tokens: int
     dropped: Mapping[str, int]
     stop_strings: tuple[str, ...]
+    turn_end_ids: tuple[int, ...]
     digest: str
 
 
@@ -52,11 +55,12 @@ def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     context: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     max_tokens = _max_tokens(config, context)
-    template = load_template(config.prompt.template)
-    renderer = PromptRenderer(template, tokenizer, config.prompt.chat_template)
+    renderer = make_renderer(config.prompt, tokenizer)
     warn_of_plain_text(renderer)
+    warn_of_learning_rate(config.optim, config.lora)
     path = str(resolve_path(config.model.path))
-    eos_ids = end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path)
+    model_ends = end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path)
+    eos_ids = (*model_ends, *renderer.turn_end_ids)
     end_id = end_token(renderer, eos_ids, tokenizer.eos_token_id)
     rows, num_too_long = render_solutions(
         load_solutions(config.data), renderer, eos_ids, end_id, max_tokens, config.data.too_long)
@@ -73,7 +77,8 @@ def read_warmup_inputs(config: WarmupConfig) -> WarmupInputs:
     digest.update(
         repr([(prompt.token_ids, prompt.question.answer) for prompt in prompts]).encode("utf-8", "backslashreplace"))
     return WarmupInputs(
-        tokenizer, training, held_out, prompts, grader, max_tokens, dropped, template.stop_strings, digest.hexdigest())
+        tokenizer, training, held_out, prompts, grader, max_tokens, dropped, renderer.template.stop_strings,
+        renderer.turn_end_ids, digest.hexdigest())
 
 
 def _max_tokens(config: WarmupConfig, context: int | None) -> int:

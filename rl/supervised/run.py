@@ -33,10 +33,12 @@ from rl.generate.build import build_generator
 from rl.generate.protocol import SamplingParameters
 from rl.picture import draw_warmup
 from rl.policy.adapter_base import write_fingerprint
+from rl.policy.ends import describe_ends
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
+from rl.questions.run_prompt import with_day
 from rl.ranks import check_distribution, meet
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
@@ -79,6 +81,7 @@ def run_warmup(config: WarmupConfig, *, resume: bool = False) -> int:
     Raises what `read_warmup_inputs` raises, PolicyError, RunFolderError, OSError; the run folder is then as it was, or
     without result."""
     transformers_logging.disable_progress_bar()
+    config = with_day(config, resume=resume)
     start = prepare_warmup(config)
     with contextlib.ExitStack() as stack:
         folder = RunFolder(config.run_dir)
@@ -218,7 +221,8 @@ def _held_out(config: WarmupConfig, inputs: WarmupInputs, rank: int, num_ranks: 
         return None
     evaluation = config.evaluation
     parameters = SamplingParameters(
-        evaluation.temperature or 1.0, 1.0, 0, evaluation.max_completion_tokens, stop_strings=inputs.stop_strings)
+        evaluation.temperature or 1.0, 1.0, 0, evaluation.max_completion_tokens, inputs.turn_end_ids,
+        inputs.stop_strings)
     return HeldOut(inputs.prompts, inputs.grader, parameters, config.seed, rank, num_ranks,
                    min(evaluation.samples, evaluation.samples_during))
 
@@ -290,6 +294,8 @@ def describe(config: WarmupConfig) -> str:
     facts = {
         "prompt of the first row": f"{row.prompt.text!r}, {len(row.prompt.token_ids)} tokens",
         "what is learnt after it": f"{decode(list(row.completion_ids))!r}, {len(row.completion_ids)} tokens",
+        "a completion ends at": describe_ends(
+            config.model, inputs.tokenizer, inputs.turn_end_ids, (), inputs.stop_strings),
         "rows": f"{len(inputs.rows)} train, {len(inputs.held_out_rows)} give the held-out loss",
         "held-out questions": len(inputs.prompts),
         "tokens": f"{sum(lengths):,}, the longest row has {max(lengths)} of at most {inputs.max_tokens}",

@@ -15,8 +15,9 @@ from rewards.errors import named
 from rl.config import DataSection
 from rl.configuration.problems import closest
 from rl.errors import DataError
+from rl.questions.chat import Message, PromptError
 from rl.questions.files import Row, as_json, check_unicode, read_rows, shown_value
-from rl.questions.prompting import Message, PromptError, PromptRenderer
+from rl.questions.prompting import PromptRenderer
 from rl.records import Prompt, Question
 from rl.supervised.config import WarmupColumnsSection, WarmupDataSection
 
@@ -122,13 +123,12 @@ def completion_tokens(renderer: PromptRenderer, prompt: Prompt, solution: str) -
 def end_token(renderer: PromptRenderer, eos_token_ids: Collection[int], tokenizer_eos: int | None) -> int:
     """The id that closes a solution: of those at which the sampler stops (chat models name several) the one that the
     chat template writes behind an answer; else the tokenizer's own, else the smallest."""
-    if renderer.uses_chat_template:
+    if renderer.chat is not None:
         marker = "otherhalf"
-        text = renderer.tokenizer.apply_chat_template(
+        text = renderer.chat.render(
             [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}],
-            tokenize=False,
             add_generation_prompt=False)
-        behind = renderer.tokenizer(str(text).rpartition(marker)[2], add_special_tokens=False)["input_ids"]
+        behind = renderer.tokenizer(text.rpartition(marker)[2], add_special_tokens=False)["input_ids"]
         if written := [token for token in behind if token in eos_token_ids]:
             return int(written[0])
     return tokenizer_eos if tokenizer_eos is not None else min(eos_token_ids)

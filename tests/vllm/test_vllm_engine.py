@@ -25,7 +25,7 @@ from rl.generate.protocol import Request, SamplingParameters, request_seed
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_generator import VllmGenerator
 from rl.policy.policy import Policy, PolicyError, load_policy
-from rl.records import Group, Rollout
+from rl.records import Group, Prompt, Question, Rollout
 from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_policy
 from tests.reference.vllm_generator import TINY, generator_plan, vllm_generator
 
@@ -137,6 +137,21 @@ def test_stop_strings_end_where_the_embedded_sampler_ends(generator: VllmGenerat
         assert after.text == before.text.partition("ed{")[0]
         text = policy.tokenizer.decode(after.token_ids, skip_special_tokens=True)
         assert ("ed{" in text) == ("ed{" in before.text) and "ed{" not in policy.tokenizer.decode(after.token_ids[:-1])
+
+
+def test_stop_strings_may_hold_control_tokens(generator: VllmGenerator, policy: Policy) -> None:
+    controls = {policy.tokenizer.convert_tokens_to_ids(token) for token in ("<unk>", "<pad>")}
+    # A prompt and a temperature under which control tokens are drawn now and then.
+    prompt = Prompt(Question("q", "?", None, {}), "?", tuple(controls) * 20, "")
+    hot, asked = dataclasses.replace(PLAIN, temperature=2.0), [Request(prompt, tuple(range(192)))]
+    whole = rollouts(generator.generate(asked, hot))
+    found = rollouts(generator.generate(asked, dataclasses.replace(hot, stop_strings=("<unk>", "<pad>"))))
+    cuts = [next((i + 1 for i, token in enumerate(before.token_ids) if token in controls), None) for before in whole]
+    assert any(cuts)
+    for before, after, cut in zip(whole, found, cuts, strict=True):
+        assert after.token_ids == before.token_ids[:cut]
+        assert cut is None or (
+            after.finish_reason == "stop" and after.text == policy.tokenizer.decode(before.token_ids[: cut - 1]))
 
 
 def test_the_same_seeds_give_the_same_tokens_and_others_do_not(generator: VllmGenerator) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,14 @@ def test_completions_end_at_stop_tokens_and_stop_strings(servers: Servers, tmp_p
             for group in generator.generate(asked, SamplingParameters(1.0, 1.0, 0, 16))
             for rollout in group.rollouts]
         groups = generator.generate(asked, SamplingParameters(0.7, 1.0, 0, 32, stop_strings=("=",)))
+    endless = replace(policy, eos_token_ids=(policy.tokenizer.unk_token_id,))
+    with on_servers(endless, tmp_path, servers.pair, way) as generator:
+        generator.take_over(policy, 0)
+        by_text = [
+            rollout
+            for group in generator.generate(asked, SamplingParameters(1.0, 1.0, 0, 16, stop_strings=("<eos>",)))
+            for rollout in group.rollouts]
+    assert by_text == plain, "a stop string may hold a control token"
     assert {rollout.finish_reason for rollout in plain} == {"stop", "length"}
     for rollout in plain:
         assert (rollout.token_ids[-1] in policy.eos_token_ids) == (rollout.finish_reason == "stop")

@@ -150,7 +150,8 @@ class ServerClient:
             "top_p": parameters.top_p, "top_k": parameters.top_k or -1, "logprobs": 0, "return_token_ids": True,
             # Only the trainer's own stop ids end a completion.
             "ignore_eos": True, "stop_token_ids": list(stop_token_ids), "stop": list(parameters.stop_strings),
-            "cache_salt": cache_salt}
+            # A stop string may hold control tokens.
+            "skip_special_tokens": False, "cache_salt": cache_salt}
         reply = await self._call("POST", "/v1/completions", body | _NO_DEFAULTS, timeout_s=self._timeout_s)
         try:
             [choice] = reply["choices"]

@@ -16,6 +16,7 @@ SERVERS = {
 MEMORY = {f"generator.{key}" for key in ("max_sequences", "memory_share", "cache_gb", "sleep")} | {
     "model.gradient_checkpointing"}
 TEACHER = {f"teacher.{key}" for key in ("urls", "api_key_env", "max_requests", "start_timeout_s", "request_timeout_s")}
+DAY = {"prompt.date"}
 OF_A_RUN = {"generator.served_model", "generator.max_mismatch", "generator.proof_every", "generator.proof_completions"}
 
 
@@ -23,20 +24,24 @@ OF_A_RUN = {"generator.served_model", "generator.max_mismatch", "generator.proof
     ("model", "occasion", "keys", "sections"),
     [
         (
-            RunConfig, Occasion.RUN, {"run_dir", "optim.micro_batch_tokens"} | SERVERS | MEMORY | TEACHER | OF_A_RUN,
+            RunConfig, Occasion.RUN,
+            {"run_dir", "optim.micro_batch_tokens"} | DAY | SERVERS | MEMORY | TEACHER | OF_A_RUN,
             ("tracking.", "checkpoint.", "watchdog."),
         ),
         (
             RunConfig, Occasion.DONE, {"run_dir", "optim.micro_batch_tokens"} | SERVERS | MEMORY | TEACHER,
             ("tracking.",),
         ),
-        (WarmupConfig, Occasion.WARMUP, {"run_dir", "evaluation.max_sequences", "merge"}, ("tracking.", "checkpoint.")),
+        (
+            WarmupConfig, Occasion.WARMUP, {"run_dir", "evaluation.max_sequences", "merge"} | DAY,
+            ("tracking.", "checkpoint."),
+        ),
         (
             WarmupConfig, Occasion.DONE,
             {"run_dir", "evaluation.max_sequences", "optim.micro_batch_rows", "model.gradient_checkpointing"},
             ("tracking.",),
         ),
-        (RejectConfig, Occasion.SAMPLING, {"run_dir", "generator.served_model"} | SERVERS, ("tracking.",)),
+        (RejectConfig, Occasion.SAMPLING, {"run_dir", "generator.served_model"} | DAY | SERVERS, ("tracking.",)),
         (RejectConfig, Occasion.CHOICE, {"run_dir"}, ("tracking.", "keep.", "mix.")),
         (RejectConfig, Occasion.DONE, {"run_dir"} | SERVERS | MEMORY, ("tracking.",)),
     ],

@@ -230,6 +230,22 @@ def with_settings(ready: Prepared, **changed: Any) -> Prepared:
         ready, settings={**ready.settings, **{key.replace("__", "."): value for key, value in changed.items()}})
 
 
+def test_a_stage_that_was_done_before_a_key_was_there_stays_done(tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("{}\n")
+    _, ready = begun(tmp_path, questions)
+    finish(ready)
+    file = tmp_path / "pipeline.json"
+    stored = json.loads(file.read_text())
+    del stored["stages"]["rl"]["settings"]["prompt.chat_template_kwargs"]
+    file.write_text(json.dumps(stored))
+    records, inputs = PipelineRecords(tmp_path), {"cold": "start-1"}
+    assert records.decide(ready, inputs) == Decision("skip")
+    changed = with_settings(ready, prompt__chat_template_kwargs={"enable_thinking": False})
+    assert records.decide(changed, inputs).changes == (
+        'prompt.chat_template_kwargs.enable_thinking: false, and it was null',)
+
+
 def test_what_is_done_and_unchanged_is_skipped_and_what_was_cut_off_goes_on(tmp_path: Path) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text("{}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from transformers import AutoTokenizer
@@ -125,6 +125,7 @@ def test_the_completion_is_tokenised_with_its_prompt_where_that_leaves_the_promp
         """Encodes `ab` as one token, and begins every text of its own with the token 9."""
         chat_template = None
         eos_token_id = None
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
         def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
             ids, rest = [9], text
@@ -134,7 +135,7 @@ def test_the_completion_is_tokenised_with_its_prompt_where_that_leaves_the_promp
             return {"input_ids": ids}
 
         def apply_chat_template(
-            self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+            self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool, **kwargs: Any
         ) -> str:
             raise AssertionError
 
