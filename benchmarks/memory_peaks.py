@@ -25,7 +25,7 @@ from rl.config import RunConfig
 from rl.configuration.loading import load
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
-from rl.memory import ANY_TOKEN, MemoryEstimate, estimate_memory, give_back_freed_memory, longest_groups
+from rl.memory.estimate import ANY_TOKEN, MemoryEstimate, estimate_memory, give_back_freed_memory, longest_groups
 from rl.optimizer import make_optimizer
 from rl.policy.forward import PolicyForward
 from rl.policy.policy import Policy, load_policy, resolve_dtype

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from rl.configuration.loading import load
-from rl.memory_plan import estimator, nearest_fitting
+from rl.memory.nearest_settings import estimator, nearest_fitting
 from rl.paths import project_root
 from rl.planning.shapes import planned_config
 

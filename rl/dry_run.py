@@ -10,8 +10,8 @@ from rl.config import RunConfig
 from rl.configuration.loading import to_yaml
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.generate.build import check_backend, warn_of_slow_sampler
-from rl.memory import MemoryEstimate, available_memory, check_memory
-from rl.memory_plan import estimator, render_fit
+from rl.memory.estimate import MemoryEstimate, available_memory, check_memory
+from rl.memory.nearest_settings import estimator, render_fit
 from rl.planning.shapes import planned_config
 from rl.policy.ends import describe_ends
 from rl.policy.policy import dtype_name, planned_end_ids, resolve_dtype

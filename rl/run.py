@@ -25,7 +25,7 @@ from rl.generate.base_probe import measure_base
 from rl.generate.build import check_generator, open_generator
 from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import Generator, sampling_parameters
-from rl.memory import available_memory, check_memory, estimate_memory, give_back_freed_memory, longest_groups
+from rl.memory.estimate import available_memory, check_memory, estimate_memory, give_back_freed_memory, longest_groups
 from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
 from rl.picture import draw_curves
@@ -105,10 +105,14 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         parts.generator.close()  # before the process group, which a sampler may share, is gone
         accelerator.end_training()
     if accelerator.is_main_process:
-        write_summary(folder, summary)
-        draw_curves(folder.metrics_file, folder.curve_file, title=config.run_dir.name)
-        print("\n" + render_summary(summary, folder))
+        _show_result(folder, summary, config.run_dir.name)
     return 0
+
+
+def _show_result(folder: RunFolder, summary: Summary, title: str) -> None:
+    write_summary(folder, summary)
+    draw_curves(folder.metrics_file, folder.curve_file, title=title)
+    print("\n" + render_summary(summary, folder))
 
 
 def _read(config: RunConfig, build: BuildBenchmarks | None) -> tuple[Inputs, LiveBenchmarks | None]:

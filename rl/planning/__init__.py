@@ -1,1 +1,1 @@
-"""What a run will need in memory: shapes of models, what autograd keeps, and the nearest settings that fit."""
+"""What a run will be, before anything is loaded: shapes of models, and what autograd keeps of a pass through one."""

@@ -19,7 +19,7 @@ from eval.run import check_words
 from rl.config import RunConfig
 from rl.configuration.loading import load
 from rl.configuration.resuming import differences
-from rl.memory import MemoryEstimate, check_memory, estimate_memory
+from rl.memory.estimate import MemoryEstimate, check_memory, estimate_memory
 from rl.paths import project_root
 from rl.planning.shapes import KNOWN, known_shape, planned_config, shape_config
 from rl.questions.inputs import read_inputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rl.batching import plan_micro_batches
 from rl.configuration.loading import load
-from rl.memory import longest_groups
+from rl.memory.estimate import longest_groups
 
 
 def test_longest_groups_fill_a_micro_batch_with_rows_of_the_longest_length() -> None:

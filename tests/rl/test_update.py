@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from rl.losses import entropy_threshold
-from rl.memory import longest_groups
+from rl.memory.estimate import longest_groups
 from rl.optimizer import learning_rate
 from rl.policy.policy import Policy
 from rl.records import Group, TrainingGroup

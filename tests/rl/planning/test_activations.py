@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from rl.config import RunConfig
-from rl.memory import estimate_memory, longest_groups
+from rl.memory.estimate import estimate_memory, longest_groups
 from rl.paths import resolve_path
 from rl.planning.activations import activations_per_token
 from rl.planning.shapes import weight_shapes

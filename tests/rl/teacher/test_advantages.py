@@ -20,7 +20,7 @@ from rl.collect import Collected
 from rl.config import RunConfig, TeacherModelSection
 from rl.configuration.loading import load, to_yaml
 from rl.errors import ConfigError, GeneratorError
-from rl.memory import check_memory, estimate_memory
+from rl.memory.estimate import check_memory, estimate_memory
 from rl.paths import resolve_path
 from rl.policy.forward import PolicyForward
 from rl.policy.policy import Policy, PolicyError

@@ -14,7 +14,7 @@ from transformers import AutoConfig, Gemma3Config
 from rl.config import ModelSection, RunConfig
 from rl.errors import ConfigError
 from rl.generate.generator_plan import MERGE_BELOW_BYTES, engine_cache_bytes
-from rl.memory import (
+from rl.memory.estimate import (
     LIBRARIES_BYTES,
     MemoryEstimate,
     available_memory,

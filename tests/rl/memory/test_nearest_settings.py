@@ -9,7 +9,7 @@ import pytest
 
 from rl.config import RunConfig
 from rl.configuration.loading import load
-from rl.memory_plan import Estimator, estimator, nearest_fitting, render_fit
+from rl.memory.nearest_settings import Estimator, estimator, nearest_fitting, render_fit
 from rl.paths import project_root
 from rl.planning.shapes import planned_config
 

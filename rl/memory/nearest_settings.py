@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from rewards.errors import as_configured
 from rl.config import RunConfig
-from rl.memory import MemoryEstimate, estimate_memory
+from rl.memory.estimate import MemoryEstimate, estimate_memory
 from rl.planning.shapes import weight_shapes
 from rl.records import Json
 
