@@ -65,7 +65,8 @@ def _is_complete(job: Job) -> bool:
             and RunFolder(job.after).summary_file.stat().st_mtime > folder.summary_file.stat().st_mtime
         ):
             return False
-        return not differences(load(folder.config_file, [], schema), load(job.config, job.words, schema))
+        found = differences(load(folder.config_file, [], schema), load(job.config, job.words, schema))
+        return all(difference.key == "prompt.date" for difference in found)  # the day on which the run was made
     except (FileNotFoundError, ValueError, ConfigError):
         return False
 

@@ -406,9 +406,10 @@ HANGING = [rf"\int_0^{{{n}}} x^{{x^{{x^x}}}} \sin(x^{{x}}) dx" for n in range(20
 @pytest.mark.slow
 def test_a_group_and_a_batch_with_hanging_answers_take_one_deadline_and_not_one_for_each() -> None:
     equivalent(r"\int_0^1 x dx", "0.5")  # the workers are up
+    bound_s = 14.0  # a deadline is 5 s: one for each would take 40 s and more, beside other work one takes up to 11
     start = time.monotonic()
     assert cluster(HANGING[:10]).num_clusters == 10
-    assert time.monotonic() - start < 9.0
+    assert time.monotonic() - start < bound_s
     groups = [
         GroupInput(str(i), "q", [rf"\boxed{{{HANGING[10 + i]}}}", r"\boxed{4}", r"\boxed{x^2}"], answer="4")
         for i in range(8)]
@@ -416,7 +417,7 @@ def test_a_group_and_a_batch_with_hanging_answers_take_one_deadline_and_not_one_
     results = RewardSum(
         [RewardSpec("rewards.semantic_entropy:semantic_entropy"), RewardSpec("rewards.accuracy:accuracy")]
     ).score(groups)
-    assert time.monotonic() - start < 9.0
+    assert time.monotonic() - start < bound_s
     assert all(result.scores["accuracy"] == (0.0, 1.0, 0.0) for result in results)
     # sympy gives some of these integrals up at once.
     assert sum(result.metrics["accuracy/timed_out_share"] > 0.3 for result in results) >= 3
