@@ -34,6 +34,7 @@ from rl.records import Prompt, Question
 from rl.update import Updater
 
 PROMPT_TOKENS = 40
+EVERY_BLOCK = 128 * 2**10  # bytes: where glibc begins
 QUIET = ("model.dtype=float32", "sampling.max_completion_tokens=216", "sampling.group_size=8")
 CASES: dict[str, tuple[str, ...]] = {
     "LoRA, float32": (),
@@ -117,9 +118,10 @@ def _peak() -> int:
 
 
 def measure(kind: str, overrides: Sequence[str], *, heap: bool = False) -> Growth:
-    """kind: training or sampling. heap: with glibc's own way of keeping what is freed."""
+    """kind: training or sampling. heap: with glibc's own way of keeping what is freed; otherwise even the small blocks
+    of a small model are given back."""
     if not heap:
-        give_back_freed_memory()
+        give_back_freed_memory(EVERY_BLOCK)
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     config = load(None, [*QUIET, *overrides])
