@@ -304,12 +304,14 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
 
 def _quieten() -> None:
     """Drop vLLM's warnings that are none here: at each new version, of layers that no checkpoint has weights for
-    (rotary embeddings, an output layer tied to the embedding), and once of token ids as prompts, which its next version
-    may refuse and this range takes."""
+    (rotary embeddings, an output layer tied to the embedding), and once of token ids as prompts and of tokenizers of
+    adapters, both of which its next version may refuse; the first this range takes, the second nobody asks for."""
     def is_news(record: logging.LogRecord) -> bool:
         said = record.getMessage()
         return not (said.endswith(("RotaryEmbedding: Failed to load weights", "ParallelLMHead: Failed to load weights"))
-                    or said.startswith("Passing raw prompts to InputProcessor"))
+                    or said.startswith((
+                        "Passing raw prompts to InputProcessor",
+                        "vLLM has deprecated support for supporting different tokenizers for different LoRAs")))
 
     for name in ("model_executor.model_loader.reload.layerwise", "v1.engine.input_processor"):
         logger = logging.getLogger(f"vllm.{name}")
