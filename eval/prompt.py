@@ -7,8 +7,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import json
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eval.options import positive_list
@@ -42,9 +44,10 @@ def tell_differences(options: argparse.Namespace, run: RunPrompt | None, benchma
     others = [f"{name}: {prompt}" for name, prompt in benchmarks if prompt != own["prompt"]]
     if differences:
         line = f"another prompt than {run.folder} was trained with: {', '.join(differences)}"
-    elif others and options.prompt is None:
-        line = (f"asked with the prompt of {run.folder}, {own['prompt']}, not the protocol's ({', '.join(others)}); "
-                f"its base is compared under --prompt {own['prompt']} --chat-template {own['chat_template']}")
+    elif options.prompt is None and (others or _beyond_template(own)):
+        protocol = f", not the protocol's ({', '.join(others)})" if others else ""
+        line = (f"asked with the prompt of {run.folder}, {own['prompt']}{protocol}; its base is compared under "
+                f"{' '.join(_as_options(own))}")
     else:
         return
     print(f"note: {line}", file=sys.stderr, flush=True)
@@ -67,6 +70,24 @@ def _of_run(run: RunPrompt) -> dict[str, Any]:
         "prompt": prompt.template, "chat_template": prompt.chat_template,
         "chat_template_kwargs": prompt.chat_template_kwargs, "date": prompt.date, "stop_strings": run.stop_strings,
         "stop_token_ids": run.stop_token_ids}
+
+
+def _beyond_template(own: Mapping[str, Any]) -> bool:
+    """Whether a base that is evaluated by default gets another prompt or other stops, the template's name aside."""
+    default = Asked()
+    return any(own[key] != getattr(default, key) for key in own if key not in ("prompt", "date"))
+
+
+def _as_options(own: Mapping[str, Any]) -> list[str]:
+    """The options under which a base is asked alike, to be pasted into a shell."""
+    default, words = Asked(), []
+    for key, value in own.items():
+        if key == "prompt" or (value != getattr(default, key) and (key != "date" or own["chat_template"] != "never")):
+            ids = key == "stop_token_ids"
+            text = ",".join(map(str, value)) if ids else str(value) if isinstance(
+                value, (str, datetime.date)) else json.dumps(list(value) if isinstance(value, tuple) else value)
+            words.append(f"--{key.replace('_', '-')} {shlex.quote(text)}")
+    return words
 
 
 def _shown(value: object) -> str:

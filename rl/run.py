@@ -35,7 +35,7 @@ from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
-from rl.questions.run_prompt import with_day
+from rl.questions.run_prompt import check_same_day, with_day
 from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, meet, process_group, telling_others
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
@@ -76,8 +76,7 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     config = with_day(config, resume=resume is not None)
     inputs, benchmarks = _read(config, build)
     accelerator = _make_accelerator(config, benchmarks)
-    if accelerator.device.type == "cpu":
-        give_back_freed_memory()
+    check_same_day(config.prompt, accelerator.num_processes)
     with telling_others(accelerator.process_index, accelerator.num_processes), contextlib.ExitStack() as stack:
         # Before the folder: a model, an engine or a server that cannot be had must not move an earlier run aside.
         policy = load_run_policy(config, inputs, accelerator, benchmarks)
@@ -135,6 +134,8 @@ def _make_accelerator(config: RunConfig, benchmarks: LiveBenchmarks | None) -> A
         mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
         kwargs_handlers=[process_group(OUTAGE if waits_long else LONGEST_WAIT)])
     check_distribution(accelerator.distributed_type)
+    if accelerator.device.type == "cpu":
+        give_back_freed_memory()
     return accelerator
 
 

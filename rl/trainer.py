@@ -29,7 +29,7 @@ from rl.evaluation.held_out import HeldOut
 from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
 from rl.policy.policy import Policy
-from rl.proof.proof import GeneratorMismatchError, Proof, mismatch_bound
+from rl.proof.proof import GeneratorMismatchError, Proof, ProofState, mismatch_bound
 from rl.ranks import RanksApartError, first_given
 from rl.records import TrainingGroup
 from rl.runs.folder import RunFolder
@@ -92,6 +92,7 @@ class Trainer:
                             parts.progress, parts.folder.path, *self._rank),
             hand_over=self._hand_over, save=self.save, changed=self._checkpoints.changed)
         self._is_repeatable = False
+        self._proof_before: ProofState | None = None
         self._waiting = Waiting(say=lambda text: self._parts.progress.message(text), save=self._save_while_waiting,
                                 stop_requested=lambda: self._parts.stop_requested())
 
@@ -106,9 +107,11 @@ class Trainer:
             self._hand_over()
             with self._repeatable():
                 collected = parts.collector.collect(self.step_number)
+            self._proof_before = self._proof.state()  # for what is saved while a teacher does not answer
             proof = self._proof.check(self.step_number, self.policy_version, collected)
             with watch("teacher_s") if parts.teacher is not None else nullcontext():
                 batch = make_training_groups(self._config, collected, parts.teacher, *self._rank)
+            self._proof_before = None
             counts = self._sampler_counts()  # now: the sampler is asked nothing while it samples ahead
             self._sample_ahead()
             with watch("train_s"):
@@ -257,8 +260,7 @@ class Trainer:
 
     def save_late(self) -> None:
         """Where sampling or scoring goes on, save what the step began with, which may not come to its end: a launcher
-        kills the process (the handler of a signal that has been here for a while calls this), or another rank has
-        ended."""
+        kills the process (a signal's handler calls this after a while), or another rank has ended."""
         if not self._is_repeatable:
             return
         try:
@@ -287,7 +289,7 @@ class Trainer:
         return TrainerState(
             step=self.step_number, policy_version=self.policy_version, num_ranks=parts.accelerator.num_processes,
             collector=parts.collector.state(), watchdog=parts.watchdog.state(), evaluations=self._evaluations.state(),
-            proof=self._proof.state(), stop=self._stop, totals=self._totals_now(),
+            proof=self._proof_before or self._proof.state(), stop=self._stop, totals=self._totals_now(),
             positions=Positions(parts.metrics.position(), parts.rollouts.position()), data=parts.data)
 
     def restore(self, path: Path, state: TrainerState) -> None:

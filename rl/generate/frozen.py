@@ -38,7 +38,6 @@ from rl.paths import resolve_path
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import (
     Policy,
-    adapter_shape,
     default_device,
     dtype_name,
     end_of_sequence_ids,
@@ -46,6 +45,8 @@ from rl.policy.policy import (
     load_frozen,
     load_generation_config,
     load_policy,
+    lora_rank,
+    lora_targets,
     resolve_dtype,
     stored_lora,
 )
@@ -119,9 +120,9 @@ class _FrozenVllm:
         bytes_per_token = cache_bytes_per_token(model_config, dtype.itemsize)
         # Beside its base only below float32: see the module's docstring.
         beside = resolve_path(model.adapter) if model.adapter is not None and dtype != torch.float32 else None
+        rank, targets = (None, ()) if beside is None else _checked_adapter(model, beside, tokenizer)
         if beside is not None:
             model = model.model_copy(update={"adapter": None})
-        rank, targets = (None, ()) if beside is None else adapter_shape(beside)
         with _checkpoint(model, dtype, scratch) as (checkpoint, revision):
             self._engine = Engine(
                 EngineSettings(
@@ -155,6 +156,16 @@ class _FrozenVllm:
 
     def close(self) -> None:
         self._engine.close()
+
+
+def _checked_adapter(
+    model: ModelSection, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, tuple[str, ...]]:
+    """Rank and targets of the adapter, loaded over its base on the CPU: vLLM takes one of another base of this shape,
+    and passes over weights that have no place. Raises PolicyError."""
+    policy = load_policy(
+        model, stored_lora(folder), tokenizer, seed=0, device=torch.device("cpu"), keep_reference=False)
+    return lora_rank(policy), lora_targets(policy)
 
 
 @contextmanager

@@ -144,7 +144,14 @@ def adapter_bytes(policy: Policy) -> int:
 
 
 def open_with_room(num_bytes: int, last_resort: Path) -> VersionFiles:
-    """In memory where there is room, else in the folder for temporary files, else in `last_resort`.
+    """Where `place_with_room` finds room. Raises GeneratorError where there is none."""
+    parent = place_with_room(num_bytes, last_resort)
+    return VersionFiles(parent, is_local=parent != last_resort.absolute(), remedy=_LOCAL_REMEDY)
+
+
+def place_with_room(num_bytes: int, last_resort: Path) -> Path:
+    """Shared memory where there is room, else the folder for temporary files, else `last_resort`; nothing is made there
+    yet.
 
     num_bytes: what all processes of this machine write together. Twice as much must be free: NCCL and others want some
     of it, and containers often have 64 MB of shared memory. What killed processes left in any of them is removed first.
@@ -157,7 +164,7 @@ def open_with_room(num_bytes: int, last_resort: Path) -> VersionFiles:
         existing = next(folder for folder in (parent, *parent.parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free
         if free >= 2 * num_bytes and os.access(existing, os.W_OK):
-            return VersionFiles(parent, is_local=is_local, remedy=_LOCAL_REMEDY)
+            return parent
         seen.append(f"{parent} ({free / 1e6:.0f} MB free)")
     raise GeneratorError(
         "there is no place for the policy's versions on their way to the sampler", where=named("generator.sync"),

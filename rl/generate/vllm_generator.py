@@ -16,7 +16,7 @@ from rl.config import GeneratorSection
 from rl.generate.completions import CompletedGroups
 from rl.generate.generator_plan import GPU_RESERVE, GeneratorPlan, engine_cache_bytes
 from rl.generate.protocol import Finished, Request, SamplingParameters
-from rl.generate.version_files import adapter_bytes, open_with_room
+from rl.generate.version_files import VersionFiles, adapter_bytes, open_with_room, place_with_room
 from rl.generate.vllm_engine import Engine, EngineSettings
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, all_weights, base_weights, lora_rank, lora_targets
@@ -38,6 +38,11 @@ class VllmGenerator:
         on_gpu = device.type == "cuda"
         if self._sleep_level and not on_gpu:
             self._sleep_level = 0  # there is nothing to gain on a CPU, and vLLM has no such mode there
+        # Before the engine: without room it need not start. Nothing is made there before the run's folder is.
+        self._num_bytes = adapter_bytes(policy) * ranks_here() if sync.way == "adapter" else 0
+        self._last_resort = plan.run_dir / "sampler"
+        self._files: VersionFiles | None = None
+        place_with_room(self._num_bytes, self._last_resort)
         self._engine = Engine(
             EngineSettings(
                 model=plan.base_path, revision=plan.revision, trust_remote_code=plan.trust_remote_code,
@@ -47,8 +52,6 @@ class VllmGenerator:
                 cache_bytes=engine_cache_bytes(config, plan.max_tokens, plan.cache_bytes_per_token, on_gpu=on_gpu),
                 eager=config.eager if config.eager is not None else not on_gpu, can_sleep=self._sleep_level > 0,
                 num_ranks=plan.num_ranks, seed=plan.seed))
-        num_bytes = adapter_bytes(policy) * ranks_here() if sync.way == "adapter" else 0
-        self._files = open_with_room(num_bytes, plan.run_dir / "sampler")
         self.description = (
             f"sampler: vLLM {self._engine.version} in this process; new versions by {sync.way}: {sync.reason}")
 
@@ -80,7 +83,8 @@ class VllmGenerator:
 
     def close(self) -> None:
         self._engine.close()
-        self._files.close()
+        if self._files is not None:
+            self._files.close()
 
     def _wake(self, *, push: bool = True) -> None:
         """Bring back what discarding has dropped: base and adapter, or merged weights. push: false where a new version
@@ -99,6 +103,8 @@ class VllmGenerator:
         if self._sync.way == "merge":
             self._engine.load_weights(all_weights(self._policy))
             return
+        if self._files is None:
+            self._files = open_with_room(self._num_bytes, self._last_resort)
         path = self._files.adapter(self._policy, version)
         self._adapters += 1
         self._engine.load_adapter(f"policy-{version}-{self._adapters}", self._adapters, path)

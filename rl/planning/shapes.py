@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from rewards.errors import named
@@ -82,7 +83,10 @@ def checkpoint_folder(model: ModelSection, cache: Path | None = None) -> Path | 
         return path
     if model.path.count("/") > 1:
         return None
-    found = try_to_load_from_cache(model.path, "config.json", revision=model.revision, cache_dir=cache)
+    try:
+        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision, cache_dir=cache)
+    except HFValidationError:  # a path, then, and there is nothing
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -111,7 +115,9 @@ def weight_shapes(model: ModelSection, model_config: PretrainedConfig) -> Weight
 def stored_shapes(path: Path) -> WeightShapes | None:
     """From the safetensors headers in a folder; None where there are none. Raises ConfigError for a damaged file."""
     shapes: WeightShapes = {}
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
+    # Mistral's folders hold all weights a second time, as consolidated.safetensors.
+    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
+    for file in files if path.is_dir() else []:
         try:
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))

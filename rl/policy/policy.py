@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -300,13 +300,6 @@ def stored_lora(folder: Path) -> LoraSection:
     return LoraSection(rank=stored.r, alpha=stored.lora_alpha) if isinstance(stored, LoraConfig) else LoraSection()
 
 
-def adapter_shape(folder: Path) -> tuple[int, tuple[str, ...]]:
-    """Rank and `lora_targets` of a stored plain LoRA. Raises PolicyError."""
-    stored, weights = _stored_adapter(folder)
-    with safe_open(weights, framework="pt") as file:
-        return stored.r, tuple(sorted({name.split(".")[-3] for name in file.keys()}))  # noqa: SIM118
-
-
 def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: LoraSection) -> PeftModel:
     """The stored adapter over this base; refused where it is no plain LoRA, or where some weight of it has no place
     here: PEFT itself passes over what it cannot place, and the run would begin with a part of the adapter or none."""
@@ -348,7 +341,9 @@ def _stored_adapter(folder: Path) -> tuple[LoraConfig, Path]:
     if not isinstance(stored, LoraConfig):
         raise PolicyError(f"{folder} is of type {stored.peft_type}", where=where, expected="LORA")
     extras = [name for name, is_on in (("use_dora", stored.use_dora), ("bias", stored.bias != "none"),
-                                       ("modules_to_save", bool(stored.modules_to_save))) if is_on]
+                                       ("modules_to_save", bool(stored.modules_to_save)),
+                                       ("rank_pattern or alpha_pattern", bool(
+                                           stored.rank_pattern or stored.alpha_pattern))) if is_on]
     if extras:
         raise PolicyError(
             f"{folder} uses {', '.join(extras)}, which is more than base + BA", where=where, expected="a plain LoRA",

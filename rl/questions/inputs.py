@@ -108,7 +108,7 @@ def read_questions(
     PromptError."""
     renderer = make_renderer(prompt, tokenizer)
     if renderer.uses_chat_template:
-        check_chat_template(tokenizer)
+        check_chat_template(tokenizer, prompt.chat_template_kwargs)
     warn_of_plain_text(renderer)
     loaded = load_questions(data)
     _check_training_answers(rewards, loaded.questions, data)
@@ -241,16 +241,18 @@ def check_lengths(max_completion_tokens: int, model_config: PretrainedConfig, pr
             remedy=f"{f'{named(key, room)} or less, or ' if room > 0 else ''}a lower {named('data.max_prompt_tokens')}")
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ConfigError where the tokenizer's chat template cannot be read, or there are several and none is the
-    default."""
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object]) -> None:
+    """Raises ConfigError where the tokenizer's chat template cannot be read, or there are several, none is the default
+    and `arguments` (prompt.chat_template_kwargs) choose none."""
     template, where = tokenizer.chat_template, named("model.path")
     remedy = f"another tokenizer_config.json, or {named('prompt.chat_template', 'never')}"
-    if isinstance(template, dict) and "default" not in template:
+    if isinstance(template, dict) and "default" not in template and "chat_template" not in arguments:
         raise ConfigError(f"its tokenizer has the chat templates {', '.join(sorted(template))} and no default",
-                          where=where, remedy=remedy)
+                          where=where, remedy=f"{named('prompt.chat_template_kwargs', '{chat_template: NAME}')}, "
+                          f"or {remedy}")
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True, **arguments)
     except (jinja2.TemplateSyntaxError, TypeError) as error:
         raise ConfigError(f"its chat template cannot be read ({error})", where=where, remedy=remedy) from error
     except jinja2.TemplateError:  # it refuses this message, and may well take the questions

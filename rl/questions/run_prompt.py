@@ -1,5 +1,5 @@
 """The prompt of a run: the day that is fixed when it begins, and what its folder says of it to those who sample from
-its policy later. Imports no torch.
+its policy later.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from rewards.errors import named
 from rl.config import PromptSection, Section
 from rl.configuration.yaml_text import read_mapping
+from rl.errors import ConfigError
+from rl.ranks import gather
 from rl.runs.folder import RunFolder
 
 Config = TypeVar("Config", bound=Section)
@@ -41,6 +44,14 @@ def prompt_of_weights(path: Path) -> RunPrompt | None:
     place = path.absolute()
     runs = [RunFolder(folder) for folder in (place, *place.parents[:3])]
     return next((stored_prompt(run) for run in runs if run.holds_run), None)
+
+
+def check_same_day(prompt: PromptSection, num_ranks: int) -> None:
+    """Raises ConfigError, on every rank, where processes that began across midnight have fixed different days."""
+    days = sorted(set(gather(prompt.date, num_ranks, "compare the day of their prompts")), key=str)
+    if len(days) > 1:
+        raise ConfigError(f"the run's processes have {days[0]} and {days[-1]}", where=named("prompt.date"),
+                          remedy=f"start it again, or {named('prompt.date', str(days[-1]))}")
 
 
 def with_day(config: Config, *, resume: bool) -> Config:

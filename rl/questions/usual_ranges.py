@@ -16,7 +16,7 @@ LOWEST_GROUP_SIZE = 4
 LOWEST_REASONING_TOKENS = 256
 TOO_LONG_SHARE = 0.1  # of gold answers that alone are longer than a completion may be
 
-_ASKS_FOR_REASONING = re.compile(r"step by step|\\boxed|<think>", re.IGNORECASE)
+_ASKS_FOR_REASONING = re.compile(r"step by step|\\boxed|<think>(?!\s*</think>)", re.IGNORECASE)
 
 
 def warn_of_unusual(config: RunConfig, prompts: Sequence[Prompt], tokenizer: PromptTokenizer) -> None:

@@ -33,9 +33,11 @@ def rehearse(rewards: RewardSum, prompts: Sequence[Prompt], group_size: int) -> 
     """Score one question of each set of columns; what each reward gave to the first one's completions, a line each.
 
     Raises RewardError where a reward does something wrong."""
-    kinds = {frozenset(prompt.question.columns): prompt for prompt in reversed(prompts)}
+    kinds: dict[frozenset[str], Prompt] = {}
+    for prompt in prompts:
+        kinds.setdefault(frozenset(prompt.question.columns), prompt)
     scored = score_groups(rewards, [made_up_group(prompt, group_size) for prompt in kinds.values()], MadeUpPolicy())
-    shown = scored[-1]  # of the first question
+    shown = scored[0]  # of the first question
     lines = [f"{name:<24}{', '.join(f'{value:g}' for value in values)}" for name, values in shown.scores.items()]
     return [*lines, *(["the group could not be judged, and would not train"] if shown.skipped else [])]
 

@@ -42,6 +42,7 @@ _GOES_ON: Mapping[StageKind, Occasion] = {
     "warmup": Occasion.WARMUP, "rl": Occasion.RUN, "reject": Occasion.SAMPLING, "eval": Occasion.NEVER}
 _EVAL_OPTIONS = {"no-plots": Occasion.ALWAYS, "max-sequences": Occasion.DONE}
 """Options of eval.run that may differ; those of the other kinds are marked on their configurations' fields."""
+CHAT_ARGUMENTS = "chat-template-kwargs"
 _SHORT_OPTIONS = {"k": "-k", "n": "-n"}
 
 
@@ -222,18 +223,31 @@ def _prepare_evaluation(
         of = results[stage.policy]
         options |= {"model": of.model, "revision": of.revision, "adapter": of.adapter}
     words: list[str] = []
-    for name, value in options.items():
+    for name, value in _with_chat_arguments(options).items():
         option = _SHORT_OPTIONS.get(name, f"--{name.replace('_', '-')}")
         if value is True:
             words.append(option)
         elif value is not None and value is not False:
             # One word: a value may begin with a dash.
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            # Texts may hold commas, and what the chat template is told has types.
+            is_json = option in ("--stop-strings", f"--{CHAT_ARGUMENTS}") and not isinstance(value, str)
+            listed = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = json.dumps(value) if is_json else listed
             words += [option, text] if option in _SHORT_OPTIONS.values() else [f"{option}={text}"]
     words.append(f"--out={stage.folder}")
     check_evaluation(words)
     decides = _deciding("eval", {name: value for name, value in options.items() if value is not None})
     return _prepared(stage, ("-m", MODULES["eval"], *words), None, decides, results, read_files)
+
+
+def _with_chat_arguments(options: Mapping[str, Json]) -> dict[str, Json]:
+    """The options with the arguments of the chat template, which are flat as all settings are, as the one mapping that
+    the command takes."""
+    arguments = {name.partition(".")[2]: value for name, value in options.items()
+                 if name.partition(".")[0].replace("_", "-") == CHAT_ARGUMENTS and "." in name}
+    rest = {name: value for name, value in options.items()
+            if "." not in name or name.partition(".")[0].replace("_", "-") != CHAT_ARGUMENTS}
+    return rest | ({CHAT_ARGUMENTS: arguments} if arguments else {})
 
 
 def goes_on_with_other(kind: StageKind, key: str, *, is_done: bool) -> bool:

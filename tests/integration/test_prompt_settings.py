@@ -189,7 +189,8 @@ def test_every_setting_of_the_runs_prompt_counts_and_another_protocol_is_told_fi
     found = evaluate(tmp_path, "--adapter", str(boxed_run), "--max-tokens", "32")
     assert found.stderr.startswith(
         f"note: asked with the prompt of {boxed_run}, boxed, not the protocol's (tiny_arith: question_line); its base "
-        "is compared under --prompt boxed --chat-template auto\n")
+        "is compared under --prompt boxed --chat-template-kwargs '{\"date_string\": \"My day\"}' --date 2024-07-26 "
+        "--stop-strings '[\"<pad>\"]' --stop-token-ids 5\n")
     under = protocol(tmp_path)
     assert (under["prompt"], under["chat_template_kwargs"]) == ("boxed", {"date_string": "My day"})
     assert under["stop_strings"] == ["<pad>"] and 5 in under["stop_token_ids"] and "date" not in under

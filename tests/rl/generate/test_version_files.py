@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl import checkpoint
 from rl.errors import GeneratorError
-from rl.generate.version_files import VersionFiles, adapter_bytes, open_with_room
+from rl.generate.version_files import VersionFiles, adapter_bytes, open_with_room, place_with_room
 from rl.policy.policy import Policy, all_weights
 from tests.reference.fork import Fork
 from tests.reference.tiny_run import tiny_policy
@@ -58,6 +58,13 @@ def test_versions_are_written_where_twice_their_size_is_free(
     finally:
         files.close()
     assert not files._folder.exists()
+
+
+def test_a_place_is_chosen_without_making_anything_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run's folder is taken for somebody else's where it holds anything before the run has begun."""
+    run_dir = free_space(monkeypatch, tmp_path, shm=0, tmp=0, run=10**12)
+    assert place_with_room(300 * MB, run_dir / "sampler") == run_dir / "sampler"
+    assert list(run_dir.iterdir()) == []
 
 
 def test_without_room_anywhere_the_error_says_what_is_free_where(

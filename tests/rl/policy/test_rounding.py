@@ -3,12 +3,17 @@ to the sampler follow from it."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from rl.config import GeneratorSection
+from rl.generate import frozen
 from rl.generate.weight_sync import choose_sync
-from rl.policy.policy import Policy, adapter_changes, all_weights, base_weights, load_frozen
+from rl.policy.adapter_base import FILE
+from rl.policy.policy import Policy, PolicyError, adapter_changes, all_weights, base_weights, load_frozen
 from rl.policy.rounding import surviving_share
 from tests.reference.tiny_run import change_adapter, inputs, tiny_config, tiny_policy
 
@@ -50,15 +55,31 @@ def test_by_itself_no_adapter_is_merged_below_float32(dtype: str, backend: str, 
     assert choose_sync(GeneratorSection.model_validate(config), policy).way == way
 
 
-def test_a_frozen_policy_in_bfloat16_keeps_its_adapter_beside_its_base(tmp_path: object) -> None:
+def test_a_frozen_policy_in_bfloat16_keeps_its_adapter_beside_its_base(tmp_path: Path) -> None:
     policy: Policy = tiny_policy(tiny_config("model.dtype=bfloat16"))
     change_adapter(policy, 1e-5)
     policy.model.save_pretrained(str(tmp_path))
     config = tiny_config("model.dtype=bfloat16", f"model.adapter={tmp_path}").model
-    frozen = load_frozen(config, inputs().tokenizer, torch.device("cpu"))
-    assert frozen.is_adapter and not frozen.trainable_parameters() and not frozen.model.training
+    kept_apart = load_frozen(config, inputs().tokenizer, torch.device("cpu"))
+    assert kept_apart.is_adapter and not kept_apart.trainable_parameters() and not kept_apart.model.training
     kept = [torch.equal(one, other) for (_, one), (_, other) in zip(
-        adapter_changes(frozen), adapter_changes(policy), strict=True)]
+        adapter_changes(kept_apart), adapter_changes(policy), strict=True)]
     assert kept and all(kept)
     plain = load_frozen(config.model_copy(update={"dtype": "float32"}), inputs().tokenizer, torch.device("cpu"))
     assert not plain.is_adapter
+
+
+def test_an_adapter_of_another_base_or_with_ranks_of_its_own_is_not_put_beside_this_one(tmp_path: Path) -> None:
+    policy = tiny_policy(tiny_config("model.dtype=bfloat16", "lora.rank=8"))
+    policy.model.save_pretrained(str(tmp_path))
+    model = tiny_config("model.dtype=bfloat16", f"model.adapter={tmp_path}").model
+    rank, targets = frozen._checked_adapter(model, tmp_path, inputs().tokenizer)
+    assert rank == 8 and "q_proj" in targets
+    (tmp_path / FILE).write_text(json.dumps({"base": "another"}))
+    with pytest.raises(PolicyError, match="was made for another base"):
+        frozen._checked_adapter(model, tmp_path, inputs().tokenizer)
+    (tmp_path / FILE).unlink()
+    settings = json.loads((tmp_path / "adapter_config.json").read_text()) | {"alpha_pattern": {"q_proj": 64}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(PolicyError, match="alpha_pattern"):
+        frozen._checked_adapter(model, tmp_path, inputs().tokenizer)

@@ -46,4 +46,12 @@ def test_one_question_of_each_set_of_columns_is_tried(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="question 'd': cannot be called: got an unexpected keyword argument 'other'"):
         rehearse(rewards, prompts, 2)
     assert rehearse(rewards, prompts[:3], 2) == ["watch                   0, 1"]
-    assert rewards.functions[0].__globals__["seen"] == [("c?", None), ("a?", "1")]
+    assert rewards.functions[0].__globals__["seen"] == [("a?", "1"), ("c?", None)]
+
+
+def test_what_is_shown_is_the_first_questions(tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(
+        "def which(*, question, completions, **columns):\n    return [float(question[0])] * len(completions)\n")
+    rewards = build_rewards([RewardSection(use=f"{tmp_path}/counting.py:which")], 100)
+    prompts = [prompt("1", level="x"), prompt("2"), prompt("3", level="y")]
+    assert rehearse(rewards, prompts, 2) == ["which                   1, 1"]

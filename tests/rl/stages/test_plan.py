@@ -211,6 +211,15 @@ def test_an_evaluation_becomes_the_words_of_its_command() -> None:
         "--adapter=0/adapter", f"--out={plan[1].folder}")
 
 
+def test_what_an_evaluation_tells_the_chat_template_and_its_stops_come_whole() -> None:
+    options = {"benchmarks": "gsm8k", "chat-template-kwargs": {"enable_thinking": False, "date_string": "26 Jul, 2024"},
+               "stop-strings": ["Q:", "a, b"]}
+    (stage,) = planned({"name": "eval", "kind": "eval", "policy": "base", "set": {**options, "model": "base"}})
+    words = prepare_stage(stage, {}, check_words).words
+    assert '--stop-strings=["Q:", "a, b"]' in words
+    assert '--chat-template-kwargs={"enable_thinking": false, "date_string": "26 Jul, 2024"}' in words
+
+
 def begun(folder: Path, questions: Path, **settings: Any) -> tuple[PipelineRecords, Prepared]:
     """The record of an RL stage that has been started once."""
     plan = planned({**RL, "set": {"data.path": str(questions), **settings}}, run_dir=str(folder))
