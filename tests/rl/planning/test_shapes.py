@@ -69,3 +69,15 @@ def test_weights_that_contradict_the_config_are_refused(tmp_path: Path) -> None:
     check_shapes(ModelSection(path=str(BASE)), AutoConfig.from_pretrained(BASE))
     changed.quantization_config = {"quant_method": "gptq"}  # packed weights have other shapes
     check_shapes(model, changed)
+
+
+def test_weights_that_a_folder_holds_a_second_time_count_once(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "twice")
+    shutil.copy(BASE / "model.safetensors", tmp_path / "twice" / "consolidated.safetensors")
+    assert stored_shapes(tmp_path / "twice") == stored_shapes(BASE)
+
+
+@pytest.mark.parametrize("path", ["/models", "./nothing"])
+def test_a_path_that_is_no_hub_id_is_one_error(path: str) -> None:
+    with pytest.raises(ConfigError):
+        planned_config(ModelSection(path=path))
