@@ -82,12 +82,19 @@ def _as_options(own: Mapping[str, Any]) -> list[str]:
     """The options under which a base is asked alike, to be pasted into a shell."""
     default, words = Asked(), []
     for key, value in own.items():
-        if key == "prompt" or (value != getattr(default, key) and (key != "date" or own["chat_template"] != "never")):
-            ids = key == "stop_token_ids"
-            text = ",".join(map(str, value)) if ids else str(value) if isinstance(
-                value, (str, datetime.date)) else json.dumps(list(value) if isinstance(value, tuple) else value)
-            words.append(f"--{key.replace('_', '-')} {shlex.quote(text)}")
+        is_needless = value == getattr(default, key) or (key == "date" and own["chat_template"] == "never")
+        if key == "prompt" or not is_needless:
+            words.append(f"--{key.replace('_', '-')} {shlex.quote(_as_value(key, value))}")
     return words
+
+
+def _as_value(key: str, value: Any) -> str:
+    """As the option takes it (eval/options.py)."""
+    if key == "stop_token_ids":
+        return ",".join(map(str, value))
+    if key in ("stop_strings", "chat_template_kwargs"):
+        return json.dumps(value)
+    return str(value)
 
 
 def _shown(value: object) -> str:
