@@ -178,8 +178,7 @@ def train(case: Case, variant: str) -> Iterator[Measurement]:
     policy = load_run_policy(config, read_inputs(config), accelerator)
     optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=config.optim.lr, fused=True)
     forward, prepared = accelerator.prepare(PolicyForward(policy, temperature=1.0), optimizer)
-    updater = Updater(config, accelerator, forward, prepared, pad_token_id=policy.eos_token_ids[0],
-                      attention=policy.causal_lm.config._attn_implementation)
+    updater = Updater(config, accelerator, forward, prepared, pad_token_id=policy.eos_token_ids[0])
     groups = made_up_groups(case, case.sizes.questions)
     seconds = []
     for _ in range(case.sizes.rounds + 1):

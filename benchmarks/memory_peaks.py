@@ -96,8 +96,7 @@ def _updater(config: RunConfig, policy: Policy) -> Updater:
     accelerator = Accelerator(cpu=True)
     forward, optimizer = accelerator.prepare(
         PolicyForward(policy, temperature=1.0), make_optimizer(policy.trainable_parameters().values(), config.optim))
-    return Updater(config, accelerator, forward, optimizer, pad_token_id=0,
-                   attention=policy.causal_lm.config._attn_implementation)
+    return Updater(config, accelerator, forward, optimizer, pad_token_id=0)
 
 
 def _estimate(config: RunConfig) -> MemoryEstimate:

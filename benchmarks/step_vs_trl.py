@@ -1,10 +1,13 @@
 """How long one training step takes, ours against TRL's GRPOTrainer: the same work, step by step in turn, in one
 process.
 
-    python benchmarks/step_vs_trl.py [--json] [--steps 10] [--questions 8] [--group-size 8]
+    python benchmarks/step_vs_trl.py [--json] [--model tiny|smollm2] [--steps 10] [--questions 8] [--group-size 8]
+
+--model smollm2 (`make smollm2`) is a real language model with few-shot prompts of about 180 tokens: 4 questions x 8 and
+two steps by default, some minutes.
 
 A step is sampling, rewards, loss, gradients and optimiser; ours also hands the new weights to its sampler and writes
-metrics and rollouts. --json prints one line {"ours_s", "trl_s", "ratio"}: medians in seconds, ratio = ours / TRL. See
+metrics and rollouts. --json prints one line {"ours_s", "trl_s", "ratio", "model"}: medians in seconds, ratio = ours / TRL. See
 benchmarks/README.md.
 """
 
@@ -27,7 +30,8 @@ from trl_side import TrlStep, num_trainable, train
 from rl.config import RunConfig
 from rl.configuration.loading import load
 
-CONFIG = Path("configs/tiny_grpo.yaml")
+CONFIGS = {"tiny": Path("configs/tiny_grpo.yaml"), "smollm2": Path("configs/smollm2_grpo.yaml")}
+DEFAULTS = {"tiny": {"steps": 10, "warmup": 2, "questions": 8}, "smollm2": {"steps": 2, "warmup": 1, "questions": 4}}
 EVERY_GROUP_TRAINS = f"{Path(__file__).resolve().with_name('step_reward.py')}:accuracy_and_position"
 ACCURACY = "rewards.accuracy:accuracy"
 
@@ -94,9 +98,9 @@ def _check_same_size(ours: OurSide, theirs: TrlStep) -> None:
 
 def configuration(arguments: argparse.Namespace, reward: str, run_dir: Path) -> RunConfig:
     return load(
-        CONFIG,
+        CONFIGS[arguments.model],
         [
-            f"run_dir={run_dir}", f"steps={arguments.warmup + arguments.steps}",
+            "generator=transformers", "optim.warmup_steps=0", "watchdog.enabled=false", f"run_dir={run_dir}", f"steps={arguments.warmup + arguments.steps}",
             f"sampling.questions_per_step={arguments.questions}", f"sampling.group_size={arguments.group_size}",
             f"optim.lr={arguments.lr}", f"rewards.0.use={reward}", "model.dtype=float32", "optim.schedule=constant",
             "evaluation.path=null", "tracking.progress=off"])
@@ -126,19 +130,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--json", action="store_true", help="one line of JSON, of the reward under which every group trains")
-    parser.add_argument("--steps", type=int, default=10, help="measured steps of each side (default 10)")
-    parser.add_argument("--warmup", type=int, default=2, help="steps of each side before those (default 2)")
-    parser.add_argument("--questions", type=int, default=8, help="questions per step (default 8)")
+    parser.add_argument("--model", choices=CONFIGS, default="tiny", help="which configuration's model (default tiny)")
+    parser.add_argument("--steps", type=int, help="measured steps of each side (default 10; smollm2: 2)")
+    parser.add_argument("--warmup", type=int, help="steps of each side before those (default 2; smollm2: 1)")
+    parser.add_argument("--questions", type=int, help="questions per step (default 8; smollm2: 4)")
     parser.add_argument("--group-size", type=int, default=8, help="completions per question (default 8)")
     parser.add_argument(
         "--lr", type=float, default=1e-6,
         help="of both sides (default 1e-6, TRL's own: both policies stay what "
         "they were, so that both sides sample from the same distribution at every step)")
     arguments = parser.parse_args()
+    for name, value in DEFAULTS[arguments.model].items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     if arguments.steps < 1:
         parser.error(f"--steps {arguments.steps}: expected at least 1")
     rewards = {"every group trains": EVERY_GROUP_TRAINS}
-    if not arguments.json:
+    if not arguments.json and arguments.model == "tiny":
         rewards["accuracy alone"] = ACCURACY
     rows: dict[str, Measurement] = {}
     # TRL prints a summary of its training.
@@ -151,7 +159,7 @@ def main() -> None:
     if same_work.trained != arguments.questions:
         raise RuntimeError(
             f"only {same_work.trained} of {arguments.questions} groups trained on our side: not the same work as TRL's")
-    print(json.dumps(same_work.as_json()) if arguments.json else table(rows, config, arguments))
+    print(json.dumps({**same_work.as_json(), "model": arguments.model}) if arguments.json else table(rows, config, arguments))
 
 
 if __name__ == "__main__":

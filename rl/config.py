@@ -74,7 +74,8 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "dtype of the frozen base; auto: bfloat16 on a GPU, float32 on the CPU. Trained weights are float32")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
-        "auto", "attention implementation of the trained model; auto lets transformers choose")
+        "auto", "attention of the trained model; auto: completions share their question's prompt, computed once, where "
+        "the architecture allows it; any other: transformers' own, each completion in a padded row after its prompt")
     gradient_checkpointing: bool = setting(
         False,
         "recompute activations in the backward pass: less memory, about a third slower",
@@ -92,7 +93,7 @@ class TeacherModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "dtype of the teacher; auto: bfloat16 on a GPU, float32 on the CPU")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
-        "auto", "attention implementation of the teacher; auto lets transformers choose")
+        "auto", "attention of the teacher, as in model.attention")
     trust_remote_code: bool = setting(False, "run Python code that comes with the teacher's checkpoint")
 
     @field_validator("path")

@@ -251,8 +251,7 @@ def build_trainer(
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
     stack.callback(generator.close)  # before the run's folder is given back
     generator.take_over(policy, 0)
-    updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
-                      attention=policy.causal_lm.config._attn_implementation)
+    updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0])
     if accelerator.device.type == "cuda":
         generator.rest()  # as it will while training
         updater.rehearse(longest_groups(config, _longest_prompt(inputs)))

@@ -13,7 +13,7 @@ ranks change memory and speed, not the gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rl.batching import (
-    Layout,
     MicroBatch,
     SequenceIndex,
     build_micro_batch,
@@ -43,15 +42,13 @@ from rl.records import TrainingGroup
 from rl.teacher.advantages import distilled_advantages
 from rl.update_report import UpdateReport, UpdateSums
 
-PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3")
-
 
 class Updater:
     """Owns the forward module and the optimiser. `forward` and `optimizer` are as accelerate prepared them."""
 
     def __init__(
         self, config: RunConfig, accelerator: Accelerator, forward: torch.nn.Module, optimizer: Optimizer, *,
-        pad_token_id: int, attention: str,
+        pad_token_id: int,
     ) -> None:
         self._config = config
         self._accelerator = accelerator
@@ -60,7 +57,6 @@ class Updater:
         self._optimizer = optimizer
         self._parameters = [p for p in forward.parameters() if p.requires_grad]
         self._pad_token_id = pad_token_id
-        self._layout: Layout = "packed" if attention in PACKING_ATTENTION else "padded"
         # Terms that act on every token, whatever its advantage.
         self._needs_all = config.loss.kl_weight > 0 or config.loss.entropy_bonus > 0
 
@@ -101,52 +97,52 @@ class Updater:
             return groups, -math.inf
         was_training = self._unwrapped.training
         self._unwrapped.eval()
-        found: list[tuple[SequenceIndex, list[float], list[float]]] = []
+        found: list[tuple[tuple[SequenceIndex, ...], tuple[int, ...], Tensor, Tensor]] = []  # of each micro-batch
         for batch, weight, _ in self._micro_batches(groups):
             if weight:
-                computed, lengths = self._logprobs(batch, self._unwrapped), list(batch.sequence_lengths)
-                values = (computed.logprobs_N.split(lengths), computed.entropies_N.split(lengths))
-                found += [(sequence, logprobs.tolist(), entropies.tolist())
-                          for sequence, logprobs, entropies in zip(batch.sequences, *values, strict=True)]
+                computed = self._logprobs(batch, self._unwrapped)
+                found.append((
+                    batch.sequences, batch.sequence_lengths, computed.logprobs_N.cpu(), computed.entropies_N.cpu()))
         self._unwrapped.train(was_training)
         shares = gather(found, self._accelerator.num_processes, "compute log-probabilities of the batch")
         found = [one for share in shares for one in share]
         threshold = entropy_threshold(
-            torch.tensor([value for _, _, entropies in found for value in entropies]), loss.top_entropy_share)
-        return self._with_old_logprobs(groups, [(sequence, logprobs) for sequence, logprobs, _ in found]), threshold
+            torch.cat([entropies_T for *_, entropies_T in found] or [torch.empty(0)]), loss.top_entropy_share)
+        old = {sequence: part for sequences, lengths, logprobs_T, _ in found
+               for sequence, part in zip(sequences, logprobs_T.split(lengths), strict=True)}
+        return self._with_old_logprobs(groups, old), threshold
 
     def _with_old_logprobs(
-        self, groups: Sequence[TrainingGroup], found: Sequence[tuple[SequenceIndex, list[float]]]
+        self, groups: Sequence[TrainingGroup], old: Mapping[SequenceIndex, Tensor]
     ) -> list[TrainingGroup]:
-        """found: of every completion of the groups that train, in any order."""
-        parts = iter(sorted(found, key=lambda part: (part[0].group, part[0].rollout)))
+        """old: [T] of every completion; their groups are counted among those that train."""
+        training = [group for group in groups if trains(group, self._needs_all)]
+        numbers = {id(group): number for number, group in enumerate(training)}
         return [
-            replace(group, old_logprobs=tuple(tuple(next(parts)[1]) for _ in group.group.rollouts))
-            if trains(group, self._needs_all) else group
+            replace(group, old_logprobs=tuple(
+                old[SequenceIndex(numbers[id(group)], rollout)] for rollout in range(len(group.group.rollouts))))
+            if id(group) in numbers else group
             for group in groups]
 
     def _micro_batches(self, groups: Sequence[TrainingGroup]) -> Iterator[tuple[MicroBatch, float, bool]]:
         """This rank's micro-batches of one update with their weight, 1, and whether it is the last. A rank that has
         fewer than the others repeats one with weight 0, because the backward passes of the ranks must match."""
         training = [group for group in groups if trains(group, self._needs_all)]
-        plan = plan_micro_batches(training, max_tokens=self._config.optim.micro_batch_tokens, layout=self._layout)
+        layout = self._unwrapped.layout
+        plan = plan_micro_batches(training, max_tokens=self._config.optim.micro_batch_tokens, layout=layout)
         if not plan:
             return
         mine = split_for_ranks(plan, self._accelerator.num_processes)[self._accelerator.process_index]
-        smallest = min(plan, key=lambda sequences: sum(s.num_tokens for s in sequences))
+        smallest = min(plan, key=lambda planned: planned.num_tokens)
         denominators = denominators_of(groups, self._config.sampling.max_completion_tokens)
-        for number, sequences in enumerate(mine, start=1):
+        for number, planned in enumerate(mine, start=1):
             batch = build_micro_batch(
-                training, sequences or smallest, denominators, aggregation=self._config.loss.aggregation,
-                pad_token_id=self._pad_token_id, layout=self._layout)
-            yield batch.to(self._accelerator.device), float(sequences is not None), number == len(mine)
-
-    def _inputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        positions_BL = batch.position_ids_BL if self._layout == "packed" else None
-        return batch.token_ids_BL, positions_BL, batch.predictor_T, batch.completion_ids_T
+                training, (planned or smallest).sequences, denominators, aggregation=self._config.loss.aggregation,
+                pad_token_id=self._pad_token_id, layout=layout)
+            yield batch.to(self._accelerator.device), float(planned is not None), number == len(mine)
 
     def _logprobs(self, batch: MicroBatch, forward: torch.nn.Module) -> TokenLogprobs:
-        computed: TokenLogprobs = forward(*self._inputs(batch), entropy_grad=self._config.loss.entropy_bonus > 0)
+        computed: TokenLogprobs = forward(batch.rows, entropy_grad=self._config.loss.entropy_bonus > 0)
         return computed
 
     def _loss_tokens(
@@ -161,7 +157,7 @@ class Updater:
             entropies_T=computed.entropies_N, weights_T=batch.weights_T, sequence_ids_T=batch.sequence_ids_T,
             num_sequences=batch.num_sequences, num_loss_tokens=batch.num_loss_tokens,
             ref_logprobs_T=(
-                self._unwrapped.reference(*self._inputs(batch)) if self._config.loss.kl_weight > 0 else None),
+                self._unwrapped.reference(batch.rows) if self._config.loss.kl_weight > 0 else None),
             min_entropy=min_entropy)
 
     def _advantages(self, batch: MicroBatch, present_T: Tensor) -> Tensor:
@@ -189,7 +185,7 @@ class Updater:
         """Forward and backward of the largest micro-batch of these groups, without a step: out of memory now, not at
         step 40."""
         batch = max((batch for batch, _, _ in self._micro_batches(groups)),
-                    key=lambda batch: sum(sequence.num_tokens for sequence in batch.sequences))
+                    key=lambda batch: batch.rows.token_ids_BL.numel())
         computed = self._logprobs(batch, self._forward)
         present_T = _present(batch, computed)
         tokens = self._loss_tokens(

@@ -40,11 +40,10 @@ class Spread:
     effective_sample_share: float
 
     @classmethod
-    def of(cls, differences: Sequence[float], importance: Tensor) -> Self:
-        sizes = np.abs(differences)
-        return cls(
-            float(sizes.mean()), float(np.quantile(sizes, 0.95)), float(np.quantile(sizes, 0.99)), float(sizes.max()),
-            effective_sample_share(importance))
+    def of(cls, differences: Tensor, importance: Tensor) -> Self:
+        sizes = differences.double().abs().numpy()
+        return cls(float(sizes.mean()), *np.quantile(sizes, (0.95, 0.99)).tolist(), float(sizes.max()),
+                   effective_sample_share(importance))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +93,19 @@ class UpdateReport:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """One rank's part, in plain numbers, as it is sent to the others."""
+    """One rank's part, on the CPU, as it is sent to the others. statistics: None where nothing was trained."""
 
-    statistics: list[float] | None
+    statistics: Tensor | None
     loss: float
-    mismatch: list[float]
-    importance: list[float]
-    drift: list[float]
-    reverse_kl: list[float]
+    mismatch: Tensor
+    importance: Tensor
+    drift: Tensor
+    reverse_kl: Tensor
 
 
 @dataclass(slots=True)
 class UpdateSums:
-    """What adds up over the micro-batches of one batch on one rank.
+    """What adds up over the micro-batches of one batch on one rank, left on the device until `report` reads it.
 
     mismatch, importance: trainer's less sampler's log-probability of the tokens that the present version sampled, and
     what such a token counts for under the correction. drift: trainer's less sampler's, of tokens that an older version
@@ -117,7 +116,7 @@ class UpdateSums:
     importance: list[Tensor] = field(default_factory=list)
     drift: list[Tensor] = field(default_factory=list)
     reverse_kl: list[Tensor] = field(default_factory=list)
-    loss: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
 
     def add(
@@ -126,7 +125,7 @@ class UpdateSums:
         """present_T: log-probabilities of the policy at the start of the batch. is_fresh_T: True where that version
         sampled the token."""
         self.statistics.append(output.sums_K)
-        self.loss += output.loss.item()
+        self.losses.append(output.loss.detach())
         if is_first_pass:
             self.mismatch.append(output.correction.log_ratio_T[is_fresh_T])
             self.importance.append(output.correction.importance_T[is_fresh_T])
@@ -135,32 +134,34 @@ class UpdateSums:
 
     def report(self, lr: float, teacher: TeacherSection | None, num_ranks: int) -> UpdateReport:
         """Over all ranks; collective."""
-        mine = _Share(torch.stack(self.statistics).sum(0).tolist() if self.statistics else None, self.loss,
-                      *map(_joined, (self.mismatch, self.importance, self.drift, self.reverse_kl)))
+        mine = _Share(
+            torch.stack(self.statistics).sum(0).cpu() if self.statistics else None,
+            sum(torch.stack(self.losses).tolist()) if self.losses else 0.0,
+            *map(_joined, (self.mismatch, self.importance, self.drift, self.reverse_kl)))
         shares = gather(mine, num_ranks, "train on the batch")
-        statistics = [torch.tensor(share.statistics) for share in shares if share.statistics is not None]
+        statistics = [share.statistics for share in shares if share.statistics is not None]
         if not statistics:
             return UpdateReport(len(self.grad_norms), lr)
-        mismatch = [value for share in shares for value in share.mismatch]
-        importance = torch.tensor([value for share in shares for value in share.importance])
-        drift = [value for share in shares for value in share.drift]
+        mismatch, importance, drift, reverse_kl = (
+            torch.cat([getattr(share, name) for share in shares])
+            for name in ("mismatch", "importance", "drift", "reverse_kl"))
         return UpdateReport(
             len(self.grad_norms), lr,
             loss=sum(share.loss for share in shares) / len(self.grad_norms),
             grad_norm=float(np.mean(self.grad_norms)),
             token_means=mean_statistics(torch.stack(statistics).sum(0)),
-            mismatch=Spread.of(mismatch, importance) if mismatch else None,
-            staleness=Spread.of(drift, torch.tensor(drift, dtype=torch.float64).exp()) if drift else None,
-            distillation=_distillation([value for share in shares for value in share.reverse_kl], teacher))
+            mismatch=Spread.of(mismatch, importance) if mismatch.numel() else None,
+            staleness=Spread.of(drift, drift.double().exp()) if drift.numel() else None,
+            distillation=_distillation(reverse_kl, teacher))
 
 
-def _joined(parts: Sequence[Tensor]) -> list[float]:
-    return torch.cat(list(parts)).tolist() if parts else []
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)).cpu() if parts else torch.empty(0)
 
 
-def _distillation(reverse_kls: Sequence[float], teacher: TeacherSection | None) -> Distillation | None:
-    if teacher is None or not reverse_kls:
+def _distillation(reverse_kl: Tensor, teacher: TeacherSection | None) -> Distillation | None:
+    if teacher is None or not reverse_kl.numel():
         return None
-    values = np.array(reverse_kls)
-    capped = None if teacher.cap is None else float(np.mean(teacher.weight * np.abs(values) > teacher.cap))
+    values = reverse_kl.double()
+    capped = None if teacher.cap is None else float((teacher.weight * values.abs() > teacher.cap).double().mean())
     return Distillation(float(values.mean()), capped)

@@ -105,11 +105,12 @@ def backward(forward: PolicyForward, batch: Sequence[TrainingGroup], pad_token_i
     settings, total = LossSection(), 0.0  # the clipped objective, one mean over all completion tokens of the batch
     denominators = denominators_of(batch, SAMPLING.max_completion_tokens)
     training = [group for group in batch if trains(group, needs_all=False)]
-    for sequences in plan_micro_batches(training, max_tokens=4096):
+    for planned in plan_micro_batches(training, max_tokens=4096, layout=forward.layout):
         micro = build_micro_batch(
-            training, sequences, denominators, aggregation=settings.aggregation, pad_token_id=pad_token_id)
-        # [B, L] token ids -> ln pi(token) of the T completion tokens, and the entropies of their distributions.
-        computed = forward(micro.token_ids_BL, None, micro.predictor_T, micro.completion_ids_T)
+            training, planned.sequences, denominators, aggregation=settings.aggregation, pad_token_id=pad_token_id,
+            layout=forward.layout)
+        # Rows of token ids -> ln pi(token) of the T completion tokens, and the entropies of their distributions.
+        computed = forward(micro.rows)
         tokens = LossTokens(
             logprobs_T=computed.logprobs_N,
             # One update per batch: the policy is still the one that sampled.

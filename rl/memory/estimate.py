@@ -253,11 +253,15 @@ def longest_groups(config: RunConfig, longest_prompt: int) -> list[TrainingGroup
     """The longest batch that the configuration allows, made up, for a rehearsal before the first step on a GPU
     (Updater.rehearse): out of memory then, not at step 40, when by chance the longest completions share a micro-batch.
 
-    Completions at the length limit, enough to fill one micro-batch, each a group of its own: those of one group with
-    the same tokens would share a row. longest_prompt in tokens."""
+    One group with completions at the length limit, enough to fill one micro-batch, each with tokens of its own: equal
+    ones are computed once. longest_prompt in tokens."""
     length = config.sampling.max_completion_tokens
-    rollout = Rollout((ANY_TOKEN,) * length, (0.0,) * length, "", "length", policy_version=0, seed=0)
+    size = max(1, config.optim.micro_batch_tokens // max(1, length - 1))
+    rollouts = tuple(
+        Rollout(tuple(number >> place & 1 for place in range(length)), (0.0,) * length, "", "length", policy_version=0,
+                seed=0)
+        for number in range(size))
     prompt = Prompt(Question("rehearsal", "", None, {}), "", (ANY_TOKEN,) * longest_prompt)
-    scored = ScoredGroup(Group(prompt, (rollout,)), (0.0,), {}, (None,), (0,), 0.0, {})
-    # An advantage that is not zero: a group without one would be skipped.
-    return [TrainingGroup(scored, (1.0,))] * max(1, config.optim.micro_batch_tokens // (longest_prompt + length - 1))
+    scored = ScoredGroup(Group(prompt, rollouts), (0.0,) * size, {}, (None,) * size, tuple(range(size)), 0.0, {})
+    # Advantages that are not zero: a group without one would be skipped.
+    return [TrainingGroup(scored, (1.0,) * size)]

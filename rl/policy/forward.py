@@ -1,4 +1,4 @@
-"""A micro-batch of token ids -> log-probabilities and entropies of its completion tokens, under the trained model.
+"""Rows of token ids -> log-probabilities and entropies of their completions' tokens, under the trained model.
 
 A module of its own so that DistributedDataParallel can wrap it. The model's own output layer is called on the positions
 that predict completion tokens only, in chunks (rl/policy/logprobs.py): the logits of whole sequences are never made.
@@ -7,6 +7,8 @@ that predict completion tokens only, in chunks (rl/policy/logprobs.py): the logi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,15 +16,16 @@ from transformers import PreTrainedModel
 from rewards.errors import named
 from rl.policy.logprobs import LogitHead, TokenLogprobs, chunk_tokens_for, token_logprobs
 from rl.policy.policy import Policy, PolicyError
+from rl.policy.rows import Layout, ModelRows, hidden_states, model_rows
+from rl.policy.share_prompts import layout_of
+from rl.records import PromptCompletion
 
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
 class PolicyForward(nn.Module):
-    """forward(token_ids [B, L], position_ids [B, L] or None, predicting [N], targets [N]) -> TokenLogprobs of [N].
-
-    predicting: flat indices into B * L of the positions whose next token is a target. Rows are right-padded or packed
-    (then position_ids restart with each sequence, and the attention implementation must honour them)."""
+    """forward(rows) -> TokenLogprobs of the N tokens of the rows' completions; rows: on the model's device, from
+    `rows`."""
 
     def __init__(self, policy: Policy, *, temperature: float, chunk_tokens: int | None = None) -> None:
         super().__init__()
@@ -33,32 +36,34 @@ class PolicyForward(nn.Module):
         # Full parameters are kept in float32 and computed in the policy's dtype.
         self._autocast = policy.dtype != torch.float32 and not policy.is_adapter
 
-    def forward(
-        self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor, *,
-        entropy_grad: bool = False, self_certainty: bool = False,
-    ) -> TokenLogprobs:
-        with torch.autocast(token_ids.device.type, dtype=self._policy.dtype, enabled=self._autocast):
-            return self._compute(
-                self._policy.causal_lm, token_ids, position_ids, predicting, targets, entropy_grad, self_certainty)
+    @property
+    def layout(self) -> Layout:
+        """In which layout the model reads."""
+        return layout_of(self._policy.causal_lm)
+
+    def rows(self, pairs: Sequence[PromptCompletion]) -> ModelRows:
+        """Prompts and completions, as token ids, for this model and on its device."""
+        device = next(self.model.parameters()).device
+        return model_rows(pairs, self.layout, self._policy.eos_token_ids[0]).to(device)
+
+    def forward(self, rows: ModelRows, *, entropy_grad: bool = False, self_certainty: bool = False) -> TokenLogprobs:
+        with torch.autocast(rows.targets_N.device.type, dtype=self._policy.dtype, enabled=self._autocast):
+            return self._compute(self._policy.causal_lm, rows, entropy_grad, self_certainty)
 
     @torch.no_grad()
-    def reference(self, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor, targets: Tensor) -> Tensor:
+    def reference(self, rows: ModelRows) -> Tensor:
         """Log-probabilities [N] under the reference: the adapter switched off, or the frozen copy."""
         model, context = self._policy.reference_model()
         # In the policy's own precision: otherwise rounding would look like divergence.
-        with context, torch.autocast(token_ids.device.type, dtype=self._policy.dtype, enabled=self._autocast):
-            return self._compute(model, token_ids, position_ids, predicting, targets).logprobs_N
+        with context, torch.autocast(rows.targets_N.device.type, dtype=self._policy.dtype, enabled=self._autocast):
+            return self._compute(model, rows).logprobs_N
 
     def _compute(
-        self, model: PreTrainedModel, token_ids: Tensor, position_ids: Tensor | None, predicting: Tensor,
-        targets: Tensor, entropy_grad: bool = False, self_certainty: bool = False,
+        self, model: PreTrainedModel, rows: ModelRows, entropy_grad: bool = False, self_certainty: bool = False
     ) -> TokenLogprobs:
-        backbone = getattr(model, model.base_model_prefix)
-        hidden_BLH = backbone(input_ids=token_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BLH.flatten(0, 1)[predicting]
         return token_logprobs(
-            hidden_NH, LogitHead(model.get_output_embeddings(), *logit_settings(model)), targets,
-            chunk_tokens=self._chunk_tokens, temperature=self._temperature, entropy_grad=entropy_grad,
+            hidden_states(model, rows), LogitHead(model.get_output_embeddings(), *logit_settings(model)),
+            rows.targets_N, chunk_tokens=self._chunk_tokens, temperature=self._temperature, entropy_grad=entropy_grad,
             self_certainty=self_certainty)
 
 
@@ -78,7 +83,6 @@ def check_head(forward: PolicyForward, policy: Policy, token_ids: tuple[int, ...
     device = next(policy.model.parameters()).device
     token_ids = token_ids if len(token_ids) > 1 else token_ids * 2
     ids = torch.tensor([token_ids], device=device)
-    positions = torch.arange(len(token_ids) - 1, device=device)
     was_training = policy.model.training
     policy.model.eval()
     with torch.autocast(
@@ -86,7 +90,7 @@ def check_head(forward: PolicyForward, policy: Policy, token_ids: tuple[int, ...
     ):
         logits = policy.causal_lm(input_ids=ids, use_cache=False).logits[0, :-1]
     expected = torch.log_softmax(logits.float() / temperature, dim=-1).gather(1, ids[0, 1:, None]).squeeze(1)
-    found = forward(ids, None, positions, ids[0, 1:]).logprobs_N
+    found = forward(forward.rows([(token_ids[:1], token_ids[1:])])).logprobs_N
     policy.model.train(was_training)
     difference = (expected - found).abs().mean().item()
     bound = CHECK_TOLERANCE[policy.dtype]

@@ -2,8 +2,8 @@
 
 Rewards with `needs_policy` (rewards/contract.py) receive `LogprobCalculator.after(prompt)`, and rollouts of a sampler
 that tells no token statistics get them by `with_statistics`; the proof of the sampler, teachers and the warm-up's
-held-out loss ask `logprobs`. Everything runs through rl/policy/forward.py, hence at its temperature, in batches of at
-most `max_tokens` padded tokens; equal pairs are computed once. Each rank computes its own share.
+held-out loss ask `logprobs`. Everything runs through rl/policy/forward.py, hence at its temperature, in passes of at
+most `max_tokens` tokens (rl/policy/row_plan.py); equal pairs are computed once. Each rank computes its own share.
 
 A text is tokenised together with what precedes it in the completion where that leaves the preceding tokens as they are,
 and apart from it where a token would straddle the boundary. Neither needs to be the split that was sampled.
@@ -22,11 +22,11 @@ from transformers import PreTrainedModel
 from rl.policy.forward import PolicyForward
 from rl.policy.logprobs import TokenLogprobs
 from rl.policy.policy import Policy
+from rl.policy.row_plan import plan_rows
+from rl.policy.rows import ModelRows
 from rl.records import Group, Prompt, PromptCompletion, Rollout
 
 Result = TypeVar("Result")
-_Inputs = tuple[Tensor, None, Tensor, Tensor]
-"""token_ids [B, L], position_ids, predicting [N], targets [N]: what rl/policy/forward.py takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ class LogprobCalculator:
     def logprobs(self, pairs: Sequence[PromptCompletion], *, self_certainty: bool = False) -> list[TokenLogprobs]:
         """For each pair the [T] log-probabilities and entropies of its completion's tokens, on the CPU;
         self-certainties where asked for."""
-        def compute(inputs: _Inputs, lengths: list[int]) -> list[TokenLogprobs]:
-            result = self._forward(*inputs, self_certainty=self_certainty)
+        def compute(rows: ModelRows, lengths: list[int]) -> list[TokenLogprobs]:
+            result = self._forward(rows, self_certainty=self_certainty)
             certainties = result.self_certainties_N
             return list(map(
                 TokenLogprobs, result.logprobs_N.cpu().split(lengths), result.entropies_N.cpu().split(lengths),
@@ -103,39 +103,24 @@ class LogprobCalculator:
         """For each pair the [T] log-probabilities of its completion's tokens under the policy's reference
         (`Policy.has_reference`), on the CPU."""
         return self._in_batches(
-            pairs, lambda inputs, lengths: list(self._forward.reference(*inputs).cpu().split(lengths)))
+            pairs, lambda rows, lengths: list(self._forward.reference(rows).cpu().split(lengths)))
 
     @torch.no_grad()
     def _in_batches(
-        self, pairs: Sequence[PromptCompletion], compute: Callable[[_Inputs, list[int]], list[Result]]
+        self, pairs: Sequence[PromptCompletion], compute: Callable[[ModelRows, list[int]], list[Result]]
     ) -> list[Result]:
-        longest_first = sorted(dict.fromkeys(pairs), key=lambda pair: -_num_inputs(pair))
         found: dict[PromptCompletion, Result] = {}
         model = self._policy.model
         was_training = model.training
         model.eval()  # the sampler knows no dropout
         try:
-            while longest_first:
-                count = max(1, self._max_tokens // _num_inputs(longest_first[0]))
-                batch, longest_first = longest_first[:count], longest_first[count:]
+            for part in plan_rows(pairs, max_tokens=self._max_tokens, layout=self._forward.layout):
+                batch = [pairs[number] for number in part.members]
                 lengths = [len(completion) for _, completion in batch]
-                found |= zip(batch, compute(self._inputs(batch), lengths), strict=True)
+                found |= zip(batch, compute(self._forward.rows(batch), lengths), strict=True)
         finally:
             model.train(was_training)
         return [found[pair] for pair in pairs]
-
-    def _inputs(self, pairs: Sequence[PromptCompletion]) -> _Inputs:
-        """Right-padded: under the causal mask no token sees what follows it."""
-        device = next(self._policy.model.parameters()).device
-        width = max(map(_num_inputs, pairs))
-        padding = self._policy.eos_token_ids[0]
-        token_ids_BL = torch.tensor(
-            [[*(ids := (*prompt, *completion)[:-1]), *[padding] * (width - len(ids))] for prompt, completion in pairs])
-        predicting_N = torch.cat(
-            [torch.arange(len(completion)) + width * i + len(prompt) - 1
-             for i, (prompt, completion) in enumerate(pairs)])
-        targets_N = torch.tensor([token for _, completion in pairs for token in completion])
-        return token_ids_BL.to(device), None, predicting_N.to(device), targets_N.to(device)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._policy.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -148,8 +133,3 @@ def unbatched_logprobs(model: PreTrainedModel, pair: PromptCompletion) -> Tensor
     ids = torch.tensor([[*prompt, *completion]], device=model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1).logits[0, :-1]
     return torch.log_softmax(logits.float(), dim=-1).gather(1, ids[0, -len(completion):, None]).squeeze(1)
-
-
-def _num_inputs(pair: PromptCompletion) -> int:
-    """Tokens that the model reads: the last one predicts nothing."""
-    return len(pair[0]) + len(pair[1]) - 1

@@ -7,6 +7,7 @@ into a copy (merging and unmerging in bfloat16 changes a sixth of the base's wei
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from rl.config import LoraSection, ModelSection
 from rl.paths import resolve_path
 from rl.policy.adapter_base import FILE, is_other_base
 from rl.policy.fused_lora import fuse_lora
+from rl.policy.share_prompts import share_prompts
 
 
 class PolicyError(UserError):
@@ -182,13 +184,22 @@ def load_policy(
             raise PolicyError(
                 "an adapter cannot be trained in full; set lora.enabled=true, or merge it first (python -m rl.export)",
                 where=named("model.adapter"))
+        _share_prompts(base, model)
         reference = copy.deepcopy(base).requires_grad_(False).eval() if keep_reference else None
         return Policy(base.train(), tokenizer, eos_ids, dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_tied_targets(base)
     _refuse_fused_targets(base)
     fuse_lora(trained)
+    _share_prompts(base, model)
     return Policy(trained, tokenizer, eos_ids, dtype, None)
+
+
+def _share_prompts(base: PreTrainedModel, model: ModelSection) -> None:
+    if model.attention == "auto" and (reason := share_prompts(base)):
+        warnings.warn(
+            f"{type(base).__name__} reads no completions that share their prompt ({reason}): each is trained in a "
+            "padded row of its own, after its prompt, which takes longer", stacklevel=2)
 
 
 def load_frozen(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:

@@ -113,8 +113,7 @@ def make_updater(config: RunConfig, policy: Policy, accelerator: Accelerator | N
         weight_decay=config.optim.weight_decay)
     prepared_forward, prepared_optimizer = accelerator.prepare(forward, optimizer)
     return Updater(
-        config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0],
-        attention=policy.causal_lm.config._attn_implementation)
+        config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0])
 
 
 def make_trainer(

@@ -7,7 +7,6 @@ import functools
 import math
 import random
 from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rl.batching import (
-    Layout,
+    PlannedBatch,
     SequenceIndex,
     build_micro_batch,
     denominators_of,
@@ -27,6 +26,8 @@ from rl.batching import (
 from rl.config import LossSection
 from rl.losses import Aggregation, Denominators, LossTokens, policy_loss
 from rl.policy.logprobs import token_logprobs
+from rl.policy.rows import Layout, hidden_states
+from rl.policy.shared_prompts import NAME, Segment
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 VOCAB = 23
@@ -61,7 +62,7 @@ def groups() -> tuple[TrainingGroup, ...]:
 
 
 @functools.cache
-def model(attention: Literal["sdpa", "eager"] = "sdpa") -> LlamaForCausalLM:
+def model(attention: str = "sdpa") -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
@@ -70,23 +71,22 @@ def model(attention: Literal["sdpa", "eager"] = "sdpa") -> LlamaForCausalLM:
 
 
 def run(
-    batch: tuple[TrainingGroup, ...], *, max_tokens: int, layout: Layout, attention: Literal["sdpa", "eager"] = "sdpa",
+    batch: tuple[TrainingGroup, ...], *, max_tokens: int, layout: Layout, attention: str = "sdpa",
     aggregation: Aggregation = "token", pad_token_id: int = PAD,
 ) -> tuple[dict[tuple[str, int], Tensor], Tensor, Tensor]:
     """Log-probabilities by (question, rollout), loss and flat gradient of one optimiser update."""
-    policy = model(attention)
+    policy = model(NAME if layout == "shared" else attention)
     policy.zero_grad()
     denominators = denominators_of(batch, MAX_COMPLETION_TOKENS)
     settings = LossSection(name="gspo", clip_low=0.9, clip_high=9.0, entropy_bonus=0.1)
     logprobs: dict[tuple[str, int], Tensor] = {}
     total = torch.zeros(())
-    for sequences in plan_micro_batches(batch, max_tokens=max_tokens, layout=layout):
+    for planned in plan_micro_batches(batch, max_tokens=max_tokens, layout=layout):
         micro = build_micro_batch(
-            batch, sequences, denominators, layout=layout, pad_token_id=pad_token_id, aggregation=aggregation)
-        output = policy.model(input_ids=micro.token_ids_BL, position_ids=micro.position_ids_BL, use_cache=False)
+            batch, planned.sequences, denominators, layout=layout, pad_token_id=pad_token_id, aggregation=aggregation)
+        assert micro.rows.token_ids_BL.numel() == planned.num_tokens
         scored = token_logprobs(
-            output.last_hidden_state.flatten(0, 1)[micro.predictor_T], policy.lm_head, micro.completion_ids_T,
-            chunk_tokens=5, entropy_grad=True)
+            hidden_states(policy, micro.rows), policy.lm_head, micro.rows.targets_N, chunk_tokens=5, entropy_grad=True)
         tokens = LossTokens(
             logprobs_T=scored.logprobs_N, old_logprobs_T=micro.sampler_logprobs_T,
             sampler_logprobs_T=micro.sampler_logprobs_T, advantages_T=micro.advantages_T,
@@ -104,7 +104,7 @@ def run(
 
 
 def test_log_probabilities_are_those_of_each_row_alone() -> None:
-    for layout in ("padded", "packed"):
+    for layout in ("padded", "shared"):
         logprobs, _, _ = run(groups(), max_tokens=1000, layout=layout)
         assert len(logprobs) == 11
         for training_group in groups():
@@ -122,12 +122,12 @@ def test_log_probabilities_are_those_of_each_row_alone() -> None:
 @pytest.mark.parametrize(
     ("max_tokens", "layout", "attention"),
     [
-        (1, "padded", "sdpa"), (20, "padded", "sdpa"), (40, "padded", "eager"), (20, "packed", "sdpa"),
-        (1000, "packed", "sdpa"), (1000, "packed", "eager"),
+        (1, "padded", "sdpa"), (20, "padded", "sdpa"), (40, "padded", "eager"), (1, "shared", NAME),
+        (20, "shared", NAME), (1000, "shared", NAME),
     ],
 )
 def test_loss_and_gradient_do_not_depend_on_layout_or_budget(
-    aggregation: Aggregation, max_tokens: int, layout: Layout, attention: Literal["sdpa", "eager"]
+    aggregation: Aggregation, max_tokens: int, layout: Layout, attention: str
 ) -> None:
     _, loss, gradient = run(groups(), max_tokens=1000, layout="padded", aggregation=aggregation)
     _, other_loss, other_gradient = run(
@@ -154,7 +154,7 @@ def with_a_repeat() -> tuple[TrainingGroup, tuple[TrainingGroup, ...]]:
         group((first, second), (1.0, -0.5)), group((third,), (-0.25,)))
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "shared"])
 @pytest.mark.parametrize("max_tokens", [1, 1000])
 def test_completions_with_the_same_tokens_share_a_row_and_each_counts(layout: Layout, max_tokens: int) -> None:
     together, apart = with_a_repeat()
@@ -164,15 +164,12 @@ def test_completions_with_the_same_tokens_share_a_row_and_each_counts(layout: La
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-5
 
     plan = plan_micro_batches((together,), max_tokens=max_tokens, layout=layout)
-    assert sorted((s.rollout, s.is_repeat) for sequences in plan for s in sequences) == [
-        (0, False), (1, False), (2, True)]
+    assert sorted(s.rollout for planned in plan for s in planned.sequences) == [0, 1, 2]
     micro = build_micro_batch(
-        (together,),
-        [s for sequences in plan for s in sequences],
-        Denominators(14, 3, MAX_COMPLETION_TOKENS),
-        pad_token_id=PAD,
-        aggregation="token")
-    assert micro.token_ids_BL.shape[0] == 2 and micro.num_sequences == 3 and micro.predictor_T.shape == (14,)
+        (together,), [s for planned in plan for s in planned.sequences], Denominators(14, 3, MAX_COMPLETION_TOKENS),
+        pad_token_id=PAD, aggregation="token", layout=layout)
+    assert micro.rows.token_ids_BL.shape == ((2, 8) if layout == "padded" else (1, 3 + 3 + 5))
+    assert micro.num_sequences == 3 and micro.rows.predicting_N.shape == (14,)
 
 
 def test_group_order_and_pad_token_do_not_change_the_gradient() -> None:
@@ -189,49 +186,55 @@ def test_groups_without_advantage_need_no_forward_when_counted_in_the_denominato
     assert all(trains(group, needs_all=True) for group in groups())
 
 
-def cost(sequences: list[SequenceIndex], layout: Layout) -> int:
-    lengths = [sequence.num_tokens for sequence in sequences]
-    return max(lengths) * len(lengths) if layout == "padded" else sum(lengths)
-
-
 @pytest.mark.parametrize("max_tokens", [1, 15, 30, 10_000])
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "shared"])
 def test_plan_holds_every_sequence_once_within_the_budget(layout: Layout, max_tokens: int) -> None:
     plan = plan_micro_batches(groups(), max_tokens=max_tokens, layout=layout)
-    found = sorted((sequence.group, sequence.rollout) for sequences in plan for sequence in sequences)
+    found = sorted((sequence.group, sequence.rollout) for planned in plan for sequence in planned.sequences)
     assert found == [(g, r) for g, (_, lengths, _) in enumerate(SHAPES) for r in range(len(lengths))]
-    for sequences in plan:
-        assert cost(sequences, layout) <= max_tokens or len(sequences) == 1
+    for planned in plan:
+        assert planned.num_tokens <= max_tokens or len(planned.sequences) == 1
     assert plan == plan_micro_batches(groups(), max_tokens=max_tokens, layout=layout)
 
 
 def test_sorting_by_length_wastes_little_padding() -> None:
     generator = random.Random(1)
     batch = [make_group(i, 10, tuple(generator.randrange(1, 100) for _ in range(8)), (0.0,) * 8) for i in range(8)]
-    plan = plan_micro_batches(batch, max_tokens=600)
-    real = sum(sequence.num_tokens for sequences in plan for sequence in sequences)
-    assert sum(cost(sequences, "padded") for sequences in plan) < 1.15 * real
-    packed = plan_micro_batches(batch, max_tokens=600, layout="packed")
-    assert len(packed) <= math.ceil(real / 600) + 1
+    real = sum(10 + len(r.token_ids) - 1 for item in batch for r in item.group.rollouts)
+    plan = plan_micro_batches(batch, max_tokens=600, layout="padded")
+    assert real < sum(planned.num_tokens for planned in plan) < 1.15 * real
+
+
+def test_shared_prompts_are_computed_once_where_there_is_room() -> None:
+    generator = random.Random(1)
+    batch = [make_group(i, 10, tuple(generator.randrange(1, 60) for _ in range(8)), (0.0,) * 8) for i in range(8)]
+    different = sum(10 + sum(len(r.token_ids) - 1 for r in item.group.rollouts) for item in batch)
+    plan = plan_micro_batches(batch, max_tokens=600, layout="shared")
+    assert sum(planned.num_tokens for planned in plan) == different
+    assert len(plan) <= math.ceil(different / 600) + 1
+    for planned in plan_micro_batches(batch, max_tokens=150, layout="shared"):
+        prompts = {sequence.group for sequence in planned.sequences}
+        own = sum(len(batch[s.group].group.rollouts[s.rollout].token_ids) - 1 for s in planned.sequences)
+        assert planned.num_tokens == 10 * len(prompts) + own <= 150
 
 
 def test_a_sequence_longer_than_the_budget_has_its_own_micro_batch() -> None:
-    [first, *rest] = plan_micro_batches(groups(), max_tokens=13)
-    assert first == [SequenceIndex(group=1, rollout=1, num_tokens=15)]
-    assert all(cost(sequences, "padded") <= 13 or len(sequences) == 1 for sequences in rest)
+    [first, *rest] = plan_micro_batches(groups(), max_tokens=13, layout="padded")
+    assert first == PlannedBatch((SequenceIndex(group=1, rollout=1),), num_tokens=15)
+    assert all(planned.num_tokens <= 13 or len(planned.sequences) == 1 for planned in rest)
 
 
 def test_hand_built_padded_micro_batch() -> None:
     group = make_group(0, 2, (3, 1), (0.5, -0.5)).group
     batch = [TrainingGroup(make_group(0, 2, (3, 1), (0.5, -0.5)).scored, (0.5, -0.5))]
-    micro = build_micro_batch(
-        batch, plan_micro_batches(batch, max_tokens=100)[0], Denominators(8, 4, 5), pad_token_id=PAD,
-        aggregation="sequence")
+    [planned] = plan_micro_batches(batch, max_tokens=100, layout="padded")
+    micro = build_micro_batch(batch, planned.sequences, Denominators(8, 4, 5), pad_token_id=PAD, aggregation="sequence",
+                              layout="padded")
     (a, b), (c, d, e), (f,) = group.prompt.token_ids, group.rollouts[0].token_ids, group.rollouts[1].token_ids
-    assert micro.token_ids_BL.tolist() == [[a, b, c, d], [a, b, PAD, PAD]]
-    assert micro.position_ids_BL.tolist() == [[0, 1, 2, 3]] * 2
-    assert micro.completion_ids_T.tolist() == [c, d, e, f]
-    assert micro.predictor_T.tolist() == [1, 2, 3, 5]
+    assert micro.rows.token_ids_BL.tolist() == [[a, b, c, d], [a, b, PAD, PAD]]
+    assert micro.rows.position_ids_1L is None and micro.rows.shared_prompts is None
+    assert micro.rows.targets_N.tolist() == [c, d, e, f]
+    assert micro.rows.predicting_N.tolist() == [1, 2, 3, 5]
     assert micro.sequence_ids_T.tolist() == [0, 0, 0, 1]
     assert micro.advantages_T.tolist() == [0.5, 0.5, 0.5, -0.5]
     assert micro.weights_T.tolist() == pytest.approx([1 / 12] * 3 + [0.25])
@@ -239,35 +242,42 @@ def test_hand_built_padded_micro_batch() -> None:
         [*group.rollouts[0].logprobs, *group.rollouts[1].logprobs])
     assert micro.num_sequences == 2
     moved = micro.to("meta")
-    assert moved.token_ids_BL.is_meta and moved.weights_T.is_meta and not micro.token_ids_BL.is_meta
+    assert moved.rows.token_ids_BL.is_meta and moved.weights_T.is_meta and not micro.rows.token_ids_BL.is_meta
 
 
-def test_hand_built_packed_micro_batch() -> None:
-    batch = [make_group(0, 2, (3, 1), (0.5, -0.5))]
-    [sequences] = plan_micro_batches(batch, max_tokens=100, layout="packed")
+def test_hand_built_micro_batch_of_shared_prompts() -> None:
+    batch = [make_group(0, 2, (3, 1, 2), (0.5, -0.5, 0.0)), make_group(1, 1, (2,), (1.0,))]
+    [planned] = plan_micro_batches(batch, max_tokens=100, layout="shared")
     micro = build_micro_batch(
-        batch, sequences, Denominators(4, 2, 5), layout="packed", pad_token_id=PAD, aggregation="token")
-    prompt, first = batch[0].group.prompt.token_ids, batch[0].group.rollouts[0].token_ids
-    assert micro.token_ids_BL.tolist() == [[*prompt, *first[:-1], *prompt]]
-    assert micro.position_ids_BL.tolist() == [[0, 1, 2, 3, 0, 1]]
-    assert micro.predictor_T.tolist() == [1, 2, 3, 5]
+        batch, sorted(planned.sequences), Denominators(8, 4, 5), pad_token_id=PAD, aggregation="token", layout="shared")
+    (p, q), (a, b, c) = batch[0].group.prompt.token_ids, batch[0].group.rollouts[0].token_ids
+    (d,), (e, f) = (rollout.token_ids for rollout in batch[0].group.rollouts[1:])
+    (r,), (g, h) = batch[1].group.prompt.token_ids, batch[1].group.rollouts[0].token_ids
+    rows = micro.rows
+    assert rows.token_ids_BL.tolist() == [[p, q, r, a, b, e, g]]
+    assert rows.position_ids_1L is not None and rows.position_ids_1L.tolist() == [[0, 1, 0, 2, 3, 2, 1]]
+    assert rows.targets_N.tolist() == [a, b, c, d, e, f, g, h]
+    assert rows.predicting_N.tolist() == [1, 3, 4, 1, 1, 5, 2, 6]
+    assert rows.shared_prompts is not None and rows.shared_prompts.segments == (
+        Segment(0, 2), Segment(2, 3), Segment(3, 5, 0, 2), Segment(5, 6, 0, 2), Segment(6, 7, 2, 3))
+    moved = micro.to("meta")
+    assert moved.rows.position_ids_1L is not None and moved.rows.position_ids_1L.is_meta
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
 def test_ranks_get_equally_many_micro_batches_and_share_all_of_them(num_ranks: int) -> None:
-    plan = plan_micro_batches(groups(), max_tokens=15)
+    plan = plan_micro_batches(groups(), max_tokens=15, layout="padded")
     shares = split_for_ranks(plan, num_ranks)
     assert len(shares) == num_ranks
     assert {len(share) for share in shares} == {math.ceil(len(plan) / num_ranks)}
-    assert sorted(sequences for share in shares for sequences in share if sequences is not None) == sorted(plan)
+    assert sorted(planned for share in shares for planned in share if planned is not None) == sorted(plan)
     assert all(None not in share[: share.index(None)] and set(map(type, share[share.index(None):])) == {type(None)}
                for share in shares if None in share)
 
 
 def test_ranks_are_balanced_by_tokens() -> None:
-    plan = [[SequenceIndex(0, index, length)] for index, length in enumerate((100, 60, 50, 40, 30, 20))]
-    loads = [sum(sequence.num_tokens for sequences in share if sequences for sequence in sequences)
-             for share in split_for_ranks(plan, 2)]
+    plan = [PlannedBatch((SequenceIndex(0, index),), size) for index, size in enumerate((100, 60, 50, 40, 30, 20))]
+    loads = [sum(planned.num_tokens for planned in share if planned) for share in split_for_ranks(plan, 2)]
     # Dealt out in turn they would have 180 and 120; 140 + 160 is what the longest-first rule reaches with three each.
     assert loads == [160, 140]
 
@@ -279,8 +289,8 @@ def test_minibatches_keep_the_order_and_are_never_empty() -> None:
 
 
 def test_inputs_stay_unchanged() -> None:
-    plan = plan_micro_batches(groups(), max_tokens=15)
-    before = [list(sequences) for sequences in plan]
+    plan = plan_micro_batches(groups(), max_tokens=15, layout="padded")
+    before = list(plan)
     for share in split_for_ranks(plan, 2):
         share.clear()
     assert plan == before
@@ -288,9 +298,9 @@ def test_inputs_stay_unchanged() -> None:
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"optim\.micro_batch_tokens is 0"):
-        plan_micro_batches(groups(), max_tokens=0)
+        plan_micro_batches(groups(), max_tokens=0, layout="padded")
     with pytest.raises(ValueError, match="question 'q9' has no tokens"):
-        plan_micro_batches([make_group(9, 0, (2, 2), (1.0, -1.0))], max_tokens=10)
+        plan_micro_batches([make_group(9, 0, (2, 2), (1.0, -1.0))], max_tokens=10, layout="shared")
     with pytest.raises(ValueError, match=r"optim\.minibatches is 0"):
         split_minibatches([1], 0)
     with pytest.raises(ValueError, match="num_ranks is 0"):

@@ -23,6 +23,8 @@ from rl.batching import MicroBatch, build_micro_batch, plan_micro_batches
 from rl.config import LossSection
 from rl.losses import STATISTICS, Aggregation, Denominators, LossTokens, entropy_threshold, policy_loss
 from rl.policy.logprobs import token_logprobs
+from rl.policy.rows import hidden_states
+from rl.policy.share_prompts import layout_of, share_prompts
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 PAD = 0
@@ -69,7 +71,10 @@ def make_policy() -> PeftModel:
 
 @functools.cache
 def policy() -> PeftModel:
-    return make_policy()
+    """Ours: it reads the completions of a question in one row, TRL's each in its own."""
+    model = make_policy()
+    assert share_prompts(model.get_base_model()) is None
+    return model
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -111,23 +116,21 @@ def rows_of(micro: MicroBatch, values_BT: Tensor) -> Tensor:
 
 def score(micro: MicroBatch, entropy_grad: bool) -> tuple[Tensor, Tensor]:
     llama = policy().get_base_model()
-    hidden_BLH = llama.model(
-        input_ids=micro.token_ids_BL, position_ids=micro.position_ids_BL, use_cache=False
-    ).last_hidden_state
     scored = token_logprobs(
-        hidden_BLH.flatten(0, 1)[micro.predictor_T], llama.lm_head, micro.completion_ids_T, chunk_tokens=8,
-        temperature=TEMPERATURE, entropy_grad=entropy_grad)
+        hidden_states(llama, micro.rows), llama.lm_head, micro.rows.targets_N, chunk_tokens=8, temperature=TEMPERATURE,
+        entropy_grad=entropy_grad)
     return scored.logprobs_N, scored.entropies_N
 
 
 def micro_batches(aggregation: Aggregation) -> list[MicroBatch]:
-    plan = plan_micro_batches(groups(), max_tokens=40)
+    layout = layout_of(policy().get_base_model())
+    plan = plan_micro_batches(groups(), max_tokens=25, layout=layout)
     assert len(plan) > 2
     return [
         build_micro_batch(
-            groups(), sequences, Denominators(NUM_TOKENS, NUM_SEQUENCES, MAX_COMPLETION_TOKENS), pad_token_id=PAD,
-            aggregation=aggregation)
-        for sequences in plan]
+            groups(), planned.sequences, Denominators(NUM_TOKENS, NUM_SEQUENCES, MAX_COMPLETION_TOKENS),
+            pad_token_id=PAD, aggregation=aggregation, layout=layout)
+        for planned in plan]
 
 
 @functools.cache

@@ -87,29 +87,31 @@ def shifted(group: Group, by: float) -> Group:
 
 
 class Forwards:
-    """Counts calls of the backbone with and without gradient, and the rows that went through it."""
+    """Counts calls of the backbone with and without gradient, and the tokens that went through it."""
 
     def __init__(self, policy: Policy) -> None:
-        self.with_gradient = self.without_gradient = self.rows = 0
+        self.with_gradient = self.without_gradient = self.tokens = 0
         backbone = getattr(policy.causal_lm, policy.causal_lm.base_model_prefix)
         backbone.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, _module: torch.nn.Module, _args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        self.rows += kwargs["input_ids"].shape[0]
+        self.tokens += kwargs["input_ids"].numel()
         if torch.is_grad_enabled():
             self.with_gradient += 1
         else:
             self.without_gradient += 1
 
 
-def num_rows(batch: Sequence[TrainingGroup]) -> int:
-    """Rows that a forward over the batch needs: completions of a question with the same tokens share one."""
-    return sum(len({rollout.token_ids for rollout in item.group.rollouts}) for item in batch)
+def num_different_tokens(batch: Sequence[TrainingGroup]) -> int:
+    """That a forward over the batch has to read: each prompt, and each different completion but for its last token."""
+    return sum(
+        len(item.group.prompt.token_ids)
+        + sum(len(tokens) - 1 for tokens in {rollout.token_ids for rollout in item.group.rollouts}) for item in batch)
 
 
 def count_forwards(batch: Sequence[TrainingGroup], *overrides: str) -> tuple[Forwards, int]:
     """(forwards of one update of the batch, its micro-batches)."""
-    config = tiny_config("optim.micro_batch_tokens=100", *overrides)
+    config = tiny_config("optim.micro_batch_tokens=120", *overrides)
     policy = tiny_policy(config)
     updater = make_updater(config, policy)
     num_micro_batches = len(list(updater.micro_batches_of(batch)))
@@ -168,7 +170,7 @@ def test_the_batch_is_not_changed(groups: list[Group]) -> None:
 def test_groups_without_advantage_cost_no_forward_but_count_in_the_denominator(groups: list[Group]) -> None:
     batch = with_advantages(groups, zero=[0, 3])
     forwards, _ = count_forwards(batch)
-    assert forwards.rows == num_rows(batch[1:3])
+    assert forwards.tokens == num_different_tokens(batch[1:3])
     with_zeros, without = gradient(batch)[0], gradient([batch[1], batch[2]])[0]
     all_tokens, kept_tokens = (
         sum(len(r.token_ids) for g in part for r in g.group.rollouts) for part in (batch, batch[1:3]))
@@ -182,7 +184,7 @@ def test_a_batch_without_any_advantage_changes_nothing(groups: list[Group]) -> N
     for batch in (with_advantages(groups, zero=range(4)), []):
         report = updater.update(batch, step=0, policy_version=0)
         assert report.num_updates == 0 and report.metrics == {"optim/lr": config.optim.lr, "optim/updates": 0.0}
-    assert forwards.rows == 0 and all(torch.equal(weight, before[name]) for name, weight in trained(policy).items())
+    assert forwards.tokens == 0 and all(torch.equal(weight, before[name]) for name, weight in trained(policy).items())
 
 
 def test_one_update_per_batch_runs_one_forward_per_micro_batch(groups: list[Group]) -> None:
@@ -201,7 +203,7 @@ def test_several_updates_per_batch_run_one_more_pass_without_gradient(
     batch = with_advantages(groups)
     forwards, num_micro_batches = count_forwards(batch, *overrides)
     assert forwards.without_gradient == num_micro_batches
-    assert forwards.rows == (epochs + 1) * num_rows(batch)
+    assert forwards.tokens == (epochs + 1) * num_different_tokens(batch)
 
 
 def test_a_kl_penalty_runs_one_reference_forward_per_micro_batch_and_weight_zero_none(groups: list[Group]) -> None:
@@ -213,7 +215,7 @@ def test_a_kl_penalty_runs_one_reference_forward_per_micro_batch_and_weight_zero
 @pytest.mark.parametrize("term", ["loss.kl_weight=0.1", "loss.entropy_bonus=0.1"])
 def test_terms_that_do_not_depend_on_advantages_act_on_groups_without_them(groups: list[Group], term: str) -> None:
     forwards, _ = count_forwards(with_advantages(groups, zero=range(4)), term)
-    assert forwards.rows >= num_rows(with_advantages(groups))
+    assert forwards.tokens >= num_different_tokens(with_advantages(groups))
     found, _ = gradient(with_advantages(groups, zero=range(4)), term)
     assert max(weight.abs().max().item() for weight in found.values()) > 0
 

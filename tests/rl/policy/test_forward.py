@@ -91,9 +91,7 @@ def test_forward_equals_the_full_softmax_token_by_token(chunk_tokens: int | None
     policy = tiny_policy(adapter_scale=0.05)
     forward = PolicyForward(policy, temperature=0.7, chunk_tokens=chunk_tokens)
     prompt, completion = prompts(1)[0].token_ids, (5, 8, 13, 1)
-    row = torch.tensor([[*prompt, *completion[:-1]]])
-    predicting = torch.arange(len(prompt) - 1, row.shape[1])
-    found = forward(row, None, predicting, torch.tensor(completion))
+    found = forward(forward.rows([(prompt, completion)]))
     torch.testing.assert_close(
         found.logprobs_N.detach(), literal_logprobs(policy, prompt, completion, 0.7), atol=1e-4, rtol=0)
 
@@ -102,21 +100,21 @@ def test_the_reference_is_the_base_and_carries_no_gradient() -> None:
     policy = tiny_policy(adapter_scale=0.05)
     forward = PolicyForward(policy, temperature=1.0)
     prompt, completion = prompts(1)[0].token_ids, (5, 8, 13, 1)
-    row = torch.tensor([[*prompt, *completion[:-1]]])
-    arguments = (row, None, torch.arange(len(prompt) - 1, len(prompt) + 3), torch.tensor(completion))
-    reference = forward.reference(*arguments)
+    rows = forward.rows([(prompt, completion)])
+    reference = forward.reference(rows)
     assert not reference.requires_grad
     torch.testing.assert_close(reference, literal_logprobs(tiny_policy(), prompt, completion), atol=1e-4, rtol=0)
-    assert (forward(*arguments).logprobs_N.detach() - reference).abs().max() > 0.01
+    assert (forward(rows).logprobs_N.detach() - reference).abs().max() > 0.01
 
 
 def test_full_parameters_in_bfloat16_are_kept_in_float32_and_computed_in_bfloat16() -> None:
     policy = tiny_policy(tiny_config("lora.enabled=false", "model.dtype=bfloat16"))
     exact = dataclasses.replace(policy, dtype=torch.float32)
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
-    ids = torch.tensor([prompts(1)[0].token_ids])
-    arguments = (ids, None, torch.arange(ids.shape[1] - 1), ids[0, 1:])
-    rounded, plain = (PolicyForward(p, temperature=1.0)(*arguments).logprobs_N for p in (policy, exact))
+    ids = prompts(1)[0].token_ids
+    rounded, plain = (
+        forward(forward.rows([(ids[:1], ids[1:])])).logprobs_N
+        for forward in (PolicyForward(p, temperature=1.0) for p in (policy, exact)))
     assert 1e-5 < (rounded - plain).abs().mean() < 0.2
     check_head(PolicyForward(policy, temperature=1.0), policy, prompts(1)[0].token_ids, 1.0)
 
@@ -124,6 +122,6 @@ def test_full_parameters_in_bfloat16_are_kept_in_float32_and_computed_in_bfloat1
 def test_the_reference_is_computed_in_the_policys_precision() -> None:
     policy = tiny_policy(tiny_config("lora.enabled=false", "model.dtype=bfloat16", "loss.kl_weight=0.1"))
     forward = PolicyForward(policy, temperature=1.0)
-    ids = torch.tensor([prompts(1)[0].token_ids])
-    arguments = (ids, None, torch.arange(ids.shape[1] - 1), ids[0, 1:])
-    assert torch.equal(forward.reference(*arguments), forward(*arguments).logprobs_N)
+    ids = prompts(1)[0].token_ids
+    rows = forward.rows([(ids[:1], ids[1:])])
+    assert torch.equal(forward.reference(rows), forward(rows).logprobs_N)

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rl.collect import Collected
 from rl.config import RunConfig
 from rl.errors import GeneratorError
 from rl.generate.protocol import Finished, Generator, Request, SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
+from rl.policy import shared_prompts
 from rl.policy.fused_lora import LoraProduct
 from rl.policy.policy import Policy
 from rl.proof.diagnosis import trainer_logprobs
@@ -404,9 +404,9 @@ def test_a_wrong_scale_in_the_trainers_lora_layers(tmp_path: Path, monkeypatch: 
 
 def test_a_wrong_attention_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(module: torch.nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return sdpa_attention_forward(module, 1.3 * query, *args, **kwargs)
+        return shared_prompts._attention(module, 1.3 * query, *args, **kwargs)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", wrong)
+    monkeypatch.setitem(AttentionInterface._global_mapping, shared_prompts.NAME, wrong)
     config = tiny_config(*SETTINGS)
     policy = tiny_policy(config)
     message = failure(config, policy, Eager(policy), tmp_path, good_steps=0)

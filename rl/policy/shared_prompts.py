@@ -1,0 +1,252 @@
+"""Attention over one row in which the completions of a question share its prompt.
+
+`SharedPrompts` says what sees what: a segment of the row (a prompt, a completion) sees its context (nothing, its
+prompt) and, causally, itself. transformers hands it from the model's call to each layer's attention, which after
+`share_prompts(model)` is `_attention`: without a layout transformers' own sdpa, so that whatever else reads the model
+notices nothing.
+
+On a GPU in half precision all segments are one call of torch's flash kernel for sequences of different lengths;
+elsewhere a large segment is a call of scaled_dot_product_attention, and small ones share a padded one.
+
+Shape legend: L tokens of the row; H query heads; n segments of a call, padded to Q queries and K keys; D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "otherhalf_shared_prompts"
+CALL_PAIRS = 2048
+"""A call of attention costs about as much as so many pairs of a query and a key: kernels started, Python."""
+KEPT_COPIES = 4
+"""Each completion reads a copy of its prompt's keys and values. Where copies are more than so many times the row, they
+are made again for the backward pass instead of being kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens [start, stop) of the row. Each sees [context_start, context_stop), and its own segment up to itself."""
+
+    start: int
+    stop: int
+    context_start: int = 0
+    context_stop: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def num_context(self) -> int:
+        return self.context_stop - self.context_start
+
+    @property
+    def num_keys(self) -> int:
+        return self.num_context + self.num_tokens
+
+    def key_positions(self) -> Tensor:
+        """[num_keys]: where they stand in the row."""
+        return torch.cat([torch.arange(self.context_start, self.context_stop), torch.arange(self.start, self.stop)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of scaled_dot_product_attention over segments that are padded to one size. mask: [n, 1, Q, K], True
+    where a query sees a key; None where that is plainly causal. queries [n, Q], keys [n, K]: positions in the row;
+    outputs: which of the n * Q results are real. None for a segment alone: it is cut out of the row."""
+
+    segments: tuple[Segment, ...]
+    mask: Tensor | None
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    outputs: Tensor | None = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float) -> Tensor:
+        """query [1, H, L, D], key and value [1, KV, L, D] -> [1, tokens of the segments, H, D]."""
+        gqa = query.shape[1] != key.shape[1]
+        if self.queries is None:
+            (segment,) = self.segments
+            query = query[:, :, segment.start : segment.stop]
+            key, value = (_with_context(x, segment) for x in (key, value))
+        else:
+            query, key, value = (
+                x[0][:, at].transpose(0, 1) for x, at in ((query, self.queries), (key, self.keys), (value, self.keys)))
+        result = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.mask, is_causal=self.mask is None, dropout_p=dropout, scale=scale,
+            enable_gqa=gqa)
+        result = result.transpose(1, 2)
+        return result if self.outputs is None else result.flatten(0, 1)[self.outputs][None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Varlen:
+    """All segments for one call of the flash kernel: keys [K]: positions in the row, segment after segment; where each
+    segment's queries and keys begin, int32."""
+
+    keys: Tensor
+    query_starts: Tensor
+    key_starts: Tensor
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(eq=False, slots=True)
+class SharedPrompts:
+    """segments: of the whole row, in its order, without gaps. windows: the sliding window of each layer that has
+    attended, None where it has none."""
+
+    segments: tuple[Segment, ...]
+    windows: list[int | None] = field(default_factory=list)
+    _calls: dict[tuple[torch.device, int | None], tuple[list[_Call], Tensor | None]] = field(default_factory=dict)
+    _varlen: dict[torch.device, _Varlen] = field(default_factory=dict)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float, window: int | None
+    ) -> Tensor:
+        """query [1, H, L, D], key and value [1, KV, L, D] -> [1, L, H, D]. window: how many tokens each sees, itself
+        included."""
+        self.windows.append(window)
+        if window is not None and window >= max(segment.num_keys for segment in self.segments):
+            window = None
+
+        def compute(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+                return self._by_flash(query, key, value, scale, window)
+            return self._by_calls(query, key, value, scale, dropout, window)
+
+        copies = sum(segment.num_keys for segment in self.segments)
+        if torch.is_grad_enabled() and copies > KEPT_COPIES * query.shape[2]:
+            result: Tensor = checkpoint(compute, query, key, value, use_reentrant=False)
+            return result
+        return compute(query, key, value)
+
+    def _by_calls(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float, window: int | None
+    ) -> Tensor:
+        place = (query.device, window)
+        if place not in self._calls:
+            self._calls[place] = _plan(self.segments, window, query.device)
+        calls, order = self._calls[place]
+        result = torch.cat([call.attend(query, key, value, scale=scale, dropout=dropout) for call in calls], dim=1)
+        return result if order is None else result[:, order]
+
+    def _by_flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        if query.device not in self._varlen:
+            self._varlen[query.device] = _varlen(self.segments, query.device)
+        layout = self._varlen[query.device]
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+        # The kernel aligns the last query with the last key.
+        result: Tensor = varlen_attn(
+            query, key[layout.keys], value[layout.keys], layout.query_starts, layout.key_starts, layout.longest_query,
+            layout.longest_key, scale=scale, window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=query.shape[1] != key.shape[1])
+        return result[None]
+
+
+def _with_context(x: Tensor, segment: Segment) -> Tensor:
+    own = x[:, :, segment.start : segment.stop]
+    if not segment.num_context:
+        return own
+    return torch.cat([x[:, :, segment.context_start : segment.context_stop], own], dim=2)
+
+
+def _varlen(segments: Sequence[Segment], device: torch.device) -> _Varlen:
+    def starts(lengths: Sequence[int]) -> Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+    queries, keys = [s.num_tokens for s in segments], [s.num_keys for s in segments]
+    positions = torch.cat([segment.key_positions() for segment in segments]).to(device)
+    return _Varlen(positions, starts(queries), starts(keys), max(queries), max(keys))
+
+
+def _plan(
+    segments: Sequence[Segment], window: int | None, device: torch.device
+) -> tuple[list[_Call], Tensor | None]:
+    """The calls, and which of their results, one after the other, belongs to each token of the row; None where they
+    come in its order."""
+    parts = _parts(segments)
+    calls = [_alone(*part, window, device) if len(part) == 1 else _together(part, window, device) for part in parts]
+    positions = torch.cat([torch.arange(s.start, s.stop) for part in parts for s in part])
+    order = positions.argsort()
+    return calls, None if torch.equal(positions, order) else order.to(device)
+
+
+def _parts(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Which segments share a call: as long as padding them costs less than a call of their own."""
+    parts: list[list[Segment]] = []
+    queries = context = 0  # of the last part's padded size
+    for segment in sorted(segments, key=lambda s: (-s.num_keys, s.start)):
+        if parts:
+            wider, longer = max(queries, segment.num_tokens), max(context, segment.num_context)
+            size = len(parts[-1])
+            together = (size + 1) * wider * (longer + wider)
+            apart = size * queries * (context + queries) + segment.num_tokens * segment.num_keys + CALL_PAIRS
+            if together <= apart:
+                parts[-1].append(segment)
+                queries, context = wider, longer
+                continue
+        parts.append([segment])
+        queries, context = segment.num_tokens, segment.num_context
+    return [sorted(part, key=lambda s: s.start) for part in sorted(parts, key=lambda part: min(s.start for s in part))]
+
+
+def _alone(segment: Segment, window: int | None, device: torch.device) -> _Call:
+    if not segment.num_context and window is None:
+        return _Call((segment,), None)
+    sees = torch.ones(segment.num_tokens, segment.num_keys, dtype=torch.bool).tril(segment.num_context)
+    if window is not None:
+        sees = sees.triu(segment.num_context - window + 1)
+    return _Call((segment,), sees[None, None].to(device))
+
+
+def _together(segments: Sequence[Segment], window: int | None, device: torch.device) -> _Call:
+    """Keys are the context, padded, and then the segment's own tokens, padded."""
+    width, context = max(s.num_tokens for s in segments), max(s.num_context for s in segments)
+    starts, lengths, context_starts, contexts = torch.tensor(
+        [(s.start, s.num_tokens, s.context_start, s.num_context) for s in segments]).T[:, :, None]
+    own, before = torch.arange(width), torch.arange(context)
+    is_real = own < lengths
+    queries = torch.where(is_real, starts + own, starts)
+    keys = torch.cat([torch.where(before < contexts, context_starts + before, starts), queries], dim=1)
+    # Of keys and of queries, counted from the beginning of the context.
+    places = torch.cat([before.expand(len(segments), -1), contexts + own], dim=1)[:, None]
+    exists = torch.cat([before < contexts, torch.ones_like(is_real)], dim=1)[:, None]
+    distances = (contexts + own)[:, :, None] - places
+    sees = exists & (distances >= 0)
+    if window is not None:
+        sees &= distances < window
+    return _Call(tuple(segments), sees[:, None].to(device), queries.to(device), keys.to(device),
+                 is_real.flatten().nonzero().squeeze(1).to(device))
+
+
+def _attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    shared_prompts: SharedPrompts | None = None, scaling: float | None = None, dropout: float = 0.0,
+    sliding_window: int | None = None, **kwargs: object,
+) -> tuple[Tensor, None]:
+    """As transformers calls it: query [B, H, L, D], key and value [B, KV, L, D] -> [B, L, H, D]."""
+    if shared_prompts is None:
+        result: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window,
+            **kwargs)
+        return result
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"attention with {', '.join(unknown)}")
+    return shared_prompts.attend(query, key, value, scale=scaling, dropout=dropout, window=sliding_window), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

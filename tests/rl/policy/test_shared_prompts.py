@@ -1,0 +1,169 @@
+"""Completions that share their prompt in one row: what sees what against a dense mask, and equality with padded rows on
+every architecture that takes an attention function."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rl.policy import shared_prompts
+from rl.policy.rows import Layout, hidden_states, model_rows
+from rl.policy.share_prompts import layout_of, share_prompts
+from rl.policy.shared_prompts import Segment, SharedPrompts
+from rl.records import PromptCompletion
+from tests.reference.tiny_run import tiny_config, tiny_policy
+
+torch.set_num_threads(1)
+SIZES = {
+    "vocab_size": 31, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+    "initializer_range": 0.3}
+
+
+def pairs(prompts: tuple[int, ...], completions: tuple[int, ...], seed: int = 0) -> list[PromptCompletion]:
+    """Each prompt (its length) with each completion."""
+    numbers = random.Random(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(numbers.randrange(3, 31) for _ in range(count))
+
+    return [(prompt, ids(length)) for prompt in map(ids, prompts) for length in completions]
+
+
+def random_model(name: str, **settings: object) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**SIZES, **settings)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float()
+    return model.eval()
+
+
+def hidden_and_gradient(model: PreTrainedModel, asked: list[PromptCompletion], layout: Layout) -> tuple[Tensor, Tensor]:
+    """[N, H], and the flat gradient of a sum of it with random weights."""
+    model.zero_grad()
+    hidden_NH = hidden_states(model, model_rows(asked, layout, pad_token_id=0))
+    (hidden_NH * torch.randn(hidden_NH.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return hidden_NH.detach(), torch.cat(gradients)
+
+
+def assert_same(model: PreTrainedModel, asked: list[PromptCompletion]) -> None:
+    (expected, gradient), (found, other) = (
+        hidden_and_gradient(model, asked, layout) for layout in ("padded", "shared"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    assert float((other - gradient).norm() / gradient.norm()) < 1e-5
+
+
+def dense(segments: tuple[Segment, ...], window: int | None) -> Tensor:
+    """[L, L]: which token sees which, said token by token."""
+    sees = torch.zeros(segments[-1].stop, segments[-1].stop, dtype=torch.bool)
+    for segment in segments:
+        before = list(range(segment.context_start, segment.context_stop))
+        for token in range(segment.start, segment.stop):
+            seen = [*before, *range(segment.start, token + 1)]
+            sees[token, seen if window is None else seen[-window:]] = True
+    return sees
+
+
+@pytest.mark.parametrize("kept_copies", [shared_prompts.KEPT_COPIES, 0])
+@pytest.mark.parametrize("call_pairs", [0, 60, 10_000])
+@pytest.mark.parametrize("window", [None, 4, 9])
+def test_a_completion_sees_its_prompt_and_itself(
+    window: int | None, call_pairs: int, kept_copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_prompts, "CALL_PAIRS", call_pairs)  # 0: a call for each; many: one call for all
+    monkeypatch.setattr(shared_prompts, "KEPT_COPIES", kept_copies)
+    segments = (Segment(0, 5), Segment(5, 8), Segment(8, 15, 0, 5), Segment(15, 16, 0, 5), Segment(16, 18, 5, 8),
+                Segment(18, 29, 0, 5))
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 29, 8, requires_grad=True) for heads in (4, 2, 2))
+    weights = torch.randn(1, 29, 4, 8)
+
+    def with_gradients(result: Tensor) -> list[Tensor]:
+        return [result, *torch.autograd.grad((result * weights).sum(), (query, key, value))]
+
+    expected = with_gradients(F.scaled_dot_product_attention(
+        query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=dense(segments, window), scale=0.3
+    ).transpose(1, 2))
+    layout = SharedPrompts(segments)
+    found = with_gradients(layout.attend(query, key, value, scale=0.3, dropout=0.0, window=window))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    ((calls, _),) = layout._calls.values()
+    assert len(calls) == {0: 6, 60: len(calls), 10_000: 1}[call_pairs] and layout.windows == [window]
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("LlamaConfig", {}), ("Qwen2Config", {}), ("Qwen3Config", {}), ("GemmaConfig", {}), ("PhiConfig", {}),
+    ("Phi3Config", {}), ("Olmo2Config", {}), ("GraniteConfig", {}), ("CohereConfig", {}), ("SmolLM3Config", {}),
+    ("MistralConfig", {}), ("MistralConfig", {"sliding_window": 6}), ("Gemma3TextConfig", {"sliding_window": 6}),
+    ("Cohere2Config", {"sliding_window": 6})])
+def test_shared_rows_are_read_as_padded_rows_are(name: str, settings: dict[str, object]) -> None:
+    model = random_model(name, **settings)
+    assert share_prompts(model) is None and layout_of(model) == "shared"
+    asked = pairs((5, 9, 20), (1, 4, 7, 15, 2))
+    assert_same(model, [*asked, asked[2]])
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_a_prompt_may_have_any_number_of_completions(size: int) -> None:
+    model = random_model("LlamaConfig")
+    assert share_prompts(model) is None
+    assert_same(model, pairs((12,), tuple(range(1, size + 1))))
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("Gemma2Config", "softcap"), ("StableLmConfig", "0 of its 2 layers attend"), ("GptOssConfig", "attention is eager"),
+])
+def test_what_would_be_read_differently_stays_in_padded_rows(name: str, reason: str) -> None:
+    model = random_model(name)
+    before = model.config._attn_implementation
+    why = share_prompts(model)
+    assert why is not None and reason in why
+    assert layout_of(model) == "padded" and model.config._attn_implementation == before
+
+
+def test_a_model_that_ignores_the_layout_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every completion saw all that stands before it in the row."""
+    monkeypatch.setattr(SharedPrompts, "_by_calls", lambda self, query, key, value, scale, dropout, window: (
+        F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)))
+    why = share_prompts(random_model("LlamaConfig"))
+    assert why is not None and "hidden states would differ" in why
+
+
+def test_others_read_the_model_as_before() -> None:
+    """With a mask, with padding on the left, with a cache: bit for bit."""
+    plain, shared = random_model("LlamaConfig"), random_model("LlamaConfig")
+    assert share_prompts(shared) is None
+    ids = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    for arguments in ({"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}):
+        first, second = (model(**arguments, use_cache=True) for model in (plain, shared))
+        assert torch.equal(first.logits, second.logits)
+        more = [model(input_ids=ids[:, :1], past_key_values=output.past_key_values).logits
+                for model, output in ((plain, first), (shared, second))]
+        assert torch.equal(*more)
+
+
+def test_gradient_checkpointing_and_bfloat16() -> None:
+    asked = pairs((5, 9), (4, 7, 15))
+    model = random_model("LlamaConfig").train()
+    assert share_prompts(model) is None
+    hidden, gradient = hidden_and_gradient(model, asked, "shared")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    again, other = hidden_and_gradient(model, asked, "shared")
+    assert torch.equal(again, hidden) and torch.equal(other, gradient)
+    rounded = random_model("LlamaConfig").to(torch.bfloat16)
+    assert share_prompts(rounded) is None
+    found, _ = hidden_and_gradient(rounded, asked, "shared")
+    assert 1e-4 < float((found.float() - hidden).norm() / hidden.norm()) < 0.05
+
+
+def test_another_attention_is_trained_in_padded_rows() -> None:
+    assert layout_of(tiny_policy().causal_lm) == "shared"
+    assert layout_of(tiny_policy(tiny_config("model.attention=sdpa")).causal_lm) == "padded"
