@@ -30,7 +30,7 @@ from rl.optimizer import make_optimizer
 from rl.policy.forward import PolicyForward
 from rl.policy.policy import Policy, load_policy, resolve_dtype
 from rl.questions.inputs import load_model_config, load_tokenizer
-from rl.records import Prompt, Question
+from rl.records import Prompt, Question, TrainingGroup
 from rl.update import Updater
 
 PROMPT_TOKENS = 40
@@ -63,14 +63,20 @@ def training_growth(config: RunConfig) -> Growth:
     when the second batch is computed."""
     policy = _load(config)
     updater = _updater(config, policy)
-    groups = longest_groups(config, PROMPT_TOKENS)
-    updater.rehearse(groups[:1])  # what a first pass loads belongs to the libraries
+    small, large = (_groups(config, tokens) for tokens in (1, 2 * config.optim.micro_batch_tokens))
+    updater.rehearse(small)  # what a first pass loads belongs to the libraries
     before = _restart_peak()
-    for batch in (groups[:1], groups * 2):
+    for batch in (small, large):
         updater.update(batch, step=1, policy_version=0)
     estimate = _estimate(config)
     return Growth(estimate.trained - 4 * estimate.num_trained + estimate.activations + estimate.logits,
                   _peak() - before)
+
+
+def _groups(config: RunConfig, tokens: int) -> list[TrainingGroup]:
+    """Of as many of the longest completions as so many tokens are."""
+    optim = config.optim.model_copy(update={"micro_batch_tokens": tokens})
+    return longest_groups(config.model_copy(update={"optim": optim}), PROMPT_TOKENS)
 
 
 def sampling_growth(config: RunConfig) -> Growth:

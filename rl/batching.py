@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,9 +162,10 @@ def build_micro_batch(
         rows=model_rows([_pair(groups, sequence) for sequence in sequences], layout, pad_token_id),
         advantages_T=torch.tensor(advantages, dtype=torch.float32).repeat_interleave(lengths_B),
         sampler_logprobs_T=_flat([rollout.logprobs for rollout in rollouts], lengths),
-        old_logprobs_T=_flat([item.old_logprobs and item.old_logprobs[s.rollout] for item, s in numbered], lengths),
+        old_logprobs_T=_flat([item.old_logprobs[s.rollout] if item.old_logprobs else None for item, s in numbered],
+                             lengths),
         teacher_logprobs_T=_flat(
-            [item.teacher_logprobs and item.teacher_logprobs[s.rollout] for item, s in numbered], lengths),
+            [item.teacher_logprobs[s.rollout] if item.teacher_logprobs else None for item, s in numbered], lengths),
         weights_T=token_weights(lengths, aggregation, denominators),
         policy_versions_T=torch.tensor([r.policy_version for r in rollouts]).repeat_interleave(lengths_B),
         sequence_ids_T=torch.arange(len(lengths)).repeat_interleave(lengths_B), sequence_lengths=tuple(lengths),
@@ -173,5 +175,5 @@ def build_micro_batch(
 def _flat(parts: Sequence[Sequence[float] | Tensor | None], lengths: Sequence[int]) -> Tensor:
     """[T] float32; NaN where a part is None."""
     return torch.cat([
-        torch.full((length,), math.nan) if part is None else torch.as_tensor(part, dtype=torch.float32)
+        torch.full((length,), math.nan) if part is None else torch.from_numpy(np.asarray(part, dtype=np.float32))
         for part, length in zip(parts, lengths, strict=True)])

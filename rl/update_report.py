@@ -42,8 +42,8 @@ class Spread:
     @classmethod
     def of(cls, differences: Tensor, importance: Tensor) -> Self:
         sizes = differences.double().abs().numpy()
-        return cls(float(sizes.mean()), *np.quantile(sizes, (0.95, 0.99)).tolist(), float(sizes.max()),
-                   effective_sample_share(importance))
+        p95, p99 = np.quantile(sizes, (0.95, 0.99))
+        return cls(float(sizes.mean()), float(p95), float(p99), float(sizes.max()), effective_sample_share(importance))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from rl.generate.generator_plan import (
 from rl.planning.activations import activations_per_token
 from rl.planning.shapes import WeightShapes, planned_config, weight_shapes
 from rl.policy.logprobs import LOGITS_BUDGET_BYTES
+from rl.policy.shared_prompts import KEPT_COPIES
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 Backend = Literal["transformers", "vllm", "vllm_server"]
@@ -131,7 +132,7 @@ def estimate_memory(
     sampler_copy, cache = _sampler_bytes(
         generator, max(longest, benchmark_tokens), model_config, bytes_per_weight, num_parameters * bytes_per_weight,
         num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
-    activations, logits = _pass_bytes(config, model_config, shapes, adapted, longest, bytes_per_weight)
+    activations, logits = _pass_bytes(config, model_config, shapes, adapted, longest_prompt, bytes_per_weight)
     return MemoryEstimate(
         num_parameters=num_parameters, num_trained=num_trained,
         base=num_parameters * bytes_per_base_weight * frozen_copies, sampler_copy=sampler_copy,
@@ -141,12 +142,16 @@ def estimate_memory(
 
 
 def _pass_bytes(
-    config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, adapted: Sequence[str], longest: int,
-    bytes_per_weight: int,
+    config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, adapted: Sequence[str],
+    longest_prompt: int, bytes_per_weight: int,
 ) -> tuple[int, int]:
-    """Of the largest micro-batch: what is kept for the backward pass, and the logits. longest: tokens of one row."""
+    """Of the largest micro-batch: what is kept for the backward pass, and the logits."""
+    completion = config.sampling.max_completion_tokens
+    longest = longest_prompt + completion
     tokens = max(config.optim.micro_batch_tokens, longest)
-    per_token = activations_per_token(config, model_config, shapes, adapted, longest, bytes_per_weight)
+    # As in the batch that the rehearsal runs: one prompt, completions at the limit; with more copies none is kept.
+    copies = min(KEPT_COPIES, 1 + longest_prompt * ((tokens - longest_prompt) // completion) / tokens)
+    per_token = activations_per_token(config, model_config, shapes, adapted, longest, bytes_per_weight, copies)
     logits = 4 * min(tokens * model_config.get_text_config().vocab_size * 4, LOGITS_BUDGET_BYTES)
     # Under autocast the layers' weights in the computation's dtype are kept, too.
     casts = 0 if config.lora.enabled or bytes_per_weight == 4 else bytes_per_weight * sum(

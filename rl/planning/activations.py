@@ -2,7 +2,8 @@
 decoder of norms, attention and a gated product (Llama, Qwen, Mistral and their like).
 
 Counted as our forward computes (rl/policy/forward.py, fused_lora.py): a norm keeps its input in float32; attention its
-queries, keys, values and result; the gated product three tensors of its width. A frozen linear layer keeps nothing, a
+queries, keys, values and result, twice the result and copies of a prompt's keys and values where completions share it
+(shared_prompts.py); the gated product three tensors of its width. A frozen linear layer keeps nothing, a
 trained one its input. An adapter in float32 keeps one input for the layers that share it; in bfloat16 or with dropout
 (PEFT's own forward) each layer a float32 copy.
 
@@ -31,14 +32,15 @@ class Activations:
 
 def activations_per_token(
     config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, adapted: Collection[str], longest: int,
-    bytes_per_weight: int,
+    bytes_per_weight: int, copies: float,
 ) -> Activations:
     """adapted: names in `shapes` of the matrices that have an adapter; none where all parameters train. longest: tokens
-    of the longest row, whose square matters to eager attention alone."""
+    of the longest row, whose square matters to eager attention alone. copies: of each token's key and value, on
+    average, where completions share their prompt."""
     text = model_config.get_text_config()  # of a multimodal model, the language model's
     hidden, layers = text.hidden_size, text.num_hidden_layers
     width = getattr(text, "intermediate_size", None) or 4 * hidden
-    one_layer = _layer(config, model_config, shapes, longest, bytes_per_weight)
+    one_layer = _layer(config, model_config, shapes, longest, bytes_per_weight, copies)
     inputs = (
         _adapter_inputs(config, shapes, adapted, bytes_per_weight) if config.lora.enabled
         else layers * bytes_per_weight * ((2 if bytes_per_weight == 4 else 5) * hidden + width))
@@ -55,7 +57,8 @@ def activations_per_token(
 
 
 def _layer(
-    config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, longest: int, bytes_per_weight: int
+    config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, longest: int, bytes_per_weight: int,
+    copies: float,
 ) -> int:
     """Of one layer, without the inputs of its linear layers."""
     text = model_config.get_text_config()
@@ -67,6 +70,8 @@ def _layer(
     # A trained norm keeps its result before the weight, too.
     norms = 4 * normalised * (1 if config.lora.enabled else 2)
     attention = bytes_per_weight * (2 * queries + 2 * keys)
+    if config.model.attention == "auto":
+        attention = int(bytes_per_weight * (3 * queries + 2 * keys * copies))
     if config.model.attention == "eager":  # the softmax of each head, and keys and values repeated for it
         repeated = 2 * queries if keys < queries else 0
         attention += heads * longest * (4 + bytes_per_weight % 4) + bytes_per_weight * repeated

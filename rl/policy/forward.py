@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rewards.errors import named
+from rl.policy.layout import layout_of
 from rl.policy.logprobs import LogitHead, TokenLogprobs, chunk_tokens_for, token_logprobs
 from rl.policy.policy import Policy, PolicyError
 from rl.policy.rows import Layout, ModelRows, hidden_states, model_rows
-from rl.policy.share_prompts import layout_of
 from rl.records import PromptCompletion
 
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}

@@ -32,7 +32,7 @@ from rl.config import LoraSection, ModelSection
 from rl.paths import resolve_path
 from rl.policy.adapter_base import FILE, is_other_base
 from rl.policy.fused_lora import fuse_lora
-from rl.policy.share_prompts import share_prompts
+from rl.policy.layout import share_prompts
 
 
 class PolicyError(UserError):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -54,14 +55,16 @@ def model_rows(pairs: Sequence[PromptCompletion], layout: Layout, pad_token_id: 
 
 
 def _padded(pairs: Sequence[PromptCompletion], pad_token_id: int) -> ModelRows:
-    row_of = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
-    width = max(len(prompt) + len(completion) - 1 for prompt, completion in row_of)
-    token_ids_BL = torch.full((len(row_of), width), pad_token_id)
-    for (prompt, completion), row in row_of.items():
-        token_ids_BL[row, : len(prompt) + len(completion) - 1] = torch.tensor((*prompt, *completion[:-1]))
+    ids = {pair: _ids(pair[1]) for pair in pairs}
+    row_of = {pair: row for row, pair in enumerate(ids)}
+    width = max(len(prompt) + len(completion) - 1 for prompt, completion in ids)
+    token_ids_BL = torch.full((len(ids), width), pad_token_id)
+    for row, ((prompt, _), completion) in enumerate(ids.items()):
+        token_ids_BL[row, : len(prompt)] = _ids(prompt)
+        token_ids_BL[row, len(prompt) : len(prompt) + len(completion) - 1] = completion[:-1]
     starts = [width * row_of[pair] + len(pair[0]) - 1 for pair in pairs]
     predicting = [torch.arange(start, start + len(pair[1])) for start, pair in zip(starts, pairs, strict=True)]
-    return ModelRows(token_ids_BL, torch.cat(predicting), _targets(pairs))
+    return ModelRows(token_ids_BL, torch.cat(predicting), torch.cat([ids[pair] for pair in pairs]))
 
 
 def _shared(pairs: Sequence[PromptCompletion]) -> ModelRows:
@@ -75,20 +78,21 @@ def _shared(pairs: Sequence[PromptCompletion]) -> ModelRows:
         if pair not in completions:
             of = prompts[pair[0]]
             completions[pair] = Segment(at, at := at + len(pair[1]) - 1, of.start, of.stop)
+    ids = {pair: _ids(pair[1]) for pair in completions}
     predicting = [
         part for pair in pairs for part in (
             torch.tensor([prompts[pair[0]].stop - 1]), torch.arange(completions[pair].start, completions[pair].stop))]
     # A completion of one token is never read.
     segments = [segment for segment in (*prompts.values(), *completions.values()) if segment.num_tokens]
-    tokens = [*(token for prompt in prompts for token in prompt),
-              *(token for _, completion in completions for token in completion[:-1])]
     positions = torch.cat([torch.arange(segment.num_context, segment.num_keys) for segment in segments])
     return ModelRows(
-        torch.tensor([tokens]), torch.cat(predicting), _targets(pairs), positions[None], SharedPrompts(tuple(segments)))
+        torch.cat([*map(_ids, prompts), *(completion[:-1] for completion in ids.values())])[None],
+        torch.cat(predicting), torch.cat([ids[pair] for pair in pairs]), positions[None],
+        SharedPrompts(tuple(segments)))
 
 
-def _targets(pairs: Sequence[PromptCompletion]) -> Tensor:
-    return torch.tensor([token for _, completion in pairs for token in completion])
+def _ids(tokens: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(np.array(tokens, dtype=np.int64))  # torch.tensor takes several times as long
 
 
 def hidden_states(model: PreTrainedModel, rows: ModelRows) -> Tensor:

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -61,8 +60,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of scaled_dot_product_attention over segments that are padded to one size. mask: [n, 1, Q, K], True
-    where a query sees a key; None where that is plainly causal. queries [n, Q], keys [n, K]: positions in the row;
+    """One call of scaled_dot_product_attention over segments that are padded to one size. mask: [n, 1, Q, K], 0 where a
+    query sees a key, else -inf, in the queries' dtype: of booleans each layer would make and keep such a one; None
+    where that is plainly causal. queries [n, Q], keys [n, K]: positions in the row;
     outputs: which of the n * Q results are real. None for a segment alone: it is cut out of the row."""
 
     segments: tuple[Segment, ...]
@@ -76,16 +76,29 @@ class _Call:
         gqa = query.shape[1] != key.shape[1]
         if self.queries is None:
             (segment,) = self.segments
-            query = query[:, :, segment.start : segment.stop]
+            query = query[:, :, segment.start : segment.stop].clone()
             key, value = (_with_context(x, segment) for x in (key, value))
         else:
             query, key, value = (
                 x[0][:, at].transpose(0, 1) for x, at in ((query, self.queries), (key, self.keys), (value, self.keys)))
-        result = F.scaled_dot_product_attention(
+        result = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=self.mask, is_causal=self.mask is None, dropout_p=dropout, scale=scale,
             enable_gqa=gqa)
         result = result.transpose(1, 2)
         return result if self.outputs is None else result.flatten(0, 1)[self.outputs][None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What the calls of a row depend on beside its segments. window: None where it hides nothing."""
+
+    device: torch.device
+    dtype: torch.dtype
+    window: int | None
+
+    def mask(self, sees: Tensor) -> Tensor:
+        """[n, Q, K] booleans -> [n, 1, Q, K]."""
+        return torch.zeros(sees.shape, dtype=self.dtype).masked_fill(~sees, -torch.inf)[:, None].to(self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +120,7 @@ class SharedPrompts:
 
     segments: tuple[Segment, ...]
     windows: list[int | None] = field(default_factory=list)
-    _calls: dict[tuple[torch.device, int | None], tuple[list[_Call], Tensor | None]] = field(default_factory=dict)
+    _calls: dict[_Place, tuple[list[_Call], Tensor | None]] = field(default_factory=dict)
     _varlen: dict[torch.device, _Varlen] = field(default_factory=dict)
 
     def attend(
@@ -133,9 +146,11 @@ class SharedPrompts:
     def _by_calls(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float, window: int | None
     ) -> Tensor:
-        place = (query.device, window)
+        kind = query.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        place = _Place(query.device, dtype, window)
         if place not in self._calls:
-            self._calls[place] = _plan(self.segments, window, query.device)
+            self._calls[place] = _plan(self.segments, place)
         calls, order = self._calls[place]
         result = torch.cat([call.attend(query, key, value, scale=scale, dropout=dropout) for call in calls], dim=1)
         return result if order is None else result[:, order]
@@ -148,18 +163,18 @@ class SharedPrompts:
         layout = self._varlen[query.device]
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
         # The kernel aligns the last query with the last key.
-        result: Tensor = varlen_attn(
+        result = varlen_attn(
             query, key[layout.keys], value[layout.keys], layout.query_starts, layout.key_starts, layout.longest_query,
             layout.longest_key, scale=scale, window_size=(-1 if window is None else window - 1, 0),
             enable_gqa=query.shape[1] != key.shape[1])
+        assert isinstance(result, Tensor)
         return result[None]
 
 
 def _with_context(x: Tensor, segment: Segment) -> Tensor:
-    own = x[:, :, segment.start : segment.stop]
-    if not segment.num_context:
-        return own
-    return torch.cat([x[:, :, segment.context_start : segment.context_stop], own], dim=2)
+    """A copy: a view would keep the whole row for the backward pass."""
+    parts = (x[:, :, segment.context_start : segment.context_stop], x[:, :, segment.start : segment.stop])
+    return torch.cat(parts, dim=2)
 
 
 def _varlen(segments: Sequence[Segment], device: torch.device) -> _Varlen:
@@ -171,16 +186,14 @@ def _varlen(segments: Sequence[Segment], device: torch.device) -> _Varlen:
     return _Varlen(positions, starts(queries), starts(keys), max(queries), max(keys))
 
 
-def _plan(
-    segments: Sequence[Segment], window: int | None, device: torch.device
-) -> tuple[list[_Call], Tensor | None]:
+def _plan(segments: Sequence[Segment], place: _Place) -> tuple[list[_Call], Tensor | None]:
     """The calls, and which of their results, one after the other, belongs to each token of the row; None where they
     come in its order."""
     parts = _parts(segments)
-    calls = [_alone(*part, window, device) if len(part) == 1 else _together(part, window, device) for part in parts]
+    calls = [_alone(part[0], place) if len(part) == 1 else _together(part, place) for part in parts]
     positions = torch.cat([torch.arange(s.start, s.stop) for part in parts for s in part])
     order = positions.argsort()
-    return calls, None if torch.equal(positions, order) else order.to(device)
+    return calls, None if torch.equal(positions, order) else order.to(place.device)
 
 
 def _parts(segments: Sequence[Segment]) -> list[list[Segment]]:
@@ -202,16 +215,16 @@ def _parts(segments: Sequence[Segment]) -> list[list[Segment]]:
     return [sorted(part, key=lambda s: s.start) for part in sorted(parts, key=lambda part: min(s.start for s in part))]
 
 
-def _alone(segment: Segment, window: int | None, device: torch.device) -> _Call:
-    if not segment.num_context and window is None:
+def _alone(segment: Segment, place: _Place) -> _Call:
+    if not segment.num_context and place.window is None:
         return _Call((segment,), None)
-    sees = torch.ones(segment.num_tokens, segment.num_keys, dtype=torch.bool).tril(segment.num_context)
-    if window is not None:
-        sees = sees.triu(segment.num_context - window + 1)
-    return _Call((segment,), sees[None, None].to(device))
+    sees = torch.ones(1, segment.num_tokens, segment.num_keys, dtype=torch.bool).tril(segment.num_context)
+    if place.window is not None:
+        sees = sees.triu(segment.num_context - place.window + 1)
+    return _Call((segment,), place.mask(sees))
 
 
-def _together(segments: Sequence[Segment], window: int | None, device: torch.device) -> _Call:
+def _together(segments: Sequence[Segment], place: _Place) -> _Call:
     """Keys are the context, padded, and then the segment's own tokens, padded."""
     width, context = max(s.num_tokens for s in segments), max(s.num_context for s in segments)
     starts, lengths, context_starts, contexts = torch.tensor(
@@ -225,10 +238,10 @@ def _together(segments: Sequence[Segment], window: int | None, device: torch.dev
     exists = torch.cat([before < contexts, torch.ones_like(is_real)], dim=1)[:, None]
     distances = (contexts + own)[:, :, None] - places
     sees = exists & (distances >= 0)
-    if window is not None:
-        sees &= distances < window
-    return _Call(tuple(segments), sees[:, None].to(device), queries.to(device), keys.to(device),
-                 is_real.flatten().nonzero().squeeze(1).to(device))
+    if place.window is not None:
+        sees &= distances < place.window
+    return _Call(tuple(segments), place.mask(sees), queries.to(place.device), keys.to(place.device),
+                 is_real.flatten().nonzero().squeeze(1).to(place.device))
 
 
 def _attention(

@@ -48,7 +48,8 @@ def _trainer(diagnosis: Diagnosis) -> str:
         f"of the model's own forward with PEFT's own LoRA layers and eager attention{sampler}. Check: "
         "rl/policy/fused_lora.py, model.attention (auto: rl/policy/shared_prompts.py), rl/policy/forward.py, "
         "rl/policy/logprobs.py. Remedy: tell which of them it is by a new run with model.attention=eager, and by one "
-        "with lora.dropout=0.01, which leaves the LoRA layers to PEFT; nothing that this run has learnt so far is to be trusted")
+        "with lora.dropout=0.01, which leaves the LoRA layers to PEFT; nothing that this run has learnt so far is to "
+        "be trusted")
 
 
 def _sampling(diagnosis: Diagnosis, fresh: Distances, config: RunConfig) -> str:

@@ -22,9 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rl.batching import MicroBatch, build_micro_batch, plan_micro_batches
 from rl.config import LossSection
 from rl.losses import STATISTICS, Aggregation, Denominators, LossTokens, entropy_threshold, policy_loss
+from rl.policy.layout import layout_of, share_prompts
 from rl.policy.logprobs import token_logprobs
 from rl.policy.rows import hidden_states
-from rl.policy.share_prompts import layout_of, share_prompts
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 PAD = 0

@@ -189,7 +189,7 @@ def test_a_batch_without_any_advantage_changes_nothing(groups: list[Group]) -> N
 
 def test_one_update_per_batch_runs_one_forward_per_micro_batch(groups: list[Group]) -> None:
     forwards, num_micro_batches = count_forwards(with_advantages(groups))
-    assert num_micro_batches > 2
+    assert num_micro_batches > 1
     assert (forwards.with_gradient, forwards.without_gradient) == (num_micro_batches, 0)
 
 

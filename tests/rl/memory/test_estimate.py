@@ -84,7 +84,8 @@ def test_logits_are_those_of_one_chunk() -> None:
 
 def test_activations_grow_with_the_micro_batch_but_never_fall_below_one_row() -> None:
     sizes = [estimate(tiny_config(f"optim.micro_batch_tokens={tokens}")).activations for tokens in (1, 34, 68, 136)]
-    assert sizes[0] == sizes[1] and sizes[2] == 2 * sizes[1] and sizes[3] == 4 * sizes[1]
+    # Not quite twice as much for twice the tokens: more completions copy their prompt's keys and values.
+    assert sizes[0] == sizes[1] < sizes[2] / 1.99 < sizes[3] / 3.98 and sizes[3] < 4.05 * sizes[1]
 
 
 def test_gradient_checkpointing_needs_less_for_activations() -> None:

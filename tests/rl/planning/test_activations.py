@@ -14,7 +14,9 @@ from rl.planning.shapes import weight_shapes
 from tests.reference.tiny_run import make_updater, tiny_config, tiny_policy
 
 PROMPT = 40
-SETTINGS = ("sampling.max_completion_tokens=216", "optim.micro_batch_tokens=2040", "lora.rank=16")
+COMPLETION = 216
+# Nine completions after one prompt; and eight padded rows. The last token is not read.
+SHARED, PADDED = PROMPT + 9 * (COMPLETION - 1), 8 * (PROMPT + COMPLETION - 1)
 
 
 def kept_bytes(config: RunConfig) -> int:
@@ -32,7 +34,9 @@ def kept_bytes(config: RunConfig) -> int:
         return tensor
 
     updater = make_updater(config, policy)
-    (batch,) = updater.micro_batches_of(longest_groups(config, PROMPT))
+    batches = list(updater.micro_batches_of(longest_groups(config, PROMPT)))
+    batch = max(batches, key=lambda batch: batch.rows.token_ids_BL.numel())
+    assert batch.rows.token_ids_BL.numel() == config.optim.micro_batch_tokens
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         updater._logprobs(batch, updater._forward)
     return sum(saved.values())
@@ -43,19 +47,22 @@ def kept_bytes(config: RunConfig) -> int:
     [
         (), ("model.dtype=bfloat16",), ("model.gradient_checkpointing=true",), ("lora.enabled=false",),
         ("lora.enabled=false", "model.dtype=bfloat16"), ("lora.targets=[q_proj,v_proj]",), ("lora.dropout=0.1",),
-        ("model.attention=eager",),
+        ("model.attention=eager",), ("model.attention=sdpa",),
     ],
     ids=" ".join,
 )
 def test_the_estimate_counts_what_autograd_keeps(overrides: tuple[str, ...]) -> None:
-    config = tiny_config(*SETTINGS, *overrides)
+    tokens = PADDED if "attention" in " ".join(overrides) else SHARED
+    config = tiny_config(
+        f"sampling.max_completion_tokens={COMPLETION}", f"optim.micro_batch_tokens={tokens}", "lora.rank=16",
+        *overrides)
     bytes_per_weight = 2 if config.model.dtype == "bfloat16" else 4
     model_config = AutoConfig.from_pretrained(resolve_path("models/tiny-arith"))
     shapes = weight_shapes(config.model, model_config)
     found = estimate_memory(config, model_config, PROMPT, bytes_per_weight=bytes_per_weight, on_gpu=False)
     targets = ("proj",) if config.lora.targets == "all-linear" else tuple(config.lora.targets)
     adapted = [name for name in shapes if any(target in name for target in targets)]
-    per_token = activations_per_token(config, model_config, shapes, adapted, 256, bytes_per_weight)
-    hidden_gradients = max(0, 2040 * per_token.gradients - found.logits)  # of the backward pass, which saves nothing
+    per_token = activations_per_token(config, model_config, shapes, adapted, 256, bytes_per_weight, 1.0)
+    hidden_gradients = max(0, tokens * per_token.gradients - found.logits)  # of the backward pass, which saves nothing
     one_logits = found.logits / 4  # what of the four the forward pass keeps
     assert found.activations - hidden_gradients + one_logits == pytest.approx(kept_bytes(config), rel=0.05)

@@ -7,14 +7,14 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rl.policy import shared_prompts
+from rl.policy.layout import layout_of, share_prompts
 from rl.policy.rows import Layout, hidden_states, model_rows
-from rl.policy.share_prompts import layout_of, share_prompts
 from rl.policy.shared_prompts import Segment, SharedPrompts
 from rl.records import PromptCompletion
 from tests.reference.tiny_run import tiny_config, tiny_policy
@@ -87,7 +87,7 @@ def test_a_completion_sees_its_prompt_and_itself(
     def with_gradients(result: Tensor) -> list[Tensor]:
         return [result, *torch.autograd.grad((result * weights).sum(), (query, key, value))]
 
-    expected = with_gradients(F.scaled_dot_product_attention(
+    expected = with_gradients(scaled_dot_product_attention(
         query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=dense(segments, window), scale=0.3
     ).transpose(1, 2))
     layout = SharedPrompts(segments)
@@ -131,7 +131,7 @@ def test_what_would_be_read_differently_stays_in_padded_rows(name: str, reason: 
 def test_a_model_that_ignores_the_layout_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every completion saw all that stands before it in the row."""
     monkeypatch.setattr(SharedPrompts, "_by_calls", lambda self, query, key, value, scale, dropout, window: (
-        F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)))
+        scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)))
     why = share_prompts(random_model("LlamaConfig"))
     assert why is not None and "hidden states would differ" in why
 
