@@ -7,8 +7,8 @@ process.
 two steps by default, some minutes.
 
 A step is sampling, rewards, loss, gradients and optimiser; ours also hands the new weights to its sampler and writes
-metrics and rollouts. --json prints one line {"ours_s", "trl_s", "ratio", "model"}: medians in seconds, ratio = ours / TRL. See
-benchmarks/README.md.
+metrics and rollouts. --json prints one line {"ours_s", "trl_s", "ratio", "model"}: medians in seconds, ratio = ours /
+TRL. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def configuration(arguments: argparse.Namespace, reward: str, run_dir: Path) -> 
     return load(
         CONFIGS[arguments.model],
         [
-            "generator=transformers", "optim.warmup_steps=0", "watchdog.enabled=false", f"run_dir={run_dir}", f"steps={arguments.warmup + arguments.steps}",
+            "generator=transformers", "optim.warmup_steps=0", "watchdog.enabled=false", f"run_dir={run_dir}",
+            f"steps={arguments.warmup + arguments.steps}",
             f"sampling.questions_per_step={arguments.questions}", f"sampling.group_size={arguments.group_size}",
             f"optim.lr={arguments.lr}", f"rewards.0.use={reward}", "model.dtype=float32", "optim.schedule=constant",
             "evaluation.path=null", "tracking.progress=off"])
@@ -159,7 +160,8 @@ def main() -> None:
     if same_work.trained != arguments.questions:
         raise RuntimeError(
             f"only {same_work.trained} of {arguments.questions} groups trained on our side: not the same work as TRL's")
-    print(json.dumps({**same_work.as_json(), "model": arguments.model}) if arguments.json else table(rows, config, arguments))
+    as_json = json.dumps({**same_work.as_json(), "model": arguments.model})
+    print(as_json if arguments.json else table(rows, config, arguments))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether a model can read completions that share their prompt (rl/policy/shared_prompts.py), tried on the model itself.
+"""Whether a model reads completions that share their prompt (rl/policy/shared_prompts.py) rightly, tried on the model.
 
 Architectures differ in what their attention is told. What is not known to be right is trained in padded rows.
 """
