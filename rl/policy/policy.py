@@ -209,6 +209,8 @@ def load_frozen(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device:
     if model.adapter is None:
         dtype = resolve_dtype(model.dtype, device)
         base, eos_ids = _load_base(model, tokenizer, dtype, device)
+        if model.attention == "auto":
+            share_prompts(base)  # a teacher is asked so; where it cannot, in padded rows
         return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None)
     lora = stored_lora(resolve_path(model.adapter))
     policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)

@@ -250,6 +250,12 @@ def _attention(
     sliding_window: int | None = None, **kwargs: object,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query [B, H, L, D], key and value [B, KV, L, D] -> [B, L, H, D]."""
+    if shared_prompts is None and attention_mask is not None and query.device.type == "cpu":
+        # transformers repeats keys and values for grouped queries under a mask, which on a CPU is not needed.
+        found = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1])
+        return found.transpose(1, 2).contiguous(), None
     if shared_prompts is None:
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window,

@@ -21,7 +21,6 @@ from rl.errors import ConfigError, GeneratorError
 from rl.paths import resolve_path
 from rl.policy.file_digest import weights_digest
 from rl.policy.forward import PolicyForward, check_head
-from rl.policy.layout import share_prompts
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import (
     Policy,
@@ -75,8 +74,6 @@ def open_teacher(config: RunConfig, inputs: Inputs, device: torch.device) -> Tea
         return ServerTeacher(
             section, inputs.tokenizer, [inputs.prompts[0].text, PROBE], needed_context(config, inputs))
     policy = load_teacher(section, "teacher", inputs.tokenizer, device)
-    if section.attention == "auto":
-        share_prompts(policy.causal_lm)  # where it cannot it is asked in padded rows
     forward = PolicyForward(policy, temperature=1.0)
     with in_words_of("teacher"):
         check_head(forward, policy, inputs.prompts[0].token_ids, 1.0)

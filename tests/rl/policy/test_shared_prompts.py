@@ -137,7 +137,8 @@ def test_a_model_that_ignores_the_layout_is_found_out(monkeypatch: pytest.Monkey
 
 
 def test_others_read_the_model_as_before() -> None:
-    """With a mask, with padding on the left, with a cache: bit for bit."""
+    """With a mask, with padding on the left, with a cache: bit for bit, without keys and values repeated for grouped
+    queries."""
     plain, shared = random_model("LlamaConfig"), random_model("LlamaConfig")
     assert share_prompts(shared) is None
     ids = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
