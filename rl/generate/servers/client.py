@@ -187,6 +187,17 @@ class ServerClient:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ServerRefusedError(200, f"no log-probabilities of the prompt: {self._words(str(reply))}") from error
 
+    async def top_logprobs(self, model: str, ids: Sequence[int], count: int, cache_salt: str) -> list[list[float]]:
+        """At each position of a text but the first the log-probabilities of its token and of the `count` likeliest."""
+        body = {"model": model, "prompt": list(ids), "max_tokens": 1, "prompt_logprobs": count,
+                "cache_salt": cache_salt}
+        reply = await self._call("POST", "/v1/completions", body, timeout_s=self._timeout_s)
+        try:
+            found = reply["choices"][0]["prompt_logprobs"][1:]
+            return [[float(entry["logprob"]) for entry in of_token.values()] for of_token in found]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ServerRefusedError(200, f"no log-probabilities of the prompt: {self._words(str(reply))}") from error
+
     async def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, query: dict[str, str] | None = None,
         timeout_s: float = SHORT_TIMEOUT_S,
