@@ -75,7 +75,7 @@ class ModelSection(Section):
         "auto", "dtype of the frozen base; auto: bfloat16 on a GPU, float32 on the CPU. Trained weights are float32")
     head_dtype: Literal["float32"] | None = setting(
         None,
-        "dtype of the output layer's product, in the trainer and in the sampler. null: the model's; float32: logits are "
+        "dtype of the output layer's product, in trainer and sampler. null: the model's; float32: logits are "
         "not rounded to bfloat16, and trainer and sampler agree better (vLLM from 0.26; docs/precision.md)")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
         "auto", "attention implementation of the trained model; auto lets transformers choose")
