@@ -38,19 +38,19 @@ def tell_differences(options: argparse.Namespace, run: RunPrompt | None, benchma
     with their own prompts."""
     if run is None:
         return
-    if options.head_dtype is not None and options.head_dtype != (trained := run.head_dtype or "null"):
-        _note(f"another output layer than {run.folder} was trained with: --head-dtype {options.head_dtype} (in "
-              f"training {trained})")
+    trained, head = run.head_dtype or "null", options.head_dtype or run.head_dtype or "null"
+    if head != trained:
+        _note(f"another output layer than {run.folder} was trained with: --head-dtype {head} (in training {trained})")
     own = _of_run(run)
     differences = [f"--{key.replace('_', '-')} {_shown(value)} (in training {_shown(own[key])})"
                    for key, value in _said(options).items() if value != own[key]]
     others = [f"{name}: {prompt}" for name, prompt in benchmarks if prompt != own["prompt"]]
     if differences:
         line = f"another prompt than {run.folder} was trained with: {', '.join(differences)}"
-    elif options.prompt is None and (others or _beyond_template(own) or run.head_dtype):
+    elif options.prompt is None and (others or _beyond_template(own) or head != "null"):
         protocol = f", not the protocol's ({', '.join(others)})" if others else ""
         line = (f"asked with the prompt of {run.folder}, {own['prompt']}{protocol}; its base is compared under "
-                f"{' '.join(_as_options(own))}{f' --head-dtype {run.head_dtype}' if run.head_dtype else ''}")
+                f"{' '.join(_as_options(own))}{'' if head == 'null' else f' --head-dtype {head}'}")
     else:
         return
     _note(line)
