@@ -172,7 +172,8 @@ class LoraSection(Section):
     enabled: bool = setting(True, "train a LoRA adapter; false trains all parameters")
     rank: int = setting(16, "rank of the update", ge=1, le=1024)
     alpha: float = setting(32.0, "scale of the update is alpha / rank", gt=0)
-    dropout: float = setting(0.0, "dropout on the adapter's input while training", ge=0, lt=1)
+    dropout: float = setting(
+        0.0, "dropout on the adapter's input while training; above 0 PEFT's own forward computes, slower", ge=0, lt=1)
     targets: str | list[str] = setting("all-linear", "names of the adapted modules, or all-linear")
 
 

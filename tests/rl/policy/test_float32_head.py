@@ -147,5 +147,5 @@ def test_an_adapter_on_the_output_layer_is_refused() -> None:
 def test_an_output_layer_of_another_kind_is_refused() -> None:
     model = small_model()
     model.lm_head = nn.Sequential(nn.Linear(32, 50))
-    with pytest.raises(UserError, match="model.head_dtype.*type Sequential"):
+    with pytest.raises(UserError, match=r"model\.head_dtype: float32, but .*type Sequential"):
         set_float32_head(model)
