@@ -305,7 +305,7 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
     if settings.can_sleep:
         arguments["enable_sleep_mode"] = True
     if settings.float32_head:
-        arguments["hf_overrides"] = FLOAT32_HEAD
+        arguments["hf_overrides"] = dict(FLOAT32_HEAD)
     if settings.num_ranks > 1:
         # torch.distributed belongs to the trainer: the engine joins the process group that is there, as a group of one.
         arguments["distributed_executor_backend"] = "external_launcher"

@@ -248,10 +248,8 @@ def test_both_ways_give_the_same_log_probabilities(policy: Policy) -> None:
         assert merged == pytest.approx(adapted, abs=FLOAT32)
 
 
-@pytest.mark.parametrize("float32_head", [False, True])
-def test_over_a_bfloat16_model_logits_are_rounded_or_not_as_configured(float32_head: bool) -> None:
-    head = ("model.head_dtype=float32",) if float32_head else ()
-    policy = tiny_policy(tiny_config("model.dtype=bfloat16", *head), adapter_scale=0.05)
+def test_over_a_bfloat16_model_logits_are_not_rounded_where_the_output_layer_is_float32() -> None:
+    policy = tiny_policy(tiny_config("model.dtype=bfloat16", "model.head_dtype=float32"), adapter_scale=0.05)
     made = vllm_generator(policy, generator_plan(float32_head=policy.has_float32_head), sync="adapter")
     try:
         groups = made.generate(requests(2, 2), PLAIN)
@@ -263,7 +261,7 @@ def test_over_a_bfloat16_model_logits_are_rounded_or_not_as_configured(float32_h
         made._engine._run([(groups[0].prompt.token_ids, asked)], lambda _, output: found.extend(
             list(output.prompt_logprobs.logprobs[start:end]) for start, end in zip(
                 output.prompt_logprobs.start_indices[1:], output.prompt_logprobs.end_indices[1:], strict=True)))
-        assert rounded_to_bfloat16(found) is not float32_head
+        assert len(found) > 5 and not rounded_to_bfloat16(found)
     finally:
         made.close()
 
