@@ -1,9 +1,9 @@
 """`model.head_dtype: float32`: the output layer's matrix product in float32 over a bfloat16 model.
 
-Logits of 16 to 32 lie 1/8 apart in bfloat16, so trainer and sampler, whose hidden states differ in the last bits, may give
-a token probabilities that differ by a tenth. Hidden states and weights stay in bfloat16, whose products float32 holds
-exactly; the sums are not rounded to bfloat16 again. vLLM's head_dtype does the same. The backward pass is what it is
-without the setting: the logits' gradient is rounded to the model's dtype.
+Logits of 16 to 32 lie 1/8 apart in bfloat16, so trainer and sampler, whose hidden states differ in the last bits, may
+give a token probabilities that differ by a tenth. Hidden states and weights stay in bfloat16, whose products float32
+holds exactly; the sums are not rounded to bfloat16 again. vLLM's head_dtype does the same. The backward pass is what it
+is without the setting: the logits' gradient is rounded to the model's dtype.
 
 On a GPU the product itself gives out float32 (no copy of the weight). Elsewhere the weight is cast in pieces that fit
 into a processor's cache and take PIECE_BYTES: from 16 rows on no slower than with a float32 copy that is kept.

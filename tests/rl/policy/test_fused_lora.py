@@ -143,7 +143,8 @@ def test_gradients_of_several_passes_add_up_in_float32() -> None:
         (result * torch.arange(result.numel()).view_as(result)).sum().backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            assert torch.equal(parameter.grad, sum(gradients[name] for gradients in alone))
+            first, *others = (gradients[name] for gradients in alone)
+            assert torch.equal(parameter.grad, sum(others, first))
 
 
 def test_in_float32_every_bit_is_that_of_the_written_out_formula() -> None:
