@@ -151,7 +151,8 @@ def test_a_server_in_float32_has_logits_that_are_not_rounded(servers: Servers, t
     policy, text = tiny_policy(), prompts(1)[0].token_ids
     with on_servers(policy, tmp_path, servers.pair, "adapter", float32_head=True) as generator:
         client = generator._pool.replicas[0].server._client
-        found = generator._loop.run(client.top_logprobs("tiny", text, 5, "probe"))
+        found = [list(position.values()) for position in generator._loop.run(
+            client.prompt_logprobs("tiny", text, 5, "probe"))]
     with torch.no_grad():
         expected = torch.log_softmax(policy.causal_lm(torch.tensor([text])).logits[0, :-1], -1).topk(5).values
     assert not rounded_to_bfloat16(found)

@@ -312,7 +312,8 @@ class PolicyServer:
     async def _check_head(self, text: tuple[int, ...]) -> None:
         """Does it compute its logits in float32?"""
         check_float32_head(self.version, f"at {self.url}")
-        if rounded_to_bfloat16(await self._client.top_logprobs(self._model, text, NUM_LIKELIEST, "probe")):
+        found = await self._client.prompt_logprobs(self._model, text, NUM_LIKELIEST, "probe")
+        if rounded_to_bfloat16([list(of_token.values()) for of_token in found]):
             raise GeneratorError(
                 f"float32, but the logits of {self.url} are rounded to bfloat16", where=named("model.head_dtype"),
                 remedy=f"start it with {self._wanted.launch}; or {named('model.head_dtype', 'null')}")
