@@ -130,7 +130,8 @@ def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:
         max_tokens=section.max_tokens or config.sampling.max_completion_tokens, prompt=config.prompt.template,
         chat_template=config.prompt.chat_template, chat_template_kwargs=config.prompt.chat_template_kwargs,
         date=config.prompt.date, stop_strings=tuple(config.sampling.stop_strings),
-        stop_token_ids=tuple(config.sampling.stop_token_ids), grader=section.grader, seed=config.seed)
+        stop_token_ids=tuple(config.sampling.stop_token_ids), grader=section.grader, seed=config.seed,
+        head_dtype=config.model.head_dtype)
     context = getattr(inputs.model_config.get_text_config(), "max_position_embeddings", None)
     return build_task(
         benchmark, loaded, asked, inputs.tokenizer, context, end_ids=model_end_ids(config.model, inputs.tokenizer))

@@ -34,6 +34,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="hub revision of the model")
     group.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
                        help="default: bfloat16 on a GPU, float32 on the CPU")
+    group.add_argument("--head-dtype", choices=["null", "float32"],
+                       help="of the output layer's product; null: the model's (default: as the policy's run sampled)")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint")
 

@@ -73,6 +73,10 @@ class ModelSection(Section):
     adapter: str | None = setting(None, "folder of a PEFT adapter to start from; null starts from a fresh one")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "dtype of the frozen base; auto: bfloat16 on a GPU, float32 on the CPU. Trained weights are float32")
+    head_dtype: Literal["float32"] | None = setting(
+        None,
+        "dtype of the output layer's product, in trainer and sampler. null: the model's; float32: logits are "
+        "not rounded to bfloat16, and trainer and sampler agree better (vLLM from 0.26; docs/precision.md)")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
         "auto", "attention of the trained model; auto: completions share their question's prompt, computed once, where "
         "the architecture allows it; any other: transformers' own, each completion in a padded row after its prompt")
@@ -169,7 +173,8 @@ class LoraSection(Section):
     enabled: bool = setting(True, "train a LoRA adapter; false trains all parameters")
     rank: int = setting(16, "rank of the update", ge=1, le=1024)
     alpha: float = setting(32.0, "scale of the update is alpha / rank", gt=0)
-    dropout: float = setting(0.0, "dropout on the adapter's input while training", ge=0, lt=1)
+    dropout: float = setting(
+        0.0, "dropout on the adapter's input while training; above 0 PEFT's own forward computes, slower", ge=0, lt=1)
     targets: str | list[str] = setting("all-linear", "names of the adapted modules, or all-linear")
 
 

@@ -15,6 +15,7 @@ from rl.memory.estimate import MemoryEstimate, available_memory, check_memory
 from rl.memory.nearest_settings import estimator, render_fit
 from rl.planning.shapes import planned_config
 from rl.policy.ends import describe_ends
+from rl.policy.float32_head import wants_float32_head
 from rl.policy.policy import dtype_name, planned_end_ids, resolve_dtype
 from rl.questions.inputs import Inputs, read_inputs
 from rl.runs.progress import format_counts
@@ -48,7 +49,7 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> None:
     _say("memory", f"{_memory(needed, str(device), dtype)}\n{render_fit(config, estimate, available, str(device))}")
     _say("rewards, called on made-up completions", _rehearsal(config, inputs))
     warn_of_slow_sampler(config.generator, needed.num_parameters, on_gpu=device.type == "cuda")
-    check_backend(config.generator, config.sampling)
+    check_backend(config.generator, config.sampling, float32_head=wants_float32_head(config.model, dtype))
     check_memory(config, needed, available, str(device))
     _say("not checked", _not_checked(config))
     print("Everything was read and all else checked; nothing was trained.")

@@ -226,6 +226,7 @@ def generator_plan(setup: Setup) -> GeneratorPlan:
         trust_remote_code=config.model.trust_remote_code,
         logprobs_mode="processed_logprobs" if is_embedded else logprobs_mode(config.sampling),
         num_ranks=setup.accelerator.num_processes, seed=config.seed, run_dir=setup.folder.path,
+        float32_head=policy.has_float32_head,
         base_probe=(
             measure_base(policy, inputs.prompts[0].token_ids, bound=mismatch_bound(config, policy))
             if is_probed else None))

@@ -27,7 +27,7 @@ def check_generator(config: GeneratorSection, sampling: SamplingSection, policy:
             where="generator.sync", remedy=(
                 f"{'generator.sync=adapter, or ' if policy.is_adapter else ''}generator.backend=vllm_server, which "
                 "reads a checkpoint"))
-    check_backend(config, sampling)
+    check_backend(config, sampling, float32_head=policy.has_float32_head)
     warn_of_slow_sampler(config, policy.causal_lm.num_parameters(), on_gpu=policy.model.device.type == "cuda")
 
 
@@ -40,14 +40,14 @@ def warn_of_slow_sampler(config: GeneratorSection, num_parameters: int, *, on_gp
             stacklevel=2)
 
 
-def check_backend(config: GeneratorSection, sampling: SamplingSection) -> None:
+def check_backend(config: GeneratorSection, sampling: SamplingSection, *, float32_head: bool) -> None:
     """Raises GeneratorError where what is installed and set on this machine does not serve the back end; needs no
-    model."""
+    model. float32_head: whether model.head_dtype asks for one."""
     if config.backend == "transformers":
         return
     logprobs_mode(sampling)
     if config.backend == "vllm":
-        check_version()
+        check_version(float32_head=float32_head)
     else:
         from rl.generate.servers.client import read_key
 

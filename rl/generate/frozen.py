@@ -35,6 +35,7 @@ from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_engine import Engine, EngineSettings, check_version
 from rl.generate.vllm_generator import sample_groups
 from rl.paths import resolve_path
+from rl.policy.float32_head import wants_float32_head
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import (
     Policy,
@@ -68,7 +69,7 @@ def open_frozen_generator(
     max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is
     removed. Raises PolicyError or GeneratorError with the remedy."""
     if config.backend == "vllm":
-        check_version()
+        check_version(float32_head=wants_float32_head(model, resolve_dtype(model.dtype, default_device())))
         with explain_loading(model.path):
             return _FrozenVllm(model, config, tokenizer, model_config, max_tokens, scratch)
     if config.backend != "transformers":
@@ -98,7 +99,9 @@ def open_frozen_servers(
         max_tokens=max_tokens, cache_bytes_per_token=cache_bytes_per_token(model_config, policy.dtype.itemsize),
         trainer_bytes=0, base_path=str(resolve_path(model.path)), revision=model.revision,
         trust_remote_code=model.trust_remote_code, logprobs_mode="processed_logprobs", num_ranks=1, seed=0,
-        run_dir=scratch, base_probe=measure_base(policy, text, bound=PROBE_BOUND))
+        run_dir=scratch, base_probe=measure_base(policy, text, bound=PROBE_BOUND),
+        # Whatever the dtype here: the servers' is theirs.
+        float32_head=model.head_dtype is not None)
     if config.sync == "auto" and model.adapter is not None:
         config = config.model_copy(update={"sync": "adapter"})
     return build_generator(config, policy, plan)
@@ -131,7 +134,7 @@ class _FrozenVllm:
                     logprobs_mode="raw_logprobs", memory_share=_memory_share(config, device) if on_gpu else None,
                     cache_bytes=_engine_cache(config, max_tokens, bytes_per_token, on_gpu=on_gpu),
                     eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1,
-                    seed=0))
+                    seed=0, float32_head=wants_float32_head(model, dtype)))
         if beside is not None:
             self._engine.load_adapter("policy", 1, beside)
         self.description = f"sampler: vLLM {self._engine.version} in this process"

@@ -27,7 +27,8 @@ class GeneratorPlan:
     token over all layers. trainer_bytes: what everything but the sampler will need on the device; kept_bytes: what of
     it stays allocated while sampling; both 0 where they cannot be estimated. base_path: folder or hub id of the base
     model, with its revision. logprobs_mode: see `logprobs_mode`. num_ranks: training processes. run_dir: the run's
-    folder. base_probe: what servers are compared with at the start; None: they are not."""
+    folder. base_probe: what servers are compared with at the start; None: they are not. float32_head: see
+    model.head_dtype."""
 
     max_tokens: int
     cache_bytes_per_token: int
@@ -41,6 +42,7 @@ class GeneratorPlan:
     run_dir: Path
     kept_bytes: int = 0
     base_probe: BaseProbe | None = None
+    float32_head: bool = False
 
 
 def cache_bytes_per_token(model_config: PretrainedConfig, bytes_per_value: int) -> int:

@@ -24,13 +24,16 @@ from rl.errors import GeneratorError
 from rl.generate.completions import Completion
 from rl.generate.generator_plan import LogprobsMode
 from rl.generate.protocol import SamplingParameters
-from rl.generate.vllm_versions import VLLM_VERSIONS
+from rl.generate.vllm_versions import VLLM_VERSIONS, check_float32_head
 from rl.policy.policy import dtype_name
 from rl.records import FinishReason, PromptCompletion
 
 INSTALL_ON_GPU = "pip install -e '.[vllm]'"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can make room for; an adapter fits into the next larger."""
+
+FLOAT32_HEAD = {"head_dtype": "float32"}
+"""What vLLM reads beside the checkpoint's config.json (hf_overrides) to compute the output layer in float32."""
 
 CPU_BATCH_TOKENS = 4096  # of prompts and decoding in one pass, on a CPU: vLLM's own default there
 
@@ -40,7 +43,8 @@ class EngineSettings:
     """max_tokens: prompt + completion. lora_rank: room for one adapter of at most this rank; None: none. lora_targets:
     names of the modules that it may adapt. logprobs_mode: processed is after temperature, top_k and top_p; raw before
     all of them. memory_share: of the GPU's memory; cache_bytes: of the key/value cache, which goes before it.
-    num_ranks: training processes, each with an engine of its own."""
+    num_ranks: training processes, each with an engine of its own. float32_head: the output layer computes in float32,
+    over weights in `dtype`."""
 
     model: str
     revision: str | None
@@ -57,6 +61,7 @@ class EngineSettings:
     can_sleep: bool
     num_ranks: int
     seed: int
+    float32_head: bool = False
 
 
 def installed_version() -> str | None:
@@ -67,8 +72,9 @@ def installed_version() -> str | None:
     return None
 
 
-def check_version() -> str:
-    """The installed version. Raises GeneratorError where there is none, or one outside the range."""
+def check_version(*, float32_head: bool = False) -> str:
+    """The installed version. Raises GeneratorError where there is none, one outside the range, or one without a float32
+    head where one is wanted."""
     lowest, above = VLLM_VERSIONS
     version = installed_version()
     if version is None:
@@ -81,6 +87,8 @@ def check_version() -> str:
             f"vllm {version} is installed; this version of otherhalf works with >={lowest},<{above}",
             where=named("generator.backend"),
             remedy=f"pip install 'vllm>={lowest},<{above}', or {named('generator.backend', 'transformers')}")
+    if float32_head:
+        check_float32_head(version, "here")
     return version
 
 
@@ -98,7 +106,7 @@ class Engine:
     """One vLLM engine. Raises GeneratorError where it cannot be started as asked."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self.version = check_version()
+        self.version = check_version(float32_head=settings.float32_head)
         _set_environment()
         self._owns_process_group = not torch.distributed.is_initialized()
         with _threads_kept():
@@ -296,6 +304,8 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
         arguments["kv_cache_memory_bytes"] = settings.cache_bytes
     if settings.can_sleep:
         arguments["enable_sleep_mode"] = True
+    if settings.float32_head:
+        arguments["hf_overrides"] = dict(FLOAT32_HEAD)
     if settings.num_ranks > 1:
         # torch.distributed belongs to the trainer: the engine joins the process group that is there, as a group of one.
         arguments["distributed_executor_backend"] = "external_launcher"

@@ -33,6 +33,7 @@ from rl.generate.generator_plan import (
 )
 from rl.planning.activations import activations_per_token
 from rl.planning.shapes import WeightShapes, planned_config, weight_shapes
+from rl.policy.float32_head import PIECE_BYTES
 from rl.policy.logprobs import LOGITS_BUDGET_BYTES
 from rl.policy.shared_prompts import KEPT_COPIES
 from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
@@ -133,6 +134,11 @@ def estimate_memory(
         generator, max(longest, benchmark_tokens), model_config, bytes_per_weight, num_parameters * bytes_per_weight,
         num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
     activations, logits = _pass_bytes(config, model_config, shapes, adapted, longest_prompt, bytes_per_weight)
+    if config.model.head_dtype is not None and bytes_per_weight < 4 and not on_gpu:  # on a GPU no weight is cast
+        logits += PIECE_BYTES
+        if generator.backend == "vllm":  # in one piece, in every pass
+            text = model_config.get_text_config()
+            sampler_copy += 4 * text.vocab_size * text.hidden_size
     return MemoryEstimate(
         num_parameters=num_parameters, num_trained=num_trained,
         base=num_parameters * bytes_per_base_weight * frozen_copies, sampler_copy=sampler_copy,

@@ -3,9 +3,9 @@ decoder of norms, attention and a gated product (Llama, Qwen, Mistral and their 
 
 Counted as our forward computes (rl/policy/forward.py, fused_lora.py): a norm keeps its input in float32; attention its
 queries, keys, values and result, twice the result and copies of a prompt's keys and values where completions share it
-(shared_prompts.py); the gated product three tensors of its width. A frozen linear layer keeps nothing, a
-trained one its input. An adapter in float32 keeps one input for the layers that share it; in bfloat16 or with dropout
-(PEFT's own forward) each layer a float32 copy.
+(shared_prompts.py); the gated product three tensors of its width. A frozen linear layer keeps nothing, a trained one
+its input. An adapter keeps one input for the layers that share it; with dropout (PEFT's own forward) each layer a
+float32 copy.
 
 Legend: H hidden size, I width of the gated product, Q and K widths of all query and of all key heads.
 """
@@ -48,7 +48,7 @@ def activations_per_token(
     ends = 4 * hidden + (0 if config.lora.enabled else (4 + bytes_per_weight) * hidden)
     # Of the product, of its two factors, and of the residual stream; PEFT's own forward casts one of them.
     gradients = bytes_per_weight * (2 * width + hidden)
-    if config.lora.enabled and not _is_fused(config, bytes_per_weight):
+    if config.lora.enabled and config.lora.dropout:
         gradients += 4 * width
     if config.model.gradient_checkpointing:
         stream = bytes_per_weight if config.lora.enabled else 4  # of the layers' inputs
@@ -78,18 +78,14 @@ def _layer(
     return norms + attention + bytes_per_weight * 3 * width
 
 
-def _is_fused(config: RunConfig, bytes_per_weight: int) -> bool:
-    return bytes_per_weight == 4 and config.lora.dropout == 0
-
-
 def _adapter_inputs(
     config: RunConfig, shapes: WeightShapes, adapted: Collection[str], bytes_per_weight: int
 ) -> int:
     """Of all layers: what the adapters read, and that times A."""
-    reduced = 4 * config.lora.rank * len(adapted)
-    if not _is_fused(config, bytes_per_weight):
-        mask = 4 if config.lora.dropout else 0  # on a GPU 1
-        return reduced + (4 + mask) * sum(shapes[name][1] for name in adapted)
+    reduced = config.lora.rank * len(adapted)
+    if config.lora.dropout:
+        mask = 4  # on a GPU 1
+        return 4 * reduced + (4 + mask) * sum(shapes[name][1] for name in adapted)
     # Neighbours read one tensor; what attention gives is kept by attention already.
     shared = {(name.rsplit(".", 2)[0], shapes[name][1]) for name in adapted if ".o_proj." not in name}
-    return reduced + 4 * sum(width for _, width in shared)
+    return bytes_per_weight * (reduced + sum(width for _, width in shared))

@@ -31,6 +31,7 @@ from rewards.errors import UserError, named
 from rl.config import LoraSection, ModelSection
 from rl.paths import resolve_path
 from rl.policy.adapter_base import FILE, is_other_base
+from rl.policy.float32_head import has_float32_head, set_float32_head, wants_float32_head
 from rl.policy.fused_lora import fuse_lora
 from rl.policy.layout import share_prompts
 
@@ -61,6 +62,11 @@ class Policy:
     def causal_lm(self) -> PreTrainedModel:
         """The transformers model, with the adapter's layers in place where there are any."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def has_float32_head(self) -> bool:
+        """Whether model.head_dtype makes the output layer compute in another dtype than the model."""
+        return has_float32_head(self.causal_lm)
 
     @property
     def base_bytes(self) -> int:
@@ -190,6 +196,7 @@ def load_policy(
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_tied_targets(base)
     _refuse_fused_targets(base)
+    _refuse_adapted_head(base, model)
     fuse_lora(trained)
     _share_prompts(base, model)
     return Policy(trained, tokenizer, eos_ids, dtype, None)
@@ -287,6 +294,9 @@ def _load_base(
         # To an accelerator weight by weight: a machine with eight of them need not have room for eight models.
         device_map=None if device.type == "cpu" else {"": device},
     ).to(device)
+    # In full training `dtype` is that of the weights, not of the computation.
+    if wants_float32_head(model, resolve_dtype(model.dtype, device)):
+        set_float32_head(base)
     return base, end_of_sequence_ids(base.generation_config, tokenizer, path)
 
 
@@ -391,6 +401,15 @@ def _refuse_fused_targets(base: PreTrainedModel) -> None:
             f"this model is a mixture of experts, whose experts and routers are no linear modules here ({fused[0]}): "
             "an adapter on them can be neither merged nor brought to vLLM", where="lora.targets",
             remedy=f"lora.targets=[{','.join(attention) or 'NAMES'}], of the attention; or lora.enabled=false")
+
+
+def _refuse_adapted_head(base: PreTrainedModel, model: ModelSection) -> None:
+    """An adapter on the output layer computes in the model's dtype."""
+    if model.head_dtype is not None and isinstance(base.get_output_embeddings(), LoraLayer):
+        raise PolicyError(
+            f"{model.head_dtype}, but lora.targets puts an adapter on the output layer, which computes in model.dtype",
+            where=named("model.head_dtype"),
+            remedy=f"leave it out of lora.targets (all-linear does), or {named('model.head_dtype', 'null')}")
 
 
 def has_fused_experts(policy: Policy) -> bool:

@@ -21,12 +21,14 @@ Config = TypeVar("Config", bound=Section)
 
 @dataclass(frozen=True, slots=True)
 class RunPrompt:
-    """How a run in `folder` asked its policy. stop_strings, stop_token_ids: beside the template's and the model's."""
+    """How a run in `folder` asked its policy. stop_strings, stop_token_ids: beside the template's and the model's.
+    head_dtype: of its model."""
 
     folder: Path
     prompt: PromptSection
     stop_strings: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
+    head_dtype: str | None = None
 
 
 def stored_prompt(folder: RunFolder) -> RunPrompt:
@@ -35,7 +37,7 @@ def stored_prompt(folder: RunFolder) -> RunPrompt:
     sampling = values.get("sampling", {})  # a warm-up has none
     return RunPrompt(
         folder.path, PromptSection.model_validate(values.get("prompt", {})), tuple(sampling.get("stop_strings", ())),
-        tuple(sampling.get("stop_token_ids", ())))
+        tuple(sampling.get("stop_token_ids", ())), values.get("model", {}).get("head_dtype"))
 
 
 def prompt_of_weights(path: Path) -> RunPrompt | None:

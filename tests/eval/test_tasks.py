@@ -3,13 +3,16 @@ be done."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from eval.benchmarks import find_benchmark, load_benchmark
+from eval.run import build_tasks, parse
 from eval.subject import Subject, find_subject
 from eval.tasks import Asked, EvaluationError, Task, build_task
+from rl.paths import project_root
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,24 @@ def test_a_silent_user_gets_the_benchmarks_protocol(subject: Subject) -> None:
     assert (found.samples, found.ks, found.parameters.temperature, found.parameters.top_p) == (16, (16,), 1.0, 1.0)
     assert found.parameters.max_completion_tokens == 48
     assert found.protocol["prompt"] == "question_line" and found.protocol["grader"] == "rewards.accuracy:accuracy"
+
+
+def test_the_output_layer_is_that_of_the_policys_run_and_part_of_the_protocol(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project_root() / "models" / "tiny-arith", tmp_path / "model")
+    model = str(tmp_path / "model")
+    (tmp_path / "config.resolved.yaml").write_text("model:\n  path: models/tiny-arith\n  head_dtype: float32\n")
+    for word, expected in ((None, "float32"), ("float32", "float32"), ("null", None)):
+        found = find_subject(model, None, head_dtype=word)
+        assert found.model.head_dtype == expected
+        options = parse(["--model", model, "--benchmarks", "tiny_arith", *(["--head-dtype", word] if word else [])])
+        [asked] = build_tasks(options, found)
+        assert asked.protocol.get("head_dtype") == expected
+        said = capsys.readouterr().err
+        assert ("another output layer" in said) == (word == "null")
+        assert said.count("is compared under --prompt question_line --head-dtype float32\n") == (expected is not None)
+    assert find_subject("models/tiny-arith", None).model.head_dtype is None
 
 
 def test_one_sample_is_greedy_and_several_are_not(subject: Subject, tmp_path: Path) -> None:

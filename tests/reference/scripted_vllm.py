@@ -53,7 +53,8 @@ class _ManyAtOnce(ThreadingHTTPServer):
 class ScriptedVllm:
     """models: name -> max_model_len. key: the API key that it wants. has_lora, has_dev_mode: whether these endpoints
     are there. reports_raw: log-probabilities before the temperature. balanced: another server answers at the same
-    address, in turn. tells_start: a server of one API process does."""
+    address, in turn. tells_start: a server of one API process does. likeliest: log-probabilities of further tokens at
+    each position of a prompt."""
 
     script: Script = nothing
     models: dict[str, int] = field(default_factory=lambda: {"tiny": 256})
@@ -66,6 +67,7 @@ class ScriptedVllm:
     reports_raw: bool = True
     balanced: bool = False
     tells_start: bool = True
+    likeliest: tuple[float, ...] = ()
     delay_s: float = 0.0
     adapters: dict[str, str] = field(default_factory=dict)
     weights: str = ""
@@ -137,7 +139,8 @@ class ScriptedVllm:
         path = self.adapters.get(body["model"], self.weights)
         logprob = LOGPROB + (int(path[-6:]) if path else 0)
         if "prompt_logprobs" in body:
-            prompt = [None, *({str(token): {"logprob": logprob}} for token in body["prompt"][1:])]
+            others = {str(-1 - i): {"logprob": other} for i, other in enumerate(self.likeliest)}
+            prompt = [None, *({str(token): {"logprob": logprob}} | others for token in body["prompt"][1:])]
             return 200, {"choices": [{"prompt_logprobs": prompt}]}
         tokens = tokens_of(body["seed"])
         if body["temperature"] == 2.0 and not self.reports_raw:

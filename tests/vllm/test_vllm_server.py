@@ -26,6 +26,7 @@ from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Request, SamplingParameters
 from rl.generate.servers import replicas
 from rl.generate.servers.generator import ServerGenerator
+from rl.generate.servers.head_probe import rounded_to_bfloat16
 from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy
 from rl.records import Group
@@ -85,7 +86,8 @@ def on_servers(
     """settings: of the plan and of the generator's section."""
     plan = GeneratorPlan(
         settings.pop("max_tokens", 200), 1, 0, str(MODEL), None, False,
-        settings.pop("logprobs_mode", "processed_logprobs"), 1, 0, folder, base_probe=settings.pop("base_probe", None))
+        settings.pop("logprobs_mode", "processed_logprobs"), 1, 0, folder, base_probe=settings.pop("base_probe", None),
+        float32_head=settings.pop("float32_head", False))
     section = GeneratorSection(backend="vllm_server", **{
         "urls": [server.url for server in servers], "sync": way, "api_key_env": "SERVER_KEY", "start_timeout_s": 60,
         **settings})
@@ -143,6 +145,19 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
         assert tokens(generator.generate(asked[::-1], SAMPLING)) == tokens(drawn[1])[::-1]
     assert tokens(drawn[0]) != tokens(drawn[1])
     servers.restore_base()
+
+
+def test_a_server_in_float32_has_logits_that_are_not_rounded(servers: Servers, tmp_path: Path) -> None:
+    policy, text = tiny_policy(), prompts(1)[0].token_ids
+    with on_servers(policy, tmp_path, servers.pair, "adapter", float32_head=True) as generator:
+        client = generator._pool.replicas[0].server._client
+        found = [list(position.values()) for position in generator._loop.run(
+            client.prompt_logprobs("tiny", text, 5, "probe"))]
+    with torch.no_grad():
+        expected = torch.log_softmax(policy.causal_lm(torch.tensor([text])).logits[0, :-1], -1).topk(5).values
+    assert not rounded_to_bfloat16(found)
+    for row, likeliest in zip(found, expected.tolist(), strict=True):
+        assert sorted(row)[-5:] == pytest.approx(likeliest[::-1], abs=5e-4)
 
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])

@@ -175,16 +175,27 @@ class ServerClient:
             raise ServerRefusedError(200, f"POST /tokenize gave {self._words(str(reply))}") from error
 
     async def logprobs(self, model: str, pair: PromptCompletion, cache_salt: str) -> tuple[float, ...]:
-        """Log-probabilities of the completion's tokens, without temperature. vLLM reads no cached prefix for these."""
+        """Log-probabilities of the completion's tokens, without temperature."""
         prompt, completion = pair
-        body = {"model": model, "prompt": [*prompt, *completion], "max_tokens": 1, "prompt_logprobs": 0,
+        found = await self.prompt_logprobs(model, (*prompt, *completion), 0, cache_salt)
+        try:
+            return tuple(
+                of_token[str(token)] for of_token, token in zip(found[-len(completion):], completion, strict=True))
+        except (KeyError, ValueError) as error:
+            raise ServerRefusedError(200, f"no log-probabilities of the prompt: {self._words(str(found))}") from error
+
+    async def prompt_logprobs(
+        self, model: str, ids: Sequence[int], count: int, cache_salt: str
+    ) -> list[dict[str, float]]:
+        """At each position of a text but the first, by their ids, the log-probabilities of its token and of the `count`
+        likeliest, without temperature. vLLM reads no cached prefix for these."""
+        body = {"model": model, "prompt": list(ids), "max_tokens": 1, "prompt_logprobs": count,
                 "cache_salt": cache_salt}
         reply = await self._call("POST", "/v1/completions", body, timeout_s=self._timeout_s)
         try:
-            found = reply["choices"][0]["prompt_logprobs"][-len(completion):]
-            return tuple(
-                float(of_token[str(token)]["logprob"]) for of_token, token in zip(found, completion, strict=True))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            return [{token: float(entry["logprob"]) for token, entry in of_token.items()}
+                    for of_token in reply["choices"][0]["prompt_logprobs"][1:]]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ServerRefusedError(200, f"no log-probabilities of the prompt: {self._words(str(reply))}") from error
 
     async def _call(

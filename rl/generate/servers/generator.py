@@ -11,6 +11,7 @@ memory is theirs.
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from rl.generate.servers.replicas import Home, Replica
 from rl.generate.servers.service import ServerService
 from rl.generate.servers.start import first_error, pool_logprobs
 from rl.generate.version_files import VersionFiles
-from rl.generate.vllm_engine import CPU_BATCH_TOKENS, room_for_rank
+from rl.generate.vllm_engine import CPU_BATCH_TOKENS, FLOAT32_HEAD, room_for_rank
 from rl.generate.weight_sync import Sync
 from rl.policy.policy import Policy, dtype_name, lora_rank
 from rl.ranks import meet
@@ -51,7 +52,8 @@ class ServerGenerator(ServerService[PolicyServer]):
         self._eos_token_ids = policy.eos_token_ids
         self._wanted = Wanted(
             sync.way, config.served_model, plan.max_tokens, plan.logprobs_mode,
-            _launch_line(policy, plan, sync, config), policy.eos_token_ids[0], plan.base_probe)
+            _launch_line(policy, plan, sync, config), policy.eos_token_ids[0], plan.base_probe,
+            float32_head=plan.float32_head)
         # The run's own folder, unlike exchange_dir, is no other run's.
         self._owns_folder = config.exchange_dir is None
         self._folder = (
@@ -228,6 +230,7 @@ def _launch_line(policy: Policy, plan: GeneratorPlan, sync: Sync, config: Genera
         f"--dtype {dtype_name(policy.dtype)}", f"--max-model-len {needed}",
         f"--logprobs-mode {plan.logprobs_mode}"]
     words += [f"--served-model-name {config.served_model}"] if config.served_model else []
+    words += [f"--hf-overrides '{json.dumps(FLOAT32_HEAD)}'"] if plan.float32_head else []
     if sync.way == "merge":
         variables = ["VLLM_SERVER_DEV_MODE=1"]
     else:

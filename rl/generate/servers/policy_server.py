@@ -15,6 +15,7 @@ from typing import Literal
 
 from packaging.version import InvalidVersion, Version
 
+from rewards.errors import named
 from rl.errors import GeneratorError
 from rl.generate.base_probe import BaseProbe
 from rl.generate.completions import Completion
@@ -22,10 +23,12 @@ from rl.generate.generator_plan import LogprobsMode
 from rl.generate.protocol import SamplingParameters
 from rl.generate.servers.checks import check_room, refuse_key, served_models
 from rl.generate.servers.client import ServerClient, ServerLostError, ServerRefusedError
-from rl.generate.vllm_versions import VLLM_VERSIONS
+from rl.generate.servers.head_probe import rounded_to_bfloat16
+from rl.generate.vllm_versions import VLLM_VERSIONS, check_float32_head
 from rl.records import PromptCompletion
 
 NUM_PROBE_TOKENS = 16
+NUM_LIKELIEST = 5  # at each of them, for the precision of the logits
 NUM_ASKED_FOR_IDENTITY = 6
 PROBE_TEMPERATURE = 2.0  # the highest that the server takes
 PROBE_BOUND = 0.2
@@ -47,7 +50,7 @@ class Wanted:
     """What all servers of a run must be. model: None takes the one that they list first. max_tokens: of a prompt with
     its completion. launch: the command that starts a right one. probe_token: any token id. base_probe: None: no
     comparison. files: the present version, None before the first. temperatures: those that the run has sampled at so
-    far."""
+    far. float32_head: whether logits have to be computed in float32."""
 
     way: Literal["adapter", "merge"]
     model: str | None
@@ -58,6 +61,7 @@ class Wanted:
     base_probe: BaseProbe | None = None
     files: PolicyFiles | None = None
     temperatures: set[float] = field(default_factory=set)
+    float32_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +297,8 @@ class PolicyServer:
             self._model, prompt, 0, SamplingParameters(PROBE_TEMPERATURE, 1.0, 0, max(1, num_tokens)), (), "probe")
         raw = await self._client.logprobs(self._model, (prompt, sampled.token_ids), "probe")
         distance = sum(abs(a - b) for a, b in zip(sampled.logprobs, raw, strict=True)) / len(raw)
+        if self._wanted.float32_head:
+            await self._check_head((*prompt, *sampled.token_ids))
         self.logprobs_mode = "raw_logprobs" if distance < PROBE_BOUND else "processed_logprobs"
         if self._wanted.logprobs_mode == "raw_logprobs" and self.logprobs_mode == "processed_logprobs":
             raise GeneratorError(
@@ -302,6 +308,15 @@ class PolicyServer:
         # One that comes back with another mode is left out, rather than ending the run at its next batch.
         for temperature in self._wanted.temperatures:
             self.refuse_temperature(temperature)
+
+    async def _check_head(self, text: tuple[int, ...]) -> None:
+        """Does it compute its logits in float32?"""
+        check_float32_head(self.version, f"at {self.url}")
+        found = await self._client.prompt_logprobs(self._model, text, NUM_LIKELIEST, "probe")
+        if rounded_to_bfloat16([list(of_token.values()) for of_token in found]):
+            raise GeneratorError(
+                f"float32, but the logits of {self.url} are rounded to bfloat16", where=named("model.head_dtype"),
+                remedy=f"start it with {self._wanted.launch}; or {named('model.head_dtype', 'null')}")
 
     async def _check_base(self) -> None:
         """Is what it serves under the right name the model that is trained?"""

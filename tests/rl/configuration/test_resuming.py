@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rl.config import Occasion, RunConfig, Section
 from rl.configuration.keys import all_keys
-from rl.configuration.loading import load
+from rl.configuration.loading import load, to_yaml
 from rl.configuration.resuming import Difference, conflicts, differences, may_differ
 from rl.rejection.config import RejectConfig
 from rl.supervised.config import WarmupConfig
@@ -64,6 +66,14 @@ def test_conflicts_are_the_differences_that_are_not_free() -> None:
     words = ["data.task.max_terms=3", "run_dir=runs/other", "tracking.project=mine"]
     found = conflicts(load(None, []), load(None, [*words, "watchdog.window=1", "optim.lr=1e-6"]), Occasion.RUN)
     assert found == [Difference("data.task.max_terms", None, 3), ("optim.lr", 5e-4, 1e-6)]
+
+
+def test_the_output_layers_dtype_stays_and_a_configuration_from_before_the_key_goes_on(tmp_path: Path) -> None:
+    wide = load(None, ["model.head_dtype=float32"])
+    assert conflicts(load(None, []), wide, Occasion.RUN) == [Difference("model.head_dtype", None, "float32")]
+    stored = tmp_path / "config.yaml"
+    stored.write_text(to_yaml(load(None, [])).replace("  head_dtype: null\n", ""))
+    assert "head_dtype" not in stored.read_text() and conflicts(load(stored, []), load(None, []), Occasion.RUN) == []
 
 
 def test_a_section_that_one_of_both_lacks_differs_in_each_of_its_keys_but_those_that_may() -> None:

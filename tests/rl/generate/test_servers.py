@@ -68,7 +68,7 @@ def on_servers(
         plan = GeneratorPlan(
             settings.pop("max_tokens", 200), 1, 0, "models/tiny-arith", None, False,
             settings.pop("logprobs_mode", "processed_logprobs"), 1, 0, folder,
-            base_probe=settings.pop("base_probe", None))
+            base_probe=settings.pop("base_probe", None), float32_head=settings.pop("float32_head", False))
         section = GeneratorSection(
             backend="vllm_server", **{"urls": [server.url for server in servers], "sync": way, **settings})
         generator = ServerGenerator(section, policy, plan, Sync(way, "as configured"))
@@ -354,6 +354,15 @@ def test_what_the_caller_raises_ends_the_sampling(policy: Policy, tmp_path: Path
         (dict(), {"urls": ["http://:8000"]}, r"generator\.urls: 'http://:8000', expected http://HOST:PORT"),
         (dict(version=["Bearer open up"]), {"api_key_env": "WRONG_KEY"}, r"is no vLLM server .*Bearer \*\*\*"),
         (dict(), {"urls": ["http://localhost:1", "http://localhost:1/v1/"]}, r"http://localhost:1/v1/ is given twice"),
+        (
+            dict(likeliest=(LOGPROB + 0.25, LOGPROB + 1.5)), {"float32_head": True},
+            r"model\.head_dtype: float32, but the logits of http\S+ are rounded to bfloat16\. "
+            r"Remedy: start it with .* --hf-overrides '{\"head_dtype\": \"float32\"}' .*model\.head_dtype=null",
+        ),
+        (
+            dict(version="0.25.1"), {"float32_head": True},
+            r"model\.head_dtype: float32, but vLLM 0\.25\.1 at http\S+ computes .*Remedy: vLLM 0\.26 or newer",
+        ),
     ],
 )
 def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
@@ -367,6 +376,12 @@ def test_a_server_that_does_not_fit_is_refused_with_the_remedy(
     ):
         pass
     assert "open up" not in str(refused.value)
+
+
+def test_a_server_with_logits_in_float32_is_taken(policy: Policy, tmp_path: Path) -> None:
+    server = ScriptedVllm(likeliest=(LOGPROB + 0.2503, LOGPROB + 1.5011))
+    with on_servers(policy, tmp_path, [server], float32_head=True) as generator:
+        check(generator.generate(requests(2), SAMPLING), requests(2))
 
 
 def test_the_probe_of_the_base_sees_neither_adapter_nor_step(tmp_path: Path) -> None:

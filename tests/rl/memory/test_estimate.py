@@ -23,6 +23,7 @@ from rl.memory.estimate import (
 )
 from rl.paths import resolve_path
 from rl.planning.shapes import checkpoint_folder, stored_shapes
+from rl.policy.float32_head import PIECE_BYTES
 from tests.reference.tiny_run import tiny_config, tiny_policy
 
 BASE = resolve_path("models/tiny-arith")
@@ -80,6 +81,18 @@ def test_the_cache_holds_every_row_at_full_length_and_on_a_gpu_half_as_much_whil
 def test_logits_are_those_of_one_chunk() -> None:
     assert estimate(tiny_config("optim.micro_batch_tokens=1000")).logits == 4 * 1000 * 99 * 4
     assert estimate(tiny_config("optim.micro_batch_tokens=100000000")).logits == 4 * 256 * 2**20
+
+
+def test_a_float32_output_layer_counts_where_weights_are_cast() -> None:
+    def more(*overrides: str, bytes_per_weight: int = 2, on_gpu: bool = False) -> tuple[int, int]:
+        plain, wide = (
+            estimate(tiny_config(*overrides, *head), bytes_per_weight=bytes_per_weight, on_gpu=on_gpu)
+            for head in ((), ("model.head_dtype=float32",)))
+        return wide.logits - plain.logits, wide.sampler_copy - plain.sampler_copy
+
+    assert more() == (PIECE_BYTES, 0)
+    assert more("generator=vllm") == (PIECE_BYTES, 4 * 99 * 128)  # vLLM on a CPU casts the whole weight
+    assert more("generator=vllm", on_gpu=True) == more(bytes_per_weight=4) == (0, 0)
 
 
 def test_activations_grow_with_the_micro_batch_but_never_fall_below_one_row() -> None:

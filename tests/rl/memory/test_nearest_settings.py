@@ -26,21 +26,21 @@ def grpo_math(*overrides: str) -> tuple[RunConfig, Estimator]:
 def test_a_run_that_fits_changes_nothing_and_says_how_much_room_the_engine_has() -> None:
     config, estimate = grpo_math()
     assert [fit.settings for fit in nearest_fitting(config, estimate, 24 * GB)] == [{}]
-    assert "fits into the 24.0 GB of a card; the engine holds 197 of 256 sequences" in render_fit(
+    assert "fits into the 24.0 GB of a card; the engine holds 224 of 256 sequences" in render_fit(
         config, estimate, 24 * GB, "a card")
 
 
 def test_the_nearest_settings_fit_and_half_of_each_change_does_not() -> None:
     config, estimate = grpo_math("model.gradient_checkpointing=false")
-    with_recomputing, without = nearest_fitting(config, estimate, 24 * GB)
+    with_recomputing, without = nearest_fitting(config, estimate, 20 * GB)
     assert with_recomputing.settings == {"model.gradient_checkpointing": True}
     assert without.settings == {"optim.micro_batch_tokens": 2048}
     for fit in (with_recomputing, without):
-        assert fit.estimate.fits(24 * GB)
+        assert fit.estimate.fits(20 * GB)
     larger, _ = grpo_math("model.gradient_checkpointing=false", "optim.micro_batch_tokens=4096")
-    assert not estimate(larger).fits(24 * GB)
-    text = render_fit(config, estimate, 24 * GB, "a card")
-    assert text.startswith("does not fit into the 24.0 GB of a card\nnearest settings that fit:\n  model.gradient_")
+    assert not estimate(larger).fits(20 * GB)
+    text = render_fit(config, estimate, 20 * GB, "a card")
+    assert text.startswith("does not fit into the 20.0 GB of a card\nnearest settings that fit:\n  model.gradient_")
 
 
 def test_the_embedded_samplers_cache_and_the_rank_are_halved_and_the_updates_scale_stays() -> None:
@@ -67,7 +67,7 @@ def test_where_nothing_is_enough_it_says_what_would_be() -> None:
 def test_an_engine_that_fits_with_room_for_hardly_a_sequence_is_shown_what_gives_it_room() -> None:
     config, estimate = grpo_math("model.path=llama-3.2-3b")
     text = render_fit(config, estimate, 24 * GB, "a card")
-    assert text.startswith("fits into the 24.0 GB of a card; the engine holds 3 of 256") and "nearest settings" in text
+    assert text.startswith("fits into the 24.0 GB of a card; the engine holds 12 of 256") and "nearest settings" in text
     assert all(fit.estimate.room(24 * GB) >= 16 for fit in nearest_fitting(config, estimate, 24 * GB))
 
 

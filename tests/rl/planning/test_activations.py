@@ -45,7 +45,9 @@ def kept_bytes(config: RunConfig) -> int:
 @pytest.mark.parametrize(
     "overrides",
     [
-        (), ("model.dtype=bfloat16",), ("model.gradient_checkpointing=true",), ("lora.enabled=false",),
+        (), ("model.dtype=bfloat16",), ("model.dtype=bfloat16", "lora.dropout=0.1"),
+        ("model.dtype=bfloat16", "lora.targets=[q_proj,down_proj]"), ("model.gradient_checkpointing=true",),
+        ("model.dtype=bfloat16", "model.gradient_checkpointing=true"), ("lora.enabled=false",),
         ("lora.enabled=false", "model.dtype=bfloat16"), ("lora.targets=[q_proj,v_proj]",), ("lora.dropout=0.1",),
         ("model.attention=eager",), ("model.attention=sdpa",),
     ],
