@@ -12,7 +12,7 @@ from rl.errors import ConfigError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.generate.build import check_backend, warn_of_slow_sampler
 from rl.memory.estimate import MemoryEstimate, available_memory, check_memory
-from rl.memory.nearest_settings import estimator, render_fit
+from rl.memory.nearest_settings import enough, estimator, render_fit
 from rl.planning.shapes import planned_config
 from rl.policy.ends import describe_ends
 from rl.policy.policy import dtype_name, planned_end_ids, resolve_dtype
@@ -49,7 +49,7 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> None:
     _say("rewards, called on made-up completions", _rehearsal(config, inputs))
     warn_of_slow_sampler(config.generator, needed.num_parameters, on_gpu=device.type == "cuda")
     check_backend(config.generator, config.sampling)
-    check_memory(config, needed, available, str(device))
+    check_memory(config, needed, available, str(device), enough=lambda: enough(config, estimate, available))
     _say("not checked", _not_checked(config))
     print("Everything was read and all else checked; nothing was trained.")
 
