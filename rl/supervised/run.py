@@ -38,8 +38,8 @@ from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
-from rl.questions.run_prompt import with_day
-from rl.ranks import check_distribution, meet
+from rl.questions.run_prompt import check_same_day, with_day
+from rl.ranks import check_distribution, meet, telling_others
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -82,8 +82,8 @@ def run_warmup(config: WarmupConfig, *, resume: bool = False) -> int:
     without result."""
     transformers_logging.disable_progress_bar()
     config = with_day(config, resume=resume)
-    start = prepare_warmup(config)
     with contextlib.ExitStack() as stack:
+        start = prepare_warmup(config, stack)
         folder = RunFolder(config.run_dir)
         if start.is_main:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume))
@@ -116,12 +116,15 @@ def run_warmup(config: WarmupConfig, *, resume: bool = False) -> int:
     return 0
 
 
-def prepare_warmup(config: WarmupConfig) -> WarmupStart:
-    """Read, check and load all that the warm-up needs; no folder is made or moved. Raises what `run_warmup` raises."""
+def prepare_warmup(config: WarmupConfig, stack: contextlib.ExitStack) -> WarmupStart:
+    """Read, check and load all that the warm-up needs; no folder is made or moved. stack: an error that leaves it is
+    told to the other ranks from now on. Raises what `run_warmup` raises."""
     inputs = read_warmup_inputs(config)
     check_warmup_teacher(config, inputs)
     arguments = trainer_arguments(config, RunFolder(config.run_dir).checkpoints)
     check_distribution(arguments.distributed_state.distributed_type)
+    check_same_day(config.prompt, arguments.world_size)
+    stack.enter_context(telling_others(arguments.process_index, arguments.world_size))
     policy = load_warmup_policy(config, inputs, arguments.device)
     section = None if config.distillation is None else config.distillation.teacher
     teacher = None if section is None else load_teacher(section, TEACHER, inputs.tokenizer, arguments.device)
