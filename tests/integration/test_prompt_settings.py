@@ -126,6 +126,31 @@ def test_warm_ups_and_rejection_sampling_keep_their_day(
         assert f"date: '{TODAY}'" in (tmp_path / name / "config.resolved.yaml").read_text()
 
 
+def test_rejection_sampling_that_went_on_behind_a_turn_still_does_when_resumed(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun by a version that did not stop there; the chunk that is missing is sampled as the other was."""
+    words = (f"model={model}", "data.limit=8", "sampling.questions_per_chunk=4", "keep.reward_at_least=0")
+    folder, samples = tmp_path / "reject", tmp_path / "reject" / "samples"
+    assert reject(folder, *words) == 0
+    missing, identity = samples / "chunk-00001.jsonl", json.loads((samples / "identity.json").read_text())
+    (end,) = identity.pop("sampling.stop_token_ids")
+
+    def tokens_beyond_text() -> set[int]:
+        found = [found for line in missing.read_text().splitlines() for found in json.loads(line)["completions"]]
+        return {one["num_tokens"] - len(one["text"]) for one in found if not one["truncated"]}
+
+    assert tokens_beyond_text() == {1}
+    missing.unlink()
+    (samples / "identity.json").write_text(json.dumps(identity))
+    assert reject(folder, *words, "--resume", str(folder)) == 0
+    assert f"let completions go on behind {END}, which ends a turn" in capsys.readouterr().err
+    assert min(tokens_beyond_text()) > 1
+    (samples / "identity.json").write_text(json.dumps(identity | {"sampling.stop_token_ids": [end + 1]}))
+    assert reject(folder, *words, "--resume", str(folder)) == 2
+    assert "sampling.stop_token_ids: the ids that end a turn of the chat template differ" in capsys.readouterr().err
+
+
 def test_completions_end_where_the_template_ends_a_turn(run: Path, model: str, tmp_path: Path) -> None:
     """Behind the brace the model writes <eos>: a token more, where only its own end counts."""
     records: list[Any] = list(read_json_lines(run / "rollouts.jsonl"))
