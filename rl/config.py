@@ -207,6 +207,10 @@ class PromptSection(Section):
         # Questions that render otherwise than before are found by their digests.
         may_differ=Occasion.RUN | Occasion.WARMUP | Occasion.SAMPLING)
 
+    def on(self, day: datetime.date | None) -> PromptSection:
+        """Itself where it names a day, else the same with this one."""
+        return self if self.date is not None else self.model_copy(update={"date": day})
+
 
 class GeneratorSection(Section):
     backend: Literal["transformers", "vllm", "vllm_server"] = setting(

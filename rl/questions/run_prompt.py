@@ -62,4 +62,4 @@ def with_day(config: Config, *, resume: bool) -> Config:
     if prompt.date is not None:
         return config
     day = stored_prompt(RunFolder(values["run_dir"])).prompt.date if resume else None
-    return config.model_copy(update={"prompt": prompt.model_copy(update={"date": day or datetime.date.today()})})
+    return config.model_copy(update={"prompt": prompt.on(day or datetime.date.today())})
