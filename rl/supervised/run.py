@@ -38,7 +38,7 @@ from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
-from rl.questions.run_prompt import check_same_day, with_day
+from rl.questions.run_prompt import check_same_day, prompt_of_run, with_day
 from rl.ranks import check_distribution, meet, telling_others
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
@@ -200,11 +200,13 @@ def write_result(policy: Policy, config: WarmupConfig, folder: Path) -> list[Pat
     written = []
     try:
         temporary.mkdir()
-        save_weights(temporary, policy)
+        prompt = prompt_of_run(config.run_dir, config)
+        save_weights(temporary, policy, prompt)
         if policy.is_adapter:
             write_fingerprint(temporary / "adapter", policy.causal_lm)
             if config.merge:
-                write_plain(Source(config.model, temporary / "adapter", config.model), temporary / "model")
+                source = Source(config.model, temporary / "adapter", config.model)
+                write_plain(source, temporary / "model", prompt=prompt)
         for name in ("model", "adapter"):
             if (temporary / name).is_dir():
                 shutil.rmtree(folder / name, ignore_errors=True)  # of a resumed warm-up that was killed right here

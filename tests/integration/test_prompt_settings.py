@@ -20,6 +20,8 @@ from transformers.utils import chat_template_utils
 from eval import answer
 from eval import run as evaluation
 from rl import train as training
+from rl.errors import ConfigError
+from rl.export import export
 from rl.paths import project_root
 from rl.questions import chat, run_prompt
 from rl.runs.tracking import read_json_lines
@@ -219,6 +221,32 @@ def test_every_setting_of_the_runs_prompt_counts_and_another_protocol_is_told_fi
     under = protocol(tmp_path)
     assert (under["prompt"], under["chat_template_kwargs"]) == ("boxed", {"date_string": "My day"})
     assert under["stop_strings"] == ["<pad>"] and 5 in under["stop_token_ids"] and "date" not in under
+
+
+@pytest.mark.parametrize("what", ["copied adapter", "exported"])
+def test_weights_that_have_left_their_run_are_asked_as_it_asked_them(
+    boxed_run: Path, model: str, tmp_path: Path, what: str
+) -> None:
+    """By `eval.run` and `eval.answer`, which tell it in their first line."""
+    adapter, exported = tmp_path / "adapter", tmp_path / "exported"
+    shutil.copytree(boxed_run / "checkpoints" / "step-000001" / "adapter", adapter)
+    words = ("--adapter", str(adapter), "--model", model)
+    if what == "exported":
+        export(str(boxed_run), exported)
+        words = ("--model", str(exported))
+    found = evaluate(tmp_path / "out", *words, "--max-tokens", "32")
+    assert found.stderr.startswith(f"note: asked with the prompt of {boxed_run}, boxed, not the protocol's")
+    under = protocol(tmp_path / "out")
+    assert (under["prompt"], under["chat_template_kwargs"]) == ("boxed", {"date_string": "My day"})
+    assert under["stop_strings"] == ["<pad>"] and 5 in under["stop_token_ids"]
+    asked = in_process(answer.main, *words, "-k", "2", "--max-tokens", "32", "--json", "1+1=?")
+    assert asked.stderr.startswith(f"note: asked with the prompt of {boxed_run}, boxed")
+
+
+def test_a_record_that_was_edited_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run_prompt.json").write_text('{"run": "runs/x", "prompt": ')
+    with pytest.raises(ConfigError, match=r"run_prompt\.json is no record of a run's prompt"):
+        run_prompt.prompt_of_weights(tmp_path)
 
 
 def test_the_command_line_goes_before_the_runs_prompt_and_a_difference_is_told_first(
