@@ -108,9 +108,9 @@ BEFORE_THE_RUN = {
         ["selection: the thresholds cross: low 0.9 must be below high 0.2"]),
     "longer than the context": (
         ["sampling.max_completion_tokens=300"], ["above the model's context of 256", "max_completion_tokens=242"]),
-    "all prompts too long": (["data.max_prompt_tokens=2"], ["longer than data.max_prompt_tokens=2", "raise it"]),
+    "all prompts too long": (["data.max_prompt_tokens=2"], ["longer than data.max_prompt_tokens=2", "Remedy: a "]),
     "unknown template": (["prompt=questionline"], ["no template 'questionline'; did you mean question_line?"]),
-    "no chat template": (["prompt.chat_template=always"], ["the tokenizer has no chat template; use auto or never"]),
+    "no chat template": (["prompt.chat_template=always"], ["the tokenizer has no chat template; saw always"]),
     "missing model": (["model=/nothing/there"], ["model.path: there is no folder /nothing/there"]),
     "model not made yet": (["model=models/not-made-yet"], ["model.path: there is no folder", "models/not-made-yet"]),
     "model without config": (["model={d}"], ["holds no config.json; expected a Hugging Face checkpoint"]),
