@@ -81,7 +81,8 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     with telling_others(accelerator.process_index, accelerator.num_processes), contextlib.ExitStack() as stack:
         # Before the folder: a model, an engine or a server that cannot be had must not move an earlier run aside.
         policy = load_run_policy(config, inputs, accelerator, benchmarks)
-        check_generator(config.generator, config.sampling, policy)
+        check_generator(
+            config.generator, config.sampling, policy, on_gpu=accelerator.device.type == "cuda")
         teacher = open_teacher(config, inputs, accelerator.device)
         if teacher is not None:
             stack.callback(teacher.close)

@@ -175,6 +175,27 @@ def test_bad_input_is_refused_before_anything_is_touched(
     assert contents(finished_run.parent) == before
 
 
+SERVERS = "generator={backend: vllm_server, urls: ['http://localhost:1'], sync: adapter}"
+
+
+@pytest.mark.parametrize(("words", "part"), [
+    (["lora.targets=[nothing]"], "lora.targets: ['nothing'] cannot be adapted"),
+    (["lora.targets=[lm_head]"], "lora.targets: this model's output layer and input embedding are one weight"),
+    (["model.adapter=nowhere"], "nowhere holds no adapter_config.json"),
+    ([SERVERS, "lora.rank=1024"], "lora.rank: 1024, but vLLM serves adapters of rank 512 at most"),
+    ([SERVERS, "lora.enabled=false"], "generator.sync: adapter, but lora.enabled=false"),
+])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's
+def test_the_dry_run_refuses_an_adapter_that_the_start_would_refuse(
+    words: list[str], part: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By names and shapes; no weights are loaded."""
+    for more in ([], ["--dry-run"]):
+        assert train(tmp_path / "run", *words, *more) == 2
+        assert part in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("function", "part"), [
     ("raises", "raised ZeroDivisionError: division by zero at {d}/rewards.py:5"),
     ("too_few", "returned 1 values for 4 completions; return one number or None for each"),

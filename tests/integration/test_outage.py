@@ -260,7 +260,7 @@ class UnheardTeacher:
 
     description = "unheard"
 
-    def __init__(self, waits: Callable[[], None]) -> None:
+    def __init__(self, waits: Callable[[], object]) -> None:
         self.on_outage: Callable[[str], None] | None = None
         self.on_message: Callable[[str], None] | None = None
         self._waits, self._num_asked = waits, 0
@@ -282,7 +282,7 @@ def test_what_is_saved_while_a_teacher_does_not_answer_has_the_steps_proof_befor
     folder, copy = tmp_path / "run", tmp_path / "copy"
     settings = (*SMALL, "steps=2", "evaluation.path=null", "teacher=models/tiny-arith", f"run_dir={folder}")
 
-    def distil(waits: Callable[[], None], *more: str) -> int:
+    def distil(waits: Callable[[], object], *more: str) -> int:
         with one_thread(), patch("rl.run.open_teacher", lambda *arguments: UnheardTeacher(waits)):
             return main([*settings, *more])
 

@@ -230,7 +230,7 @@ def test_weights_that_have_left_their_run_are_asked_as_it_asked_them(
     """By `eval.run` and `eval.answer`, which tell it in their first line."""
     adapter, exported = tmp_path / "adapter", tmp_path / "exported"
     shutil.copytree(boxed_run / "checkpoints" / "step-000001" / "adapter", adapter)
-    words = ("--adapter", str(adapter), "--model", model)
+    words: tuple[str, ...] = ("--adapter", str(adapter), "--model", model)
     if what == "exported":
         export(str(boxed_run), exported)
         words = ("--model", str(exported))
