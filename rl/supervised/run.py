@@ -37,7 +37,8 @@ from rl.policy.ends import describe_ends
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.merging import Source, write_plain
-from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
+from rl.policy.policy import Policy, PolicyError, default_device, explain_loading, load_policy, plan_policy
+from rl.questions.inputs import load_model_config
 from rl.questions.run_prompt import check_same_day, prompt_of_run, with_day
 from rl.ranks import check_distribution, meet, telling_others
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
@@ -166,12 +167,16 @@ def load_warmup_policy(config: WarmupConfig, inputs: WarmupInputs, device: torch
     with explain_loading(config.model.path):
         policy = load_policy(
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=device, keep_reference=False)
+    _refuse_adapted_head(policy)
+    return policy
+
+
+def _refuse_adapted_head(policy: Policy) -> None:
     if isinstance(policy.causal_lm.get_output_embeddings(), LoraLayer):
         raise PolicyError(
             "TRL's trainer reads the output layer's weight without its adapter, which would never train",
             where=named("lora.targets"),
             remedy=f"leave the output layer out of {named('lora.targets')} (all-linear does)")
-    return policy
 
 
 def check_warmup_teacher(config: WarmupConfig, inputs: WarmupInputs) -> None:
@@ -289,9 +294,11 @@ def _result_lines(
 
 
 def describe(config: WarmupConfig) -> str:
-    """`--dry-run`: reads and checks everything but the model, and shows the first row. Trains nothing."""
+    """`--dry-run`: reads and checks everything but the weights, and shows the first row. Trains nothing."""
     inputs = read_warmup_inputs(config)
     check_warmup_teacher(config, inputs)
+    _refuse_adapted_head(plan_policy(
+        config.model, config.lora, load_model_config(config.model), inputs.tokenizer, default_device()))
     row = inputs.rows[0]
     steps = count_steps(config, len(inputs.rows))
     lengths = [row.num_tokens for row in inputs.rows]

@@ -283,10 +283,12 @@ def test_what_is_wrong_with_the_file_is_one_line_and_an_earlier_run_stays(
 def test_an_adapter_on_the_output_layer_which_trl_would_not_train_is_refused(
     other_bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert warm_up(tmp_path / "warmup", f"model={other_bases['untied']}", "lora.targets=[lm_head]") == 2
-    assert (
-        "error: lora.targets: TRL's trainer reads the output layer's weight without its adapter"
-        in capsys.readouterr().err)
+    """By the dry run too, without weights."""
+    for more in ([], ["--dry-run"]):
+        assert warm_up(tmp_path / "warmup", f"model={other_bases['untied']}", "lora.targets=[lm_head]", *more) == 2
+        assert (
+            "error: lora.targets: TRL's trainer reads the output layer's weight without its adapter"
+            in capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
