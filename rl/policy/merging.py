@@ -74,8 +74,8 @@ def _warn_of_rounding(policy: Policy, dtype: torch.dtype) -> None:
     if (share := surviving_share(policy, dtype)) < MOST:
         warnings.warn(
             f"of the adapter's change {share:.0%} survives rounding to {dtype_name(dtype)}: the merged checkpoint is "
-            "behind the adapter by the rest. Remedy: --dtype float32 for the export, or the adapter beside its base "
-            "(PEFT, vLLM's --enable-lora)", stacklevel=3)
+            "behind the adapter by the rest. Remedy: the adapter beside its base (PEFT, vLLM's --enable-lora; a "
+            "warm-up with merge=false), or float32 weights (rl.export --dtype float32)", stacklevel=3)
 
 
 def _save(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, prompt: RunPrompt | None) -> None:
