@@ -26,7 +26,7 @@ from rl.errors import ConfigError
 from rl.evaluation.benchmarks import BenchmarkValues
 from rl.generate.protocol import Generator
 from rl.policy.ends import model_end_ids
-from rl.questions.inputs import Inputs
+from rl.questions.inputs import Inputs, context_of
 from rl.ranks import gather_shares, share_of_rank
 from rl.runs.intervals import Interval
 
@@ -132,6 +132,5 @@ def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:
         date=config.prompt.date, stop_strings=tuple(config.sampling.stop_strings),
         stop_token_ids=tuple(config.sampling.stop_token_ids), grader=section.grader, seed=config.seed,
         head_dtype=config.model.head_dtype)
-    context = getattr(inputs.model_config.get_text_config(), "max_position_embeddings", None)
-    return build_task(
-        benchmark, loaded, asked, inputs.tokenizer, context, end_ids=model_end_ids(config.model, inputs.tokenizer))
+    context, end_ids = context_of(inputs.model_config), model_end_ids(config.model, inputs.tokenizer)
+    return build_task(benchmark, loaded, asked, inputs.tokenizer, context, end_ids=end_ids)

@@ -8,6 +8,7 @@ say. `report_errors` is how a command tells such an error. Imports nothing of th
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -123,7 +124,7 @@ def report_errors(
     error, None where it keeps its traceback."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = functools.partial(_show_warning, words)
             return main()
     except BaseException as error:
         message = when_interrupted if isinstance(error, KeyboardInterrupt) else message_of(error)
@@ -135,6 +136,8 @@ def report_errors(
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else USER_ERROR
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+def _show_warning(
+    words: Words, message: Warning | str, category: type[Warning], *place: object, **more: object
+) -> None:
     """A line that says what is the matter; Python's own form begins with a path and ends with a line of our source."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {in_words(str(message), words)}", file=sys.stderr)

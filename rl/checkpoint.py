@@ -35,6 +35,7 @@ from rl.config import Occasion, RunConfig
 from rl.configuration.loading import to_yaml
 from rl.configuration.resuming import Difference, conflicts
 from rl.policy.policy import Policy
+from rl.questions.run_prompt import RunPrompt, prompt_of_run, write_record
 from rl.ranks import gather, meet
 from rl.trainer_state import TrainerState
 
@@ -70,7 +71,7 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        save_weights(temporary, policy)
+        save_weights(temporary, policy, prompt_of_run(config.run_dir, config))
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         torch.save([dict(states) for states in rng_states], temporary / "rng.pt")
         (temporary / "state.json").write_text(json.dumps(state.to_json()))
@@ -295,8 +296,9 @@ def _copy_adapter(stored: dict[str, torch.Tensor], policy: Policy) -> None:
         parameter.copy_(stored[name])
 
 
-def save_weights(folder: Path, policy: Policy) -> None:
-    """What was trained, into `folder`: adapter/ in PEFT's format, or model/ where all parameters train."""
+def save_weights(folder: Path, policy: Policy, prompt: RunPrompt) -> None:
+    """What was trained, with the prompt that it was trained under, into `folder`: adapter/ in PEFT's format, or model/
+    where all parameters train."""
     if isinstance(policy.model, PeftModel):
         # "auto" asks the hub for the base's config.json.
         policy.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
@@ -304,6 +306,7 @@ def save_weights(folder: Path, policy: Policy) -> None:
         assert isinstance(policy.model, PreTrainedModel)
         policy.model.save_pretrained(folder / "model")
         policy.tokenizer.save_pretrained(folder / "model")
+    write_record(folder / ("adapter" if policy.is_adapter else "model"), prompt)
 
 
 def _digest(path: Path) -> str:

@@ -125,8 +125,8 @@ class TeacherSection(TeacherModelSection):
         None, "bound on what the teacher adds to one token's advantage, after the factor; null: none", gt=0)
     backend: Literal["local", "vllm_server"] = setting(
         "local",
-        "who scores. local: the frozen model in each training process, on its device; vllm_server: running `vllm serve`"
-        " processes of the teacher (path then names the tokenizer to compare)")
+        "who is asked. local: the frozen model in each training process, on its device; vllm_server: running `vllm "
+        "serve` processes of the teacher (path then names the tokenizer to compare)")
     urls: list[str] = setting(
         list, "vllm_server: addresses of the servers, such as http://localhost:8000", may_differ=Occasion.SERVERS)
     served_model: str | None = setting(
@@ -213,6 +213,10 @@ class PromptSection(Section):
         # Questions that render otherwise than before are found by their digests.
         may_differ=Occasion.RUN | Occasion.WARMUP | Occasion.SAMPLING)
 
+    def on(self, day: datetime.date | None) -> PromptSection:
+        """Itself where it names a day, else the same with this one."""
+        return self if self.date is not None else self.model_copy(update={"date": day})
+
 
 class GeneratorSection(Section):
     backend: Literal["transformers", "vllm", "vllm_server"] = setting(
@@ -241,7 +245,7 @@ class GeneratorSection(Section):
         ge=0,
         may_differ=Occasion.RUN)
     proof_completions: int = setting(
-        8, "completions that each proof scores again", unit="completions", ge=1, may_differ=Occasion.RUN)
+        8, "completions whose log-probabilities each proof compares", unit="completions", ge=1, may_differ=Occasion.RUN)
     max_staleness: Literal[0, 1] = setting(
         0,
         "vllm_server: 1 samples step k+1 while step k trains, corrected by importance sampling; 0 is exactly on-policy",
@@ -527,7 +531,7 @@ class RunConfig(Section):
     generator: Annotated[GeneratorSection, shorthand("backend")] = setting(GeneratorSection, "the sampler")
     sampling: SamplingSection = setting(SamplingSection, "what is sampled")
     teacher: Annotated[TeacherSection | None, shorthand("path")] = setting(
-        None, "on-policy distillation: a teacher scores each sampled token; null: none")
+        None, "on-policy distillation: a teacher gives its log-probability of each sampled token; null: none")
     rewards: list[RewardSection] = setting(
         lambda: [RewardSection()],
         "reward functions, added up with their weights; [] with a teacher is pure distillation")

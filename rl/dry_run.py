@@ -10,13 +10,12 @@ from rl.config import RunConfig
 from rl.configuration.loading import to_yaml
 from rl.errors import ConfigError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
-from rl.generate.build import check_backend, warn_of_slow_sampler
+from rl.generate.build import check_generator
 from rl.memory.estimate import MemoryEstimate, available_memory, check_memory
-from rl.memory.nearest_settings import estimator, render_fit
+from rl.memory.nearest_settings import enough, estimator, render_fit
 from rl.planning.shapes import planned_config
 from rl.policy.ends import describe_ends
-from rl.policy.float32_head import wants_float32_head
-from rl.policy.policy import dtype_name, planned_end_ids, resolve_dtype
+from rl.policy.policy import dtype_name, plan_policy, resolve_dtype
 from rl.questions.inputs import Inputs, read_inputs
 from rl.runs.progress import format_counts
 from rl.scoring.rehearsal import rehearse
@@ -27,12 +26,11 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> None:
     """Print the resolved configuration, one prompt, the step's sizes, what each reward made of made-up completions and
     the memory estimate, each before what may be refused next. build: what makes the configured benchmarks.
 
-    Raises what `read_inputs`, `check_run_teacher`, `build_benchmarks`, `planned_end_ids`, `rehearse`, `check_backend`
+    Raises what `read_inputs`, `check_run_teacher`, `build_benchmarks`, `rehearse`, `plan_policy`, `check_generator`
     and `check_memory` raise."""
     inputs = read_inputs(config)
     check_run_teacher(config, inputs)
     live = build_benchmarks(config, inputs, build)
-    planned_end_ids(config.model, inputs.model_config, inputs.tokenizer)
     longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
     first = inputs.prompts[0]
     _say("configuration", to_yaml(config).rstrip())
@@ -48,9 +46,9 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> None:
     needed = estimate(config)
     _say("memory", f"{_memory(needed, str(device), dtype)}\n{render_fit(config, estimate, available, str(device))}")
     _say("rewards, called on made-up completions", _rehearsal(config, inputs))
-    warn_of_slow_sampler(config.generator, needed.num_parameters, on_gpu=device.type == "cuda")
-    check_backend(config.generator, config.sampling, float32_head=wants_float32_head(config.model, dtype))
-    check_memory(config, needed, available, str(device))
+    policy = plan_policy(config.model, config.lora, inputs.model_config, inputs.tokenizer, device)
+    check_generator(config.generator, config.sampling, policy, on_gpu=device.type == "cuda")
+    check_memory(config, needed, available, str(device), enough=lambda: enough(config, estimate, available))
     _say("not checked", _not_checked(config))
     print("Everything was read and all else checked; nothing was trained.")
 

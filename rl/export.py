@@ -39,13 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None = None) -> str:
-    """Write the merged checkpoint with its tokenizer into `out`; returns a line that says what was written.
+    """Write the merged checkpoint, with its tokenizer and the prompt that it was trained with, into `out`; returns a
+    line that says what was written.
 
     Raises RunFolderError, CheckpointError, PolicyError or ConfigError where something is missing, OSError where the
     disk is full; `out` is then untouched."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; name a new one")
-    return write_plain(find_source(run, checkpoint), out, dtype)
+    from rl.questions.run_prompt import prompt_of_weights
+
+    source = find_source(run, checkpoint)
+    return write_plain(source, out, dtype, prompt_of_weights(source.adapter or Path(source.base.path)))
 
 
 def find_source(run: str, checkpoint: str | None = None) -> Source:

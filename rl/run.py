@@ -26,6 +26,7 @@ from rl.generate.build import check_generator, open_generator
 from rl.generate.generator_plan import GeneratorPlan, cache_bytes_per_token, logprobs_mode
 from rl.generate.protocol import Generator, sampling_parameters
 from rl.memory.estimate import available_memory, check_memory, estimate_memory, give_back_freed_memory, longest_groups
+from rl.memory.nearest_settings import enough, estimator
 from rl.optimizer import make_optimizer
 from rl.paths import resolve_path
 from rl.picture import draw_curves
@@ -80,7 +81,8 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
     with telling_others(accelerator.process_index, accelerator.num_processes), contextlib.ExitStack() as stack:
         # Before the folder: a model, an engine or a server that cannot be had must not move an earlier run aside.
         policy = load_run_policy(config, inputs, accelerator, benchmarks)
-        check_generator(config.generator, config.sampling, policy)
+        check_generator(
+            config.generator, config.sampling, policy, on_gpu=accelerator.device.type == "cuda")
         teacher = open_teacher(config, inputs, accelerator.device)
         if teacher is not None:
             stack.callback(teacher.close)
@@ -197,10 +199,12 @@ def load_run_policy(
 ) -> Policy:
     """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
     bytes_per_weight = resolve_dtype(config.model.dtype, accelerator.device).itemsize
-    estimate = estimate_memory(config, inputs.model_config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight,
-                               on_gpu=accelerator.device.type == "cuda", benchmark_tokens=_benchmark_tokens(benchmarks))
-    check_memory(
-        config, estimate, available_memory(accelerator.device, accelerator.num_processes), str(accelerator.device))
+    estimate = estimator(
+        inputs.model_config, config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight,
+        on_gpu=accelerator.device.type == "cuda", benchmark_tokens=_benchmark_tokens(benchmarks))
+    available = available_memory(accelerator.device, accelerator.num_processes)
+    check_memory(config, estimate(config), available, str(accelerator.device),
+                 enough=lambda: enough(config, estimate, available))
     with explain_loading(config.model.path):
         return load_policy(
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=accelerator.device,

@@ -90,8 +90,10 @@ class Trainer:
             config,
             EvaluationTools(parts.held_out, parts.benchmarks, parts.generator, parts.watchdog, parts.metrics,
                             parts.progress, parts.folder.path, *self._rank),
-            hand_over=self._hand_over, save=self.save, changed=self._checkpoints.changed)
-        self._is_repeatable = False
+            hand_over=self._hand_over, save=self.save, changed=self._checkpoints.changed,
+            repeatable=lambda: self._repeatable("an evaluation"))
+        self._amid: str | None = None  # what can be begun again from the state that `_state` gives all the while
+        self._is_save_due = False
         self._proof_before: ProofState | None = None
         self._waiting = Waiting(say=lambda text: self._parts.progress.message(text), save=self._save_while_waiting,
                                 stop_requested=lambda: self._parts.stop_requested())
@@ -105,12 +107,12 @@ class Trainer:
         watch = Stopwatch(train_s=0.0, step_s=sum(self._hand_over_watch.seconds.values()))
         with watch("step_s"):
             self._hand_over()
-            with self._repeatable():
+            with self._repeatable("a step"):
                 collected = parts.collector.collect(self.step_number)
-            self._proof_before = self._proof.state()  # for what is saved while a teacher does not answer
-            proof = self._proof.check(self.step_number, self.policy_version, collected)
-            with watch("teacher_s") if parts.teacher is not None else nullcontext():
-                batch = make_training_groups(self._config, collected, parts.teacher, *self._rank)
+                self._proof_before = self._proof.state()  # for what is saved while a teacher does not answer
+                proof = self._proof.check(self.step_number, self.policy_version, collected)
+                with watch("teacher_s") if parts.teacher is not None else nullcontext():
+                    batch = make_training_groups(self._config, collected, parts.teacher, *self._rank)
             self._proof_before = None
             counts = self._sampler_counts()  # now: the sampler is asked nothing while it samples ahead
             self._sample_ahead()
@@ -139,7 +141,7 @@ class Trainer:
     def _settle(self) -> None:
         """Afterwards nothing is in flight."""
         if self._parts.collector.in_flight:
-            with self._hand_over_watch("ahead_wait_s"), self._repeatable():
+            with self._hand_over_watch("ahead_wait_s"), self._repeatable("a step"):
                 self._parts.collector.settle(self._waiting.poll)
                 self._checkpoints.changed()
 
@@ -225,12 +227,12 @@ class Trainer:
             if signal := first_given(self._parts.stop_requested(), self._rank[1], "end the step"):
                 return Stop(signal, f"stopped by {signal} after step {self.step_number}; go on with --resume "
                                     f"{self._parts.folder.path}")
-            alarm = None if evaluations.is_due else self.step()
-            if alarm is None and evaluations.is_due:
-                alarm = evaluations.during_run(self.step_number)
+            alarm = evaluations.during_run(self.step_number) if evaluations.is_due else self.step()
             if alarm is not None:
                 stop, evaluations.is_due = Stop("watchdog", alarm.message), False
                 break
+            if evaluations.is_due:
+                continue  # with a look for signals: an evaluation may take long
             if self.step_number < steps and self.step_number % self._config.checkpoint.every == 0:
                 self.save()
         if stop.reason not in ("completed", "watchdog"):
@@ -251,17 +253,19 @@ class Trainer:
 
     def _save_while_waiting(self) -> str:
         """What to tell after the run was saved in the middle of waiting; "" on other ranks than the main one."""
-        was_repeatable, self._is_repeatable = self._is_repeatable, False  # a signal must not begin another one now
+        amid, self._amid = self._amid, None  # a signal must not begin another one now
         try:
             written = self._checkpoints.write_while_waiting(self._state)
         finally:
-            self._is_repeatable = was_repeatable
+            self._amid = amid
         return "" if written is None else f"the run is saved up to {written.name}"
 
     def save_late(self) -> None:
-        """Where sampling or scoring goes on, save what the step began with, which may not come to its end: a launcher
-        kills the process (a signal's handler calls this after a while), or another rank has ended."""
-        if not self._is_repeatable:
+        """Save what the present step or evaluation began with, which may not come to its end: a launcher kills the
+        process (a signal's handler calls this after a while), or another rank has ended. In the middle of an update it
+        waits for the next thing that can be begun again."""
+        self._is_save_due = self._amid is None
+        if self._amid is None:
             return
         try:
             saved = self._save_while_waiting()
@@ -269,19 +273,21 @@ class Trainer:
             saved = str(error)
         if saved:
             with suppress(RuntimeError):  # the signal came in the middle of writing to the same stream
-                self._parts.progress.message(f"in the middle of a step: {saved}")
+                self._parts.progress.message(f"in the middle of {self._amid}: {saved}")
 
     @contextmanager
-    def _repeatable(self) -> Iterator[None]:
+    def _repeatable(self, what: str) -> Iterator[None]:
         """What is done here may take long, and can be begun again from the state that `_state` gives all the while."""
-        self._is_repeatable = True
+        self._amid = what
+        if self._is_save_due:
+            self.save_late()
         try:
             yield
         except RanksApartError:
             self.save_late()
             raise
         finally:
-            self._is_repeatable = False
+            self._amid = None
 
     def _state(self) -> TrainerState:
         parts = self._parts

@@ -8,6 +8,7 @@ own sampler. What they need of the run is handed in: the hand-over of the presen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -73,14 +74,16 @@ class EvaluationsState:
 
 class Evaluations:
     """Collective over ranks. hand_over: brings the present version to the sampler. save: writes a checkpoint, the best
-    one where it is told so. changed: is called when what a checkpoint holds has changed."""
+    one where it is told so. changed: is called when what a checkpoint holds has changed. repeatable: what is done in it
+    leaves the state as it is, which may be saved meanwhile: resumed from there, the run evaluates again."""
 
     def __init__(
         self, config: RunConfig, tools: EvaluationTools, *, hand_over: Callable[[], None],
         save: Callable[[bool], object], changed: Callable[[], None],
+        repeatable: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._config, self._tools = config, tools
-        self._hand_over, self._save, self._changed = hand_over, save, changed
+        self._hand_over, self._save, self._changed, self._repeatable = hand_over, save, changed, repeatable
         self._every = tools.benchmarks.every if tools.benchmarks is not None else {}
         self.load_state(EvaluationsState(None, None, (), False, BenchmarkHistory(), None))
 
@@ -149,7 +152,7 @@ class Evaluations:
             return None
         self.after = None
         self._hand_over()
-        with watch("evaluate_s"):
+        with watch("evaluate_s"), self._repeatable():
             evaluation = tools.held_out.evaluate(tools.generator, samples)
         self._changed()
         interval = evaluation.accuracy
@@ -173,7 +176,7 @@ class Evaluations:
         tools, watch = self._tools, Stopwatch()
         assert tools.benchmarks is not None
         self._hand_over()
-        with watch("evaluate_s"):
+        with watch("evaluate_s"), self._repeatable():
             values = tools.benchmarks.evaluate(
                 name, tools.generator, step, folder=tools.folder, rank=tools.rank, num_ranks=tools.num_ranks)
         self._changed()

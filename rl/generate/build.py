@@ -16,9 +16,12 @@ from rl.policy.policy import Policy, has_fused_experts, lora_rank
 ENGINE_FROM_PARAMETERS = 500_000_000  # from here on the embedded sampler on a GPU is told to be slow
 
 
-def check_generator(config: GeneratorSection, sampling: SamplingSection, policy: Policy) -> None:
-    """Raises what `build_generator` would raise, as far as it can be told without starting or reaching anything."""
-    sync = choose_sync(config, policy)
+def check_generator(
+    config: GeneratorSection, sampling: SamplingSection, policy: Policy, *, on_gpu: bool
+) -> None:
+    """Raises what `build_generator` would raise, as far as it can be told without starting or reaching anything.
+    on_gpu: where the policy, which need not have weights, trains."""
+    sync = choose_sync(config, policy, on_gpu=on_gpu)
     if config.backend != "transformers" and sync.way == "adapter":
         room_for_rank(lora_rank(policy))
     if config.backend == "vllm" and sync.way == "merge" and has_fused_experts(policy):
@@ -28,7 +31,7 @@ def check_generator(config: GeneratorSection, sampling: SamplingSection, policy:
                 f"{'generator.sync=adapter, or ' if policy.is_adapter else ''}generator.backend=vllm_server, which "
                 "reads a checkpoint"))
     check_backend(config, sampling, float32_head=policy.has_float32_head)
-    warn_of_slow_sampler(config, policy.causal_lm.num_parameters(), on_gpu=policy.model.device.type == "cuda")
+    warn_of_slow_sampler(config, policy.causal_lm.num_parameters(), on_gpu=on_gpu)
 
 
 def warn_of_slow_sampler(config: GeneratorSection, num_parameters: int, *, on_gpu: bool) -> None:

@@ -28,8 +28,9 @@ class Sync:
     reason: str
 
 
-def choose_sync(config: GeneratorSection, policy: Policy) -> Sync:
-    """Raises PolicyError where the configuration asks for an adapter and there is none."""
+def choose_sync(config: GeneratorSection, policy: Policy, *, on_gpu: bool | None = None) -> Sync:
+    """on_gpu: where the policy will train; None: where it is. Raises PolicyError where the configuration asks for an
+    adapter and there is none."""
     rounds = policy.is_adapter and policy.dtype != torch.float32
     if config.backend == "transformers":
         if config.sync != "auto":
@@ -47,7 +48,7 @@ def choose_sync(config: GeneratorSection, policy: Policy) -> Sync:
         return Sync("merge", "all parameters train")
     if config.sync != "auto":
         return Sync("merge" if config.sync == "merge" else "adapter", "as configured")
-    if next(policy.model.parameters()).device.type == "cuda":
+    if on_gpu if on_gpu is not None else policy.model.device.type == "cuda":
         return Sync("adapter", "only the adapter travels")
     if rounds:
         return Sync("adapter", f"a merge would round its change to {dtype_name(policy.dtype)}")

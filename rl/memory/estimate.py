@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,9 @@ Backend = Literal["transformers", "vllm", "vllm_server"]
 LIBRARIES_BYTES = 600 * 2**20
 M_MMAP_THRESHOLD = -3  # of malloc.h
 ANY_TOKEN = 0  # what the ids are changes neither time nor memory
+NOTHING_IS_ENOUGH = (
+    "no smaller micro-batch, cache or rank is enough: a larger card, a smaller model, or servers on another device "
+    "(generator.backend=vllm_server)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +206,12 @@ def _sampler_bytes(
     return weights if merges else 0, int(spare * generator.max_sequences * longest * bytes_per_token) + logits
 
 
-def check_memory(config: RunConfig, estimate: MemoryEstimate, available: int, where: str) -> None:
-    """Refuse a run that cannot fit. Raises ConfigError with the largest part and what makes it smaller."""
+def check_memory(
+    config: RunConfig, estimate: MemoryEstimate, available: int, where: str, *, enough: Callable[[], str] | None = None
+) -> None:
+    """Refuse a run that cannot fit. Raises ConfigError with the largest part, and what makes it smaller.
+
+    enough: finds a remedy with which the run fits, "" where none of its settings does; that is told instead."""
     if estimate.fits(available):
         return
     cache, sampler_copy = _sampler_remedies(config.generator, estimate)
@@ -215,9 +222,13 @@ def check_memory(config: RunConfig, estimate: MemoryEstimate, available: int, wh
         "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}
     share = "" if estimate.total > available else f", of which an engine gets {GPU_RESERVE:.0%} of what the rest leaves"
     largest = max(remedies, key=lambda name: int(getattr(estimate, name)))
+    remedy = remedies[largest]
+    if enough is not None:
+        untried = f", or {remedy}" if largest in ("base", "teacher") else ""
+        remedy = enough() or NOTHING_IS_ENOUGH + untried
     raise ConfigError(
         f"this run needs about {estimate.total / 1e9:.1f} GB and {where} has {available / 1e9:.1f} GB free{share}; "
-        f"the largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB. Remedy: {remedies[largest]}")
+        f"the largest part is {largest} with {getattr(estimate, largest) / 1e9:.1f} GB", remedy=remedy)
 
 
 def _sampler_remedies(generator: GeneratorSection, estimate: MemoryEstimate) -> tuple[str, str]:

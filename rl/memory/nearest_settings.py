@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from rewards.errors import as_configured
 from rl.config import RunConfig
-from rl.memory.estimate import MemoryEstimate, estimate_memory
+from rl.memory.estimate import NOTHING_IS_ENOUGH, MemoryEstimate, estimate_memory
 from rl.planning.shapes import weight_shapes
 from rl.records import Json
 
@@ -78,12 +78,15 @@ def render_fit(config: RunConfig, estimate: Estimator, available: int, where: st
         return lines[0]
     nearest = nearest_fitting(config, estimate, available)
     if not nearest:
-        return "\n".join([*lines, (
-            "no smaller micro-batch, cache or rank is enough: a larger card, a smaller model, or servers on another "
-            "device (generator.backend=vllm_server)")])
+        return "\n".join([*lines, NOTHING_IS_ENOUGH])
     settings = [f"  {fit.words:<70}  about {fit.estimate.total / 1e9:.1f} GB{_room(config, fit.estimate, available)}"
             for fit in nearest]
     return "\n".join([*lines, "nearest settings that fit:", *settings])
+
+
+def enough(config: RunConfig, estimate: Estimator, available: int) -> str:
+    """The remedy of a run that does not fit: changes with which it does, "" where there are none."""
+    return ", or ".join(fit.words for fit in nearest_fitting(config, estimate, available))
 
 
 def _serves(config: RunConfig, estimate: MemoryEstimate, available: int) -> bool:

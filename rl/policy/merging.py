@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rl.policy.policy import Policy
+    from rl.questions.run_prompt import RunPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,10 @@ class Source:
     stored_like: ModelSection
 
 
-def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
+def write_plain(source: Source, out: Path, dtype: str | None = None, prompt: RunPrompt | None = None) -> str:
     """Write the merged checkpoint into the folder `out`, which does not exist or is empty, and return a line that says
-    so. dtype: of its weights, such as bfloat16; None: of the checkpoint that the source names for it.
+    so. dtype: of its weights, such as bfloat16; None: of the checkpoint that the source names for it. prompt: under
+    which it was trained, recorded beside it.
 
     Raises ConfigError where it cannot be written."""
     import torch
@@ -60,7 +62,7 @@ def write_plain(source: Source, out: Path, dtype: str | None = None) -> str:
             for name, weight in merged_weights(policy):
                 parameters[name].copy_(weight)
         _warn_of_rounding(policy, plain.dtype)
-    _save(plain, tokenizer, out)
+    _save(plain, tokenizer, out, prompt)
     added = "" if source.adapter is None else f" with {source.adapter} merged into it"
     return f"wrote {out}: {source.base.path}{added}, {dtype_name(plain.dtype)}"
 
@@ -72,19 +74,23 @@ def _warn_of_rounding(policy: Policy, dtype: torch.dtype) -> None:
     if (share := surviving_share(policy, dtype)) < MOST:
         warnings.warn(
             f"of the adapter's change {share:.0%} survives rounding to {dtype_name(dtype)}: the merged checkpoint is "
-            "behind the adapter by the rest. Remedy: --dtype float32 for the export, or the adapter beside its base "
-            "(PEFT, vLLM's --enable-lora)", stacklevel=3)
+            "behind the adapter by the rest. Remedy: the adapter beside its base (PEFT, vLLM's --enable-lora; a "
+            "warm-up with merge=false), or float32 weights (rl.export --dtype float32)", stacklevel=3)
 
 
-def _save(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+def _save(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, prompt: RunPrompt | None) -> None:
     """Appears complete: written beside it, and renamed."""
     from safetensors import SafetensorError
+
+    from rl.questions.run_prompt import write_record
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if prompt is not None:
+            write_record(temporary, prompt)
         os.replace(temporary, out)  # replaces an empty folder too
     # safetensors has an error of its own for a full disk.
     except (OSError, SafetensorError) as error:

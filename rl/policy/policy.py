@@ -186,17 +186,12 @@ def load_policy(
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.enable_input_require_grads()
     if not lora.enabled:
-        if model.adapter is not None:
-            raise PolicyError(
-                "an adapter cannot be trained in full; set lora.enabled=true, or merge it first (python -m rl.export)",
-                where=named("model.adapter"))
+        _refuse_adapter_in_full(model)
         _share_prompts(base, model)
         reference = copy.deepcopy(base).requires_grad_(False).eval() if keep_reference else None
         return Policy(base.train(), tokenizer, eos_ids, dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
-    _refuse_tied_targets(base)
-    _refuse_fused_targets(base)
-    _refuse_adapted_head(base, model)
+    _refuse_targets(base, model)
     fuse_lora(trained)
     _share_prompts(base, model)
     return Policy(trained, tokenizer, eos_ids, dtype, None)
@@ -207,6 +202,29 @@ def _share_prompts(base: PreTrainedModel, model: ModelSection) -> None:
         warnings.warn(
             f"{type(base).__name__} reads no completions that share their prompt ({reason}): each is trained in a "
             "padded row of its own, after its prompt, which takes longer", stacklevel=2)
+
+
+def plan_policy(
+    model: ModelSection, lora: LoraSection, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+) -> Policy:
+    """`load_policy` without weights, which refuses by names and shapes what loading would; whether the weights of
+    model.adapter fit is not looked at. device: on which it will train. Raises PolicyError."""
+    dtype = resolve_dtype(model.dtype, device)
+    eos_ids = planned_end_ids(model, model_config, tokenizer)
+    with explain_loading(model.path), torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(model_config, trust_remote_code=model.trust_remote_code, dtype=dtype)
+        if wants_float32_head(model, dtype):
+            set_float32_head(base)
+        if not lora.enabled:
+            _refuse_adapter_in_full(model)
+            return Policy(base, tokenizer, eos_ids, dtype, None)
+        if model.adapter is not None:
+            folder = Path(resolve_path(model.adapter))
+            _refuse_other_scale(_stored_adapter(folder)[0], folder, lora)
+        policy = Policy(_new_adapter(base, model.path, lora), tokenizer, eos_ids, dtype, None)
+    _refuse_targets(base, model)
+    return policy
 
 
 def load_frozen(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
@@ -300,21 +318,32 @@ def _load_base(
     return base, end_of_sequence_ids(base.generation_config, tokenizer, path)
 
 
+def _refuse_adapter_in_full(model: ModelSection) -> None:
+    if model.adapter is not None:
+        raise PolicyError(
+            "an adapter cannot be trained in full; set lora.enabled=true, or merge it first (python -m rl.export)",
+            where=named("model.adapter"))
+
+
 def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSection, seed: int) -> PeftModel:
     if model.adapter is not None:
         return _load_adapter(base, Path(resolve_path(model.adapter)), model.path, lora)
     # The adapter's first weights come from the run's seed alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            return get_peft_model(base, LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets,
-                task_type="CAUSAL_LM", bias="none"))
-        # PEFT's own error for modules that do not exist, or that it cannot adapt.
-        except ValueError as error:
-            raise PolicyError(
-                f"{lora.targets!r} cannot be adapted in {model.path} ({error})", where="lora.targets",
-                remedy="lora.targets=all-linear, or names of its linear modules") from error
+        return _new_adapter(base, model.path, lora)
+
+
+def _new_adapter(base: PreTrainedModel, base_path: str, lora: LoraSection) -> PeftModel:
+    try:
+        return get_peft_model(base, LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets,
+            task_type="CAUSAL_LM", bias="none"))
+    # PEFT's own error for modules that do not exist, or that it cannot adapt.
+    except ValueError as error:
+        raise PolicyError(
+            f"{lora.targets!r} cannot be adapted in {base_path} ({error})", where="lora.targets",
+            remedy="lora.targets=all-linear, or names of its linear modules") from error
 
 
 def stored_lora(folder: Path) -> LoraSection:
@@ -345,12 +374,16 @@ def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: Lor
     placed = {name.replace(".default.", ".") for name, p in trained.named_parameters() if p.requires_grad}
     if different := sorted(placed ^ load_file(weights).keys()):
         raise of_another_base(f"{len(different)} of its weights have no counterpart, the first is {different[0]}")
+    _refuse_other_scale(stored, folder, lora)
+    return trained
+
+
+def _refuse_other_scale(stored: LoraConfig, folder: Path, lora: LoraSection) -> None:
     for key, there, here in (("rank", stored.r, lora.rank), ("alpha", stored.lora_alpha, lora.alpha)):
         if there != here:
             raise PolicyError(
                 f"{here:g}, but the adapter in {folder} ({named('model.adapter')}) has {there:g}", where=f"lora.{key}",
                 remedy=f"lora.{key}={there:g}")
-    return trained
 
 
 def _stored_adapter(folder: Path) -> tuple[LoraConfig, Path]:
@@ -376,6 +409,12 @@ def _stored_adapter(folder: Path) -> tuple[LoraConfig, Path]:
         raise PolicyError(
             f"{folder} holds no adapter_model.safetensors", where=where, expected="a folder saved by PEFT")
     return stored, weights
+
+
+def _refuse_targets(base: PreTrainedModel, model: ModelSection) -> None:
+    _refuse_tied_targets(base)
+    _refuse_fused_targets(base)
+    _refuse_adapted_head(base, model)
 
 
 def _refuse_tied_targets(base: PreTrainedModel) -> None:

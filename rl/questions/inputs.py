@@ -77,7 +77,7 @@ def read_inputs(config: RunConfig) -> Inputs:
     check_shapes(config.model, model_config)
     check_vocabulary((*prompts, *held_out), model_config)
     check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
-    warn_of_unusual(config, prompts, tokenizer)
+    warn_of_unusual(config, prompts, tokenizer, context_of(model_config))
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
         warnings.warn(
             "sampling.top_p below 1 or sampling.top_k above 0: the sampler's distribution is not the one whose gradient"
@@ -228,9 +228,15 @@ def warn_of_overlap(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> No
             stacklevel=3)
 
 
+def context_of(model_config: PretrainedConfig) -> int | None:
+    """Tokens of the model's longest sequence; None where it does not say."""
+    context: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    return context
+
+
 def check_lengths(max_completion_tokens: int, model_config: PretrainedConfig, prompts: Sequence[Prompt]) -> None:
     """Raises ConfigError where the longest prompt with the longest completion is above the model's context."""
-    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model_config)
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     needed = len(longest.token_ids) + max_completion_tokens
     if context is not None and needed > context:

@@ -97,7 +97,8 @@ class PromptRenderer:
         has_chat_template = bool(getattr(tokenizer, "chat_template", None))
         if chat_template == "always" and not has_chat_template:
             raise PromptError(
-                f"{named('prompt.chat_template', 'always')}, but the tokenizer has no chat template; use auto or never")
+                "the tokenizer has no chat template", where=named("prompt.chat_template"), seen="always",
+                remedy=f"{named('prompt.chat_template', 'auto')} or {named('prompt.chat_template', 'never')}")
         self.template = template
         self.tokenizer = tokenizer
         is_plain = not has_chat_template or chat_template == "never"
@@ -131,8 +132,9 @@ class PromptRenderer:
         conversation."""
         if before and not self.uses_chat_template:
             raise PromptError(
-                f"question {question.id}: {len(before)} messages precede it, which only a chat template can render; use"
-                f" {named('prompt.chat_template', 'auto')} with a tokenizer that has one, or single questions")
+                f"{len(before)} messages precede it, which only a chat template can render",
+                where=f"question {question.id}",
+                remedy=f"{named('prompt.chat_template', 'auto')} with a tokenizer that has one, or single questions")
         text = self._plain_text(question) if self.chat is None else self._chat_text(self.chat, question, before)
         token_ids = self.encode(text)
         if not token_ids:
@@ -221,6 +223,7 @@ def render_prompts(
     if rendered and not prompts:
         shortest = min(len(prompt.token_ids) for prompt in rendered)
         raise PromptError(
-            f"all {len(rendered)} prompts are longer than data.max_prompt_tokens={max_prompt_tokens} (the shortest "
-            f"has {shortest} tokens); raise it, or use a shorter template than {renderer.template.name}")
+            f"all {len(rendered)} prompts are longer than {named('data.max_prompt_tokens', max_prompt_tokens)} (the "
+            f"shortest has {shortest} tokens)",
+            remedy=f"a higher {named('data.max_prompt_tokens')}, or a shorter template than {renderer.template.name}")
     return prompts, len(rendered) - len(prompts)

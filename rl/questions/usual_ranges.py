@@ -19,14 +19,18 @@ TOO_LONG_SHARE = 0.1  # of gold answers that alone are longer than a completion 
 _ASKS_FOR_REASONING = re.compile(r"step by step|\\boxed|<think>(?!\s*</think>)", re.IGNORECASE)
 
 
-def warn_of_unusual(config: RunConfig, prompts: Sequence[Prompt], tokenizer: PromptTokenizer) -> None:
-    """Of a training run; prompts: of its questions."""
+def warn_of_unusual(
+    config: RunConfig, prompts: Sequence[Prompt], tokenizer: PromptTokenizer, context: int | None
+) -> None:
+    """Of a training run; prompts: of its questions. context: tokens of the model's longest sequence, None where it does
+    not say."""
     warn_of_learning_rate(config.optim, config.lora)
     size = config.sampling.group_size
     if config.rewards and size < LOWEST_GROUP_SIZE:
         _warn(f"sampling.group_size={size}: a completion is compared with {size - 1} other(s) of its question, and "
               "rewards that need no answer give two completions the same", "8 to 16 completions")
-    _warn_of_length(config.sampling.max_completion_tokens, prompts, tokenizer)
+    room = None if context is None else context - max(len(prompt.token_ids) for prompt in prompts)
+    _warn_of_length(config.sampling.max_completion_tokens, prompts, tokenizer, room)
 
 
 def warn_of_learning_rate(optim: AdamSection, lora: LoraSection) -> None:
@@ -35,8 +39,10 @@ def warn_of_learning_rate(optim: AdamSection, lora: LoraSection) -> None:
               "adapter, which hardly moves at it", "optim.lr=1e-5 to 5e-4 with an adapter")
 
 
-def _warn_of_length(limit: int, prompts: Sequence[Prompt], tokenizer: PromptTokenizer) -> None:
-    if limit < LOWEST_REASONING_TOKENS and _ASKS_FOR_REASONING.search(prompts[0].text):
+def _warn_of_length(limit: int, prompts: Sequence[Prompt], tokenizer: PromptTokenizer, room: int | None) -> None:
+    """room: tokens behind the longest prompt. A tiny model's own context is below the usual length."""
+    has_room = room is None or room >= LOWEST_REASONING_TOKENS
+    if has_room and limit < LOWEST_REASONING_TOKENS and _ASKS_FOR_REASONING.search(prompts[0].text):
         _warn(f"sampling.max_completion_tokens={limit}: the prompt asks for reasoning, and completions are cut before "
               "they answer", "1024 to 8192 tokens for questions of mathematics")
         return

@@ -4,7 +4,7 @@ tokenizer, no weights."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -30,6 +30,7 @@ from rl.questions.prompting import PromptRenderer
 from rl.records import Json, Prompt, Rollout
 from rl.rejection.config import RejectConfig, RejectSamplingSection
 from rl.rejection.mix import MixFile, read_mix
+from rl.rejection.samples import TURN_ENDS
 from rl.scoring.rewarding import build_rewards
 from rl.supervised.solutions import completion_tokens
 
@@ -37,7 +38,8 @@ from rl.supervised.solutions import completion_tokens
 @dataclass(frozen=True, slots=True)
 class RejectInputs:
     """prompts: in the file's order. chunks: their positions, as they are sampled together. dropped: how many rows of
-    the questions were left out, by reason. identity: what the samples belong to, by the configuration's key."""
+    the questions were left out, by reason. turn_ends: ids at which a completion ends for the chat template's sake
+    alone. identity: what the samples belong to, by the configuration's key."""
 
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
@@ -48,6 +50,7 @@ class RejectInputs:
     mix: tuple[MixFile, ...]
     parameters: SamplingParameters
     eos_token_ids: tuple[int, ...]
+    turn_ends: tuple[int, ...]
     dropped: Mapping[str, int]
     identity: Mapping[str, Json]
 
@@ -63,6 +66,14 @@ class RejectInputs:
         if rollout.token_ids[-1] in self.eos_token_ids:
             return trained == rollout.token_ids[:-1]
         return trained == rollout.token_ids[:len(trained)]
+
+    def without_turn_ends(self) -> RejectInputs:
+        """The same for samples of an earlier version, whose completions went on behind a turn of the chat template."""
+        added = self.turn_ends
+        parameters = replace(self.parameters, stop_token_ids=_without(self.parameters.stop_token_ids, added))
+        identity = {key: value for key, value in self.identity.items() if key != TURN_ENDS}
+        return replace(self, parameters=parameters, eos_token_ids=_without(self.eos_token_ids, added),
+                       turn_ends=(), identity=identity)
 
 
 def read_reject_inputs(config: RejectConfig) -> RejectInputs:
@@ -82,12 +93,18 @@ def read_reject_inputs(config: RejectConfig) -> RejectInputs:
     check_stop_tokens(sampling.stop_token_ids, len(tokenizer))
     path = str(resolve_path(config.model.path))
     model_ends = end_of_sequence_ids(load_generation_config(path, config.model.revision), tokenizer, path)
+    turn_ends = _without(loaded.renderer.turn_end_ids, (*model_ends, *sampling.stop_token_ids))
+    identity = _identity(config, model_config, loaded.prompts, rewards) | {TURN_ENDS: list(turn_ends)}
     return RejectInputs(
         tokenizer=tokenizer, model_config=model_config, renderer=loaded.renderer, rewards=rewards,
         prompts=loaded.prompts, chunks=_chunks(config, len(loaded.prompts)), mix=tuple(mix),
         parameters=_parameters(sampling, loaded.renderer, rewards),
-        eos_token_ids=(*model_ends, *loaded.renderer.turn_end_ids),
-        dropped=loaded.dropped, identity=_identity(config, model_config, loaded.prompts, rewards))
+        eos_token_ids=(*model_ends, *loaded.renderer.turn_end_ids), turn_ends=turn_ends,
+        dropped=loaded.dropped, identity=identity)
+
+
+def _without(ids: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+    return tuple(one for one in ids if one not in others)
 
 
 def _check_rewards(rewards: RewardSum, backend: str) -> None:

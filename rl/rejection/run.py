@@ -12,6 +12,7 @@ import contextlib
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from rl.rejection.inputs import RejectInputs, read_reject_inputs
 from rl.rejection.keep import choose
 from rl.rejection.mix import draw
 from rl.rejection.report import MixedIn, Report, Tally, to_json, to_markdown
-from rl.rejection.samples import SampledQuestion, SampleStore, sampled_question
+from rl.rejection.samples import TURN_ENDS, SampledQuestion, SampleStore, sampled_question
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import Progress, format_counts, format_duration, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -54,6 +55,8 @@ def run(config: RejectConfig, resume: Path | None) -> int:
     config = with_day(config, resume=resume is not None)
     inputs = read_reject_inputs(config)
     store = SampleStore(RunFolder(config.run_dir).samples, _prompts_of_chunks(inputs), config.sampling.samples)
+    if resume is not None:
+        inputs = _with_ends_of(store, inputs)
     with contextlib.ExitStack() as stack:
         # Before the folder: a model that cannot be had must not move an earlier run aside.
         generator = stack.enter_context(_open_generator(config, inputs)) if resume is None or store.missing else None
@@ -78,6 +81,19 @@ def _check_same_run(folder: RunFolder, config: RejectConfig) -> None:
         raise ConfigError(
             *changed,
             Problem(remedy="--resume with the run's own configuration (keep and mix may differ), or a new run_dir"))
+
+
+def _with_ends_of(store: SampleStore, inputs: RejectInputs) -> RejectInputs:
+    """The inputs with completions that end where those of the run's samples do."""
+    there = store.identity()
+    if there is None or TURN_ENDS in there:
+        return inputs
+    if inputs.turn_ends and store.missing:
+        tokens = inputs.tokenizer.convert_ids_to_tokens(list(inputs.turn_ends))
+        warnings.warn(
+            f"the run was begun by a version that let completions go on behind {' and '.join(map(str, tokens))}, which "
+            "ends a turn of the chat template, and so it goes on. Remedy: a new run_dir", stacklevel=2)
+    return inputs.without_turn_ends()
 
 
 def _prompts_of_chunks(inputs: RejectInputs) -> list[list[Prompt]]:

@@ -20,6 +20,7 @@ from rl.records import Json, Prompt, Rollout, ScoredGroup
 from rl.runs.folder import RunFolderError, write_atomically
 
 IDENTITY = "identity.json"
+TURN_ENDS = "sampling.stop_token_ids"  # of the identity: the chat template's, which earlier versions did not stop at
 SAMPLE_AGAIN = "delete it and go on with --resume, which samples it again"
 MEANING = {
     "model.path": "the weights differ from those that the run has sampled with",
@@ -27,6 +28,7 @@ MEANING = {
     "model.dtype": "the run has sampled with another dtype, or on another device",
     "data.path": "the questions, their answers or their prompts differ from those that the run has sampled for",
     "rewards": "the source of the reward functions differs from that which the run has scored with",
+    TURN_ENDS: "the ids that end a turn of the chat template differ from those that the run's completions ended at",
 }
 
 
@@ -92,22 +94,29 @@ class SampleStore:
         """Numbers of the chunks that are not there yet."""
         return [number for number in range(len(self._chunks)) if not self._file(number).is_file()]
 
-    def begin(self, identity: Mapping[str, Json]) -> None:
-        """Open the folder for samples of this model, these questions and these rewards. Raises ConfigError, with each
-        key that differs, where it holds samples of others."""
-        self._folder.mkdir(exist_ok=True)
-        for unfinished in self._folder.glob(".*.tmp"):  # of a run that was killed in the middle of writing
-            unfinished.unlink()
+    def identity(self) -> dict[str, Json] | None:
+        """What the samples that are there belong to; None where there are none yet. Raises RunFolderError."""
         file = self._folder / IDENTITY
         if not file.is_file():
-            write_atomically(file, json.dumps(identity, indent=2) + "\n")
-            return
+            return None
         try:
             there: dict[str, Json] = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunFolderError(
                 f"{file} is not readable ({error}): what the samples were made with is not known",
                 remedy="a new run_dir") from None
+        return there
+
+    def begin(self, identity: Mapping[str, Json]) -> None:
+        """Open the folder for samples of this model, these questions and these rewards. Raises ConfigError, with each
+        key that differs, where it holds samples of others."""
+        self._folder.mkdir(exist_ok=True)
+        for unfinished in self._folder.glob(".*.tmp"):  # of a run that was killed in the middle of writing
+            unfinished.unlink()
+        there = self.identity()
+        if there is None:
+            write_atomically(self._folder / IDENTITY, json.dumps(identity, indent=2) + "\n")
+            return
         if changed := [
             Problem(f"{MEANING[key]} (there {there.get(key)}, here {identity[key]})", named(key))
             for key in identity

@@ -227,8 +227,3 @@ def read_json_lines(path: Path) -> list[Record]:
                 f"{path}:{number} is {type(record).__name__}, not a JSON object; remove the line or restore the file")
         records.append(cast(Record, record))
     return records
-
-
-def without_times(record: Mapping[str, Json]) -> Record:
-    """The part of a line that the configuration decides: all but the keys that end in `_s`."""
-    return {key: value for key, value in record.items() if not key.endswith("_s")}

@@ -7,6 +7,7 @@ configurations.
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 import warnings
@@ -65,14 +66,15 @@ class Prepared:
 
 
 def prepare_stage(
-    stage: Stage, results: Mapping[int, Result], check_evaluation: CheckEvaluation, *, read_files: bool = True
+    stage: Stage, results: Mapping[int, Result], check_evaluation: CheckEvaluation, *, read_files: bool = True,
+    day: datetime.date | None = None,
 ) -> Prepared:
-    """read_files: False where earlier results are not there yet. Raises ConfigError that begins with the stage's
-    name."""
+    """read_files: False where earlier results are not there yet. day: the pipeline's, of stages that name none; it
+    decides nothing of what runs again. Raises ConfigError that begins with the stage's name."""
     try:
         settings = fill(stage, results)
         if stage.kind == "eval":
-            return _prepare_evaluation(stage, settings, results, check_evaluation, read_files)
+            return _prepare_evaluation(stage, settings, results, check_evaluation, read_files, day)
         if stage.policy is not None and stage.config is not None:
             of = results[stage.policy]
             _check_tokenizer(stage.config, of.tokenizer or of.model)
@@ -87,7 +89,12 @@ def prepare_stage(
         ) from None
     decides = _deciding(stage.kind, flatten(config.model_dump(mode="json")))
     words = ("-m", MODULES[stage.kind], "--config", str(config_file(stage)))
-    return _prepared(stage, words, config, decides, results, read_files)
+    return _prepared(stage, words, _on_day(config, day), decides, results, read_files)
+
+
+def _on_day(config: Section, day: datetime.date | None) -> Section:
+    assert isinstance(config, WarmupConfig | RunConfig | RejectConfig)
+    return config.model_copy(update={"prompt": config.prompt.on(day)})
 
 
 def _prepared(
@@ -217,6 +224,7 @@ def _prepare_evaluation(
     results: Mapping[int, Result],
     check_evaluation: CheckEvaluation,
     read_files: bool,
+    day: datetime.date | None,
 ) -> Prepared:
     options = (flatten(read_mapping(resolve_path(stage.config))) if stage.config is not None else {}) | settings
     if stage.policy is not None:
@@ -235,9 +243,19 @@ def _prepare_evaluation(
             text = json.dumps(value) if is_json else listed
             words += [option, text] if option in _SHORT_OPTIONS.values() else [f"{option}={text}"]
     words.append(f"--out={stage.folder}")
+    if day is not None and "date" not in options and not _has_run(options):
+        words.append(f"--date={day}")
     check_evaluation(words)
     decides = _deciding("eval", {name: value for name, value in options.items() if value is not None})
     return _prepared(stage, ("-m", MODULES["eval"], *words), None, decides, results, read_files)
+
+
+def _has_run(options: Mapping[str, Json]) -> bool:
+    """Whether what is evaluated knows its prompt, and the day, by the run that trained it."""
+    from rl.questions.run_prompt import prompt_of_weights  # loads torch
+
+    weights = resolve_path(str(options.get("adapter") or options.get("model")))
+    return weights.exists() and prompt_of_weights(weights) is not None
 
 
 def _with_chat_arguments(options: Mapping[str, Json]) -> dict[str, Json]:

@@ -1,5 +1,5 @@
-"""pipeline.json: which stages of a pipeline are done, by which settings, files and results; and whether one has to run
-again.
+"""pipeline.json: which stages of a pipeline are done, by which settings, files and results; whether one has to run
+again; and the day of all their prompts.
 
 Each start of a stage has a name of its own. It counts as an input of the stages that take its result: what follows a
 stage that ran again runs again too.
@@ -7,6 +7,7 @@ stage that ran again runs again too.
 
 from __future__ import annotations
 
+import datetime
 import json
 import secrets
 from collections.abc import Mapping
@@ -47,16 +48,21 @@ class Decision:
 
 
 class PipelineRecords:
-    """Written as a whole at each change. To be used by one process, which holds the folder's lock."""
+    """Written as a whole at each change. To be used by one process, which holds the folder's lock.
+
+    day: on which the pipeline began; None for one of a version whose stages took each its own."""
 
     def __init__(self, folder: Path) -> None:
         """Raises RunFolderError where the file is not what this class wrote."""
         self._path = folder / FILE
         self._stages: dict[str, StageRecord] = {}
+        self.day: datetime.date | None = datetime.date.today()
         if self._path.is_file():
             try:
-                stages = json.loads(self._path.read_text(encoding="utf-8"))["stages"]
-                self._stages = {name: StageRecord(**record) for name, record in stages.items()}
+                there = json.loads(self._path.read_text(encoding="utf-8"))
+                self._stages = {name: StageRecord(**record) for name, record in there["stages"].items()}
+                day = there.get("date")
+                self.day = None if day is None else datetime.date.fromisoformat(day)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RunFolderError(
                     f"{self._path} is not a pipeline's record ({error}); it was edited or comes from another version",
@@ -98,7 +104,8 @@ class PipelineRecords:
 
     def write(self) -> None:
         stages = {name: asdict(record) for name, record in self._stages.items()}
-        write_atomically(self._path, json.dumps({"stages": stages}, indent=1) + "\n")
+        day = None if self.day is None else self.day.isoformat()
+        write_atomically(self._path, json.dumps({"date": day, "stages": stages}, indent=1) + "\n")
 
 
 def _changes(record: StageRecord, prepared: Prepared, inputs: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import datetime
 import json
 import signal
 import subprocess
@@ -85,9 +86,10 @@ def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> i
         stop = StopSignals()
         stack.callback(stop.close)
         records = _open_folder(config, stack) if ranks.is_main else None
+        day = _day(records, ranks)
         results: dict[int, Result] = {}
         for stage in plan:
-            ready = prepare_stage(stage, results, check_evaluation)
+            ready = prepare_stage(stage, results, check_evaluation, day=day)
             if not _run_stage(ready, plan, records, ranks, stop):
                 if ranks.is_main:
                     _say(f"pipeline: stopped in {stage.key}, which is saved; the same command goes on from there")
@@ -96,6 +98,12 @@ def run_pipeline(config: PipelineConfig, check_evaluation: CheckEvaluation) -> i
         if records is not None:
             _say("\n" + write_pipeline_summary(config.run_dir, plan, records))
     return 0
+
+
+def _day(records: PipelineRecords | None, ranks: Ranks) -> datetime.date | None:
+    """The pipeline's, alike in all processes. records: the main one's."""
+    told = ranks.from_main(lambda: None if records is None or records.day is None else records.day.isoformat())
+    return None if told is None else datetime.date.fromisoformat(told)
 
 
 def _run_stage(

@@ -37,9 +37,10 @@ from rl.policy.ends import describe_ends
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.merging import Source, write_plain
-from rl.policy.policy import Policy, PolicyError, explain_loading, load_policy
-from rl.questions.run_prompt import with_day
-from rl.ranks import check_distribution, meet
+from rl.policy.policy import Policy, PolicyError, default_device, explain_loading, load_policy, plan_policy
+from rl.questions.inputs import load_model_config
+from rl.questions.run_prompt import check_same_day, prompt_of_run, with_day
+from rl.ranks import check_distribution, meet, telling_others
 from rl.runs.folder import RunFolder, RunFolderError, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -82,8 +83,8 @@ def run_warmup(config: WarmupConfig, *, resume: bool = False) -> int:
     without result."""
     transformers_logging.disable_progress_bar()
     config = with_day(config, resume=resume)
-    start = prepare_warmup(config)
     with contextlib.ExitStack() as stack:
+        start = prepare_warmup(config, stack)
         folder = RunFolder(config.run_dir)
         if start.is_main:
             folder = stack.enter_context(prepare(config.run_dir, resume=resume))
@@ -116,12 +117,15 @@ def run_warmup(config: WarmupConfig, *, resume: bool = False) -> int:
     return 0
 
 
-def prepare_warmup(config: WarmupConfig) -> WarmupStart:
-    """Read, check and load all that the warm-up needs; no folder is made or moved. Raises what `run_warmup` raises."""
+def prepare_warmup(config: WarmupConfig, stack: contextlib.ExitStack) -> WarmupStart:
+    """Read, check and load all that the warm-up needs; no folder is made or moved. stack: an error that leaves it is
+    told to the other ranks from now on. Raises what `run_warmup` raises."""
     inputs = read_warmup_inputs(config)
     check_warmup_teacher(config, inputs)
     arguments = trainer_arguments(config, RunFolder(config.run_dir).checkpoints)
     check_distribution(arguments.distributed_state.distributed_type)
+    check_same_day(config.prompt, arguments.world_size)
+    stack.enter_context(telling_others(arguments.process_index, arguments.world_size))
     policy = load_warmup_policy(config, inputs, arguments.device)
     section = None if config.distillation is None else config.distillation.teacher
     teacher = None if section is None else load_teacher(section, TEACHER, inputs.tokenizer, arguments.device)
@@ -163,12 +167,16 @@ def load_warmup_policy(config: WarmupConfig, inputs: WarmupInputs, device: torch
     with explain_loading(config.model.path):
         policy = load_policy(
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=device, keep_reference=False)
+    _refuse_adapted_head(policy)
+    return policy
+
+
+def _refuse_adapted_head(policy: Policy) -> None:
     if isinstance(policy.causal_lm.get_output_embeddings(), LoraLayer):
         raise PolicyError(
             "TRL's trainer reads the output layer's weight without its adapter, which would never train",
             where=named("lora.targets"),
             remedy=f"leave the output layer out of {named('lora.targets')} (all-linear does)")
-    return policy
 
 
 def check_warmup_teacher(config: WarmupConfig, inputs: WarmupInputs) -> None:
@@ -197,11 +205,13 @@ def write_result(policy: Policy, config: WarmupConfig, folder: Path) -> list[Pat
     written = []
     try:
         temporary.mkdir()
-        save_weights(temporary, policy)
+        prompt = prompt_of_run(config.run_dir, config)
+        save_weights(temporary, policy, prompt)
         if policy.is_adapter:
             write_fingerprint(temporary / "adapter", policy.causal_lm)
             if config.merge:
-                write_plain(Source(config.model, temporary / "adapter", config.model), temporary / "model")
+                source = Source(config.model, temporary / "adapter", config.model)
+                write_plain(source, temporary / "model", prompt=prompt)
         for name in ("model", "adapter"):
             if (temporary / name).is_dir():
                 shutil.rmtree(folder / name, ignore_errors=True)  # of a resumed warm-up that was killed right here
@@ -284,9 +294,11 @@ def _result_lines(
 
 
 def describe(config: WarmupConfig) -> str:
-    """`--dry-run`: reads and checks everything but the model, and shows the first row. Trains nothing."""
+    """`--dry-run`: reads and checks everything but the weights, and shows the first row. Trains nothing."""
     inputs = read_warmup_inputs(config)
     check_warmup_teacher(config, inputs)
+    _refuse_adapted_head(plan_policy(
+        config.model, config.lora, load_model_config(config.model), inputs.tokenizer, default_device()))
     row = inputs.rows[0]
     steps = count_steps(config, len(inputs.rows))
     lengths = [row.num_tokens for row in inputs.rows]

@@ -8,7 +8,7 @@ training run's, so that what is learnt here is what is sampled there. Imports no
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rewards.errors import named
@@ -80,7 +80,8 @@ def render_solutions(
         try:
             prompt = renderer.render(solution.question, solution.before)
         except PromptError as error:
-            raise PromptError(f"{solution.where}: {error}") from None
+            raise PromptError(*(replace(problem, where=": ".join(filter(None, (solution.where, problem.where))))
+                                for problem in error.problems)) from None
         completion = completion_tokens(renderer, prompt, solution.text)
         if not completion or completion[-1] not in eos_token_ids:
             completion = (*completion, end_id)
@@ -90,13 +91,13 @@ def render_solutions(
             rows.append(row)
         elif too_long == "error":
             raise DataError(
-                f"{row.where}: {len(prompt.token_ids)} tokens of prompt and {len(completion)} of solution make "
-                f"{row.num_tokens}, above {max_tokens} (data.max_tokens, or the model's context). Remedy: shorten it, "
-                "or data.too_long=drop to leave such rows out")
+                f"{len(prompt.token_ids)} tokens of prompt and {len(completion)} of solution make {row.num_tokens}, "
+                f"above {max_tokens} ({named('data.max_tokens')}, or the model's context)", where=row.where,
+                remedy=f"shorten it, or {named('data.too_long', 'drop')} to leave such rows out")
     if not rows:
         raise DataError(
-            f"all {len(solutions)} rows are longer than {max_tokens} tokens (data.max_tokens, or the model's context; "
-            f"the shortest has {shortest}); expected at least one that fits")
+            f"all {len(solutions)} rows are longer than {max_tokens} tokens ({named('data.max_tokens')}, or the "
+            f"model's context; the shortest has {shortest})", expected="at least one that fits")
     return tuple(rows), len(solutions) - len(rows)
 
 

@@ -108,9 +108,9 @@ BEFORE_THE_RUN = {
         ["selection: the thresholds cross: low 0.9 must be below high 0.2"]),
     "longer than the context": (
         ["sampling.max_completion_tokens=300"], ["above the model's context of 256", "max_completion_tokens=242"]),
-    "all prompts too long": (["data.max_prompt_tokens=2"], ["longer than data.max_prompt_tokens=2", "raise it"]),
+    "all prompts too long": (["data.max_prompt_tokens=2"], ["longer than data.max_prompt_tokens=2", "Remedy: a "]),
     "unknown template": (["prompt=questionline"], ["no template 'questionline'; did you mean question_line?"]),
-    "no chat template": (["prompt.chat_template=always"], ["the tokenizer has no chat template; use auto or never"]),
+    "no chat template": (["prompt.chat_template=always"], ["the tokenizer has no chat template; saw always"]),
     "missing model": (["model=/nothing/there"], ["model.path: there is no folder /nothing/there"]),
     "model not made yet": (["model=models/not-made-yet"], ["model.path: there is no folder", "models/not-made-yet"]),
     "model without config": (["model={d}"], ["holds no config.json; expected a Hugging Face checkpoint"]),
@@ -173,6 +173,27 @@ def test_bad_input_is_refused_before_anything_is_touched(
     for part in parts:
         assert part.replace("{d}", str(files)) in message
     assert contents(finished_run.parent) == before
+
+
+SERVERS = "generator={backend: vllm_server, urls: ['http://localhost:1'], sync: adapter}"
+
+
+@pytest.mark.parametrize(("words", "part"), [
+    (["lora.targets=[nothing]"], "lora.targets: ['nothing'] cannot be adapted"),
+    (["lora.targets=[lm_head]"], "lora.targets: this model's output layer and input embedding are one weight"),
+    (["model.adapter=nowhere"], "nowhere holds no adapter_config.json"),
+    ([SERVERS, "lora.rank=1024"], "lora.rank: 1024, but vLLM serves adapters of rank 512 at most"),
+    ([SERVERS, "lora.enabled=false"], "generator.sync: adapter, but lora.enabled=false"),
+])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's
+def test_the_dry_run_refuses_an_adapter_that_the_start_would_refuse(
+    words: list[str], part: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By names and shapes; no weights are loaded."""
+    for more in ([], ["--dry-run"]):
+        assert train(tmp_path / "run", *words, *more) == 2
+        assert part in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("function", "part"), [

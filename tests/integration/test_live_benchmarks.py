@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import pytest
 
 from eval import compare
 from eval import run as evaluation
-from eval.live_benchmarks import build_live_tasks
+from eval.live_benchmarks import LiveTasks, build_live_tasks
 from eval.store import read_completions
-from rl.checkpoint import list_checkpoints
+from rl.checkpoint import list_checkpoints, read_state
 from rl.configuration.loading import load
 from rl.errors import ConfigError
 from rl.evaluation.benchmarks import BenchmarkHistory, BenchmarkValues, build_benchmarks
@@ -21,6 +23,7 @@ from rl.paths import project_root
 from rl.questions.inputs import read_inputs
 from rl.runs.intervals import Interval
 from rl.train import main
+from tests.reference.fork import after
 from tests.reference.whole_run import in_process, metrics_of, summary_of, train
 
 BENCHMARKS = "evaluation.benchmarks=[{name: tiny_arith, every: 2, samples: 4, limit: 12, max_tokens: 32}]"
@@ -83,6 +86,24 @@ def test_the_best_checkpoint_is_that_of_the_named_number(run: Path) -> None:
     assert best["metric"] == "tiny_arith/maj@4" and best["value"] == max(values.values())
     assert best["step"] == min(step for step, value in values.items() if value == max(values.values()))
     assert (run / "checkpoints" / "best").resolve().name == f"step-{best['step']:06d}"
+
+
+def test_a_benchmark_that_a_signal_finds_is_saved_as_it_was_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A further SIGTERM counts as late; `after` is still in the evaluation."""
+    folder, before = tmp_path / "run", tmp_path / "before"
+
+    def become_late() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        shutil.copytree(folder / "checkpoints" / "step-000000", before)
+
+    words = ("steps=1", "evaluation.path=null", BENCHMARKS)
+    with after(LiveTasks, "evaluate", become_late):
+        assert train(folder, *words) == 0
+    assert "in the middle of an evaluation: the run is saved up to step-000000" in capsys.readouterr().out
+    assert read_state(before).evaluations.benchmarks == BenchmarkHistory() and sorted(benchmark_lines(folder)) == [0]
 
 
 @pytest.mark.parametrize("kept", ["step-000000", "step-000002"])

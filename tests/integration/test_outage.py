@@ -24,17 +24,20 @@ import torch
 from rl.checkpoint import list_checkpoints, read_state, verify
 from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.policy.policy import Policy
-from rl.records import Group
+from rl.records import Group, PromptCompletion
 from rl.runs import stop_signals
 from rl.runs.folder import RunFolder
+from rl.train import main
+from rl.update import Updater
 from tests.integration.test_resume import assert_same_end
-from tests.reference.fork import forked_ranks
+from tests.reference.fork import after, after_line, forked_ranks, signal_itself
 from tests.reference.sampling_ahead import AHEAD, SERVERS, EmbeddedGenerator, run
-from tests.reference.whole_run import SMALL, summary_of, trained_steps
+from tests.reference.whole_run import SMALL, metrics_of, one_thread, summary_of, train, trained_steps
 
 FOUR_STEPS = (
     "steps=4", "checkpoint.every=3", "evaluation.every=2", "seed=5", "selection.mode=refill", "selection.low=0.3",
     "lora.dropout=0.1", "optim.epochs=2")
+EVALUATION = 16  # requests of an evaluation, and of no step
 CALLS_S = 0.05  # between two messages
 
 
@@ -97,7 +100,7 @@ def waited_for(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str
 def position(calls: list[str], what: str) -> int:
     """Which call of the run that is, from 1."""
     rounds = [i for i, call in enumerate(calls, start=1) if call.startswith("generate")]
-    evaluated = [i for i in rounds if calls[i - 1] == "generate 16"]
+    evaluated = [i for i in rounds if calls[i - 1] == f"generate {EVALUATION}"]
     versions = [i for i, call in enumerate(calls, start=1) if call.startswith("take over")]
     refills = [
         later
@@ -178,16 +181,18 @@ def test_a_signal_ends_a_run_that_waits(tmp_path: Path, waited_for: tuple[Path, 
 
 
 class SlowGenerator(WideGenerator):
-    """Tells of nothing: in the second step it sends the process a SIGTERM, and takes as long as `waits` does."""
+    """Tells of nothing: in the second step, or the evaluation after the second, it sends the process a SIGTERM, and
+    takes as long as `waits` does."""
 
-    def __init__(self, policy: Policy, waits: Callable[[], None]) -> None:
+    def __init__(self, policy: Policy, waits: Callable[[], None], *, at_evaluation: bool = False) -> None:
         super().__init__(policy)
-        self._waits, self._has_waited = waits, False
+        self._waits, self._at_evaluation, self._has_waited = waits, at_evaluation, False
 
     def generate(
         self, requests: Sequence[Request], parameters: SamplingParameters, finished: Finished | None = None
     ) -> list[Group]:
-        if self.policy_version and not self._has_waited:
+        is_wanted = not self._at_evaluation or len(requests) == EVALUATION
+        if self.policy_version and is_wanted and not self._has_waited:
             self._has_waited = True
             os.kill(os.getpid(), signal.SIGTERM)
             self._waits()
@@ -201,22 +206,92 @@ def wait_for_checkpoint(folder: Path, step: int) -> None:
         time.sleep(CALLS_S)
 
 
-def test_a_step_that_a_signal_finds_at_a_long_wait_is_saved_before_it_ends(
-    tmp_path: Path, waited_for: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("what", "step"), [("a step", 1), ("an evaluation", 2)])
+def test_what_a_signal_finds_at_a_long_wait_is_saved_before_it_ends(
+    tmp_path: Path, waited_for: tuple[Path, list[str]], what: str, step: int, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A sampler or a judge that is slow and says nothing. The run may come to the step's end all the same."""
+    """A sampler or a judge that is slow and says nothing. The run may come to its end all the same."""
     monkeypatch.setattr(stop_signals, "PATIENCE_S", 0.1)
     folder, copy = tmp_path / "run", tmp_path / "copy"
 
     def wait() -> None:
-        wait_for_checkpoint(folder, 1)
+        wait_for_checkpoint(folder, step)
         shutil.copytree(folder, copy, symlinks=True)
 
-    assert run(words(folder, *SERVERS), lambda policy: SlowGenerator(policy, wait)) == 0
+    def make(policy: Policy) -> SlowGenerator:
+        return SlowGenerator(policy, wait, at_evaluation=what == "an evaluation")
+
+    assert run(words(folder, *SERVERS), make) == 0
     assert summary_of(folder)["stop_reason"] == "SIGTERM" and trained_steps(folder) == [1, 2]
+    assert f"in the middle of {what}: the run is saved up to step-00000{step}" in capsys.readouterr().out
     RunFolder(copy).lock_file.unlink(missing_ok=True)
     assert resume(copy, *SERVERS) == 0
     assert_same_end(copy, waited_for[0])
+
+
+def test_a_signal_that_becomes_late_in_an_update_has_what_follows_saved_at_its_begin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here the last evaluation. A further SIGTERM counts as late."""
+    def become_late() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with after(Updater, "update", become_late):
+        assert train(tmp_path / "run", "steps=1", "checkpoint.every=100") == 0
+    assert "in the middle of an evaluation: the run is saved up to step-000001" in capsys.readouterr().out
+    assert summary_of(tmp_path / "run")["stop_reason"] == "completed"
+
+
+def test_a_run_that_is_asked_to_end_leaves_the_evaluation_that_is_due_to_its_resumption(
+    tmp_path: Path, waited_for: tuple[Path, list[str]]
+) -> None:
+    with after_line({"kind": "train", "step": 2}, signal_itself(signal.SIGTERM)):
+        assert run(words(tmp_path / "run", *SERVERS), WideGenerator) == 0
+    evaluated = [record["step"] for record in metrics_of(tmp_path / "run") if record["kind"] == "eval"]
+    assert trained_steps(tmp_path / "run") == [1, 2] and evaluated == [0]
+    assert resume(tmp_path / "run", *SERVERS) == 0
+    assert_same_end(tmp_path / "run", waited_for[0])
+
+
+class UnheardTeacher:
+    """The base model itself, which at its second question does not answer until `waits` returns."""
+
+    description = "unheard"
+
+    def __init__(self, waits: Callable[[], object]) -> None:
+        self.on_outage: Callable[[str], None] | None = None
+        self.on_message: Callable[[str], None] | None = None
+        self._waits, self._num_asked = waits, 0
+
+    def logprobs(self, pairs: Sequence[PromptCompletion]) -> list[tuple[float, ...]]:
+        self._num_asked += 1
+        if self._num_asked == 2:
+            assert self.on_outage is not None
+            self.on_outage("no teacher answers")
+            self._waits()
+        return [(-1.0,) * len(completion) for _, completion in pairs]
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+def test_what_is_saved_while_a_teacher_does_not_answer_has_the_steps_proof_before_it(tmp_path: Path) -> None:
+    """The second step proves the first update; resumed, it does so again, and its line in metrics.jsonl says so."""
+    folder, copy = tmp_path / "run", tmp_path / "copy"
+    settings = (*SMALL, "steps=2", "evaluation.path=null", "teacher=models/tiny-arith", f"run_dir={folder}")
+
+    def distil(waits: Callable[[], object], *more: str) -> int:
+        with one_thread(), patch("rl.run.open_teacher", lambda *arguments: UnheardTeacher(waits)):
+            return main([*settings, *more])
+
+    assert distil(lambda: shutil.copytree(folder, copy, symlinks=True)) == 0
+    assert any(name.startswith("proof/") for name in metrics_of(folder)[-1])
+    RunFolder(copy).lock_file.unlink()
+    assert trained_steps(copy) == [1]
+    assert distil(lambda: None, f"run_dir={copy}", "--resume", str(copy)) == 0
+    assert metrics_of(copy) == metrics_of(folder)
 
 
 @pytest.mark.parametrize("patience_s", [0.1, 60.0], ids=["while the other hangs", "once the other has ended"])

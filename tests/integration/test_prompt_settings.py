@@ -20,6 +20,8 @@ from transformers.utils import chat_template_utils
 from eval import answer
 from eval import run as evaluation
 from rl import train as training
+from rl.errors import ConfigError
+from rl.export import export
 from rl.paths import project_root
 from rl.questions import chat, run_prompt
 from rl.runs.tracking import read_json_lines
@@ -126,6 +128,31 @@ def test_warm_ups_and_rejection_sampling_keep_their_day(
         assert f"date: '{TODAY}'" in (tmp_path / name / "config.resolved.yaml").read_text()
 
 
+def test_rejection_sampling_that_went_on_behind_a_turn_still_does_when_resumed(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun by a version that did not stop there; the chunk that is missing is sampled as the other was."""
+    words = (f"model={model}", "data.limit=8", "sampling.questions_per_chunk=4", "keep.reward_at_least=0")
+    folder, samples = tmp_path / "reject", tmp_path / "reject" / "samples"
+    assert reject(folder, *words) == 0
+    missing, identity = samples / "chunk-00001.jsonl", json.loads((samples / "identity.json").read_text())
+    (end,) = identity.pop("sampling.stop_token_ids")
+
+    def tokens_beyond_text() -> set[int]:
+        found = [found for line in missing.read_text().splitlines() for found in json.loads(line)["completions"]]
+        return {one["num_tokens"] - len(one["text"]) for one in found if not one["truncated"]}
+
+    assert tokens_beyond_text() == {1}
+    missing.unlink()
+    (samples / "identity.json").write_text(json.dumps(identity))
+    assert reject(folder, *words, "--resume", str(folder)) == 0
+    assert f"let completions go on behind {END}, which ends a turn" in capsys.readouterr().err
+    assert min(tokens_beyond_text()) > 1
+    (samples / "identity.json").write_text(json.dumps(identity | {"sampling.stop_token_ids": [end + 1]}))
+    assert reject(folder, *words, "--resume", str(folder)) == 2
+    assert "sampling.stop_token_ids: the ids that end a turn of the chat template differ" in capsys.readouterr().err
+
+
 def test_completions_end_where_the_template_ends_a_turn(run: Path, model: str, tmp_path: Path) -> None:
     """Behind the brace the model writes <eos>: a token more, where only its own end counts."""
     records: list[Any] = list(read_json_lines(run / "rollouts.jsonl"))
@@ -194,6 +221,32 @@ def test_every_setting_of_the_runs_prompt_counts_and_another_protocol_is_told_fi
     under = protocol(tmp_path)
     assert (under["prompt"], under["chat_template_kwargs"]) == ("boxed", {"date_string": "My day"})
     assert under["stop_strings"] == ["<pad>"] and 5 in under["stop_token_ids"] and "date" not in under
+
+
+@pytest.mark.parametrize("what", ["copied adapter", "exported"])
+def test_weights_that_have_left_their_run_are_asked_as_it_asked_them(
+    boxed_run: Path, model: str, tmp_path: Path, what: str
+) -> None:
+    """By `eval.run` and `eval.answer`, which tell it in their first line."""
+    adapter, exported = tmp_path / "adapter", tmp_path / "exported"
+    shutil.copytree(boxed_run / "checkpoints" / "step-000001" / "adapter", adapter)
+    words: tuple[str, ...] = ("--adapter", str(adapter), "--model", model)
+    if what == "exported":
+        export(str(boxed_run), exported)
+        words = ("--model", str(exported))
+    found = evaluate(tmp_path / "out", *words, "--max-tokens", "32")
+    assert found.stderr.startswith(f"note: asked with the prompt of {boxed_run}, boxed, not the protocol's")
+    under = protocol(tmp_path / "out")
+    assert (under["prompt"], under["chat_template_kwargs"]) == ("boxed", {"date_string": "My day"})
+    assert under["stop_strings"] == ["<pad>"] and 5 in under["stop_token_ids"]
+    asked = in_process(answer.main, *words, "-k", "2", "--max-tokens", "32", "--json", "1+1=?")
+    assert asked.stderr.startswith(f"note: asked with the prompt of {boxed_run}, boxed")
+
+
+def test_a_record_that_was_edited_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run_prompt.json").write_text('{"run": "runs/x", "prompt": ')
+    with pytest.raises(ConfigError, match=r"run_prompt\.json is no record of a run's prompt"):
+        run_prompt.prompt_of_weights(tmp_path)
 
 
 def test_the_command_line_goes_before_the_runs_prompt_and_a_difference_is_told_first(

@@ -4,9 +4,11 @@ kill, and bad input leaves nothing behind."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,10 +19,11 @@ from rl.config import LoraSection, ModelSection
 from rl.configuration.loading import load
 from rl.export import main as export
 from rl.paths import project_root, resolve_path
-from rl.policy.policy import Policy, load_policy
+from rl.policy.policy import Policy, PolicyError, load_policy
 from rl.runs.folder import RunFolder
+from rl.supervised import run as warmup
 from rl.supervised.config import WarmupConfig
-from rl.supervised.inputs import read_warmup_inputs
+from rl.supervised.inputs import WarmupInputs, read_warmup_inputs
 from rl.warmup import main
 from tests.reference.fork import Fork, after_line, forked_ranks, signal_itself
 from tests.reference.tiny_run import literal_logprobs
@@ -186,6 +189,21 @@ def test_two_processes_train_as_one(lora_run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "warmup" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_process_that_fails_alone_ends_those_that_wait_for_it(tmp_path: Path) -> None:
+    load_policy = warmup.load_warmup_policy
+
+    def fail_in_second(config: WarmupConfig, inputs: WarmupInputs, device: torch.device) -> Policy:
+        if os.environ["RANK"] == "1":
+            raise PolicyError("its memory is full")
+        return load_policy(config, inputs, device)
+
+    with patch.object(warmup, "load_warmup_policy", fail_in_second):
+        first, second = forked_ranks(lambda: warm_up(tmp_path / "warmup"))
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr + second.stderr
+    assert "its memory is full" in second.stderr
+    assert "waited for process 1 to prepare the run's folder, and process 1 has ended (its memory" in first.stderr
+
+
 def test_other_settings_and_other_data_are_no_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "warmup"
     with after_line({"kind": "train", "step": 5}, signal_itself(signal.SIGTERM)):
@@ -265,10 +283,12 @@ def test_what_is_wrong_with_the_file_is_one_line_and_an_earlier_run_stays(
 def test_an_adapter_on_the_output_layer_which_trl_would_not_train_is_refused(
     other_bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert warm_up(tmp_path / "warmup", f"model={other_bases['untied']}", "lora.targets=[lm_head]") == 2
-    assert (
-        "error: lora.targets: TRL's trainer reads the output layer's weight without its adapter"
-        in capsys.readouterr().err)
+    """By the dry run too, without weights."""
+    for more in ([], ["--dry-run"]):
+        assert warm_up(tmp_path / "warmup", f"model={other_bases['untied']}", "lora.targets=[lm_head]", *more) == 2
+        assert (
+            "error: lora.targets: TRL's trainer reads the output layer's weight without its adapter"
+            in capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 

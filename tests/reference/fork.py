@@ -151,8 +151,8 @@ def after(
     at the same place of a run. Forks made meanwhile inherit it."""
     original = getattr(owner, method)
 
-    def call_and_act(*arguments: Any) -> Any:
-        result = original(*arguments)
+    def call_and_act(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
         if when(*arguments):
             act()
         return result

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from rl.paths import project_root
 from rl.records import Json
 from rl.runs.folder import RunFolder
-from rl.runs.tracking import Record, read_json_lines, without_times
+from rl.runs.tracking import Record, read_json_lines
 from rl.train import main
 
 # GRPO with gold answers in the place of the quick start's EMPO.
@@ -110,6 +110,11 @@ def own_environment() -> dict[str, str]:
 def metrics_of(run_dir: Path) -> list[Record]:
     """metrics.jsonl without what the clock decides."""
     return [without_times(record) for record in read_json_lines(RunFolder(run_dir).metrics_file)]
+
+
+def without_times(record: Mapping[str, Json]) -> Record:
+    """The part of a line that the configuration decides: all but the keys that end in `_s`."""
+    return {key: value for key, value in record.items() if not key.endswith("_s")}
 
 
 def trained_steps(run_dir: Path) -> list[Json]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_what_a_user_can_mend_becomes_one_message(
     assert report_errors(fail, as_option, when_interrupted="stopped") == code
     told = capsys.readouterr().err
     assert said in told and told.endswith("saved up to step 3\n")
+
+
+def test_a_warning_is_a_line_in_the_words_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    def warn() -> int:
+        warnings.warn(f"slow. Remedy: {named('generator.backend', 'vllm')}", stacklevel=1)
+        return 0
+
+    assert report_errors(warn, as_option) == 0
+    assert capsys.readouterr().err == "warning: slow. Remedy: --generator vllm\n"
 
 
 def test_our_own_errors_keep_their_traceback() -> None:

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl import checkpoint
+from rl.config import PromptSection
 from rl.errors import GeneratorError
 from rl.generate.version_files import VersionFiles, adapter_bytes, open_with_room, place_with_room
 from rl.policy.policy import Policy, all_weights
+from rl.questions.run_prompt import RunPrompt
 from tests.reference.fork import Fork
 from tests.reference.tiny_run import tiny_policy
 from tests.reference.whole_run import TOO_LONG_S, full_disk
@@ -165,5 +167,5 @@ def test_a_written_adapter_asks_no_hub(policy: Policy, tmp_path: Path, monkeypat
     monkeypatch.setattr(policy.model.peft_config["default"], "base_model_name_or_path", "some-one/some-model")
     path = VersionFiles(tmp_path / "versions").adapter(policy, 0)
     assert (path / "adapter_model.safetensors").is_file()
-    checkpoint.save_weights(tmp_path, policy)
+    checkpoint.save_weights(tmp_path, policy, RunPrompt(tmp_path, PromptSection(), (), ()))
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

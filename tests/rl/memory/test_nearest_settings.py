@@ -9,7 +9,9 @@ import pytest
 
 from rl.config import RunConfig
 from rl.configuration.loading import load
-from rl.memory.nearest_settings import Estimator, estimator, nearest_fitting, render_fit
+from rl.errors import ConfigError
+from rl.memory.estimate import check_memory
+from rl.memory.nearest_settings import Estimator, enough, estimator, nearest_fitting, render_fit
 from rl.paths import project_root
 from rl.planning.shapes import planned_config
 
@@ -62,6 +64,23 @@ def test_where_nothing_is_enough_it_says_what_would_be() -> None:
     assert nearest_fitting(config, estimate, 24 * GB) == []
     assert "a larger card, a smaller model, or servers on another device" in render_fit(
         config, estimate, 24 * GB, "a card")
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("model.gradient_checkpointing=false",),
+         r"optim.micro_batch_tokens=8192 model.gradient_checkpointing=true, or optim.micro_batch_tokens=1024 gen"),
+        (("model.path=qwen2.5-7b",), r"no smaller micro-batch, cache or rank is enough: a larger card, a smaller"),
+    ],
+    ids=["enough", "nothing"],
+)
+def test_the_refusal_names_what_is_enough_or_says_that_nothing_is(words: tuple[str, ...], remedy: str) -> None:
+    """The largest part alone, made smaller, would not do."""
+    config, estimate = grpo_math(*words)
+    available = 12 * GB
+    with pytest.raises(ConfigError, match=f"Remedy: {remedy}"):
+        check_memory(config, estimate(config), available, "a card", enough=lambda: enough(config, estimate, available))
 
 
 def test_an_engine_that_fits_with_room_for_hardly_a_sequence_is_shown_what_gives_it_room() -> None:

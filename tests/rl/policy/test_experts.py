@@ -83,4 +83,4 @@ def test_merging_into_an_engine_in_the_process_is_refused(checkpoint: Path, toke
     for lora, remedy in ((LoraSection(rank=4, targets=ATTENTION), "generator.sync=adapter, or generator.backend=vllm_"),
                          (LoraSection(enabled=False), "generator.backend=vllm_server")):
         with pytest.raises(GeneratorError, match=f"merge, but this model is a mixture of experts.*Remedy: {remedy}"):
-            check_generator(config, SamplingSection(), load(checkpoint, tokenizer, lora))
+            check_generator(config, SamplingSection(), load(checkpoint, tokenizer, lora), on_gpu=False)

@@ -108,7 +108,7 @@ def test_examples_become_turns() -> None:
 def test_never_ignores_the_chat_template_and_always_demands_one() -> None:
     assert PromptRenderer(template(), build_tokenizer(CHAT), "never").render(question()).text == "1+1=?"
     assert PromptRenderer(template(), build_tokenizer(CHAT), "always").uses_chat_template
-    with pytest.raises(PromptError, match="the tokenizer has no chat template; use auto or never"):
+    with pytest.raises(PromptError, match=r"^prompt\.chat_template: .*saw always\. Remedy: prompt\..*=auto or"):
         PromptRenderer(template(), build_tokenizer(), "always")
 
 

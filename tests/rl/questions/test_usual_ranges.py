@@ -18,7 +18,7 @@ from rl.records import Question
 from rl.supervised.config import WarmupConfig
 from tests.reference.tiny_run import tiny_config
 
-REASONING = ("prompt.template=boxed", "sampling.max_completion_tokens=128")
+BOXED = ("prompt.template=boxed", "sampling.max_completion_tokens=128")
 ANSWERS = ("data.path=models/tiny-arith/questions/train_with_answers.jsonl", "sampling.max_completion_tokens=2")
 
 
@@ -27,10 +27,9 @@ ANSWERS = ("data.path=models/tiny-arith/questions/train_with_answers.jsonl", "sa
     [
         (("optim.lr=5e-7",), r"optim.lr=5e-07 is a learning rate of full-parameter training.*Usual: optim.lr=1e-5 to"),
         (("sampling.group_size=2",), r"compared with 1 other\(s\).*give two completions the same. Usual: 8 to 16"),
-        (REASONING, r"max_completion_tokens=128: the prompt asks for reasoning.*Usual: 1024 to 8192 tokens"),
         (ANSWERS, r"max_completion_tokens=2: \d+ of \d+ gold answers alone have as many tokens or more"),
     ],
-    ids=["learning-rate", "group-size", "reasoning", "gold-answers"],
+    ids=["learning-rate", "group-size", "gold-answers"],
 )
 def test_what_hardly_learns_is_told_with_the_usual_range(words: tuple[str, ...], said: str) -> None:
     with pytest.warns(UserWarning, match=said):
@@ -44,12 +43,27 @@ def test_what_hardly_learns_is_told_with_the_usual_range(words: tuple[str, ...],
     ids=["full-parameters", "long-enough", "distillation"],
 )
 def test_what_is_right_elsewhere_is_not_told(words: tuple[str, ...]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_about(*words, context=4096)
+
+
+def warn_about(*words: str, context: int | None) -> None:
+    """What is told of these settings, with one question, for a model of this context."""
     config = tiny_config(*words)
     tokenizer = load_tokenizer(config.model)
     prompt = PromptRenderer(load_template(config.prompt.template), tokenizer).render(Question("1", "1+1=?", "2", {}))
+    warn_of_unusual(config, [prompt], tokenizer, context)
+
+
+def test_reasoning_that_is_cut_is_told_unless_the_model_itself_has_no_room_for_more() -> None:
+    for context in (4096, None):
+        said = r"max_completion_tokens=128: the prompt asks for reasoning.*Usual: 1024 to 8192 tokens"
+        with pytest.warns(UserWarning, match=said):
+            warn_about(*BOXED, context=context)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_unusual(config, [prompt], tokenizer)
+        warn_about(*BOXED, context=256)  # the tiny model's
 
 
 @pytest.mark.parametrize("path", sorted((project_root() / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -62,7 +76,7 @@ def test_no_shipped_configuration_warns(path: Path) -> None:
             config = load(path, [], RunConfig)
             renderer = PromptRenderer(load_template(config.prompt.template), tokenizer)
             question = Question("1", "State the final answer to the following arithmetic problem: 1 + 1 =", "2", {})
-            warn_of_unusual(config, render_prompts([question], renderer, 4096)[0], tokenizer)
+            warn_of_unusual(config, render_prompts([question], renderer, 4096)[0], tokenizer, 4096)
         elif path.stem.startswith("warmup"):
             warmup = load(path, [], WarmupConfig)
             warn_of_learning_rate(warmup.optim, warmup.lora)

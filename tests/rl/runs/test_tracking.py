@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.records import Json
 from rl.runs.folder import RunFolder
-from rl.runs.tracking import JsonLines, JsonLinesError, MetricsLog, RolloutsLog, read_json_lines, without_times
+from rl.runs.tracking import JsonLines, JsonLinesError, MetricsLog, RolloutsLog, read_json_lines
 from tests.reference.scored_groups import scored_group
 
 
@@ -140,11 +139,6 @@ def test_any_text_a_model_may_write_is_one_line_and_comes_back(tmp_path: Path, t
         lines.append({"text": text})
     assert path.read_bytes().count(b"\n") == 1
     assert read_json_lines(path) == [{"text": text}]
-
-
-def test_times_and_rates_are_left_out_of_what_must_be_reproducible() -> None:
-    record: dict[str, Json] = {"step": 1, "reward": 0.5, "step_s": 1.5, "tokens_per_s": 900.0, "num_tokens": 4}
-    assert without_times(record) == {"step": 1, "reward": 0.5, "num_tokens": 4}
 
 
 def test_a_line_that_the_disk_has_no_room_for_gives_a_clear_error_and_leaves_whole_lines(tmp_path: Path) -> None:

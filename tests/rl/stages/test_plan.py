@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from rl.config import RunConfig
 from rl.configuration.loading import load
 from rl.errors import ConfigError
 from rl.paths import project_root
+from rl.rejection.config import RejectConfig
 from rl.runs.folder import RunFolderError
 from rl.stages.config import PipelineConfig
 from rl.stages.kinds import Prepared, check_files, prepare_stage
 from rl.stages.plan import Result, Stage, fill, make_plan
 from rl.stages.records import Decision, PipelineRecords
 from rl.stages.run import check_pipeline
+from rl.supervised.config import WarmupConfig
 
 
 def configured(*stages: dict[str, Any], **keys: Any) -> PipelineConfig:
@@ -360,6 +363,38 @@ def test_a_pipelines_folder_may_be_named_in_another_way(tmp_path: Path) -> None:
         results = {0: Result(plan[0].folder, "m", None, str(plan[0].folder / "adapter"))}
         found.append(prepare_stage(plan[1], results, check_words).settings)
     assert found[0] == found[1] and found[0]["model.adapter"] == "{run_dir}/1-cold/adapter"
+
+
+def test_all_stages_have_the_pipelines_day_but_those_that_name_one_and_nothing_runs_again_for_it() -> None:
+    plan = planned(WARMUP, {**RL, "set": {"prompt.date": "2024-07-26"}}, REJECT, EVAL, {**EVAL, "name": "base-eval",
+                   "policy": "base", "set": {"benchmarks": "gsm8k", "model": "models/tiny-arith"}})
+    results = {index: Result(Path(str(index)), "m", solutions="s.jsonl") for index in range(5)}
+    day = datetime.date(2026, 11, 28)
+    ready = [prepare_stage(stage, results, check_words, read_files=False, day=day) for stage in plan]
+    dates = [one.config.prompt.date for one in ready if isinstance(one.config, WarmupConfig | RunConfig | RejectConfig)]
+    assert dates == [day, datetime.date(2024, 7, 26), day]
+    assert [f"--date={day}" in one.words for one in ready[3:]] == [True, True]  # "m" lies in no run's folder
+    assert [one.settings for one in ready] == [
+        prepare_stage(stage, results, check_words, read_files=False).settings for stage in plan]
+
+
+def test_an_evaluation_of_a_run_has_the_runs_day(tmp_path: Path) -> None:
+    """It would go before, as an option."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "config.resolved.yaml").write_text("prompt: {date: '2024-07-26'}\n")
+    plan = planned({**EVAL, "set": {"benchmarks": "gsm8k", "adapter": str(tmp_path / "adapter")}})
+    ready = prepare_stage(plan[0], {}, check_words, read_files=False, day=datetime.date(2026, 11, 28))
+    assert not any(word.startswith("--date") for word in ready.words)
+
+
+def test_a_pipeline_keeps_the_day_of_its_begin_and_one_without_leaves_each_stage_its_own(tmp_path: Path) -> None:
+    records = PipelineRecords(tmp_path)
+    assert records.day == datetime.date.today()
+    records.day = datetime.date(2024, 7, 26)
+    records.write()
+    assert PipelineRecords(tmp_path).day == records.day
+    (tmp_path / "pipeline.json").write_text('{"stages": {}}')
+    assert PipelineRecords(tmp_path).day is None
 
 
 def test_a_start_has_a_name_of_its_own_and_going_on_keeps_it(tmp_path: Path) -> None:
