@@ -51,7 +51,7 @@ def spread(side: SamplerSide, groups: Sequence[Group]) -> Spread:
     found = calculator.logprobs([(prompt.token_ids, rollout.token_ids) for prompt, rollout in sampled])
     ours = torch.cat([one.logprobs_N for one in found])
     differences = ours - torch.tensor([value for _, rollout in sampled for value in rollout.logprobs])
-    return Spread.of(differences.tolist(), differences.double().exp())
+    return Spread.of(differences, differences.double().exp())
 
 
 @contextlib.contextmanager

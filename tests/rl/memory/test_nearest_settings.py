@@ -28,7 +28,7 @@ def grpo_math(*overrides: str) -> tuple[RunConfig, Estimator]:
 def test_a_run_that_fits_changes_nothing_and_says_how_much_room_the_engine_has() -> None:
     config, estimate = grpo_math()
     assert [fit.settings for fit in nearest_fitting(config, estimate, 24 * GB)] == [{}]
-    assert "fits into the 24.0 GB of a card; the engine holds 224 of 256 sequences" in render_fit(
+    assert "fits into the 24.0 GB of a card; the engine holds 223 of 256 sequences" in render_fit(
         config, estimate, 24 * GB, "a card")
 
 
