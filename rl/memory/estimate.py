@@ -159,7 +159,7 @@ def _pass_bytes(
     longest = longest_prompt + completion
     tokens = max(config.optim.micro_batch_tokens, longest)
     # As in the batch that the rehearsal runs: one prompt, completions at the limit; with more copies none is kept.
-    copies = min(KEPT_COPIES, 1 + longest_prompt * ((tokens - longest_prompt) // completion) / tokens)
+    copies = min(KEPT_COPIES, 1 + longest_prompt * ((tokens - longest_prompt) // max(1, completion - 1)) / tokens)
     per_token = activations_per_token(config, model_config, shapes, adapted, longest, bytes_per_weight, copies)
     logits = 4 * min(tokens * model_config.get_text_config().vocab_size * 4, LOGITS_BUDGET_BYTES)
     # Under autocast the layers' weights in the computation's dtype are kept, too.

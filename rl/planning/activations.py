@@ -44,8 +44,9 @@ def activations_per_token(
     inputs = (
         _adapter_inputs(config, shapes, adapted, bytes_per_weight) if config.lora.enabled
         else layers * bytes_per_weight * ((2 if bytes_per_weight == 4 else 5) * hidden + width))
-    # The last norm's input; trained, it keeps its result too, and the output layer its own input.
-    ends = 4 * hidden + (0 if config.lora.enabled else (4 + bytes_per_weight) * hidden)
+    # The last norm's input, and a gradient of each log-probability; trained, the norm keeps its result too, and the
+    # output layer its own input.
+    ends = 4 * hidden + (bytes_per_weight if config.lora.enabled else 4 + bytes_per_weight) * hidden
     # Of the product, of its two factors, and of the residual stream; PEFT's own forward casts one of them.
     gradients = bytes_per_weight * (2 * width + hidden)
     if config.lora.enabled and config.lora.dropout:

@@ -61,9 +61,11 @@ class PolicyForward(nn.Module):
     def _compute(
         self, model: PreTrainedModel, rows: ModelRows, entropy_grad: bool = False, self_certainty: bool = False
     ) -> TokenLogprobs:
+        layer = model.get_output_embeddings()
+        is_frozen = not any(parameter.requires_grad for parameter in layer.parameters())
         return token_logprobs(
-            hidden_states(model, rows), LogitHead(model.get_output_embeddings(), *logit_settings(model)),
-            rows.targets_N, chunk_tokens=self._chunk_tokens, temperature=self._temperature, entropy_grad=entropy_grad,
+            hidden_states(model, rows), LogitHead(layer, *logit_settings(model), is_frozen=is_frozen), rows.targets_N,
+            chunk_tokens=self._chunk_tokens, temperature=self._temperature, entropy_grad=entropy_grad,
             self_certainty=self_certainty)
 
 

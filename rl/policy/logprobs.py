@@ -1,8 +1,10 @@
 """Hidden states -> log-probabilities of the completion tokens and entropies, in chunks over tokens.
 
 The logits of a whole micro-batch are its largest tensor (16k tokens x 152k entries x 4 bytes = 10 GB), so they are
-never made at once: each chunk's logits live only while its log-probabilities are computed, and again, recomputed, in
-the backward pass. When everything fits into one chunk nothing is recomputed.
+never made at once. Of a frozen output layer each chunk's logits live only in the forward pass, which also takes the
+gradient of each log-probability by its hidden state: all that the backward pass needs, [N, H]. An output layer that
+trains, or an entropy with a gradient, needs the logits again: they are recomputed in the backward pass, unless
+everything fits into one chunk.
 
 Shape legend: N predicting positions, H hidden size, V vocabulary.
 """
@@ -13,6 +15,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,11 +47,13 @@ class LogitHead:
     """[n, H] -> z [n, V] in float32: z = scale * layer(hidden), and with a softcap softcap * tanh(z / softcap), as in
     Gemma 2.
 
-    layer: such as the model's output layer (with or without bias or adapter); it runs in its own dtype."""
+    layer: such as the model's output layer (with or without bias or adapter); it runs in its own dtype. is_frozen:
+    nothing in it trains."""
 
     layer: Head
     scale: float = 1.0
     softcap: float | None = None
+    is_frozen: bool = False
 
     def __call__(self, hidden_nH: Tensor) -> Tensor:
         logits_nV = self.layer(hidden_nH).float()
@@ -85,6 +90,8 @@ def token_logprobs(
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
     of_chunk = functools.partial(
         _of_chunk, head=head, temperature=temperature, entropy_grad=entropy_grad, self_certainty=self_certainty)
+    if getattr(head, "is_frozen", False) and hidden_NH.requires_grad and torch.is_grad_enabled() and not entropy_grad:
+        return TokenLogprobs(*_FrozenHead.apply(hidden_NH, token_ids_N, of_chunk, chunk_tokens))
     if token_ids_N.shape[0] <= chunk_tokens:
         return TokenLogprobs(*of_chunk(hidden_NH, token_ids_N))
     return TokenLogprobs(*_in_chunks(of_chunk, hidden_NH, token_ids_N, chunk_tokens))
@@ -105,6 +112,33 @@ def _of_chunk(
     if not self_certainty:
         return logprobs_n, entropies_n
     return logprobs_n, entropies_n, (log_z_n - z_nV.mean(dim=-1) - math.log(z_nV.shape[-1])).detach()
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities [N] with a gradient, and statistics [N] without one, chunk by chunk. Each log-probability
+    depends on its own hidden state alone, so its gradient, of shape [H], is known before the loss's is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, token_ids_N: Tensor, of_chunk: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        chunk_tokens: int,
+    ) -> tuple[Tensor, ...]:
+        parts, slopes = [], []
+        for hidden_nH, token_ids_n in zip(hidden_NH.split(chunk_tokens), token_ids_N.split(chunk_tokens), strict=True):
+            with torch.enable_grad():
+                leaf_nH = hidden_nH.detach().requires_grad_()
+                logprobs_n, *statistics = of_chunk(leaf_nH, token_ids_n)
+                slopes += torch.autograd.grad(logprobs_n.sum(), leaf_nH)
+            parts.append([logprobs_n.detach(), *(values.detach() for values in statistics)])
+        ctx.save_for_backward(torch.cat(slopes))
+        results = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(*results[1:])
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (slopes_NH,) = ctx.saved_tensors
+        return (gradients[0][:, None] * slopes_NH).to(slopes_NH.dtype), None, None, None
 
 
 def _in_chunks(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from transformers import AutoConfig
@@ -19,27 +21,33 @@ COMPLETION = 216
 SHARED, PADDED = PROMPT + 9 * (COMPLETION - 1), 8 * (PROMPT + COMPLETION - 1)
 
 
+class Kept:
+    """A tensor for as long as autograd keeps it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 def kept_bytes(config: RunConfig) -> int:
     """Of all tensors that the forward pass of the longest micro-batch saves, but the model's own weights."""
     policy = tiny_policy(config)
     own = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
-    saved: dict[int, int] = {}
-    alive: list[torch.Tensor] = []  # what autograd keeps cannot be freed, and its address not be taken by another
+    kept: weakref.WeakSet[Kept] = weakref.WeakSet()
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
+    def keep(tensor: torch.Tensor) -> Kept:
+        held = Kept(tensor)
+        kept.add(held)
+        return held
 
     updater = make_updater(config, policy)
     batches = list(updater.micro_batches_of(longest_groups(config, PROMPT)))
     batch = max(batches, key=lambda batch: batch.rows.token_ids_BL.numel())
     assert batch.rows.token_ids_BL.numel() == config.optim.micro_batch_tokens
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        updater._logprobs(batch, updater._forward)
-    return sum(saved.values())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
+        result = updater._logprobs(batch, updater._forward)
+    assert result.logprobs_N.requires_grad
+    storages = {held.tensor.untyped_storage().data_ptr(): held.tensor.untyped_storage().nbytes() for held in kept}
+    return sum(size for address, size in storages.items() if address not in own)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,8 @@ def test_the_estimate_counts_what_autograd_keeps(overrides: tuple[str, ...]) -> 
     found = estimate_memory(config, model_config, PROMPT, bytes_per_weight=bytes_per_weight, on_gpu=False)
     targets = ("proj",) if config.lora.targets == "all-linear" else tuple(config.lora.targets)
     adapted = [name for name in shapes if any(target in name for target in targets)]
-    per_token = activations_per_token(config, model_config, shapes, adapted, 256, bytes_per_weight, 1.0)
+    copies = 1 + 9 * PROMPT / SHARED
+    per_token = activations_per_token(config, model_config, shapes, adapted, 256, bytes_per_weight, copies)
     hidden_gradients = max(0, tokens * per_token.gradients - found.logits)  # of the backward pass, which saves nothing
-    one_logits = found.logits / 4  # what of the four the forward pass keeps
+    one_logits = 0.0 if config.lora.enabled else found.logits / 4  # what of the four the forward pass keeps
     assert found.activations - hidden_gradients + one_logits == pytest.approx(kept_bytes(config), rel=0.05)

@@ -118,7 +118,8 @@ def test_the_trainers_log_probabilities_are_those_of_its_own_hidden_states(
     policy, prompt = bfloat16_policy(head=head), torch.tensor([prompts(1)[0].token_ids])
     forward = PolicyForward(policy, temperature=0.7)
     with torch.no_grad():
-        found_N = forward(prompt, None, torch.arange(prompt.shape[1] - 1), prompt[0, 1:]).logprobs_N
+        ids = tuple(prompt[0].tolist())
+        found_N = forward(forward.rows([(ids[:1], ids[1:])])).logprobs_N
         hidden_LH = policy.causal_lm.model(prompt).last_hidden_state[0, :-1].double()
     logits_LV = hidden_LH @ policy.causal_lm.get_output_embeddings().weight.double().T / 0.7
     exact_N = torch.log_softmax(logits_LV, -1).gather(1, prompt[0, 1:, None]).squeeze(1)

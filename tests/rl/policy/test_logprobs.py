@@ -54,6 +54,42 @@ def test_values_and_gradients_equal_those_of_full_logits(
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_tokens", [1, 3, N, 1000])
+@pytest.mark.parametrize(("bias", "temperature", "logit_scale", "softcap"), [
+    (False, 1.0, 1.0, None), (True, 0.7, 1.0, None), (False, 1.3, 0.25, None), (True, 0.9, 2.0, 5.0)])
+def test_a_frozen_head_runs_once_and_gives_the_same_values_and_gradients(
+    chunk_tokens: int, bias: bool, temperature: float, logit_scale: float, softcap: float | None
+) -> None:
+    hidden_NH, lm_head, token_ids_N = problem(bias=bias)
+    lm_head.requires_grad_(False)
+    seen: list[int] = []
+    kept: list[torch.Size] = []
+
+    def head(hidden_nH: Tensor) -> Tensor:
+        seen.append(hidden_nH.shape[0])
+        return lm_head(hidden_nH)
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = token_logprobs(
+            hidden_NH, LogitHead(head, logit_scale, softcap, is_frozen=True), token_ids_N, chunk_tokens=chunk_tokens,
+            temperature=temperature, self_certainty=True)
+    assert (N, H) in kept and result.logprobs_N.requires_grad and not result.entropies_N.requires_grad
+    factors_N = torch.linspace(-1, 1, N)
+    (ours,) = torch.autograd.grad((factors_N * result.logprobs_N).sum(), hidden_NH)
+    assert sum(seen) == N and max(seen) <= chunk_tokens
+    expected = token_logprobs(
+        hidden_NH, LogitHead(lm_head, logit_scale, softcap), token_ids_N, chunk_tokens=N, temperature=temperature,
+        self_certainty=True)
+    for name in ("logprobs_N", "entropies_N", "self_certainties_N"):
+        torch.testing.assert_close(getattr(result, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    (theirs,) = torch.autograd.grad((factors_N * expected.logprobs_N).sum(), hidden_NH)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_hand_computed_two_token_vocabulary() -> None:
     lm_head = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
