@@ -65,7 +65,7 @@ def versions_of(record: dict[str, Any]) -> set[int]:
 def test_each_of_two_training_processes_has_an_engine(tmp_path: Path, way: str) -> None:
     words = (
         "--config", "configs/quickstart.yaml", "generator=vllm", f"generator.sync={way}", f"run_dir={tmp_path / 'two'}",
-        "steps=2", "sampling.questions_per_step=8", "evaluation.every=0", "evaluation.num_questions=8")
+        "data.limit=64", "steps=2", "sampling.questions_per_step=8", "evaluation.every=0", "evaluation.num_questions=8")
     for finished in forked_ranks(lambda: main(words)):
         assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     steps = metrics(tmp_path / "two", "train")
@@ -75,8 +75,9 @@ def test_each_of_two_training_processes_has_an_engine(tmp_path: Path, way: str) 
 
 def test_a_run_that_is_resumed_ends_where_the_uninterrupted_one_ends(tmp_path: Path) -> None:
     common = (
-        "--config", "configs/quickstart.yaml", "generator=vllm", "evaluation.every=0", "evaluation.num_questions=16",
-        "optim.schedule=constant", "checkpoint.every=1", "sampling.questions_per_step=8")
+        "--config", "configs/quickstart.yaml", "generator=vllm", "data.limit=64", "evaluation.every=0",
+        "evaluation.num_questions=16", "evaluation.samples=2", "optim.schedule=constant", "checkpoint.every=1",
+        "sampling.questions_per_step=8")
     train(*common, f"run_dir={tmp_path / 'whole'}", "steps=4")
     train(*common, f"run_dir={tmp_path / 'halves'}", "steps=2")
     train(*common, "steps=4", "--resume", str(tmp_path / "halves"))
