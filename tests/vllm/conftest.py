@@ -13,12 +13,13 @@ from tests.reference.vllm_process import VllmProcess
 from tests.reference.whole_run import GRPO, no_pixels, train
 
 MAX_LORA_RANK = 8
-WITH_SERVERS = {f"test_vllm_{what}.py" for what in ("judge", "outages", "reject", "server")}
+WITH_SERVERS = {f"test_vllm_{what}.py" for what in ("judge", "outages", "reject", "server", "teacher")}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
-    """With `pytest -n 2` one process has all files that use the servers, and each other file is whole."""
+    """With `pytest -n 2` one process has all files that start servers, which is half of the work, and each other file
+    is whole."""
 
     class ServersTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
