@@ -20,16 +20,19 @@ from unittest.mock import patch
 import psutil
 import pytest
 import yaml
+from torch.distributed import run as launcher
+from torch.distributed.launcher.api import elastic_launch
 
 from eval.store import Completions
-from rl.paths import project_root
 from rl.pipeline import main
 from rl.records import Json
 from rl.rejection.samples import SampleStore
+from rl.runs.folder import write_atomically
 from rl.runs.tracking import JsonLines
 from rl.stages.processes import free_port
+from rl.trainer import Trainer
 from tests.reference.fork import Fork, ForkedModule, after, forked_ranks
-from tests.reference.whole_run import in_process, metrics_of, own_environment, pixels, summary_of
+from tests.reference.whole_run import in_process, metrics_of, pixels, summary_of
 
 HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
 QUIET = {"tracking.progress": "lines"}
@@ -136,6 +139,13 @@ def fork_pipeline(file: Path) -> Fork:
     importlib.import_module("trl.trainer.sft_trainer")  # here once: for seconds, in each fork of a warm-up
     with stages_in_forks():
         return Fork(lambda: main(["--config", str(file)]))
+
+
+def test_a_stage_is_a_new_process_of_its_command(tmp_path: Path) -> None:
+    """As users have it; the other tests save its imports."""
+    done = in_process(main, "--config", str(write(tmp_path, {**STAGES[1], "set": {**RL, "steps": 1}})))
+    assert done.returncode == 0, done.stderr
+    assert summary_of(tmp_path / "run" / "1-rl")["steps"] == 1 and len(summary_of(tmp_path / "run")["stages"]) == 1
 
 
 def is_step(number: int, *, of_rl: bool) -> Callable[[JsonLines, Mapping[str, Json]], bool]:
@@ -281,22 +291,32 @@ def test_two_processes_run_the_training_stages_together_and_the_others_on_the_ma
     assert (run / "2-eval" / "result.json").is_file() and len(summary_of(run)["stages"]) == 3
 
 
+def launch_two(command: Callable[[], int]) -> int:
+    """As the launcher that `accelerate launch` starts several processes with; its processes are forks."""
+    config, _, _ = launcher.config_from_args(launcher.parse_args(
+        ["--nproc_per_node", "2", "--master_port", str(free_port()), "rl/pipeline.py"]))
+    config.start_method = "fork"
+    elastic_launch(config, lambda: sys.exit(command()))()
+    return 0
+
+
 def test_the_death_of_one_ranks_process_ends_all(tmp_path: Path) -> None:
     """Of the second stage: the launcher's rendezvous still holds what the first one wrote there."""
     file = write(
         tmp_path, {**STAGES[1], "name": "first", "set": {**RL, "steps": 1}},
         {**STAGES[1], "set": {**RL, "steps": 200}})
-    launcher = subprocess.Popen(
-        [  # what `accelerate launch` starts several processes with
-            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),
-            "rl/pipeline.py", "--config", str(file)],
-        cwd=project_root(), env=own_environment() | {"ACCELERATE_USE_CPU": "true"}, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "2-rl" / "metrics.jsonl"
-    wait_until(lambda: launcher.poll() is not None or holds(metrics, '"step": 1'), 200)
-    family = psutil.Process(launcher.pid).children(recursive=True)
-    [victim] = [one for one in family if "rl.train" in one.cmdline() and one.environ().get("RANK") == "1"]
-    victim.kill()
-    _, error = launcher.communicate(timeout=120)
-    assert launcher.returncode != 0 and "stage rl (rl) ended with exit code 137" in error
-    assert psutil.wait_procs(family, timeout=60)[1] == []
+    victim = tmp_path / "victim.pid"
+
+    def is_in_second_stage(trainer: Trainer) -> bool:
+        return os.environ["RANK"] == "1" and trainer.step_number == 2
+
+    with stages_in_forks(), after(Trainer, "step", lambda: write_atomically(victim, str(os.getpid())),
+                                  is_in_second_stage):
+        launched = Fork(
+            lambda: launch_two(lambda: main(["--config", str(file)])), {"ACCELERATE_USE_CPU": "true"})
+    wait_until(lambda: launched.poll() is not None or victim.exists(), 200)
+    family = psutil.Process(launched.pid).children(recursive=True)
+    os.kill(int(victim.read_text()), signal.SIGKILL)
+    done = launched.finished(120)
+    assert done.returncode != 0 and "stage rl (rl) ended with exit code 137" in done.stderr
+    assert len(family) >= 4 and psutil.wait_procs(family, timeout=60)[1] == []

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from unittest.mock import patch
 
 import torch
@@ -77,8 +77,17 @@ def module_in_process(command: Sequence[str], **settings: object) -> subprocess.
 SAVE_FIGURE = Figure.savefig
 
 
+def no_pixels() -> contextlib.AbstractContextManager[object]:
+    """Whole runs draw their pictures, but matplotlib renders none of them: that takes as long as a third of a small
+    run."""
+    def save_nothing(figure: Figure, file: BinaryIO, **settings: Any) -> None:
+        file.write(b"no picture")
+
+    return patch.object(Figure, "savefig", save_nothing)
+
+
 def pixels() -> contextlib.AbstractContextManager[object]:
-    """Pictures are rendered, also where tests/integration/conftest.py has matplotlib render none."""
+    """Pictures are rendered, also within `no_pixels`."""
     return patch.object(Figure, "savefig", SAVE_FIGURE)
 
 

@@ -1,5 +1,4 @@
-"""What tests against a real vLLM share: one pair of servers, because a start takes half a minute, and a trained
-adapter."""
+"""What tests against a real vLLM share: one pair of servers and a trained adapter."""
 
 from __future__ import annotations
 
@@ -11,15 +10,16 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from tests.reference.vllm_process import VllmProcess
-from tests.reference.whole_run import GRPO, train
+from tests.reference.whole_run import GRPO, no_pixels, train
 
 MAX_LORA_RANK = 8
-WITH_SERVERS = {f"test_vllm_{what}.py" for what in ("judge", "outages", "reject", "server")}
+WITH_SERVERS = {f"test_vllm_{what}.py" for what in ("judge", "outages", "reject", "server", "teacher")}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
-    """With `pytest -n 2` one process has all files that use the servers, and each other file is whole."""
+    """With `pytest -n 2` one process has all files that start servers, which is half of the work, and each other file
+    is whole."""
 
     class ServersTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -27,6 +27,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
             return "servers" if Path(file).name in WITH_SERVERS else file
 
     return ServersTogether(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pixels() -> Iterator[None]:
+    with no_pixels():
+        yield
 
 
 @pytest.fixture(scope="session")

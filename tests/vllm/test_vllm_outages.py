@@ -51,11 +51,11 @@ class Run:
         (folder / "holding.py").write_text(HOLDING)
         urls = ",".join(server.url for server in servers)
         words = [
-            "--config", "configs/quickstart.yaml", "generator=vllm_server", f"generator.urls=[{urls}]",
-            "generator.api_key_env=SERVER_KEY", "generator.max_staleness=1", "generator.sync=adapter",
-            "generator.proof_every=2", "lora.rank=8", f"sampling.questions_per_step={QUESTIONS}",
-            f"sampling.group_size={GROUP}", f"steps={STEPS}", "evaluation.path=null", "checkpoint.every=100",
-            "tracking.progress=lines", f"run_dir={self.folder}",
+            "--config", "configs/quickstart.yaml", "data.limit=256", "generator=vllm_server",
+            f"generator.urls=[{urls}]", "generator.api_key_env=SERVER_KEY", "generator.max_staleness=1",
+            "generator.sync=adapter", "generator.proof_every=2", "lora.rank=8",
+            f"sampling.questions_per_step={QUESTIONS}", f"sampling.group_size={GROUP}", f"steps={STEPS}",
+            "evaluation.path=null", "checkpoint.every=100", "tracking.progress=lines", f"run_dir={self.folder}",
             (
                 "rewards=[{use: 'rewards.semantic_entropy:semantic_entropy'}, "
                 f"{{use: '{folder}/holding.py:held', arguments: {{file: '{self._goal}'}}}}]")]
@@ -108,10 +108,12 @@ def test_a_run_survives_its_servers(tmp_path: Path, pair: list[VllmProcess]) -> 
         done = len(run.steps())
         run.go_to(8)
         run.wait("a message of the outage", lambda: "no server answers" in run.output())
+        told = time.monotonic()
         run.wait("a checkpoint", lambda: any((run.folder / "checkpoints").glob("step-*")))
         saved = sorted(path.name for path in (run.folder / "checkpoints").glob("step-*"))[-1]
         assert int(saved.removeprefix("step-")) >= done
         loaded = {server: num_adapters_loaded(server) for server in pair}
+        outage_s = time.monotonic() - told
         first.start()
         second.start()
         run.wait("step 8", lambda: len(run.steps()) == 8)
@@ -132,7 +134,7 @@ def test_a_run_survives_its_servers(tmp_path: Path, pair: list[VllmProcess]) -> 
     assert all(len(record["completions"]) == GROUP for record in rollouts)
     assert steps[-1]["sampler/replicas"] == 2
     assert sum(step["sampler/lost"] for step in steps) >= 2 and sum(step["sampler/taken_back"] for step in steps) >= 2
-    assert sum(step["sampler/waited_s"] for step in steps) > 5
+    assert sum(step["sampler/waited_s"] for step in steps) > outage_s
     # Each step but the first was sampled by the version before the one that trained on it.
     assert steps[0]["policy/staleness"] == 0 and all(
         step["policy/staleness"] == 1 for step in steps[1:] if step["groups/trained"])
