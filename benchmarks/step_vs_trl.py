@@ -7,8 +7,8 @@ process.
 two steps by default, some minutes.
 
 A step is sampling, rewards, loss, gradients and optimiser; ours also hands the new weights to its sampler and writes
-metrics and rollouts. --json prints one line {"ours_s", "trl_s", "ratio", "model"}: medians in seconds, ratio = ours /
-TRL. See benchmarks/README.md.
+metrics and rollouts. --json prints one line {"ours_s", "trl_s", "ratio"}: medians in seconds, ratio = ours / TRL. See
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -160,8 +160,7 @@ def main() -> None:
     if same_work.trained != arguments.questions:
         raise RuntimeError(
             f"only {same_work.trained} of {arguments.questions} groups trained on our side: not the same work as TRL's")
-    as_json = json.dumps({**same_work.as_json(), "model": arguments.model})
-    print(as_json if arguments.json else table(rows, config, arguments))
+    print(json.dumps(same_work.as_json()) if arguments.json else table(rows, config, arguments))
 
 
 if __name__ == "__main__":

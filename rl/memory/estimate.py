@@ -254,12 +254,13 @@ def available_memory(device: torch.device, num_processes: int = 1) -> int:
     return int(psutil.virtual_memory().available) // num_processes
 
 
-def give_back_freed_memory(from_bytes: int = 2**20) -> None:
+def give_back_freed_memory(from_bytes: int = 16 * 2**20) -> None:
     """From here on blocks of so many bytes or more go back to the system when they are freed. By itself glibc comes to
     keep those below 32 MB, and the holes between them: as much again as a run of a real model on the CPU needs.
     Elsewhere than in glibc nothing is done.
 
-    The default is for speed: at 128 KB the tiny model's steps take half as long again, for page faults."""
+    The default is for speed, because what comes back has its pages to be made anew: at 128 KB the tiny model's steps
+    take half as long again, at 1 MB SmolLM2's update takes a quarter longer (benchmarks/README.md)."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if (mallopt := getattr(libc, "mallopt", None)) is not None:
         mallopt(M_MMAP_THRESHOLD, from_bytes)  # set, it stays

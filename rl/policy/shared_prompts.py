@@ -193,7 +193,7 @@ def _plan(segments: Sequence[Segment], place: _Place) -> tuple[list[_Call], Tens
     calls = [_alone(part[0], place) if len(part) == 1 else _together(part, place) for part in parts]
     positions = torch.cat([torch.arange(s.start, s.stop) for part in parts for s in part])
     order = positions.argsort()
-    return calls, None if torch.equal(positions, order) else order.to(place.device)
+    return calls, None if torch.equal(order, torch.arange(len(order))) else order.to(place.device)
 
 
 def _parts(segments: Sequence[Segment]) -> list[list[Segment]]:

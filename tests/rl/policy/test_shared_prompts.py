@@ -98,6 +98,27 @@ def test_a_completion_sees_its_prompt_and_itself(
     assert len(calls) == {0: 6, 60: len(calls), 10_000: 1}[call_pairs] and layout.windows == [window]
 
 
+@pytest.mark.parametrize("call_pairs", [0, 100, 400, 2048])
+def test_results_stand_in_the_rows_order_whatever_shares_a_call(
+    call_pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among these are calls whose order is its own inverse."""
+    monkeypatch.setattr(shared_prompts, "CALL_PAIRS", call_pairs)
+    for seed in range(25):
+        numbers = random.Random(seed)
+        prompts = tuple(numbers.randrange(1, 30) for _ in range(numbers.randrange(1, 4)))
+        lengths = [tuple(numbers.choice((1, 2, 2, 3, 9)) for _ in range(numbers.randrange(1, 4))) for _ in prompts]
+        asked = [pair for index, prompt in enumerate(prompts)
+                 for pair in pairs((prompt,), lengths[index], 10 * seed + index)]
+        layout = model_rows(asked, "shared", pad_token_id=0).shared_prompts
+        assert layout is not None
+        length = layout.segments[-1].stop
+        query, key, value = (torch.randn(1, 2, length, 4) for _ in range(3))
+        torch.testing.assert_close(
+            layout.attend(query, key, value, scale=None, dropout=0.0, window=None),
+            scaled_dot_product_attention(query, key, value, attn_mask=dense(layout.segments, None)).transpose(1, 2))
+
+
 @pytest.mark.parametrize(("name", "settings"), [
     ("LlamaConfig", {}), ("Qwen2Config", {}), ("Qwen3Config", {}), ("GemmaConfig", {}), ("PhiConfig", {}),
     ("Phi3Config", {}), ("Olmo2Config", {}), ("GraniteConfig", {}), ("CohereConfig", {}), ("SmolLM3Config", {}),
