@@ -91,7 +91,8 @@ def token_logprobs(
     of_chunk = functools.partial(
         _of_chunk, head=head, temperature=temperature, entropy_grad=entropy_grad, self_certainty=self_certainty)
     if getattr(head, "is_frozen", False) and hidden_NH.requires_grad and torch.is_grad_enabled() and not entropy_grad:
-        return TokenLogprobs(*_FrozenHead.apply(hidden_NH, token_ids_N, of_chunk, chunk_tokens))
+        return TokenLogprobs(
+            *_FrozenHead.apply(hidden_NH, token_ids_N, head, chunk_tokens, temperature, self_certainty))
     if token_ids_N.shape[0] <= chunk_tokens:
         return TokenLogprobs(*of_chunk(hidden_NH, token_ids_N))
     return TokenLogprobs(*_in_chunks(of_chunk, hidden_NH, token_ids_N, chunk_tokens))
@@ -100,18 +101,22 @@ def token_logprobs(
 def _of_chunk(
     hidden_nH: Tensor, token_ids_n: Tensor, *, head: Head, temperature: float, entropy_grad: bool, self_certainty: bool
 ) -> tuple[Tensor, ...]:
-    logits_nV = head(hidden_nH).float()
-    if temperature != 1.0:
-        logits_nV = logits_nV / temperature
-    log_normaliser_n = torch.logsumexp(logits_nV, dim=-1)
-    logprobs_n = logits_nV.gather(-1, token_ids_n[:, None]).squeeze(-1) - log_normaliser_n
+    logprobs_nV = torch.log_softmax(_logits(hidden_nH, head, temperature), dim=-1)
     # Detached, the entropy's intermediates are freed at once instead of being kept for the backward pass.
-    z_nV, log_z_n = (
-        (logits_nV, log_normaliser_n) if entropy_grad else (logits_nV.detach(), log_normaliser_n.detach()))
-    entropies_n = log_z_n - (torch.softmax(z_nV, dim=-1) * z_nV).sum(dim=-1)
-    if not self_certainty:
-        return logprobs_n, entropies_n
-    return logprobs_n, entropies_n, (log_z_n - z_nV.mean(dim=-1) - math.log(z_nV.shape[-1])).detach()
+    return (logprobs_nV.gather(-1, token_ids_n[:, None]).squeeze(-1),
+            *_statistics(logprobs_nV if entropy_grad else logprobs_nV.detach(), self_certainty))
+
+
+def _logits(hidden_nH: Tensor, head: Head, temperature: float) -> Tensor:
+    logits_nV = head(hidden_nH).float()
+    return logits_nV if temperature == 1.0 else logits_nV / temperature
+
+
+def _statistics(logprobs_nV: Tensor, self_certainty: bool) -> list[Tensor]:
+    """Entropies [n], and self-certainties [n] where asked for."""
+    entropies_n = -(logprobs_nV.exp() * logprobs_nV).sum(dim=-1)
+    certainties = [(-logprobs_nV.mean(dim=-1) - math.log(logprobs_nV.shape[-1])).detach()] if self_certainty else []
+    return [entropies_n, *certainties]
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -120,25 +125,30 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, token_ids_N: Tensor, of_chunk: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-        chunk_tokens: int,
+        ctx: Any, hidden_NH: Tensor, token_ids_N: Tensor, head: Head, chunk_tokens: int, temperature: float,
+        self_certainty: bool,
     ) -> tuple[Tensor, ...]:
         parts, slopes = [], []
         for hidden_nH, token_ids_n in zip(hidden_NH.split(chunk_tokens), token_ids_N.split(chunk_tokens), strict=True):
             with torch.enable_grad():
                 leaf_nH = hidden_nH.detach().requires_grad_()
-                logprobs_n, *statistics = of_chunk(leaf_nH, token_ids_n)
-                slopes += torch.autograd.grad(logprobs_n.sum(), leaf_nH)
-            parts.append([logprobs_n.detach(), *(values.detach() for values in statistics)])
+                logits_nV = _logits(leaf_nH, head, temperature)
+            logprobs_nV = torch.log_softmax(logits_nV.detach(), dim=-1)
+            asked_n1 = token_ids_n[:, None]
+            parts.append([logprobs_nV.gather(-1, asked_n1).squeeze(-1), *_statistics(logprobs_nV, self_certainty)])
+            # Of ln softmax(z)[token] by z: one at the token, less the probabilities.
+            slope_nV = logprobs_nV.exp_().neg_()
+            slope_nV.scatter_add_(-1, asked_n1, torch.ones_like(slope_nV[:, :1]))
+            slopes += torch.autograd.grad(logits_nV, leaf_nH, slope_nV)
         ctx.save_for_backward(torch.cat(slopes))
         results = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         ctx.mark_non_differentiable(*results[1:])
         return results
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slopes_NH,) = ctx.saved_tensors
-        return (gradients[0][:, None] * slopes_NH).to(slopes_NH.dtype), None, None, None
+        return (gradients[0][:, None] * slopes_NH).to(slopes_NH.dtype), None, None, None, None, None
 
 
 def _in_chunks(
