@@ -131,8 +131,8 @@ def run_once(side: Side, groups: Sequence[TrainingGroup]) -> None:
     side.peak_bytes.append(peak - start)
 
 
-def matrix_flops_per_s() -> float:
-    """Median of five: a product of the sizes of SmolLM2's layers in float32, on as many threads as torch has."""
+def matrix_flops_per_s() -> list[float]:
+    """Five times: a product of the sizes of SmolLM2's layers in float32, on as many threads as torch has."""
     left, right = torch.randn(2048, 576), torch.randn(576, 1536)
 
     def once() -> float:
@@ -142,7 +142,7 @@ def matrix_flops_per_s() -> float:
         return 40 * 2 * 2048 * 576 * 1536 / (time.perf_counter() - started_s)
 
     once()
-    return statistics.median(once() for _ in range(5))
+    return [once() for _ in range(5)]
 
 
 def useful_flops(model: PreTrainedModel, groups: Sequence[TrainingGroup]) -> int:
@@ -174,11 +174,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
     for prompt_tokens in arguments.prompts:
         groups = made_up_groups(arguments.questions, arguments.group_size, prompt_tokens, lengths)
         sides = [Side(run, [], []) for run in runs]
+        matrix = []  # before and after each of ours, since the machine's speed changes by the minute
         for _ in range(arguments.rounds):
-            for side in sides:
+            for number, side in enumerate(sides):
+                matrix += matrix_flops_per_s() if number == 0 else []
                 run_once(side, groups)
+                matrix += matrix_flops_per_s() if number == 0 else []
         ours, padded, peft = (min(side.seconds) for side in sides)
-        useful = useful_flops(policy.causal_lm, groups) / ours / matrix_flops_per_s()
+        useful = useful_flops(policy.causal_lm, groups) / ours / statistics.median(matrix)
         found.append({
             "model": "smollm2-135m", "prompt_tokens": prompt_tokens, "update_s": round(ours, 3),
             "different_tokens_per_s": round(num_different_tokens(groups) / ours, 1), "useful_share": round(useful, 3),
