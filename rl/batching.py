@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rl.losses import Aggregation, Denominators, token_weights
-from rl.policy.row_plan import plan_rows
+from rl.policy.row_plan import OVERHEAD_TOKENS, plan_rows
 from rl.policy.rows import Layout, ModelRows, model_rows
 from rl.records import PromptCompletion, TrainingGroup
 
@@ -90,7 +90,7 @@ def plan_micro_batches(
 ) -> list[PlannedBatch]:
     """Which completions share a forward pass, each of them exactly once (rl.policy.row_plan.plan_rows).
 
-    Raises: ValueError for max_tokens < 1, or an empty prompt: nothing would predict the first token."""
+    Raises: ValueError for max_tokens < 1, or an empty prompt."""
     for training_group in groups:
         if not training_group.group.prompt.token_ids:
             raise ValueError(
@@ -101,6 +101,26 @@ def plan_micro_batches(
                for rollout in range(len(group.group.rollouts))]
     plan = plan_rows([_pair(groups, index) for index in indices], max_tokens=max_tokens, layout=layout)
     return [PlannedBatch(tuple(indices[member] for member in part.members), part.num_tokens) for part in plan]
+
+
+def plan_for_ranks(
+    groups: Sequence[TrainingGroup], *, max_tokens: int, layout: Layout, num_ranks: int
+) -> list[PlannedBatch]:
+    """`plan_micro_batches`, with smaller ones than max_tokens where ranks would else have nothing to do: of some sizes
+    the one under which the busiest rank computes least."""
+    plan = plan_micro_batches(groups, max_tokens=max_tokens, layout=layout)
+    if num_ranks == 1 or not plan:
+        return plan
+    fair = sum(planned.num_tokens for planned in plan) / num_ranks
+    sizes = sorted({min(max_tokens, math.ceil(fair * slack)) for slack in (1.05, 1.2, 1.5)})
+    plans = [plan, *(plan_micro_batches(groups, max_tokens=size, layout=layout) for size in sizes)]
+    return min(plans, key=lambda plan: _busiest(plan, num_ranks))
+
+
+def _busiest(plan: Sequence[PlannedBatch], num_ranks: int) -> int:
+    """Tokens, the overhead of passes included, of the rank that computes most."""
+    return max(sum(OVERHEAD_TOKENS + (planned.num_tokens if planned else 0) for planned in share)
+               for share in split_for_ranks(plan, num_ranks))
 
 
 def _pair(groups: Sequence[TrainingGroup], index: SequenceIndex) -> PromptCompletion:

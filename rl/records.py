@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class TrainingGroup:
     scored: ScoredGroup
     advantages: tuple[float, ...]
     teacher_logprobs: tuple[tuple[float, ...], ...] | None = None
-    old_logprobs: tuple[Tensor, ...] | None = None
+    old_logprobs: tuple[Tensor, ...] | None = field(default=None, compare=False)
 
     @property
     def group(self) -> Group:

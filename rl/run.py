@@ -32,12 +32,13 @@ from rl.paths import resolve_path
 from rl.picture import draw_curves
 from rl.policy.ends import describe_ends
 from rl.policy.forward import PolicyForward, check_head
+from rl.policy.layout import layout_of, use_padded_rows
 from rl.policy.logprob_calculator import LogprobCalculator
 from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.questions.run_prompt import check_same_day, with_day
-from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, meet, process_group, telling_others
+from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, gather, meet, process_group, telling_others
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -206,9 +207,14 @@ def load_run_policy(
     check_memory(config, estimate(config), available, str(accelerator.device),
                  enough=lambda: enough(config, estimate, available))
     with explain_loading(config.model.path):
-        return load_policy(
+        policy = load_policy(
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=accelerator.device,
             keep_reference=config.loss.kl_weight > 0)
+    # Ranks plan the same micro-batches, each by itself.
+    layouts = set(gather(layout_of(policy.causal_lm), accelerator.num_processes, "load the model"))
+    if len(layouts) > 1:
+        use_padded_rows(policy.causal_lm)
+    return policy
 
 
 def generator_plan(setup: Setup) -> GeneratorPlan:

@@ -27,7 +27,7 @@ from rl.batching import (
     SequenceIndex,
     build_micro_batch,
     denominators_of,
-    plan_micro_batches,
+    plan_for_ranks,
     split_for_ranks,
     split_minibatches,
     trains,
@@ -128,11 +128,12 @@ class Updater:
         """This rank's micro-batches of one update with their weight, 1, and whether it is the last. A rank that has
         fewer than the others repeats one with weight 0, because the backward passes of the ranks must match."""
         training = [group for group in groups if trains(group, self._needs_all)]
-        layout = self._unwrapped.layout
-        plan = plan_micro_batches(training, max_tokens=self._config.optim.micro_batch_tokens, layout=layout)
+        layout, num_ranks = self._unwrapped.layout, self._accelerator.num_processes
+        plan = plan_for_ranks(
+            training, max_tokens=self._config.optim.micro_batch_tokens, layout=layout, num_ranks=num_ranks)
         if not plan:
             return
-        mine = split_for_ranks(plan, self._accelerator.num_processes)[self._accelerator.process_index]
+        mine = split_for_ranks(plan, num_ranks)[self._accelerator.process_index]
         smallest = min(plan, key=lambda planned: planned.num_tokens)
         denominators = denominators_of(groups, self._config.sampling.max_completion_tokens)
         for number, planned in enumerate(mine, start=1):

@@ -136,7 +136,9 @@ def estimate_memory(
     sampler_copy, cache = _sampler_bytes(
         generator, max(longest, benchmark_tokens), model_config, bytes_per_weight, num_parameters * bytes_per_weight,
         num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
-    activations, logits = _pass_bytes(config, model_config, shapes, adapted, longest_prompt, bytes_per_weight)
+    kept_copies = KEPT_COPIES["elsewhere" if on_gpu else "cpu"]
+    activations, logits = _pass_bytes(
+        config, model_config, shapes, adapted, longest_prompt, bytes_per_weight, kept_copies)
     if config.model.head_dtype is not None and bytes_per_weight < 4 and not on_gpu:  # on a GPU no weight is cast
         logits += PIECE_BYTES
         if generator.backend == "vllm":  # in one piece, in every pass
@@ -152,14 +154,15 @@ def estimate_memory(
 
 def _pass_bytes(
     config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, adapted: Sequence[str],
-    longest_prompt: int, bytes_per_weight: int,
+    longest_prompt: int, bytes_per_weight: int, kept_copies: int,
 ) -> tuple[int, int]:
-    """Of the largest micro-batch: what is kept for the backward pass, and the logits."""
+    """Of the largest micro-batch: what is kept for the backward pass, and the logits. kept_copies: at most, of keys and
+    values of prompts."""
     completion = config.sampling.max_completion_tokens
     longest = longest_prompt + completion
     tokens = max(config.optim.micro_batch_tokens, longest)
     # As in the batch that the rehearsal runs: one prompt, completions at the limit; with more copies none is kept.
-    copies = min(KEPT_COPIES, 1 + longest_prompt * ((tokens - longest_prompt) // max(1, completion - 1)) / tokens)
+    copies = min(kept_copies, 1 + longest_prompt * ((tokens - longest_prompt) // max(1, completion - 1)) / tokens)
     per_token = activations_per_token(config, model_config, shapes, adapted, longest, bytes_per_weight, copies)
     logits = 4 * min(tokens * model_config.get_text_config().vocab_size * 4, LOGITS_BUDGET_BYTES)
     # Under autocast the layers' weights in the computation's dtype are kept, too.

@@ -5,17 +5,24 @@ Architectures differ in what their attention is told. What is not known to be ri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from rl.policy.rows import Layout, hidden_states, model_rows
+from rl.policy.rows import Layout, ModelRows, hidden_states, model_rows
 from rl.policy.shared_prompts import NAME, SharedPrompts
+from rl.records import PromptCompletion
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Of the mean difference of the hidden states by their mean size. A completion that misses its prompt, or sees another,
-differs by about 1."""
-TRIED = (((3, 5, 7, 4, 6), (8, 9, 3, 5)), ((3, 5, 7, 4, 6), (4, 4)), ((6, 4), (7, 3, 9)))
-"""Two prompts, three completions: any small token ids."""
+"""Of the mean difference of the hidden states by their mean size."""
+LEAK = 1e-3
+"""Likewise, of what must not change at all where another completion's tokens change."""
+PROMPTS = ((3, 5, 7, 4, 6), (6, 4))
+TRIED = ((PROMPTS[0], (8, 9, 3, 5)), (PROMPTS[0], (4, 4)), (PROMPTS[1], (7, 3, 9)))
+CHANGED = ((PROMPTS[0], (4, 6, 7, 5)), *TRIED[1:])
+"""Two prompts, three completions: any small token ids; and another first completion, of the same length."""
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
@@ -30,28 +37,43 @@ def share_prompts(model: PreTrainedModel) -> str | None:
         return f"its attention is {model.config._attn_implementation}"
     was_training = model.training
     model.eval()
-    model.set_attn_implementation(NAME)
     try:
         reason = _difference(model)
+    except torch.OutOfMemoryError:
+        raise
     # Whatever an architecture of any author raises where it is given what it does not know.
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'without a word').splitlines()[0]}"
     model.train(was_training)
     if reason is not None:
-        model.set_attn_implementation("sdpa")
+        use_padded_rows(model)
     return reason
+
+
+def use_padded_rows(model: PreTrainedModel) -> None:
+    """As if it had never been asked to share prompts."""
+    model.set_attn_implementation("sdpa")
 
 
 @torch.no_grad()
 def _difference(model: PreTrainedModel) -> str | None:
     device = next(model.parameters()).device
-    shared, padded = (model_rows(TRIED, layout, pad_token_id=3).to(device) for layout in ("shared", "padded"))
-    found, expected = hidden_states(model, shared).float(), hidden_states(model, padded).float()
-    assert shared.shared_prompts is not None
-    if reason := _unknown_layers(model, shared.shared_prompts):
+
+    def read(pairs: Sequence[PromptCompletion], layout: Layout) -> tuple[Tensor, ModelRows]:
+        rows = model_rows(pairs, layout, pad_token_id=PROMPTS[0][0]).to(device)
+        return hidden_states(model, rows).float(), rows
+
+    expected, _ = read(TRIED, "padded")
+    model.set_attn_implementation(NAME)
+    (found, rows), (changed, _) = read(TRIED, "shared"), read(CHANGED, "shared")
+    assert rows.shared_prompts is not None
+    if reason := _unknown_layers(model, rows.shared_prompts):
         return reason
-    relative = float((found - expected).abs().mean() / expected.abs().mean())
-    bound = TOLERANCE.get(model.dtype, 0.1)
+    size, others = float(expected.abs().mean()), slice(len(TRIED[0][1]), None)
+    leak = float((changed[others] - found[others]).abs().mean()) / size
+    if not leak <= LEAK:
+        return f"a completion would see another: its hidden states change by {leak:.2g}"
+    relative, bound = float((found - expected).abs().mean()) / size, TOLERANCE.get(model.dtype, 0.1)
     return None if relative <= bound else f"its hidden states would differ by {relative:.2g} (at most {bound})"
 
 

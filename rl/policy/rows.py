@@ -48,9 +48,10 @@ class ModelRows:
 
 
 def model_rows(pairs: Sequence[PromptCompletion], layout: Layout, pad_token_id: int) -> ModelRows:
-    """pairs: token ids of prompts and completions, none empty. pad_token_id: any id of the vocabulary; what it is
-    changes nothing. Tensors on the CPU."""
-    assert all(prompt and completion for prompt, completion in pairs)
+    """pairs: token ids of prompts and completions. pad_token_id: any id of the vocabulary; what it is changes nothing.
+    Tensors on the CPU. Raises ValueError for an empty prompt or completion: nothing would predict the first token."""
+    if not all(prompt and completion for prompt, completion in pairs):
+        raise ValueError("a prompt or a completion has no tokens")
     return _padded(pairs, pad_token_id) if layout == "padded" else _shared(pairs)
 
 

@@ -15,21 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "otherhalf_shared_prompts"
 CALL_PAIRS = 2048
 """A call of attention costs about as much as so many pairs of a query and a key: kernels started, Python."""
-KEPT_COPIES = 4
+KEPT_COPIES = {"cpu": 4, "elsewhere": 2}
 """Each completion reads a copy of its prompt's keys and values. Where copies are more than so many times the row, they
-are made again for the backward pass instead of being kept."""
+are made again for the backward pass instead of being kept: on a CPU that takes longer, elsewhere memory is dearer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +75,20 @@ class _Call:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, dropout: float) -> Tensor:
         """query [1, H, L, D], key and value [1, KV, L, D] -> [1, tokens of the segments, H, D]."""
-        gqa = query.shape[1] != key.shape[1]
+        cut = 0
         if self.queries is None:
             (segment,) = self.segments
-            query = query[:, :, segment.start : segment.stop].clone()
             key, value = (_with_context(x, segment) for x in (key, value))
+            if self.mask is None and segment.num_context:
+                # Its context attends once more, and is cut off: less than a mask, under which nothing is passed over.
+                query, cut = _with_context(query, segment), segment.num_context
+            else:
+                query = query[:, :, segment.start : segment.stop].clone()
         else:
             query, key, value = (
                 x[0][:, at].transpose(0, 1) for x, at in ((query, self.queries), (key, self.keys), (value, self.keys)))
-        result = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=self.mask, is_causal=self.mask is None, dropout_p=dropout, scale=scale,
-            enable_gqa=gqa)
-        result = result.transpose(1, 2)
-        return result if self.outputs is None else result.flatten(0, 1)[self.outputs][None]
+        result = _sdpa(query, key, value, self.mask, scale=scale, dropout=dropout).transpose(1, 2)
+        return result[:, cut:] if self.outputs is None else result.flatten(0, 1)[self.outputs][None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class _Place:
 
     def mask(self, sees: Tensor) -> Tensor:
         """[n, Q, K] booleans -> [n, 1, Q, K]."""
-        return torch.zeros(sees.shape, dtype=self.dtype).masked_fill(~sees, -torch.inf)[:, None].to(self.device)
+        return torch.zeros(sees.shape, dtype=self.dtype).masked_fill_(~sees, -torch.inf)[:, None].to(self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,9 @@ class SharedPrompts:
         """query [1, H, L, D], key and value [1, KV, L, D] -> [1, L, H, D]. window: how many tokens each sees, itself
         included."""
         self.windows.append(window)
+        kind = query.device.type
+        if torch.is_autocast_enabled(kind):  # positions are turned in float32, and leave queries and keys so
+            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
         if window is not None and window >= max(segment.num_keys for segment in self.segments):
             window = None
 
@@ -138,7 +144,8 @@ class SharedPrompts:
             return self._by_calls(query, key, value, scale, dropout, window)
 
         copies = sum(segment.num_keys for segment in self.segments)
-        if torch.is_grad_enabled() and copies > KEPT_COPIES * query.shape[2]:
+        kept = KEPT_COPIES["cpu" if kind == "cpu" else "elsewhere"]
+        if torch.is_grad_enabled() and copies > kept * query.shape[2]:
             result: Tensor = checkpoint(compute, query, key, value, use_reentrant=False)
             return result
         return compute(query, key, value)
@@ -146,9 +153,7 @@ class SharedPrompts:
     def _by_calls(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float, window: int | None
     ) -> Tensor:
-        kind = query.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-        place = _Place(query.device, dtype, window)
+        place = _Place(query.device, query.dtype, window)
         if place not in self._calls:
             self._calls[place] = _plan(self.segments, place)
         calls, order = self._calls[place]
@@ -158,6 +163,10 @@ class SharedPrompts:
     def _by_flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
+        grouped = query.shape[1] != key.shape[1]
+        # Before torch 2.12 there is no such argument, and grouped queries need none.
+        knows = "enable_gqa" in signature(varlen_attn).parameters
+        gqa: dict[str, Any] = {"enable_gqa": True} if grouped and knows else {}
         if query.device not in self._varlen:
             self._varlen[query.device] = _varlen(self.segments, query.device)
         layout = self._varlen[query.device]
@@ -166,9 +175,22 @@ class SharedPrompts:
         result = varlen_attn(
             query, key[layout.keys], value[layout.keys], layout.query_starts, layout.key_starts, layout.longest_query,
             layout.longest_key, scale=scale, window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=query.shape[1] != key.shape[1])
+            **gqa)
         assert isinstance(result, Tensor)
         return result[None]
+
+
+def _sdpa(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float | None, dropout: float
+) -> Tensor:
+    """Causal without a mask. [n, H, Q, D], [n, KV, K, D] twice -> [n, H, Q, D]."""
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and mask is not None and query.device.type != "cpu":
+        # Of masked and grouped queries only the CPU has a kernel.
+        key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
+        grouped = False
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scale, enable_gqa=grouped)
 
 
 def _with_context(x: Tensor, segment: Segment) -> Tensor:
@@ -216,7 +238,7 @@ def _parts(segments: Sequence[Segment]) -> list[list[Segment]]:
 
 
 def _alone(segment: Segment, place: _Place) -> _Call:
-    if not segment.num_context and place.window is None:
+    if segment.num_context <= segment.num_tokens and place.window is None:
         return _Call((segment,), None)
     sees = torch.ones(1, segment.num_tokens, segment.num_keys, dtype=torch.bool).tril(segment.num_context)
     if place.window is not None:
@@ -252,16 +274,17 @@ def _attention(
     """As transformers calls it: query [B, H, L, D], key and value [B, KV, L, D] -> [B, L, H, D]."""
     if shared_prompts is None and attention_mask is not None and query.device.type == "cpu":
         # transformers repeats keys and values for grouped queries under a mask, which on a CPU is not needed.
-        found = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1])
+        found = _sdpa(query, key, value, attention_mask, scale=scaling, dropout=dropout)
         return found.transpose(1, 2).contiguous(), None
     if shared_prompts is None:
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window,
             **kwargs)
         return result
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    unknown = [name for name in ("softcap", "s_aux", "position_bias", "indices", "block_indices")
+               if kwargs.get(name) is not None]
+    if attention_mask is None or attention_mask.numel() != 1:  # not the one that `hidden_states` gave
+        unknown.append("a mask of its own")
     if unknown:
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
     return shared_prompts.attend(query, key, value, scale=scaling, dropout=dropout, window=sliding_window), None

@@ -67,7 +67,7 @@ def test_one_update_by_two_ranks_is_the_update_by_one(ranks: Path, name: str) ->
         assert torch.equal(first[key], second[key])
         torch.testing.assert_close(first[key], weight, rtol=1e-5, atol=2e-7)
     counts = [written(ranks, rank)["counts"][name] for rank in range(2)]
-    assert sum(counts) == num_micro_batches
+    assert sum(counts) >= num_micro_batches  # more where one rank would else have nothing to do
     found = [written(ranks, rank)["metrics"][name] for rank in range(2)]
     assert found[0] == found[1] == pytest.approx(metrics, rel=1e-4, abs=1e-6)
 
@@ -76,7 +76,7 @@ def test_the_cases_are_what_their_names_say(ranks: Path) -> None:
     counts = {name: [written(ranks, rank)["counts"][name] for rank in range(2)] for name in CASES}
     assert sum(counts["even"]) % 2 == 0 and min(counts["even"]) >= 2
     assert sum(counts["odd"]) % 2 == 1 and min(counts["odd"]) >= 1
-    assert sorted(counts["one micro-batch, so that one rank has nothing to do"]) == [0, 1]
+    assert counts["one micro-batch, dealt out in two"] == [1, 1]
 
 
 def test_shares_of_any_size_come_together_in_order(ranks: Path) -> None:

@@ -28,7 +28,7 @@ SCALE = 0.02
 COMMON = ("optim.eps=1e-4", "optim.max_grad_norm=0.05")
 CASES: dict[str, tuple[str, ...]] = {
     "even": ("optim.micro_batch_tokens=50",), "odd": ("optim.micro_batch_tokens=60",),
-    "one micro-batch, so that one rank has nothing to do": ("optim.micro_batch_tokens=100000",),
+    "one micro-batch, dealt out in two": ("optim.micro_batch_tokens=100000",),
     "sequence": ("optim.micro_batch_tokens=135", "loss.aggregation=sequence"),
     "constant": ("optim.micro_batch_tokens=135", "loss.aggregation=constant"),
     "several updates": ("optim.micro_batch_tokens=135", "optim.epochs=2", "optim.minibatches=2"),

@@ -18,6 +18,7 @@ from rl.batching import (
     SequenceIndex,
     build_micro_batch,
     denominators_of,
+    plan_for_ranks,
     plan_micro_batches,
     split_for_ranks,
     split_minibatches,
@@ -280,6 +281,16 @@ def test_ranks_are_balanced_by_tokens() -> None:
     loads = [sum(planned.num_tokens for planned in share if planned) for share in split_for_ranks(plan, 2)]
     # Dealt out in turn they would have 180 and 120; 140 + 160 is what the longest-first rule reaches with three each.
     assert loads == [160, 140]
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+def test_no_rank_is_idle_where_the_whole_batch_fits_one_micro_batch(layout: Layout, num_ranks: int) -> None:
+    batch = [make_group(i, 15, (20,) * 8, (0.0,) * 8) for i in range(8)]
+    plan = plan_for_ranks(batch, max_tokens=10_000, layout=layout, num_ranks=num_ranks)
+    assert sum(len(planned.sequences) for planned in plan) == 64
+    loads = [sum(planned.num_tokens for planned in share if planned) for share in split_for_ranks(plan, num_ranks)]
+    assert max(loads) < 1.35 * sum(loads) / num_ranks
 
 
 def test_minibatches_keep_the_order_and_are_never_empty() -> None:

@@ -70,14 +70,14 @@ def dense(segments: tuple[Segment, ...], window: int | None) -> Tensor:
     return sees
 
 
-@pytest.mark.parametrize("kept_copies", [shared_prompts.KEPT_COPIES, 0])
+@pytest.mark.parametrize("kept_copies", [4, 0])
 @pytest.mark.parametrize("call_pairs", [0, 60, 10_000])
 @pytest.mark.parametrize("window", [None, 4, 9])
 def test_a_completion_sees_its_prompt_and_itself(
     window: int | None, call_pairs: int, kept_copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_prompts, "CALL_PAIRS", call_pairs)  # 0: a call for each; many: one call for all
-    monkeypatch.setattr(shared_prompts, "KEPT_COPIES", kept_copies)
+    monkeypatch.setitem(shared_prompts.KEPT_COPIES, "cpu", kept_copies)
     segments = (Segment(0, 5), Segment(5, 8), Segment(8, 15, 0, 5), Segment(15, 16, 0, 5), Segment(16, 18, 5, 8),
                 Segment(18, 29, 0, 5))
     torch.manual_seed(0)
@@ -139,7 +139,8 @@ def test_a_prompt_may_have_any_number_of_completions(size: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "reason"), [
-    ("Gemma2Config", "softcap"), ("StableLmConfig", "0 of its 2 layers attend"), ("GptOssConfig", "attention is eager"),
+    ("Gemma2Config", "softcap"), ("DogeConfig", "a mask of its own"),
+    ("StableLmConfig", "0 of its 2 layers attend"), ("GptOssConfig", "attention is eager"),
 ])
 def test_what_would_be_read_differently_stays_in_padded_rows(name: str, reason: str) -> None:
     model = random_model(name)
@@ -153,6 +154,10 @@ def test_a_model_that_ignores_the_layout_is_found_out(monkeypatch: pytest.Monkey
     """As if every completion saw all that stands before it in the row."""
     monkeypatch.setattr(SharedPrompts, "_by_calls", lambda self, query, key, value, scale, dropout, window: (
         scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)))
+    why = share_prompts(random_model("LlamaConfig"))
+    assert why is not None and "a completion would see another" in why
+    monkeypatch.setattr(SharedPrompts, "_by_calls", lambda self, query, key, value, scale, dropout, window: (
+        value.repeat_interleave(2, 1).transpose(1, 2)))
     why = share_prompts(random_model("LlamaConfig"))
     assert why is not None and "hidden states would differ" in why
 
@@ -184,6 +189,44 @@ def test_gradient_checkpointing_and_bfloat16() -> None:
     assert share_prompts(rounded) is None
     found, _ = hidden_and_gradient(rounded, asked, "shared")
     assert 1e-4 < float((found.float() - hidden).norm() / hidden.norm()) < 0.05
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_one_call_for_all_segments_reads_the_same(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's kernel is given, computed sequence by sequence in its place."""
+    def varlen_attn(
+        query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor, longest_query: int,
+        longest_key: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool = False,
+    ) -> Tensor:
+        assert query_starts.dtype == key_starts.dtype == torch.int32 and window_size[1] == 0 and enable_gqa
+        results, lengths = [], []
+        for number in range(len(query_starts) - 1):
+            q, k, v = (x[starts[number] : starts[number + 1]].transpose(0, 1)[None] for x, starts in (
+                (query, query_starts), (key, key_starts), (value, key_starts)))
+            lengths.append((q.shape[2], k.shape[2]))
+            sees = torch.ones(*lengths[-1], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+            if window_size[0] >= 0:
+                sees = sees.triu(k.shape[2] - q.shape[2] - window_size[0])
+            results.append(scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scale, enable_gqa=True)[0])
+        assert (longest_query, longest_key) == tuple(map(max, zip(*lengths, strict=True)))
+        return torch.cat(results, dim=1).transpose(0, 1)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    layout = model_rows(pairs((5, 9), (4, 1, 7)), "shared", pad_token_id=0).shared_prompts
+    assert layout is not None
+    length = layout.segments[-1].stop
+    query, key, value = (torch.randn(1, heads, length, 8) for heads in (4, 2, 2))
+    torch.testing.assert_close(
+        layout._by_flash(query, key, value, 0.3, window), layout._by_calls(query, key, value, 0.3, 0.0, window))
+
+
+def test_under_autocast_queries_and_keys_are_in_its_dtype() -> None:
+    model = random_model("Qwen3Config")
+    assert share_prompts(model) is None
+    asked = pairs((5, 9), (4, 7, 15))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = (hidden_states(model, model_rows(asked, layout, 0)) for layout in ("shared", "padded"))
+    assert 0 < float((found - expected).detach().norm() / expected.detach().norm()) < 0.03
 
 
 def test_another_attention_is_trained_in_padded_rows() -> None:
