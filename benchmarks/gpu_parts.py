@@ -22,7 +22,15 @@ import torch
 from accelerate import Accelerator
 from gpu import Measurement
 from our_side import open_trainer, prompts_in_training_order
-from random_models import SHAPES, drawn_lengths, stop_token_ids, write_checkpoint, write_questions
+from random_models import (
+    SHAPES,
+    drawn_lengths,
+    made_up_groups,
+    num_different_tokens,
+    stop_token_ids,
+    write_checkpoint,
+    write_questions,
+)
 from sampler_side import num_tokens, open_sampler
 from vllm_swap import measure as measure_swaps
 
@@ -32,7 +40,6 @@ from rl.generate.protocol import Request
 from rl.paths import project_root
 from rl.policy.forward import PolicyForward
 from rl.questions.inputs import read_inputs
-from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 from rl.run import load_run_policy
 from rl.runs.folder import RunFolder
 from rl.runs.summary import read_summary
@@ -148,38 +155,22 @@ def swap(case: Case, variant: str) -> Iterator[Measurement]:
     yield case.measured("swap", variant, "token after that, s", found.next_token_s)
 
 
-def made_up_groups(case: Case, questions: int) -> list[TrainingGroup]:
-    """Groups of random tokens with the lengths of the step, all of which train."""
-    sizes, vocabulary = case.sizes, SHAPES[case.model].vocabulary
-    generator = torch.Generator().manual_seed(0)
-    lengths = drawn_lengths(questions * sizes.group_size, mean_tokens=sizes.mean_tokens, max_tokens=sizes.max_tokens)
-
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(3, vocabulary, (count,), generator=generator).tolist())
-
-    groups = []
-    for number in range(questions):
-        prompt = Prompt(Question(f"q{number}", "", None, {}), "", tokens(sizes.prompt_tokens))
-        rollouts = tuple(Rollout(tokens(length), (-5.0,) * length, "", "stop", policy_version=0, seed=0)
-                         for length in lengths[number * sizes.group_size:][:sizes.group_size])
-        count = len(rollouts)
-        scored = ScoredGroup(Group(prompt, rollouts), (0.0,) * count, {}, (None,) * count, tuple(range(count)), 0.0, {})
-        groups.append(TrainingGroup(scored, tuple(1.0 if i % 2 else -1.0 for i in range(count))))
-    return groups
-
-
 def train(case: Case, variant: str) -> Iterator[Measurement]:
-    setting = "LoRA" if variant == "lora" else "all weights"
+    setting = {"lora": "LoRA", "padded": "LoRA, padded rows", "full": "all weights"}[variant]
     if variant == "full" and SHAPES[case.model].hidden > 2048:
         yield case.measured("train", setting, "", None, "left out: 16 bytes a parameter do not fit one GPU")
         return
-    config = case.config(f"lora.enabled={str(variant == 'lora').lower()}")
+    attention = "model.attention=sdpa" if variant == "padded" else "model.attention=auto"
+    config = case.config(f"lora.enabled={str(variant != 'full').lower()}", attention)
     accelerator = Accelerator(mixed_precision="no", cpu=not case.on_gpu)
     policy = load_run_policy(config, read_inputs(config), accelerator)
     optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=config.optim.lr, fused=True)
     forward, prepared = accelerator.prepare(PolicyForward(policy, temperature=1.0), optimizer)
     updater = Updater(config, accelerator, forward, prepared, pad_token_id=policy.eos_token_ids[0])
-    groups = made_up_groups(case, case.sizes.questions)
+    sizes, vocabulary = case.sizes, SHAPES[case.model].vocabulary
+    lengths = drawn_lengths(
+        sizes.questions * sizes.group_size, mean_tokens=sizes.mean_tokens, max_tokens=sizes.max_tokens)
+    groups = made_up_groups(sizes.questions, sizes.group_size, sizes.prompt_tokens, lengths, vocabulary)
     seconds = []
     for _ in range(case.sizes.rounds + 1):
         synchronize()
@@ -188,13 +179,11 @@ def train(case: Case, variant: str) -> Iterator[Measurement]:
         synchronize()
         seconds.append(time.perf_counter() - started)
     update_s = statistics.median(seconds[1:])
-    # Prompts are computed too, once for each completion.
-    num_computed = sum(
-        case.sizes.prompt_tokens + len(rollout.token_ids) for group in groups for rollout in group.group.rollouts)
+    num_tokens = num_different_tokens(groups)  # what is computed more than once is no use
     num_parameters = sum(p.numel() for name, p in policy.causal_lm.named_parameters() if "lora_" not in name)
-    yield case.measured("train", setting, "tokens/s, prompts included", num_computed / update_s)
+    yield case.measured("train", setting, "different tokens/s, prompts included", num_tokens / update_s)
     yield case.measured("train", setting, "update, s", update_s)
-    yield from _peaks(case, setting, (4 if variant == "lora" else 6) * num_parameters * num_computed / update_s)
+    yield from _peaks(case, setting, (6 if variant == "full" else 4) * num_parameters * num_tokens / update_s)
 
 
 def _peaks(case: Case, setting: str, flops: float) -> list[Measurement]:

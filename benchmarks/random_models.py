@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from rl.planning.shapes import KNOWN, Shape, shape_config
+from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
 
 # the names that Qwen2's tokenizer class expects: it adds the first where it is missing
 PAD, EOS = "<|endoftext|>", "<|im_end|>"
@@ -93,3 +95,29 @@ def _stop_share(mean_tokens: int, max_tokens: int) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if (1 - (1 - middle) ** max_tokens) / middle > mean_tokens else (low, middle)
     return low
+
+
+def made_up_groups(
+    questions: int, group_size: int, prompt_tokens: int, lengths: Sequence[int], vocabulary: int
+) -> list[TrainingGroup]:
+    """Random tokens; advantages of 1 and -1 in turn. lengths: of all completions, group after group."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, vocabulary, (count,), generator=generator).tolist())
+
+    groups = []
+    for question in range(questions):
+        prompt = Prompt(Question(f"q{question}", "", None, {}), "", ids(prompt_tokens))
+        rollouts = tuple(
+            Rollout(ids(length), (-5.0,) * length, "", "stop", policy_version=0, seed=0)
+            for length in lengths[question * group_size :][:group_size])
+        scored = ScoredGroup(
+            Group(prompt, rollouts), (0.0,) * group_size, {}, (None,) * group_size, tuple(range(group_size)), 0.0, {})
+        groups.append(TrainingGroup(scored, tuple(1.0 if index % 2 else -1.0 for index in range(group_size))))
+    return groups
+
+
+def num_different_tokens(groups: Sequence[TrainingGroup]) -> int:
+    """Each prompt and each completion once."""
+    return sum(len(item.group.prompt.token_ids) + sum(len(r.token_ids) for r in item.group.rollouts) for item in groups)

@@ -28,7 +28,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
-from random_models import drawn_lengths
+from random_models import drawn_lengths, made_up_groups, num_different_tokens
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rl.config import RunConfig
@@ -39,13 +39,14 @@ from rl.paths import resolve_path
 from rl.policy.forward import PolicyForward
 from rl.policy.policy import Policy
 from rl.questions.inputs import read_inputs
-from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGroup
+from rl.records import TrainingGroup
 from rl.run import load_run_policy
 from rl.update import Updater
 
 CONFIG = Path("configs/smollm2_grpo.yaml")
 MEAN_TOKENS, MAX_TOKENS = 100, 256
 MICRO_BATCH_TOKENS = 2048
+VOCABULARY = 49_000  # ids that are used
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +56,6 @@ class Side:
     run: Callable[[Sequence[TrainingGroup]], object]
     seconds: list[float]
     peak_bytes: list[int]
-
-
-def made_up_groups(questions: int, group_size: int, prompt_tokens: int, lengths: Sequence[int]) -> list[TrainingGroup]:
-    """Random tokens; advantages of 1 and -1 in turn. lengths: of all completions, group after group."""
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(3, 49_000, (count,), generator=generator).tolist())
-
-    groups = []
-    for question in range(questions):
-        prompt = Prompt(Question(f"q{question}", "", None, {}), "", ids(prompt_tokens))
-        rollouts = tuple(
-            Rollout(ids(length), (-5.0,) * length, "", "stop", policy_version=0, seed=0)
-            for length in lengths[question * group_size :][:group_size])
-        scored = ScoredGroup(
-            Group(prompt, rollouts), (0.0,) * group_size, {}, (None,) * group_size, tuple(range(group_size)), 0.0, {})
-        groups.append(TrainingGroup(scored, tuple(1.0 if index % 2 else -1.0 for index in range(group_size))))
-    return groups
 
 
 def our_update(config: RunConfig) -> tuple[Callable[[Sequence[TrainingGroup]], object], Policy]:
@@ -154,10 +136,6 @@ def useful_flops(model: PreTrainedModel, groups: Sequence[TrainingGroup]) -> int
     return 4 * body * num_different_tokens(groups) + 4 * head * predicted
 
 
-def num_different_tokens(groups: Sequence[TrainingGroup]) -> int:
-    return sum(len(item.group.prompt.token_ids) + sum(len(r.token_ids) for r in item.group.rollouts) for item in groups)
-
-
 def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     settings = [
         "generator=transformers", "lora.rank=32", "model.dtype=float32", "evaluation.path=null",
@@ -169,10 +147,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
     count = arguments.questions * arguments.group_size
     lengths = drawn_lengths(count, mean_tokens=MEAN_TOKENS, max_tokens=MAX_TOKENS)
     for run in runs:
-        run(made_up_groups(1, 2, 20, [30, 20]))
+        run(made_up_groups(1, 2, 20, [30, 20], VOCABULARY))
     found: list[dict[str, object]] = []
     for prompt_tokens in arguments.prompts:
-        groups = made_up_groups(arguments.questions, arguments.group_size, prompt_tokens, lengths)
+        groups = made_up_groups(arguments.questions, arguments.group_size, prompt_tokens, lengths, VOCABULARY)
         sides = [Side(run, [], []) for run in runs]
         matrix = []  # before and after each of ours, since the machine's speed changes by the minute
         for _ in range(arguments.rounds):

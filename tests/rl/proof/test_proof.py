@@ -406,9 +406,9 @@ def test_a_wrong_attention_of_the_trainer(tmp_path: Path, monkeypatch: pytest.Mo
     def wrong(module: torch.nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         return shared_prompts._attention(module, 1.3 * query, *args, **kwargs)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, shared_prompts.NAME, wrong)
     config = tiny_config(*SETTINGS)
-    policy = tiny_policy(config)
+    policy = tiny_policy(config)  # which would notice, and read padded rows
+    monkeypatch.setitem(AttentionInterface._global_mapping, shared_prompts.NAME, wrong)
     message = failure(config, policy, Eager(policy), tmp_path, good_steps=0)
     assert "The trainer's side is wrong" in message and "model.attention" in message
 
