@@ -8,8 +8,7 @@ Completions are made up: geometric lengths of 94 tokens on average, at most 256.
 short update of each. --json prints one object a line, for each prompt length: `update_s` (the fastest round),
 `different_tokens_per_s` (each prompt and completion once), `useful_share` (FLOPs of different tokens, 4 x body + 4 x
 output layer where a token is predicted, by seconds and measured matrix speed), `ratio_to_padded` and `ratio_to_peft`
-(our seconds by theirs), `peak_gb` and `padded_peak_gb` (growth of the resident memory in the update). See
-benchmarks/README.md.
+(our seconds by theirs). See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ import argparse
 import json
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
@@ -51,11 +48,10 @@ VOCABULARY = 49_000  # ids that are used
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """run: one update of the groups. seconds of each round; peak_bytes: the largest growth of resident memory."""
+    """run: one update of the groups. seconds: of each round."""
 
     run: Callable[[Sequence[TrainingGroup]], object]
     seconds: list[float]
-    peak_bytes: list[int]
 
 
 def our_update(config: RunConfig) -> tuple[Callable[[Sequence[TrainingGroup]], object], Policy]:
@@ -95,22 +91,9 @@ def peft_update(config: RunConfig) -> Callable[[Sequence[TrainingGroup]], None]:
 
 
 def run_once(side: Side, groups: Sequence[TrainingGroup]) -> None:
-    process, ended = psutil.Process(), threading.Event()
-    start = peak = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.02):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
     started_s = time.perf_counter()
     side.run(groups)
     side.seconds.append(time.perf_counter() - started_s)
-    ended.set()
-    watcher.join()
-    side.peak_bytes.append(peak - start)
 
 
 def matrix_flops_per_s() -> list[float]:
@@ -151,7 +134,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
     found: list[dict[str, object]] = []
     for prompt_tokens in arguments.prompts:
         groups = made_up_groups(arguments.questions, arguments.group_size, prompt_tokens, lengths, VOCABULARY)
-        sides = [Side(run, [], []) for run in runs]
+        sides = [Side(run, []) for run in runs]
         matrix = []  # before and after each of ours, since the machine's speed changes by the minute
         for _ in range(arguments.rounds):
             for number, side in enumerate(sides):
@@ -164,8 +147,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
             "model": "smollm2-135m", "prompt_tokens": prompt_tokens, "update_s": round(ours, 3),
             "different_tokens_per_s": round(num_different_tokens(groups) / ours, 1), "useful_share": round(useful, 3),
             "ratio_to_padded": round(ours / padded, 3), "ratio_to_peft": round(ours / peft, 3),
-            "peak_gb": round(max(sides[0].peak_bytes) / 1e9, 2),
-            "padded_peak_gb": round(max(sides[1].peak_bytes) / 1e9, 2), "threads": torch.get_num_threads()})
+            "threads": torch.get_num_threads()})
     return found
 
 
