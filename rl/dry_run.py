@@ -8,7 +8,6 @@ import torch
 
 from rl.config import RunConfig
 from rl.configuration.loading import to_yaml
-from rl.errors import ConfigError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.generate.build import check_generator
 from rl.memory.estimate import MemoryEstimate, available_memory, check_memory
@@ -63,12 +62,9 @@ def plan(config: RunConfig, gpu_memory_gb: float) -> None:
     estimate = estimator(model_config, config, config.data.max_prompt_tokens, bytes_per_weight=dtype.itemsize,
                          on_gpu=True)
     needed, card = estimate(config), f"a GPU with {gpu_memory_gb:g} GB"
-    fit = render_fit(config, estimate, available, card)
-    _say("memory", f"{_memory(needed, card, dtype)}\n{fit}")
+    _say("memory", f"{_memory(needed, card, dtype)}\n{render_fit(config, estimate, available, card)}")
     print("Planned from the model's shapes, with prompts of data.max_prompt_tokens; nothing else was checked.")
-    if not needed.fits(available):
-        raise ConfigError(f"this run needs about {needed.total / 1e9:.1f} GB, and {card} is too small",
-                          remedy=" ".join(fit.splitlines()[-1].split()))
+    check_memory(config, needed, available, card, enough=lambda: enough(config, estimate, available))
 
 
 def _say(title: str, body: str) -> None:
