@@ -22,4 +22,3 @@ def check_float32_head(version: str, where: str) -> None:
             f"float32, but vLLM {version} {where} computes the output layer in the model's dtype",
             where=named("model.head_dtype"),
             remedy=f"vLLM {FLOAT32_HEAD_FROM} or newer, or {named('model.head_dtype', 'null')}")
-

@@ -30,15 +30,15 @@ def layout_of(model: PreTrainedModel) -> Layout:
     return "shared" if model.config._attn_implementation == NAME else "padded"
 
 
-def share_prompts(model: PreTrainedModel) -> str | None:
+def share_prompts(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str | None:
     """Let the model read the shared layout, if it reads it as it reads padded rows; else leave it as it is, and return
-    why."""
+    why. dtype: in which it computes, by autocast where its weights have another; None: that of its weights."""
     if model.config._attn_implementation != "sdpa":
         return f"its attention is {model.config._attn_implementation}"
     was_training = model.training
     model.eval()
     try:
-        reason = _difference(model)
+        reason = _difference(model, dtype or model.dtype)
     except torch.OutOfMemoryError:
         raise
     # Whatever an architecture of any author raises where it is given what it does not know.
@@ -56,12 +56,13 @@ def use_padded_rows(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _difference(model: PreTrainedModel) -> str | None:
+def _difference(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     device = next(model.parameters()).device
 
     def read(pairs: Sequence[PromptCompletion], layout: Layout) -> tuple[Tensor, ModelRows]:
         rows = model_rows(pairs, layout, pad_token_id=PROMPTS[0][0]).to(device)
-        return hidden_states(model, rows).float(), rows
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != model.dtype):
+            return hidden_states(model, rows).float(), rows
 
     expected, _ = read(TRIED, "padded")
     model.set_attn_implementation(NAME)
@@ -73,7 +74,7 @@ def _difference(model: PreTrainedModel) -> str | None:
     leak = float((changed[others] - found[others]).abs().mean()) / size
     if not leak <= LEAK:
         return f"a completion would see another: its hidden states change by {leak:.2g}"
-    relative, bound = float((found - expected).abs().mean()) / size, TOLERANCE.get(model.dtype, 0.1)
+    relative, bound = float((found - expected).abs().mean()) / size, TOLERANCE.get(dtype, 0.1)
     return None if relative <= bound else f"its hidden states would differ by {relative:.2g} (at most {bound})"
 
 

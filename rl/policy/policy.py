@@ -187,18 +187,18 @@ def load_policy(
         base.enable_input_require_grads()
     if not lora.enabled:
         _refuse_adapter_in_full(model)
-        _share_prompts(base, model)
+        _share_prompts(base, model, dtype)
         reference = copy.deepcopy(base).requires_grad_(False).eval() if keep_reference else None
         return Policy(base.train(), tokenizer, eos_ids, dtype, reference)
     trained = _attach_adapter(base, model, lora, seed).train()
     _refuse_targets(base, model)
     fuse_lora(trained)
-    _share_prompts(base, model)
+    _share_prompts(base, model, dtype)
     return Policy(trained, tokenizer, eos_ids, dtype, None)
 
 
-def _share_prompts(base: PreTrainedModel, model: ModelSection) -> None:
-    if model.attention == "auto" and (reason := share_prompts(base)):
+def _share_prompts(base: PreTrainedModel, model: ModelSection, dtype: torch.dtype) -> None:
+    if model.attention == "auto" and (reason := share_prompts(base, dtype)):
         warnings.warn(
             f"{type(base).__name__} reads no completions that share their prompt ({reason}): each is trained in a "
             "padded row of its own, after its prompt, which takes longer", stacklevel=2)

@@ -285,7 +285,7 @@ def _attention(
                if kwargs.get(name) is not None]
     if attention_mask is None or attention_mask.numel() != 1:  # not the one that `hidden_states` gave
         unknown.append("a mask of its own")
-    if unknown:
+    if unknown:  # met when the model is loaded (rl/policy/layout.py), and then the reason for padded rows
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
     return shared_prompts.attend(query, key, value, scale=scaling, dropout=dropout, window=sliding_window), None
 

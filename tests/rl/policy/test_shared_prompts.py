@@ -4,6 +4,7 @@ every architecture that takes an attention function."""
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -220,9 +221,17 @@ def test_one_call_for_all_segments_reads_the_same(window: int | None, monkeypatc
         layout._by_flash(query, key, value, 0.3, window), layout._by_calls(query, key, value, 0.3, 0.0, window))
 
 
-def test_under_autocast_queries_and_keys_are_in_its_dtype() -> None:
+def test_under_autocast_queries_and_keys_are_in_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("Qwen3Config")
-    assert share_prompts(model) is None
+    seen: set[torch.dtype] = set()
+
+    def look(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.update((query.dtype, key.dtype, value.dtype))
+        return sdpa(query, key, value, *args, **kwargs)
+
+    sdpa = shared_prompts._sdpa
+    monkeypatch.setattr(shared_prompts, "_sdpa", look)
+    assert share_prompts(model, torch.bfloat16) is None and seen == {torch.bfloat16}
     asked = pairs((5, 9), (4, 7, 15))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, expected = (hidden_states(model, model_rows(asked, layout, 0)) for layout in ("shared", "padded"))
