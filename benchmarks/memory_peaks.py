@@ -2,7 +2,7 @@
 training (an update of two of the longest micro-batches that the configuration allows) and in sampling (a full batch to
 the length limit).
 
-    python benchmarks/memory_peaks.py [--model models/smollm2-135m-instruct] [--tokens 2048] [key=value ...]
+    python benchmarks/memory_peaks.py [--model models/smollm2-135m-instruct] [--tokens 900] [key=value ...]
 
 Linux, on the CPU, a process for each measurement. The model's weights and the libraries are in memory before it begins.
 What is freed goes back to the system, as in a run on the CPU; --heap leaves that out, to see the holes that glibc
@@ -142,7 +142,9 @@ def measure_alone(kind: str, overrides: Sequence[str], *, heap: bool = False) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/tiny-arith", help="folder of a checkpoint (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=8192, help="of a micro-batch (default: %(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=8210,
+        help="of a micro-batch; 40 of a prompt and 215 of each completion fill it (default: %(default)s)")
     parser.add_argument("--sequences", type=int, default=256, help="sampled together (default: %(default)s)")
     parser.add_argument("--heap", action="store_true", help="leave malloc as it is")
     parser.add_argument("overrides", nargs="*", help="key=value of the configuration")
