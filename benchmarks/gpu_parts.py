@@ -107,7 +107,7 @@ class Case:
 
     def _checkpoints(self) -> str:
         """7B's activations do not fit beside the engine."""
-        return "true" if SHAPES[self.model].hidden > 2048 else "false"
+        return "full" if SHAPES[self.model].hidden > 2048 else "off"
 
     def measured(self, part: str, setting: str, quantity: str, value: float | None, problem: str = "") -> Measurement:
         return Measurement(part, self.model, setting, quantity, value, problem)

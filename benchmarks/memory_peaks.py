@@ -39,8 +39,10 @@ QUIET = ("model.dtype=float32", "sampling.max_completion_tokens=216", "sampling.
 CASES: dict[str, tuple[str, ...]] = {
     "LoRA, float32": (),
     "LoRA, bfloat16": ("model.dtype=bfloat16",),
-    "LoRA, float32, checkpointing": ("model.gradient_checkpointing=true",),
-    "LoRA, bfloat16, checkpointing": ("model.dtype=bfloat16", "model.gradient_checkpointing=true"),
+    "LoRA, float32, selective": ("model.gradient_checkpointing=selective",),
+    "LoRA, bfloat16, selective": ("model.dtype=bfloat16", "model.gradient_checkpointing=selective"),
+    "LoRA, float32, full": ("model.gradient_checkpointing=full",),
+    "LoRA, bfloat16, full": ("model.dtype=bfloat16", "model.gradient_checkpointing=full"),
     "all parameters, float32": ("lora.enabled=false",),
     "all parameters, bfloat16": ("lora.enabled=false", "model.dtype=bfloat16"),
 }
@@ -65,12 +67,12 @@ def training_growth(config: RunConfig) -> Growth:
     updater = _updater(config, policy)
     small, large = (_groups(config, tokens) for tokens in (1, 2 * config.optim.micro_batch_tokens))
     updater.rehearse(small)  # what a first pass loads belongs to the libraries
-    before = _restart_peak()
+    before = restart_peak()
     for batch in (small, large):
         updater.update(batch, step=1, policy_version=0)
     estimate = _estimate(config)
     return Growth(estimate.trained - 4 * estimate.num_trained + estimate.activations + estimate.logits,
-                  _peak() - before)
+                  peak_bytes() - before)
 
 
 def _groups(config: RunConfig, tokens: int) -> list[TrainingGroup]:
@@ -88,9 +90,9 @@ def sampling_growth(config: RunConfig) -> Growth:
                for i in range(config.generator.max_sequences // size)]
     sampling = SamplingParameters(1.0, 1.0, 0, config.sampling.max_completion_tokens)
     generator.generate([Request(prompts[0], (0,))], replace(sampling, max_completion_tokens=1))
-    before = _restart_peak()
+    before = restart_peak()
     generator.generate([Request(prompt, tuple(range(size))) for prompt in prompts], sampling)
-    return Growth(_estimate(config).cache, _peak() - before)
+    return Growth(_estimate(config).cache, peak_bytes() - before)
 
 
 def _load(config: RunConfig) -> Policy:
@@ -111,13 +113,13 @@ def _estimate(config: RunConfig) -> MemoryEstimate:
                            on_gpu=False)
 
 
-def _restart_peak() -> int:
+def restart_peak() -> int:
     """Bytes resident now, from which the kernel goes on to look for the largest."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    return peak_bytes()
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 

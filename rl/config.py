@@ -80,11 +80,17 @@ class ModelSection(Section):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
         "auto", "attention of the trained model; auto: completions share their question's prompt, computed once, where "
         "the architecture allows it; any other: transformers' own, each completion in a padded row after its prompt")
-    gradient_checkpointing: bool = setting(
-        False,
-        "recompute activations in the backward pass: less memory, about a third slower",
+    gradient_checkpointing: Literal["off", "selective", "full"] = setting(
+        "off",
+        "what the backward pass computes again in place of keeping it. selective: what is cheap, norms and gated "
+        "products; full: every layer, a third slower. true means full, false off",
         may_differ=Occasion.MEMORY)
     trust_remote_code: bool = setting(False, "run Python code that comes with the checkpoint")
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _was_a_switch(cls, value: object) -> object:
+        return {"true": "full", "false": "off"}.get(str(value).lower(), value)
 
 
 class TeacherModelSection(Section):

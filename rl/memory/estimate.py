@@ -219,7 +219,7 @@ def check_memory(
         return
     cache, sampler_copy = _sampler_remedies(config.generator, estimate)
     remedies = {
-        "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=true", "cache": cache,
+        "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=selective", "cache": cache,
         "sampler_copy": sampler_copy, "base": f"{named('model.dtype', 'bfloat16')}",
         "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens",
         "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}

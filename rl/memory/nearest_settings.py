@@ -1,5 +1,5 @@
 """A run that does not fit -> the nearest settings with which it does. In order of what they cost: smaller micro-batches
-and a smaller cache cost speed, recomputing activations a third of it, a lower rank changes what is learnt.
+and a smaller cache cost speed, recomputing whole layers a third of it, a lower rank changes what is learnt.
 
 Add a way to save memory in `_moves`.
 """
@@ -25,6 +25,8 @@ Move = tuple[int, Mapping[str, Json]]
 SMALLEST_MICRO_BATCH, SMALLEST_BATCH, SMALLEST_RANK = 1024, 8, 8
 USEFUL_SEQUENCES = 16  # decoded together; an engine with room for fewer hardly uses the card
 CHECKPOINTING = "model.gradient_checkpointing"
+RECOMPUTATION = {"off": 0, "selective": 1, "full": 3}
+"""What each of its values costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,9 @@ def _moves(config: RunConfig, *, takes_what_is_left: bool) -> list[list[Move]]:
     generator, lora = config.generator, config.lora
     moves: list[list[Move]] = [[(cost, {"optim.micro_batch_tokens": size} if cost else {})
               for cost, size in enumerate(_halves(config.optim.micro_batch_tokens, SMALLEST_MICRO_BATCH))]]
-    if not config.model.gradient_checkpointing:
-        moves.append([(0, {}), (3, {CHECKPOINTING: True})])
+    present = config.model.gradient_checkpointing
+    moves.append([(cost, {CHECKPOINTING: extent} if extent != present else {})
+                  for extent, cost in RECOMPUTATION.items() if cost >= RECOMPUTATION[present]])
     if generator.backend != "vllm_server" and generator.cache_gb is None and not takes_what_is_left:
         moves.append([(cost, {"generator.max_sequences": size} if cost else {})
                       for cost, size in enumerate(_halves(generator.max_sequences, SMALLEST_BATCH))])

@@ -5,7 +5,8 @@ Counted as our forward computes (rl/policy/forward.py, fused_lora.py): a norm ke
 queries, keys, values and result, twice the result and copies of a prompt's keys and values where completions share it
 (shared_prompts.py); the gated product three tensors of its width. A frozen linear layer keeps nothing, a trained one
 its input. An adapter keeps one input for the layers that share it; with dropout (PEFT's own forward) each layer a
-float32 copy.
+float32 copy. Recomputation (recomputation.py) keeps a layer's input, and `selective` the results of its products and of
+attention; one layer at a time is then there as a whole.
 
 Legend: H hidden size, I width of the gated product, Q and K widths of all query and of all key heads.
 """
@@ -51,9 +52,11 @@ def activations_per_token(
     gradients = bytes_per_weight * (2 * width + hidden)
     if config.lora.enabled and config.lora.dropout:
         gradients += 4 * width
-    if config.model.gradient_checkpointing:
-        stream = bytes_per_weight if config.lora.enabled else 4  # of the layers' inputs
-        return Activations(layers * stream * hidden + ends, one_layer + inputs // layers + gradients)
+    if config.model.gradient_checkpointing != "off":
+        kept = (bytes_per_weight if config.lora.enabled else 4) * hidden  # of a layer, its input
+        if config.model.gradient_checkpointing == "selective":
+            kept += _products(config, model_config, shapes, adapted, bytes_per_weight)
+        return Activations(layers * kept + ends, one_layer + inputs // layers + gradients)
     return Activations(layers * one_layer + inputs + ends, gradients)
 
 
@@ -77,6 +80,22 @@ def _layer(
         repeated = 2 * queries if keys < queries else 0
         attention += heads * longest * (4 + bytes_per_weight % 4) + bytes_per_weight * repeated
     return norms + attention + bytes_per_weight * 3 * width
+
+
+def _products(
+    config: RunConfig, model_config: PretrainedConfig, shapes: WeightShapes, adapted: Collection[str],
+    bytes_per_weight: int,
+) -> int:
+    """Of one layer, the results of its linear layers, of its adapters' and of attention."""
+    text = model_config.get_text_config()
+    own = [name for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name]
+    widths = sum(shapes[name][0] for name in own)
+    is_kept = config.model.attention != "eager"  # whose scores, and with them its result, are computed again
+    attention = sum(shapes[name][1] for name in own if ".o_proj." in name) * is_kept
+    # PEFT's own forward keeps a second result beside each layer's, in float32.
+    reduced = config.lora.rank * len(adapted) if config.lora.enabled else 0
+    beside = 4 * sum(shapes[name][0] for name in adapted) if config.lora.dropout else 0
+    return (bytes_per_weight * (widths + attention + reduced) + beside) // text.num_hidden_layers
 
 
 def _adapter_inputs(

@@ -34,6 +34,7 @@ from rl.policy.adapter_base import FILE, is_other_base
 from rl.policy.float32_head import has_float32_head, set_float32_head, wants_float32_head
 from rl.policy.fused_lora import fuse_lora
 from rl.policy.layout import share_prompts
+from rl.policy.recomputation import recompute
 
 
 class PolicyError(UserError):
@@ -182,9 +183,7 @@ def load_policy(
     rank or scale than `lora` says."""
     dtype = resolve_dtype(model.dtype, device)
     base, eos_ids = _load_base(model, tokenizer, dtype if lora.enabled else torch.float32, device)
-    if model.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
+    recompute(base, model.gradient_checkpointing)
     if not lora.enabled:
         _refuse_adapter_in_full(model)
         _share_prompts(base, model, dtype)

@@ -102,6 +102,7 @@ def hidden_states(model: PreTrainedModel, rows: ModelRows) -> Tensor:
     if rows.shared_prompts is not None:
         # A mask that is ready: transformers would make one that keeps completions from their prompts, [L, L] at that.
         ready = rows.token_ids_BL.new_zeros((1, 1, 1, 1), dtype=torch.bool)
+        rows.shared_prompts.is_recomputed = model.training and model.is_gradient_checkpointing
         shared = {"shared_prompts": rows.shared_prompts, "attention_mask": ready}
     backbone = getattr(model, model.base_model_prefix)
     output = backbone(input_ids=rows.token_ids_BL, position_ids=rows.position_ids_1L, use_cache=False, **shared)

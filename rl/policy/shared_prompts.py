@@ -31,7 +31,8 @@ CALL_PAIRS = 2048
 """A call of attention costs about as much as so many pairs of a query and a key: kernels started, Python."""
 KEPT_COPIES = {"cpu": 4, "elsewhere": 2}
 """Each completion reads a copy of its prompt's keys and values. Where copies are more than so many times the row, they
-are made again for the backward pass instead of being kept: on a CPU that takes longer, elsewhere memory is dearer."""
+are made again for the backward pass instead of being kept: on a CPU that takes longer, elsewhere memory is dearer.
+Layers that are recomputed anyway (rl/policy/recomputation.py) make them again with the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,10 @@ class _Varlen:
 @dataclass(eq=False, slots=True)
 class SharedPrompts:
     """segments: of the whole row, in its order, without gaps. windows: the sliding window of each layer that has
-    attended, None where it has none."""
+    attended, None where it has none. is_recomputed: layers are computed again in the backward pass."""
 
     segments: tuple[Segment, ...]
+    is_recomputed: bool = False
     windows: list[int | None] = field(default_factory=list)
     _calls: dict[_Place, tuple[list[_Call], Tensor | None]] = field(default_factory=dict)
     _varlen: dict[torch.device, _Varlen] = field(default_factory=dict)
@@ -145,7 +147,7 @@ class SharedPrompts:
 
         copies = sum(segment.num_keys for segment in self.segments)
         kept = KEPT_COPIES["cpu" if kind == "cpu" else "elsewhere"]
-        if torch.is_grad_enabled() and copies > kept * query.shape[2]:
+        if torch.is_grad_enabled() and copies > kept * query.shape[2] and not self.is_recomputed:
             result: Tensor = checkpoint(compute, query, key, value, use_reentrant=False)
             return result
         return compute(query, key, value)

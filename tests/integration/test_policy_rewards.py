@@ -87,7 +87,7 @@ def test_r1s_rewards_add_up_with_their_weights(tmp_path: Path) -> None:
                     "--config", str(project_root() / "configs" / "r1_rewards.yaml"), f"run_dir={tmp_path / 'run'}",
                     "model=models/tiny-arith", "data.path=models/tiny-arith/questions/train_with_answers.jsonl",
                     "data.limit=64", "prompt=question_line", "steps=3", "generator=transformers",
-                    "model.gradient_checkpointing=false", "sampling.questions_per_step=8",
+                    "model.gradient_checkpointing=off", "sampling.questions_per_step=8",
                     "sampling.group_size=4", "sampling.max_completion_tokens=32", "evaluation.path=null",
                     "tracking.progress=off", "optim.micro_batch_tokens=2048"])
             == 0)

@@ -156,9 +156,10 @@ def test_the_order_of_the_groups_does_not_change_the_gradient(groups: list[Group
     assert_close(gradient(batch[::-1])[0], gradient(batch)[0])
 
 
-def test_gradient_checkpointing_does_not_change_the_gradient(groups: list[Group]) -> None:
+@pytest.mark.parametrize("extent", ["selective", "full"])
+def test_gradient_checkpointing_does_not_change_the_gradient(groups: list[Group], extent: str) -> None:
     batch = with_advantages(groups)
-    assert_close(gradient(batch, "model.gradient_checkpointing=true")[0], gradient(batch)[0])
+    assert_close(gradient(batch, f"model.gradient_checkpointing={extent}")[0], gradient(batch)[0])
 
 
 def test_the_batch_is_not_changed(groups: list[Group]) -> None:

@@ -155,7 +155,7 @@ def test_overrides_are_typed_by_the_models() -> None:
     assert config.sampling.stop_token_ids == [1, 2]
     assert config.rewards == [RewardSection(weight=0.5)]
     assert (config.tracking.project, config.run_dir, config.tracking.progress) == ("010", Path("runs/1"), "off")
-    assert config.lora.targets == ["q_proj", "v_proj"] and config.model.gradient_checkpointing is True
+    assert config.lora.targets == ["q_proj", "v_proj"] and config.model.gradient_checkpointing == "full"
 
 
 def test_a_list_of_rewards_can_be_set_as_a_whole_and_its_entries_changed_after(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_generating_leaves_the_module_in_training_mode_and_without_gradients(pol
 
 @pytest.mark.parametrize("sync", ["shared", "merge"])
 def test_sampling_is_the_same_with_gradient_checkpointing(policy: Policy, sync: Sync) -> None:
-    checkpointed = tiny_policy(tiny_config("model.gradient_checkpointing=true"), adapter_scale=0.02)
+    checkpointed = tiny_policy(tiny_config("model.gradient_checkpointing=full"), adapter_scale=0.02)
     assert embedded(checkpointed, sync).generate(requests(3), PLAIN) == embedded(policy, sync).generate(
         requests(3), PLAIN)
 

@@ -102,7 +102,7 @@ def test_activations_grow_with_the_micro_batch_but_never_fall_below_one_row() ->
 
 
 def test_gradient_checkpointing_needs_less_for_activations() -> None:
-    plain, checkpointed = estimate(tiny_config()), estimate(tiny_config("model.gradient_checkpointing=true"))
+    plain, checkpointed = estimate(tiny_config()), estimate(tiny_config("model.gradient_checkpointing=full"))
     assert checkpointed.activations < plain.activations / 2.5  # of four layers
     assert checkpointed.total - checkpointed.activations == plain.total - plain.activations
 
@@ -200,7 +200,7 @@ def with_part(estimate: MemoryEstimate, part: str, size: int) -> MemoryEstimate:
 @pytest.mark.parametrize(
     ("part", "remedy"),
     [
-        ("activations", r"optim\.micro_batch_tokens or model\.gradient_checkpointing=true"),
+        ("activations", r"optim\.micro_batch_tokens or model\.gradient_checkpointing=selective"),
         ("cache", r"generator\.max_sequences"), ("sampler_copy", r"generator\.sync=shared"),
         ("base", r"model\.dtype=bfloat16"), ("trained", r"lora\.rank"), ("logits", r"optim\.micro_batch_tokens"),
     ],

@@ -33,13 +33,13 @@ def test_a_run_that_fits_changes_nothing_and_says_how_much_room_the_engine_has()
 
 
 def test_the_nearest_settings_fit_and_half_of_each_change_does_not() -> None:
-    config, estimate = grpo_math("model.gradient_checkpointing=false")
+    config, estimate = grpo_math("model.gradient_checkpointing=off")
     with_recomputing, without = nearest_fitting(config, estimate, 20 * GB)
-    assert with_recomputing.settings == {"model.gradient_checkpointing": True}
+    assert with_recomputing.settings == {"model.gradient_checkpointing": "full"}
     assert without.settings == {"optim.micro_batch_tokens": 2048}
     for fit in (with_recomputing, without):
         assert fit.estimate.fits(20 * GB)
-    larger, _ = grpo_math("model.gradient_checkpointing=false", "optim.micro_batch_tokens=4096")
+    larger, _ = grpo_math("model.gradient_checkpointing=off", "optim.micro_batch_tokens=4096")
     assert not estimate(larger).fits(20 * GB)
     text = render_fit(config, estimate, 20 * GB, "a card")
     assert text.startswith("does not fit into the 20.0 GB of a card\nnearest settings that fit:\n  model.gradient_")
@@ -69,8 +69,8 @@ def test_where_nothing_is_enough_it_says_what_would_be() -> None:
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        (("model.gradient_checkpointing=false",),
-         r"optim.micro_batch_tokens=8192 model.gradient_checkpointing=true, or optim.micro_batch_tokens=2048 gen"),
+        (("model.gradient_checkpointing=off",),
+         r"optim.micro_batch_tokens=8192 model.gradient_checkpointing=full, or optim.micro_batch_tokens=2048 gen"),
         (("model.path=qwen2.5-7b",), r"no smaller micro-batch, cache or rank is enough: a larger card, a smaller"),
     ],
     ids=["enough", "nothing"],

@@ -4,6 +4,7 @@ every architecture that takes an attention function."""
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rl.policy import shared_prompts
 from rl.policy.layout import layout_of, share_prompts
+from rl.policy.recomputation import Recomputation, recompute
 from rl.policy.rows import Layout, hidden_states, model_rows
 from rl.policy.shared_prompts import Segment, SharedPrompts
 from rl.records import PromptCompletion
@@ -178,14 +181,42 @@ def test_others_read_the_model_as_before() -> None:
         assert torch.equal(*more)
 
 
-def test_gradient_checkpointing_and_bfloat16() -> None:
+class Counted(TorchDispatchMode):
+    """How often each operator ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.times[func.name()] += 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("extent", "times"), [("selective", 1), ("full", 2)])
+def test_recomputed_layers_give_the_same(
+    extent: Recomputation, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And attend once or twice: no third time for copies of prompts that would not have been kept."""
     asked = pairs((5, 9), (4, 7, 15))
     model = random_model("LlamaConfig").train()
     assert share_prompts(model) is None
-    hidden, gradient = hidden_and_gradient(model, asked, "shared")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    again, other = hidden_and_gradient(model, asked, "shared")
+    attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    with Counted() as plain:
+        hidden, gradient = hidden_and_gradient(model, asked, "shared")
+    monkeypatch.setitem(shared_prompts.KEPT_COPIES, "cpu", 0)
+    recompute(model, extent)
+    with Counted() as recomputed:
+        again, other = hidden_and_gradient(model, asked, "shared")
     assert torch.equal(again, hidden) and torch.equal(other, gradient)
+    assert recomputed.times[attention] == times * plain.times[attention] > 0
+
+
+def test_bfloat16() -> None:
+    asked = pairs((5, 9), (4, 7, 15))
+    model = random_model("LlamaConfig").train()
+    assert share_prompts(model) is None
+    hidden, _ = hidden_and_gradient(model, asked, "shared")
     rounded = random_model("LlamaConfig").to(torch.bfloat16)
     assert share_prompts(rounded) is None
     found, _ = hidden_and_gradient(rounded, asked, "shared")
