@@ -54,9 +54,11 @@ def activations_per_token(
         gradients += 4 * width
     if config.model.gradient_checkpointing != "off":
         kept = (bytes_per_weight if config.lora.enabled else 4) * hidden  # of a layer, its input
+        again = one_layer + inputs // layers
         if config.model.gradient_checkpointing == "selective":
             kept += _products(config, model_config, shapes, adapted, bytes_per_weight)
-        return Activations(layers * kept + ends, one_layer + inputs // layers + gradients)
+            again -= bytes_per_weight * 2 * width  # the two factors, which are there
+        return Activations(layers * kept + ends, again + gradients)
     return Activations(layers * one_layer + inputs + ends, gradients)
 
 
