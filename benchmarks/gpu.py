@@ -5,7 +5,7 @@ Parts (benchmarks/gpu_parts.py, gpu_trl.py):
     decode   tokens a second of vLLM with base weights, merged weights, an adapter of rank 16 and 32, at 64, 256 and 512
     sequences swap     seconds to bring a new policy version: adapter, merged weights
     train    the update alone: different tokens a second, the share of the bfloat16 peak that they use, peak memory;
-             LoRA with shared prompts and in padded rows, and all weights
+             LoRA with shared prompts, in padded rows, with selective and full recomputation; all weights
     step     the whole step, 64 questions x 8: generation, reward, training and sync seconds
     trl      the same step with TRL's GRPOTrainer, vLLM in colocate mode, gradient checkpointing off and on; the ratio
     run      SmolLM2-135M-Instruct with GRPO and with EMPO: accuracy before and after, wall time
@@ -32,7 +32,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PARTS = {
-    "decode": ("merged", "half_rank", "full_rank"), "swap": ("adapter", "merge"), "train": ("lora", "padded", "full"),
+    "decode": ("merged", "half_rank", "full_rank"), "swap": ("adapter", "merge"),
+    "train": ("lora", "padded", "selective", "recomputed", "full"),
     "step": ("",), "trl": ("off", "on"), "run": ("grpo", "empo")}
 """The variants of each part: what is measured in one process."""
 

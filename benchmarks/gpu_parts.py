@@ -156,12 +156,15 @@ def swap(case: Case, variant: str) -> Iterator[Measurement]:
 
 
 def train(case: Case, variant: str) -> Iterator[Measurement]:
-    setting = {"lora": "LoRA", "padded": "LoRA, padded rows", "full": "all weights"}[variant]
+    setting = {"lora": "LoRA", "padded": "LoRA, padded rows", "selective": "LoRA, selective recomputation",
+               "recomputed": "LoRA, full recomputation", "full": "all weights"}[variant]
     if variant == "full" and SHAPES[case.model].hidden > 2048:
         yield case.measured("train", setting, "", None, "left out: 16 bytes a parameter do not fit one GPU")
         return
-    attention = "model.attention=sdpa" if variant == "padded" else "model.attention=auto"
-    config = case.config(f"lora.enabled={str(variant != 'full').lower()}", attention)
+    overrides = {"padded": "model.attention=sdpa", "selective": "model.gradient_checkpointing=selective",
+                 "recomputed": "model.gradient_checkpointing=full"}
+    config = case.config(
+        f"lora.enabled={str(variant != 'full').lower()}", overrides.get(variant, "model.attention=auto"))
     accelerator = Accelerator(mixed_precision="no", cpu=not case.on_gpu)
     policy = load_run_policy(config, read_inputs(config), accelerator)
     optimizer = torch.optim.AdamW(policy.trainable_parameters().values(), lr=config.optim.lr, fused=True)
