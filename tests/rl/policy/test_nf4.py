@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,12 @@ from rl.configuration.loading import to_yaml
 from rl.errors import ConfigError, GeneratorError
 from rl.export import export
 from rl.generate.build import check_generator
+from rl.generate.generator_plan import GeneratorPlan
 from rl.generate.protocol import Request, SamplingParameters
+from rl.generate.servers.generator import _launch_line as launch_line
 from rl.generate.transformers_generator import TransformersGenerator
+from rl.generate.vllm_engine import EngineSettings
+from rl.generate.vllm_engine import _arguments as engine_arguments
 from rl.generate.vllm_versions import check_nf4
 from rl.generate.weight_sync import choose_sync
 from rl.memory.estimate import estimate_memory
@@ -202,6 +207,22 @@ def test_a_vllm_that_quantises_by_a_plugin_names_it_where_it_is_missing(
         return
     with pytest.raises(GeneratorError, match=r"vLLM 0\.32\.0 quantises so by a plugin.*pip install vllm-bnb-plugin"):
         check_nf4(version, on_gpu=True)
+
+
+def test_vllm_is_told_to_quantise_in_the_process_and_on_servers(tmp_path: Path) -> None:
+    settings = EngineSettings(
+        model="m", revision=None, trust_remote_code=False, dtype=torch.bfloat16, max_tokens=64, max_sequences=8,
+        lora_rank=4, lora_targets=("q_proj",), logprobs_mode="processed_logprobs", memory_share=0.5, cache_bytes=None,
+        eager=False, can_sleep=False, num_ranks=1, seed=0)
+    told = {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
+    assert engine_arguments(replace(settings, nf4=True)) == engine_arguments(settings) | told
+    plan = GeneratorPlan(
+        max_tokens=64, cache_bytes_per_token=1, trainer_bytes=0, base_path="m", revision=None, trust_remote_code=False,
+        logprobs_mode="processed_logprobs", num_ranks=1, seed=0, run_dir=tmp_path)
+    section = GeneratorSection(backend="vllm_server", urls=["http://localhost:1"])
+    for policy, flags in ((tiny_policy(tiny_config(NF4)), 1), (tiny_policy(), 0)):
+        line = launch_line(policy, plan, choose_sync(section, policy, on_gpu=True), section)
+        assert line.count(" --quantization bitsandbytes ") == flags and " --enable-lora " in line
 
 
 def test_without_bitsandbytes_the_key_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
