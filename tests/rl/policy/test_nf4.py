@@ -118,7 +118,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
 
 
 def test_the_samplers_log_probabilities_are_the_trainers_and_not_the_plain_bases() -> None:
-    """A single row too, for which bitsandbytes has kernels of its own that round to bfloat16."""
+    """Single rows too: bitsandbytes' own layers round to bfloat16 in evaluation mode, where a processor has it."""
     policy = tiny_policy(tiny_config(NF4), adapter_scale=0.05)
     assert choose_sync(GeneratorSection(), policy).way == "shared"
     generator = TransformersGenerator(policy, merge=False, max_sequences=1)
