@@ -125,7 +125,8 @@ def _moves(config: RunConfig, *, takes_what_is_left: bool, on_gpu: bool) -> list
         # The scale of the update, alpha / rank, stays.
         moves.append([(10 * times, {"lora.rank": rank, "lora.alpha": lora.alpha * rank / lora.rank} if times else {})
                       for times, rank in enumerate(_halves(lora.rank, SMALLEST_RANK))])
-        if on_gpu and model.dtype != "float32" and model.quantization is None and generator.sync != "merge":
+        refuses = model.dtype == "float32" or generator.sync == "merge" or generator.sleep == "discard"
+        if on_gpu and model.quantization is None and not refuses:
             moves.append([(0, {}), (20, {"model.quantization": "nf4"})])
     else:
         moves.append([(0, {}), (100, {"lora.enabled": True})])

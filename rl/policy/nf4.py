@@ -3,7 +3,7 @@ arXiv:2305.14314), by bitsandbytes: blocks of 64 weights, and their scales in 8 
 
 Each product computes with the weight dequantised to the model's dtype, once in the forward and once in the backward
 pass, and keeps no dequantised copy. bitsandbytes' own layers are not asked to compute: in evaluation mode those of a
-CPU with AVX512-BF16 repack their weights and round to bfloat16 in a float32 model too (by 0.2 with SmolLM2), so that the
+CPU with AVX512-BF16 repack their weights and round to bfloat16 in a float32 model too (by 0.2 with SmolLM2), and the
 sampler's policy would not be the trainer's. Embeddings, norms and the output layer stay in the model's dtype.
 """
 

@@ -71,7 +71,7 @@ def test_a_base_in_4_bits_is_named_where_nothing_cheaper_is_enough_and_only_wher
     (fit,) = nearest_fitting(config, estimate, 24 * GB)
     assert fit.settings == {"optim.micro_batch_tokens": 8192, "model.quantization": "nf4"}
     assert fit.estimate.base < 0.45 * estimate(config).base and fit.estimate.fits(24 * GB)
-    for other in ("model.dtype=float32", "generator.sync=merge", "model.quantization=nf4"):
+    for other in ("model.dtype=float32", "generator.sync=merge", "generator.sleep=discard", "model.quantization=nf4"):
         config, estimate = grpo_math("model.path=qwen2.5-7b", other)
         assert all("model.quantization" not in fit.settings for fit in nearest_fitting(config, estimate, 24 * GB))
     shape = planned_config(config.model)
