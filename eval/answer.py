@@ -140,7 +140,8 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     if not options.question.strip():
         raise EvaluationError("the question is empty; expected its text, in quotes")
     subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
-                           head_dtype=options.head_dtype, trust_remote_code=options.trust_remote_code)
+                           head_dtype=options.head_dtype, quantization=options.quantization,
+                           trust_remote_code=options.trust_remote_code)
     # A task has a grader; there is no gold answer here, and it is never asked.
     benchmark = Benchmark("question", "a question", Protocol(options.k, 1.0, 1.0, 2048, "our own"),
                           grader=Grader("rewards.controls:random_reward"))

@@ -14,7 +14,7 @@ from rl.errors import report_errors
 # Settings that messages of rl name -> the options of the evaluation's commands; those of eval name options themselves.
 OPTIONS = {
     "model.path": "--model", "model.adapter": "--adapter", "model.revision": "--revision", "model.dtype": "--dtype",
-    "model.head_dtype": "--head-dtype",
+    "model.head_dtype": "--head-dtype", "model.quantization": "--quantization",
     "prompt.template": "--prompt", "prompt.chat_template": "--chat-template",
     "prompt.chat_template_kwargs": "--chat-template-kwargs", "prompt.date": "--date",
     "sampling.stop_strings": "--stop-strings", "sampling.stop_token_ids": "--stop-token-ids",

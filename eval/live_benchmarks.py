@@ -131,6 +131,6 @@ def _task(config: RunConfig, section: BenchmarkSection, inputs: Inputs) -> Task:
         chat_template=config.prompt.chat_template, chat_template_kwargs=config.prompt.chat_template_kwargs,
         date=config.prompt.date, stop_strings=tuple(config.sampling.stop_strings),
         stop_token_ids=tuple(config.sampling.stop_token_ids), grader=section.grader, seed=config.seed,
-        head_dtype=config.model.head_dtype)
+        head_dtype=config.model.head_dtype, quantization=config.model.quantization)
     context, end_ids = context_of(inputs.model_config), model_end_ids(config.model, inputs.tokenizer)
     return build_task(benchmark, loaded, asked, inputs.tokenizer, context, end_ids=end_ids)

@@ -36,6 +36,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
                        help="default: bfloat16 on a GPU, float32 on the CPU")
     group.add_argument("--head-dtype", choices=["null", "float32"],
                        help="of the output layer's product; null: the model's (default: as the policy's run sampled)")
+    group.add_argument("--quantization", choices=["null", "nf4"],
+                       help="of the linear layers; null: none (default: as the policy's run trained over its base)")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint")
 

@@ -38,19 +38,25 @@ def tell_differences(options: argparse.Namespace, run: RunPrompt | None, benchma
     with their own prompts."""
     if run is None:
         return
-    trained, head = run.head_dtype or "null", options.head_dtype or run.head_dtype or "null"
-    if head != trained:
-        _note(f"another output layer than {run.folder} was trained with: --head-dtype {head} (in training {trained})")
+    precision = []
+    for what, option, trained, asked in (
+        ("output layer", "--head-dtype", run.head_dtype or "null", options.head_dtype),
+        ("precision of the base", "--quantization", run.quantization or "null", options.quantization),
+    ):
+        if asked not in (None, trained):
+            _note(f"another {what} than {run.folder} was trained with: {option} {asked} (in training {trained})")
+        if (chosen := asked or trained) != "null":
+            precision.append(f" {option} {chosen}")
     own = _of_run(run)
     differences = [f"--{key.replace('_', '-')} {_shown(value)} (in training {_shown(own[key])})"
                    for key, value in _said(options).items() if value != own[key]]
     others = [f"{name}: {prompt}" for name, prompt in benchmarks if prompt != own["prompt"]]
     if differences:
         line = f"another prompt than {run.folder} was trained with: {', '.join(differences)}"
-    elif options.prompt is None and (others or _beyond_template(own) or head != "null"):
+    elif options.prompt is None and (others or _beyond_template(own) or precision):
         protocol = f", not the protocol's ({', '.join(others)})" if others else ""
         line = (f"asked with the prompt of {run.folder}, {own['prompt']}{protocol}; its base is compared under "
-                f"{' '.join(_as_options(own))}{'' if head == 'null' else f' --head-dtype {head}'}")
+                f"{' '.join(_as_options(own))}{''.join(precision)}")
     else:
         return
     _note(line)

@@ -109,7 +109,8 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     from eval.subject import find_subject, generator_section
 
     subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
-                           head_dtype=options.head_dtype, trust_remote_code=options.trust_remote_code)
+                           head_dtype=options.head_dtype, quantization=options.quantization,
+                           trust_remote_code=options.trust_remote_code)
     out = options.out or default_out(options.model, options.adapter)
     tasks = build_tasks(options, subject, None if options.restart else day_begun(out))
     total = sum(task.samples * len(task.prompts) for task in tasks)
@@ -190,7 +191,7 @@ def build_tasks(options: argparse.Namespace, subject: Subject, began: datetime.d
                 ks=() if options.k is None else positive_list(options.k, "-k"), samples=options.samples,
                 temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, prompt=prompt,
                 grader=options.grader, best_of=options.best_of, seed=options.seed,
-                head_dtype=subject.model.head_dtype)
+                head_dtype=subject.model.head_dtype, quantization=subject.model.quantization)
             asked = with_prompt(asked, options, subject.run, began)
             name = benchmark.name if prompt is None or len(prompts) == 1 else f"{benchmark.name}/{Path(prompt).stem}"
             if name in [task.name for task in tasks]:

@@ -57,10 +57,11 @@ class Subject:
 
 
 def find_subject(model: str | None, adapter: str | None, *, revision: str | None = None, dtype: str = "auto",
-                 head_dtype: str | None = None, trust_remote_code: bool = False) -> Subject:
+                 head_dtype: str | None = None, quantization: str | None = None,
+                 trust_remote_code: bool = False) -> Subject:
     """adapter: a PEFT adapter's folder, or a run's folder or name, whose best checkpoint is taken. model: may be left
-    out where the adapter names its base. head_dtype: "null" for the model's own, None for that of the run which trained
-    the weights. Raises ConfigError, RunFolderError, CheckpointError, EvaluationError."""
+    out where the adapter names its base. head_dtype, quantization: "null" for the model's own, None for those of the
+    run which trained the weights. Raises ConfigError, RunFolderError, CheckpointError, EvaluationError."""
     folder: str | None = None
     if adapter is not None:
         source = find_source(adapter)
@@ -88,11 +89,12 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
             "missing", where="--model", expected="a folder with a Hugging Face checkpoint, or a hub id")
     weights = resolve_path(folder or model)
     run = prompt_of_weights(weights) if weights.exists() else None
-    if head_dtype is None and run is not None:
-        head_dtype = run.head_dtype
+    if run is not None:
+        head_dtype, quantization = head_dtype or run.head_dtype, quantization or run.quantization
     section = ModelSection.model_validate({
         "path": model, "revision": revision, "adapter": folder, "dtype": dtype,
-        "head_dtype": None if head_dtype == "null" else head_dtype, "trust_remote_code": trust_remote_code})
+        "head_dtype": None if head_dtype == "null" else head_dtype,
+        "quantization": None if quantization == "null" else quantization, "trust_remote_code": trust_remote_code})
     return Subject(section, load_tokenizer(section), load_model_config(section), run)
 
 

@@ -36,8 +36,8 @@ class Asked:
     """What decides a task beside the benchmark; None: the benchmark's protocol. ks: the k of avg@k, pass@k, maj@k.
 
     date: that a chat template which prints one is given; None: today. stop_strings, stop_token_ids: beside the
-    template's and the model's. samples: n >= every k. grader, best_of: rewards by name (file.py:name). head_dtype: that
-    the sampler was opened with."""
+    template's and the model's. samples: n >= every k. grader, best_of: rewards by name (file.py:name). head_dtype,
+    quantization: those that the sampler was opened with."""
 
     ks: tuple[int, ...] = ()
     samples: int | None = None
@@ -54,6 +54,7 @@ class Asked:
     best_of: str | None = None
     seed: int = 0
     head_dtype: str | None = None
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
 
@@ -152,7 +153,7 @@ def _only_where_there_are(renderer: PromptRenderer, asked: Asked, stop_ids: Sequ
     model's own. date: where the chat template printed it."""
     day = None if renderer.chat is None else renderer.chat.printed_day
     found = {"chat_template_kwargs": dict(asked.chat_template_kwargs), "date": day and day.isoformat(),
-             "stop_token_ids": list(stop_ids), "head_dtype": asked.head_dtype}
+             "stop_token_ids": list(stop_ids), "head_dtype": asked.head_dtype, "quantization": asked.quantization}
     return {key: value for key, value in found.items() if value}
 
 

@@ -77,6 +77,10 @@ class ModelSection(Section):
         None,
         "dtype of the output layer's product, in trainer and sampler. null: the model's; float32: logits are "
         "not rounded to bfloat16, and trainer and sampler agree better (vLLM from 0.26; docs/precision.md)")
+    quantization: Literal["nf4"] | None = setting(
+        None,
+        "how the frozen base's linear layers are held. null: in dtype; nf4: in 4 bits a weight (QLoRA, bitsandbytes), "
+        "dequantised to dtype for each product: for an adapter, never merged (docs/precision.md)")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
         "auto", "attention of the trained model; auto: completions share their question's prompt, computed once, where "
         "the architecture allows it; any other: transformers' own, each completion in a padded row after its prompt")

@@ -107,14 +107,14 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         parts.generator.close()  # before the process group, which a sampler may share, is gone
         accelerator.end_training()
     if accelerator.is_main_process:
-        _show_result(folder, summary, config.run_dir.name)
+        _show_result(folder, summary, config)
     return 0
 
 
-def _show_result(folder: RunFolder, summary: Summary, title: str) -> None:
+def _show_result(folder: RunFolder, summary: Summary, config: RunConfig) -> None:
     write_summary(folder, summary)
-    draw_curves(folder.metrics_file, folder.curve_file, title=title)
-    print("\n" + render_summary(summary, folder))
+    draw_curves(folder.metrics_file, folder.curve_file, title=config.run_dir.name)
+    print("\n" + render_summary(summary, folder, merges=config.model.quantization is None))
 
 
 def _read(config: RunConfig, build: BuildBenchmarks | None) -> tuple[Inputs, LiveBenchmarks | None]:

@@ -9,7 +9,8 @@ from rl.config import GeneratorSection, SamplingSection
 from rl.errors import GeneratorError
 from rl.generate.generator_plan import GeneratorPlan, logprobs_mode
 from rl.generate.protocol import Generator
-from rl.generate.vllm_engine import INSTALL_ON_GPU, check_version, room_for_rank
+from rl.generate.vllm_engine import INSTALL_ON_GPU, check_version, installed_version, room_for_rank
+from rl.generate.vllm_versions import check_nf4
 from rl.generate.weight_sync import choose_sync
 from rl.policy.policy import Policy, has_fused_experts, lora_rank
 
@@ -30,6 +31,12 @@ def check_generator(
             where="generator.sync", remedy=(
                 f"{'generator.sync=adapter, or ' if policy.is_adapter else ''}generator.backend=vllm_server, which "
                 "reads a checkpoint"))
+    if config.backend == "vllm" and policy.quantization is not None:
+        check_nf4(installed_version(), on_gpu=on_gpu)
+        if config.sleep == "discard":
+            raise GeneratorError(
+                "discard, but the trainer's weights in 4 bits are not those that vLLM reads", where="generator.sleep",
+                remedy=f"generator.sleep=offload, or {named('model.quantization', 'null')}")
     check_backend(config, sampling, float32_head=policy.has_float32_head)
     warn_of_slow_sampler(config, policy.causal_lm.num_parameters(), on_gpu=on_gpu)
 

@@ -3,7 +3,8 @@ copy stands beside a vLLM engine.
 
 In float32 an adapter is merged from the pristine base, as in training: into the embedded sampler's weights, which
 nobody else needs, or into a checkpoint in `scratch` that vLLM then loads, which decodes faster than with an adapter
-beside the base. Below float32 it stays beside the base, since rounding would take away most of a small one. Running
+beside the base. Below float32 and over a base in 4 bits it stays beside it, since rounding would take away most of a
+small one. Running
 servers, whose dtype is theirs, are brought it once, as a training run brings each of its versions.
 """
 
@@ -34,6 +35,7 @@ from rl.generate.protocol import Finished, Generator, Request, SamplingParameter
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_engine import Engine, EngineSettings, check_version
 from rl.generate.vllm_generator import sample_groups
+from rl.generate.vllm_versions import check_nf4
 from rl.paths import resolve_path
 from rl.policy.float32_head import wants_float32_head
 from rl.policy.merging import Source, write_plain
@@ -69,7 +71,9 @@ def open_frozen_generator(
     max_tokens: of the longest prompt with the longest completion. scratch: folder for a merged checkpoint, which is
     removed. Raises PolicyError or GeneratorError with the remedy."""
     if config.backend == "vllm":
-        check_version(float32_head=wants_float32_head(model, resolve_dtype(model.dtype, default_device())))
+        version = check_version(float32_head=wants_float32_head(model, resolve_dtype(model.dtype, default_device())))
+        if model.quantization is not None:
+            check_nf4(version, on_gpu=default_device().type == "cuda")
         with explain_loading(model.path):
             return _FrozenVllm(model, config, tokenizer, model_config, max_tokens, scratch)
     if config.backend != "transformers":
@@ -121,8 +125,9 @@ class _FrozenVllm:
         device = default_device()
         dtype, on_gpu = resolve_dtype(model.dtype, device), device.type == "cuda"
         bytes_per_token = cache_bytes_per_token(model_config, dtype.itemsize)
-        # Beside its base only below float32: see the module's docstring.
-        beside = resolve_path(model.adapter) if model.adapter is not None and dtype != torch.float32 else None
+        # Beside its base or merged: see the module's docstring.
+        merges = dtype == torch.float32 and model.quantization is None
+        beside = None if model.adapter is None or merges else resolve_path(model.adapter)
         rank, targets = (None, ()) if beside is None else _checked_adapter(model, beside, tokenizer)
         if beside is not None:
             model = model.model_copy(update={"adapter": None})
@@ -134,7 +139,7 @@ class _FrozenVllm:
                     logprobs_mode="raw_logprobs", memory_share=_memory_share(config, device) if on_gpu else None,
                     cache_bytes=_engine_cache(config, max_tokens, bytes_per_token, on_gpu=on_gpu),
                     eager=config.eager if config.eager is not None else not on_gpu, can_sleep=False, num_ranks=1,
-                    seed=0, float32_head=wants_float32_head(model, dtype)))
+                    seed=0, float32_head=wants_float32_head(model, dtype), nf4=model.quantization is not None))
         if beside is not None:
             self._engine.load_adapter("policy", 1, beside)
         self.description = f"sampler: vLLM {self._engine.version} in this process"

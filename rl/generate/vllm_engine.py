@@ -44,7 +44,8 @@ class EngineSettings:
     names of the modules that it may adapt. logprobs_mode: processed is after temperature, top_k and top_p; raw before
     all of them. memory_share: of the GPU's memory; cache_bytes: of the key/value cache, which goes before it.
     num_ranks: training processes, each with an engine of its own. float32_head: the output layer computes in float32,
-    over weights in `dtype`."""
+    over weights in `dtype`. nf4: the engine quantises the linear layers itself as it loads them, as rl/policy/nf4.py
+    has them."""
 
     model: str
     revision: str | None
@@ -62,6 +63,7 @@ class EngineSettings:
     num_ranks: int
     seed: int
     float32_head: bool = False
+    nf4: bool = False
 
 
 def installed_version() -> str | None:
@@ -306,6 +308,8 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
         arguments["enable_sleep_mode"] = True
     if settings.float32_head:
         arguments["hf_overrides"] = dict(FLOAT32_HEAD)
+    if settings.nf4:
+        arguments |= dict(quantization="bitsandbytes", load_format="bitsandbytes")
     if settings.num_ranks > 1:
         # torch.distributed belongs to the trainer: the engine joins the process group that is there, as a group of one.
         arguments["distributed_executor_backend"] = "external_launcher"

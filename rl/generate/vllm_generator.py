@@ -51,7 +51,8 @@ class VllmGenerator:
                 logprobs_mode=plan.logprobs_mode, memory_share=_memory_share(config, plan, device) if on_gpu else None,
                 cache_bytes=engine_cache_bytes(config, plan.max_tokens, plan.cache_bytes_per_token, on_gpu=on_gpu),
                 eager=config.eager if config.eager is not None else not on_gpu, can_sleep=self._sleep_level > 0,
-                num_ranks=plan.num_ranks, seed=plan.seed, float32_head=plan.float32_head))
+                num_ranks=plan.num_ranks, seed=plan.seed, float32_head=plan.float32_head,
+                nf4=policy.quantization is not None))
         self.description = (
             f"sampler: vLLM {self._engine.version} in this process; new versions by {sync.way}: {sync.reason}")
 

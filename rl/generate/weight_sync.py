@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from rewards.errors import named
 from rl.config import GeneratorSection
 from rl.generate.generator_plan import MERGE_BELOW_BYTES
 from rl.policy.policy import Policy, PolicyError, dtype_name
@@ -31,6 +32,8 @@ class Sync:
 def choose_sync(config: GeneratorSection, policy: Policy, *, on_gpu: bool | None = None) -> Sync:
     """on_gpu: where the policy will train; None: where it is. Raises PolicyError where the configuration asks for an
     adapter and there is none."""
+    if policy.quantization is not None:
+        return _beside_quantised(config, policy.quantization)
     rounds = policy.is_adapter and policy.dtype != torch.float32
     if config.backend == "transformers":
         if config.sync != "auto":
@@ -53,3 +56,11 @@ def choose_sync(config: GeneratorSection, policy: Policy, *, on_gpu: bool | None
     if rounds:
         return Sync("adapter", f"a merge would round its change to {dtype_name(policy.dtype)}")
     return Sync("merge", "on a CPU vLLM decodes with an adapter about three times slower than without")
+
+
+def _beside_quantised(config: GeneratorSection, quantization: str) -> Sync:
+    if config.sync == "merge":
+        raise PolicyError(
+            f"merge, but rounded to {quantization} base + BA would lose most of the adapter's change",
+            where="generator.sync", remedy=f"generator.sync=auto, or {named('model.quantization', 'null')}")
+    return Sync("shared" if config.backend == "transformers" else "adapter", f"{quantization} cannot hold a merge")

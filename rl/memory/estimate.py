@@ -41,6 +41,8 @@ from rl.records import Group, Prompt, Question, Rollout, ScoredGroup, TrainingGr
 Backend = Literal["transformers", "vllm", "vllm_server"]
 LIBRARIES_BYTES = 600 * 2**20
 M_MMAP_THRESHOLD = -3  # of malloc.h
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight: 4 bits, a scale of 8 bits for each 64, and of the scales one in float32 for each 256 (0.127 bits)."""
 ANY_TOKEN = 0  # what the ids are changes neither time nor memory
 NOTHING_IS_ENOUGH = (
     "no smaller micro-batch, cache or rank is enough: a larger card, a smaller model, or servers on another device "
@@ -52,7 +54,7 @@ class MemoryEstimate:
     """Bytes of each part; num_parameters of the base, num_trained of what trains. sampler_copy and cache: of the
     sampler, 0 where that is elsewhere. backend: generator.backend. is_least_cache: the engine takes more where there is
     room. sleeps: the engine gives its memory back while training, so that it never meets activations and logits.
-    teacher: a local teacher's weights."""
+    teacher: a local teacher's weights. on_gpu: whether it is of a GPU."""
 
     num_parameters: int
     num_trained: int
@@ -66,6 +68,7 @@ class MemoryEstimate:
     is_least_cache: bool = False
     sleeps: bool = False
     teacher: int = 0
+    on_gpu: bool = False
 
     @property
     def trainer_bytes(self) -> int:
@@ -130,12 +133,13 @@ def estimate_memory(
         config.lora.rank * sum(sum(shapes[name]) for name in adapted) if config.lora.enabled else num_parameters)
     # Full parameters are kept in float32, and their frozen reference is a second copy.
     frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
-    bytes_per_base_weight = bytes_per_weight if config.lora.enabled else 4
+    weights = _weights_bytes(config, shapes, bytes_per_weight)
+    base = weights if config.lora.enabled else 4 * num_parameters
     generator = config.generator
     longest = longest_prompt + config.sampling.max_completion_tokens
     sampler_copy, cache = _sampler_bytes(
-        generator, max(longest, benchmark_tokens), model_config, bytes_per_weight, num_parameters * bytes_per_weight,
-        num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
+        generator, max(longest, benchmark_tokens), model_config, bytes_per_weight, weights,
+        merges=_merges(config, base, bytes_per_weight), on_gpu=on_gpu)
     kept_copies = KEPT_COPIES["elsewhere" if on_gpu else "cpu"]
     activations, logits = _pass_bytes(
         config, model_config, shapes, adapted, longest_prompt, bytes_per_weight, kept_copies)
@@ -146,10 +150,22 @@ def estimate_memory(
             sampler_copy += 4 * text.vocab_size * text.hidden_size
     return MemoryEstimate(
         num_parameters=num_parameters, num_trained=num_trained,
-        base=num_parameters * bytes_per_base_weight * frozen_copies, sampler_copy=sampler_copy,
+        base=base * frozen_copies, sampler_copy=sampler_copy,
         trained=num_trained * 4 * 4, activations=activations, logits=logits, cache=cache, backend=generator.backend,
         is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
-        sleeps=on_gpu and generator.sleep != "off", teacher=_teacher_bytes(config, on_gpu=on_gpu))
+        sleeps=on_gpu and generator.sleep != "off", teacher=_teacher_bytes(config, on_gpu=on_gpu),
+        on_gpu=on_gpu)
+
+
+def _weights_bytes(config: RunConfig, shapes: WeightShapes, bytes_per_weight: int) -> int:
+    """Of the model without its adapter. In 4 bits are the linear layers between embedding and output layer, but the
+    experts of a layer, which are none; the largest is dequantised for its product, one at a time."""
+    plain = bytes_per_weight * sum(map(math.prod, shapes.values()))
+    if config.model.quantization is None:
+        return plain
+    sizes = [math.prod(shape) for name, shape in shapes.items()
+             if len(shape) == 2 and "layers." in name and "norm" not in name and ".experts." not in name]
+    return plain + int(sum(sizes) * (NF4_BYTES - bytes_per_weight)) + bytes_per_weight * max(sizes, default=0)
 
 
 def _pass_bytes(
@@ -188,25 +204,29 @@ def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
 
 def _sampler_bytes(
     generator: GeneratorSection, longest: int, model_config: PretrainedConfig, bytes_per_weight: int, weights: int,
-    base: int, *, on_gpu: bool,
+    *, merges: bool, on_gpu: bool,
 ) -> tuple[int, int]:
     """Of the sampler's copy of the weights and its cache. longest: tokens of the longest prompt with the longest
-    completion; weights: bytes of the model as the sampler holds it; base: as the trainer does."""
+    completion; weights: bytes of the model as the sampler holds it; merges: whether the embedded one has a copy."""
     bytes_per_token = cache_bytes_per_token(model_config, bytes_per_weight)
     if generator.backend == "vllm_server":
         return 0, 0
     if generator.backend == "vllm":
         fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
         return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
-    # As choose_sync does. In bfloat16 both hold the base alike only beside an adapter, which is not merged then.
-    rounds = bytes_per_weight < 4 and weights == base
-    merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES and not rounds)
     # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare
     # room takes no memory before it is written. Attention reads a layer's part in float32.
     text = model_config.get_text_config()
     spare = (1.5 if on_gpu else 1.0) + (1 + 4 / bytes_per_weight) / text.num_hidden_layers
     logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from
     return weights if merges else 0, int(spare * generator.max_sequences * longest * bytes_per_token) + logits
+
+
+def _merges(config: RunConfig, base: int, bytes_per_weight: int) -> bool:
+    """As choose_sync does. base: bytes of the model as the trainer holds it."""
+    rounds = config.lora.enabled and (bytes_per_weight < 4 or config.model.quantization is not None)
+    sync = config.generator.sync
+    return sync == "merge" or (sync == "auto" and base <= MERGE_BELOW_BYTES and not rounds)
 
 
 def check_memory(

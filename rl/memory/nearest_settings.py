@@ -1,5 +1,6 @@
 """A run that does not fit -> the nearest settings with which it does. In order of what they cost: smaller micro-batches
-and a smaller cache cost speed, recomputing whole layers a third of it, a lower rank changes what is learnt.
+and a smaller cache cost speed, recomputing whole layers a third of it, a lower rank changes what is learnt, a base in 4
+bits what it is learnt over.
 
 Add a way to save memory in `_moves`.
 """
@@ -56,7 +57,8 @@ def nearest_fitting(config: RunConfig, estimate: Estimator, available: int) -> l
     """The cheapest change with which the run fits into so many bytes with room to sample, and where it recomputes
     activations the cheapest without; [] where none does."""
     found: list[Fitting] = []
-    moves = _moves(config, takes_what_is_left=estimate(config).is_least_cache)
+    unchanged = estimate(config)
+    moves = _moves(config, takes_what_is_left=unchanged.is_least_cache, on_gpu=unchanged.on_gpu)
     for changes in sorted(itertools.product(*moves), key=lambda chosen: sum(cost for cost, _ in chosen)):
         settings = {key: value for _, changed in changes for key, value in changed.items()}
         if found and CHECKPOINTING in settings:
@@ -103,10 +105,10 @@ def _room(config: RunConfig, estimate: MemoryEstimate, available: int) -> str:
     return f"; the engine holds {sequences} of {config.generator.max_sequences} sequences at full length"
 
 
-def _moves(config: RunConfig, *, takes_what_is_left: bool) -> list[list[Move]]:
+def _moves(config: RunConfig, *, takes_what_is_left: bool, on_gpu: bool) -> list[list[Move]]:
     """Independent ways to need less, each with the ways to take it, the first being not to. takes_what_is_left: the
     engine's cache, however many sequences it may decode."""
-    generator, lora = config.generator, config.lora
+    model, generator, lora = config.model, config.generator, config.lora
     moves: list[list[Move]] = [[(cost, {"optim.micro_batch_tokens": size} if cost else {})
               for cost, size in enumerate(_halves(config.optim.micro_batch_tokens, SMALLEST_MICRO_BATCH))]]
     present = config.model.gradient_checkpointing
@@ -126,6 +128,9 @@ def _moves(config: RunConfig, *, takes_what_is_left: bool) -> list[list[Move]]:
         # The scale of the update, alpha / rank, stays.
         moves.append([(10 * times, {"lora.rank": rank, "lora.alpha": lora.alpha * rank / lora.rank} if times else {})
                       for times, rank in enumerate(_halves(lora.rank, SMALLEST_RANK))])
+        refuses = model.dtype == "float32" or generator.sync == "merge" or generator.sleep == "discard"
+        if on_gpu and model.quantization is None and not refuses:
+            moves.append([(0, {}), (20, {"model.quantization": "nf4"})])
     else:
         moves.append([(0, {}), (100, {"lora.enabled": True})])
     return moves

@@ -13,13 +13,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from rl.policy.nf4 import is_quantised
+
 FILE = "base_fingerprint.json"
 NUM_SAMPLED = 16
 
 
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 over the first NUM_SAMPLED numbers of each of the base's weights, rounded to bfloat16, whatever dtype
-    they are loaded in. An adapter over the base does not enter."""
+    they are loaded in; of weights in 4 bits over what holds them. An adapter over the base does not enter."""
     digest = hashlib.sha256()
     for name, parameter in sorted((_plain_name(name), parameter) for name, parameter in model.named_parameters()):
         if not any(part.startswith("lora_") for part in name.split(".")):
@@ -29,7 +31,14 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def write_fingerprint(folder: Path, model: PreTrainedModel) -> None:
-    (folder / FILE).write_text(json.dumps({"base": fingerprint(model)}) + "\n")
+    quantised = {"quantization": "nf4"} if any(map(is_quantised, model.modules())) else {}
+    (folder / FILE).write_text(json.dumps({"base": fingerprint(model), **quantised}) + "\n")
+
+
+def recorded_quantization(folder: Path) -> str | None:
+    """model.quantization of the base that the adapter in `folder`, which has a fingerprint, was trained on."""
+    found: str | None = json.loads((folder / FILE).read_text()).get("quantization")
+    return found
 
 
 def is_other_base(folder: Path, model: PreTrainedModel) -> bool:

@@ -10,7 +10,8 @@ numbers are those of vLLM, which computes adapters in the model's precision too.
 the optimiser stay in float32.
 
 `fuse_lora` changes how PEFT's layers compute, not what they hold: adapters are saved, loaded, merged and switched off
-as before. Layers that are not a plain LoRA over nn.Linear without dropout keep PEFT's own forward, which is said.
+as before. Over a base in 4 bits (rl/policy/nf4.py) W is dequantised forward and again backward, and no copy is kept.
+Layers that are not a plain LoRA over a linear layer without dropout keep PEFT's own forward, which is said.
 """
 
 from __future__ import annotations
@@ -28,22 +29,26 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from rl.policy.nf4 import dense, is_quantised
+
 
 class LoraProduct(torch.autograd.Function):
     """y = x W^T + bias + s (x A^T) B^T for a frozen W, in the dtype of x and W; gradients for x, A and B.
 
     x: [N, in], W: [out, in], A: [r, in], B: [out, r], s: float. A and B may be in a wider dtype than x: they are cast
-    to x's, forward and again backward, so that no cast is kept; their gradients are in their own dtype."""
+    to x's, forward and again backward, so that no cast is kept; their gradients are in their own dtype. A W in 4 bits
+    is likewise dequantised."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
     ) -> Tensor:
         reduced = x @ lora_a.to(x.dtype).T
-        result = nn.functional.linear(x, weight, bias)
+        state = getattr(weight, "quant_state", None)
+        result = nn.functional.linear(x, dense(weight, state), bias)
         result.addmm_(reduced, lora_b.to(x.dtype).T, alpha=scaling)
         ctx.save_for_backward(x, weight, lora_a, lora_b, reduced)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.state = scaling, state  # a weight that is saved may come back without its attributes
         return result
 
     @staticmethod
@@ -54,7 +59,7 @@ class LoraProduct(torch.autograd.Function):
         gradient_reduced = (gradient @ lora_b.to(x.dtype)).mul_(ctx.scaling)
         gradient_x = None
         if ctx.needs_input_grad[0]:
-            gradient_x = gradient @ weight
+            gradient_x = gradient @ dense(weight, ctx.state)
             gradient_x.addmm_(gradient_reduced, lora_a.to(x.dtype))
         gradient_a = product(gradient_reduced.T, x, lora_a.dtype)
         gradient_b = product(gradient.T, reduced, lora_b.dtype).mul_(ctx.scaling)
@@ -86,7 +91,7 @@ def fuse_lora(model: PeftModel) -> int:
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
     """Within, the layers compute by PEFT's own forward: what ours is compared with where something is wrong."""
-    fused = [module for module in model.modules() if isinstance(module, LoraLinear) and "forward" in vars(module)]
+    fused = [module for module in model.modules() if isinstance(module, LoraLayer) and "forward" in vars(module)]
     forwards = [vars(layer).pop("forward") for layer in fused]
     try:
         yield
@@ -98,7 +103,8 @@ def unfused(model: nn.Module) -> Iterator[None]:
 def _left_to_peft(layer: LoraLayer) -> str | None:
     """Why PEFT's own forward computes this layer; None where ours does."""
     base = layer.get_base_layer()
-    if not isinstance(layer, LoraLinear) or type(base) is not nn.Linear or layer.fan_in_fan_out:
+    is_plain = isinstance(layer, LoraLinear) and type(base) is nn.Linear
+    if not (is_plain or is_quantised(base)) or layer.fan_in_fan_out:
         return f"no plain linear layer, {type(base).__name__}"
     if len(layer.active_adapters) != 1:
         return f"{len(layer.active_adapters)} active adapters"
@@ -114,13 +120,14 @@ def _left_to_peft(layer: LoraLayer) -> str | None:
     return None
 
 
-def _forward(layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _forward(layer: LoraLayer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """What replaces PEFT's forward; anything out of the ordinary goes back to it."""
     ordinary: Callable[..., Tensor] = types.MethodType(type(layer).forward, layer)
     base, device = layer.get_base_layer(), x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     # Weights that autocast would cast are PEFT's matter: they would be kept for the backward pass.
-    if layer.disable_adapters or layer.merged or args or kwargs or base.weight.dtype != dtype:
+    held = base.weight.quant_state if is_quantised(base) else base.weight
+    if layer.disable_adapters or layer.merged or args or kwargs or held.dtype != dtype:
         return ordinary(x, *args, **kwargs)
     (name,) = layer.active_adapters
     rows = x.reshape(-1, x.shape[-1]).to(dtype)

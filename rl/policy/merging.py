@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rewards.errors import named
 from rl.config import ModelSection
 from rl.errors import ConfigError
 from rl.paths import resolve_path
@@ -47,6 +48,7 @@ def write_plain(source: Source, out: Path, dtype: str | None = None, prompt: Run
     from rl.policy.policy import dtype_name, load_policy, merged_weights, stored_lora
     from rl.questions.inputs import load_model_config, load_tokenizer
 
+    _refuse_quantised(source, prompt)
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(source.base)
     plain = AutoModelForCausalLM.from_pretrained(
@@ -65,6 +67,19 @@ def write_plain(source: Source, out: Path, dtype: str | None = None, prompt: Run
     _save(plain, tokenizer, out, prompt)
     added = "" if source.adapter is None else f" with {source.adapter} merged into it"
     return f"wrote {out}: {source.base.path}{added}, {dtype_name(plain.dtype)}"
+
+
+def _refuse_quantised(source: Source, prompt: RunPrompt | None) -> None:
+    """The adapter's change was learnt over weights in 4 bits, in which no merge holds it; added to others it is no
+    longer what was trained."""
+    quantization = source.base.quantization or (None if prompt is None else prompt.quantization)
+    if source.adapter is not None and quantization is not None:
+        raise ConfigError(
+            f"{quantization}, with which the adapter in {source.adapter} was trained: rounded to 4 bits base + BA "
+            "would lose most of BA, and over the base in model.dtype it is another policy",
+            where=named("model.quantization"),
+            remedy="the adapter beside its base (python -m eval.run --adapter; vLLM's --quantization bitsandbytes "
+            f"--enable-lora), or training with {named('model.quantization', 'null')}")
 
 
 def _warn_of_rounding(policy: Policy, dtype: torch.dtype) -> None:

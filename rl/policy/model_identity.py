@@ -24,12 +24,14 @@ def model_identity(model: ModelSection, model_config: PretrainedConfig) -> dict[
     """What tells this model, with its adapter, from another one, also from other weights in the same folder."""
     # Of a hub id, the commit that its name and revision stood for when it was loaded.
     commit = getattr(model_config, "_commit_hash", None)
-    return {
+    identity = {
         "model": model.path, "revision": model.revision, "weights": weights_digest(resolve_path(model.path)) or commit,
         "adapter": model.adapter,
         "adapter_weights": None if model.adapter is None else weights_digest(resolve_path(model.adapter)),
         "dtype": dtype_name(resolve_dtype(model.dtype, default_device())),
         "device": default_device().type}
+    # Identities of earlier versions, which lack it, are those of models without.
+    return identity if model.quantization is None else identity | {"quantization": model.quantization}
 
 
 def rewards_digest(rewards: RewardSum) -> str:

@@ -30,10 +30,11 @@ from transformers import (
 from rewards.errors import UserError, named
 from rl.config import LoraSection, ModelSection
 from rl.paths import resolve_path
-from rl.policy.adapter_base import FILE, is_other_base
+from rl.policy.adapter_base import FILE, is_other_base, recorded_quantization
 from rl.policy.float32_head import has_float32_head, set_float32_head, wants_float32_head
 from rl.policy.fused_lora import fuse_lora
 from rl.policy.layout import share_prompts
+from rl.policy.nf4 import check_quantization, loading_config, set_forward
 from rl.policy.recomputation import recompute
 
 
@@ -47,13 +48,15 @@ class Policy:
 
     reference: a frozen copy, only where a KL penalty is asked of full-parameter training; with an adapter the reference
     is the same model with its adapter off. eos_token_ids: ids that end a completion. dtype: of the frozen base and of
-    the computation; what is trained is float32."""
+    the computation; what is trained is float32. quantization: how the base's layers are held below that dtype, see
+    model.quantization; such a base takes no merge."""
 
     model: PeftModel | PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype
     reference: PreTrainedModel | None = None
+    quantization: str | None = None
 
     @property
     def is_adapter(self) -> bool:
@@ -181,6 +184,7 @@ def load_policy(
 
     Raises PolicyError where model.adapter was made for another base, names modules that this one lacks, or has another
     rank or scale than `lora` says."""
+    check_quantization(model, lora)
     dtype = resolve_dtype(model.dtype, device)
     base, eos_ids = _load_base(model, tokenizer, dtype if lora.enabled else torch.float32, device)
     recompute(base, model.gradient_checkpointing)
@@ -193,7 +197,7 @@ def load_policy(
     _refuse_targets(base, model)
     fuse_lora(trained)
     _share_prompts(base, model, dtype)
-    return Policy(trained, tokenizer, eos_ids, dtype, None)
+    return Policy(trained, tokenizer, eos_ids, dtype, None, model.quantization)
 
 
 def _share_prompts(base: PreTrainedModel, model: ModelSection, dtype: torch.dtype) -> None:
@@ -209,6 +213,7 @@ def plan_policy(
 ) -> Policy:
     """`load_policy` without weights, which refuses by names and shapes what loading would; whether the weights of
     model.adapter fit is not looked at. device: on which it will train. Raises PolicyError."""
+    check_quantization(model, lora)
     dtype = resolve_dtype(model.dtype, device)
     eos_ids = planned_end_ids(model, model_config, tokenizer)
     with explain_loading(model.path), torch.device("meta"):
@@ -221,7 +226,7 @@ def plan_policy(
         if model.adapter is not None:
             folder = Path(resolve_path(model.adapter))
             _refuse_other_scale(_stored_adapter(folder)[0], folder, lora)
-        policy = Policy(_new_adapter(base, model.path, lora), tokenizer, eos_ids, dtype, None)
+        policy = Policy(_new_adapter(base, model.path, lora), tokenizer, eos_ids, dtype, None, model.quantization)
     _refuse_targets(base, model)
     return policy
 
@@ -229,16 +234,17 @@ def plan_policy(
 def load_frozen(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
     """The checkpoint to sample from and not to train. In float32 W + BA takes the place of the base where model.adapter
     names an adapter; below it the adapter stays beside its base, because rounding would take away most of a small one.
-    Raises PolicyError."""
+    Raises PolicyError, or UserError for a quantisation that cannot be had."""
     if model.adapter is None:
+        check_quantization(model, LoraSection())
         dtype = resolve_dtype(model.dtype, device)
         base, eos_ids = _load_base(model, tokenizer, dtype, device)
         if model.attention == "auto":
             share_prompts(base)  # a teacher is asked so; where it cannot, in padded rows
-        return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None)
+        return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None, model.quantization)
     lora = stored_lora(resolve_path(model.adapter))
     policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)
-    if policy.dtype != torch.float32:
+    if policy.dtype != torch.float32 or policy.quantization is not None:
         policy.model.requires_grad_(False).eval()
         return policy
     with torch.no_grad():
@@ -304,13 +310,17 @@ def _load_base(
     model: ModelSection, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, tuple[int, ...]]:
     """The transformers model, and the ids that end its completions."""
-    path = str(resolve_path(model.path))
+    path, quantised = str(resolve_path(model.path)), model.quantization is not None
     base = AutoModelForCausalLM.from_pretrained(
         path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype,
         attn_implementation=None if model.attention == "auto" else model.attention,
-        # To an accelerator weight by weight: a machine with eight of them need not have room for eight models.
-        device_map=None if device.type == "cpu" else {"": device},
+        # To an accelerator weight by weight: a machine with eight of them need not have room for eight models. What is
+        # quantised would go to the first of them by itself.
+        device_map=None if device.type == "cpu" and not quantised else {"": device},
+        quantization_config=loading_config(dtype) if quantised else None,
     ).to(device)
+    if quantised:
+        set_forward(base)
     # In full training `dtype` is that of the weights, not of the computation.
     if wants_float32_head(model, resolve_dtype(model.dtype, device)):
         set_float32_head(base)
@@ -326,7 +336,7 @@ def _refuse_adapter_in_full(model: ModelSection) -> None:
 
 def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSection, seed: int) -> PeftModel:
     if model.adapter is not None:
-        return _load_adapter(base, Path(resolve_path(model.adapter)), model.path, lora)
+        return _load_adapter(base, Path(resolve_path(model.adapter)), model, lora)
     # The adapter's first weights come from the run's seed alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -351,7 +361,7 @@ def stored_lora(folder: Path) -> LoraSection:
     return LoraSection(rank=stored.r, alpha=stored.lora_alpha) if isinstance(stored, LoraConfig) else LoraSection()
 
 
-def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: LoraSection) -> PeftModel:
+def _load_adapter(base: PreTrainedModel, folder: Path, model: ModelSection, lora: LoraSection) -> PeftModel:
     """The stored adapter over this base; refused where it is no plain LoRA, or where some weight of it has no place
     here: PEFT itself passes over what it cannot place, and the run would begin with a part of the adapter or none."""
     stored, weights = _stored_adapter(folder)
@@ -360,10 +370,15 @@ def _load_adapter(base: PreTrainedModel, folder: Path, base_path: str, lora: Lor
     def of_another_base(sign: str) -> PolicyError:
         return PolicyError(
             f"{folder} was made for another base ({stored.base_model_name_or_path}) than "
-            f"{named('model.path', base_path)}: {sign}", where=named("model.adapter"),
+            f"{named('model.path', model.path)}: {sign}", where=named("model.adapter"),
             remedy=f"the {named('model.path')} that it was trained on, or another adapter")
 
     if is_other_base(folder, base):
+        if (there := recorded_quantization(folder)) != model.quantization:
+            raise PolicyError(
+                f"{model.quantization or 'null'}, but the adapter in {folder} ({named('model.adapter')}) was trained "
+                f"over its base with {there or 'null'}, whose weights are others", where=named("model.quantization"),
+                remedy=named("model.quantization", there or "null"))
         raise of_another_base(f"the weights differ from those in its {FILE}")
     try:
         trained = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=stored)

@@ -26,13 +26,14 @@ RECORD = "run_prompt.json"
 @dataclass(frozen=True, slots=True)
 class RunPrompt:
     """How a run in `folder` asked its policy. stop_strings, stop_token_ids: beside the template's and the model's.
-    head_dtype: of its model."""
+    head_dtype, quantization: of its model."""
 
     folder: Path
     prompt: PromptSection
     stop_strings: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
     head_dtype: str | None = None
+    quantization: str | None = None
 
 
 def stored_prompt(folder: RunFolder) -> RunPrompt:
@@ -46,17 +47,17 @@ def prompt_of_run(run_dir: Path, config: Section) -> RunPrompt:
 
 
 def _of_values(folder: Path, config: Mapping[str, Any]) -> RunPrompt:
-    sampling = config.get("sampling", {})  # a warm-up has none
+    sampling, model = config.get("sampling", {}), config.get("model", {})  # a warm-up samples nothing
     return RunPrompt(
         folder, PromptSection.model_validate(config.get("prompt", {})), tuple(sampling.get("stop_strings", ())),
-        tuple(sampling.get("stop_token_ids", ())), config.get("model", {}).get("head_dtype"))
+        tuple(sampling.get("stop_token_ids", ())), model.get("head_dtype"), model.get("quantization"))
 
 
 def write_record(weights: Path, run: RunPrompt) -> None:
     """Into the folder of weights that were trained under this prompt."""
     record = {"run": str(run.folder), "prompt": run.prompt.model_dump(mode="json"),
               "sampling": {"stop_strings": run.stop_strings, "stop_token_ids": run.stop_token_ids},
-              "model": {"head_dtype": run.head_dtype}}
+              "model": {"head_dtype": run.head_dtype, "quantization": run.quantization}}
     (weights / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -119,20 +119,24 @@ def _peak_rss_bytes(process: psutil.Process | None) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def render_summary(summary: Summary, folder: RunFolder) -> str:
-    """Before -> after, cost, where things are, and what to do next; plain text of at most 100 columns, paths aside."""
+def render_summary(summary: Summary, folder: RunFolder, *, merges: bool = True) -> str:
+    """Before -> after, cost, where things are, and what to do next; plain text of at most 100 columns, paths aside.
+    merges: whether the adapter may be merged into its base."""
     lines = [*held_out_lines(summary), f"{'steps':<18}{summary.steps} ({summary.stop_reason}), seed {summary.seed}"]
     if summary.message:
         lines.append(f"{'':<18}{summary.message}")
     if summary.best is not None:
         kept = f", {folder.path / summary.best.checkpoint}" if summary.best.checkpoint else ""
         lines.append(f"{'best':<18}{summary.best.metric} {summary.best.value:.3f} at step {summary.best.step}{kept}")
+    what_next = (
+        f"rl.export {folder.path} exported/{folder.path.name}" if merges else
+        f"eval.run --adapter {folder.path} --benchmarks NAMES")
     lines += [
         f"{'cost':<18}{_duration(summary.wall_s)}, {summary.peak_rss_gb:.2f} GB of memory, "
         f"{summary.num_sampled_tokens:,} sampled tokens",
         f"{'curves':<18}{folder.curve_file}", f"{'metrics':<18}{folder.metrics_file}",
         f"{'rollouts':<18}{folder.rollouts_file}",
-        f"{'next':<18}python -m rl.export {folder.path} exported/{folder.path.name}"]
+        f"{'next':<18}python -m {what_next}"]
     return "\n".join(lines)
 
 

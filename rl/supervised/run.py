@@ -168,6 +168,7 @@ def load_warmup_policy(config: WarmupConfig, inputs: WarmupInputs, device: torch
         policy = load_policy(
             config.model, config.lora, inputs.tokenizer, seed=config.seed, device=device, keep_reference=False)
     _refuse_adapted_head(policy)
+    _refuse_merge(config)
     return policy
 
 
@@ -177,6 +178,14 @@ def _refuse_adapted_head(policy: Policy) -> None:
             "TRL's trainer reads the output layer's weight without its adapter, which would never train",
             where=named("lora.targets"),
             remedy=f"leave the output layer out of {named('lora.targets')} (all-linear does)")
+
+
+def _refuse_merge(config: WarmupConfig) -> None:
+    """Before it has trained, rather than by rl/policy/merging.py afterwards."""
+    if config.merge and config.model.quantization is not None:
+        raise PolicyError(
+            f"true, but rounded to {config.model.quantization} base + BA would lose most of the adapter's change",
+            where="merge", remedy=f"merge=false, or {named('model.quantization', 'null')}")
 
 
 def check_warmup_teacher(config: WarmupConfig, inputs: WarmupInputs) -> None:
@@ -299,6 +308,7 @@ def describe(config: WarmupConfig) -> str:
     check_warmup_teacher(config, inputs)
     _refuse_adapted_head(plan_policy(
         config.model, config.lora, load_model_config(config.model), inputs.tokenizer, default_device()))
+    _refuse_merge(config)
     row = inputs.rows[0]
     steps = count_steps(config, len(inputs.rows))
     lengths = [row.num_tokens for row in inputs.rows]

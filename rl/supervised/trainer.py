@@ -99,10 +99,14 @@ def make_trainer(
     # it knows only flash attention's packing; ours is tested
     logging.getLogger("trl.trainer.sft_trainer").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+    base: Any = policy.causal_lm
+    is_in_4_bits, base.is_loaded_in_4bit = getattr(base, "is_loaded_in_4bit", False), False
+    # Where it sees that, TRL makes the adapter bfloat16; ours trains in float32 over any base.
     trainer = _trainer_class(config)(
         model=policy.model, args=arguments, train_dataset=as_dataset(rows), processing_class=policy.tokenizer,
         callbacks=list(callbacks),
         optimizers=(make_optimizer(policy.trainable_parameters().values(), config.optim), None))
+    base.is_loaded_in_4bit = is_in_4_bits
     trainer.remove_callback(PrinterCallback)
     if config.distillation is not None:
         assert teacher is not None

@@ -138,6 +138,16 @@ def test_refilling_dropout_and_several_updates_resume_to_the_same_end(tmp_path: 
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
+def test_over_a_base_in_4_bits_a_run_resumes_to_the_same_end(tmp_path: Path, reward: str) -> None:
+    words = (*FIVE_STEPS, "model.quantization=nf4", reward)
+    assert train(tmp_path / "whole", *words) == 0
+    killed = Fork(lambda: train(tmp_path / "run", *words), at_call(3 * 8 + 3, "SIGKILL")).finished()
+    assert killed.returncode == -signal.SIGKILL and trained_steps(tmp_path / "run") == [1, 2, 3]
+    assert resume(tmp_path / "run", *words, "model.quantization=null") == 2  # another run
+    assert resume(tmp_path / "run", *words) == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.fixture(scope="module")
 def three_steps(tmp_path_factory: pytest.TempPathFactory, reward: str) -> Path:
     folder = tmp_path_factory.mktemp("three") / "run"

@@ -230,6 +230,7 @@ def _launch_line(policy: Policy, plan: GeneratorPlan, sync: Sync, config: Genera
         f"--dtype {dtype_name(policy.dtype)}", f"--max-model-len {needed}",
         f"--logprobs-mode {plan.logprobs_mode}"]
     words += [f"--served-model-name {config.served_model}"] if config.served_model else []
+    words += [] if policy.quantization is None else ["--quantization bitsandbytes"]
     words += [f"--hf-overrides '{json.dumps(FLOAT32_HEAD)}'"] if plan.float32_head else []
     if sync.way == "merge":
         variables = ["VLLM_SERVER_DEV_MODE=1"]

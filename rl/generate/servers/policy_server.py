@@ -333,7 +333,7 @@ class PolicyServer:
             raise GeneratorError(
                 f"{self.url} serves under the name {self._model} another model than model.path, or the same one in "
                 f"another precision: {difference}", where="generator.urls",
-                remedy=f"start it with {self._wanted.launch}, without --quantization; or the model.path that it "
+                remedy=f"start it with {self._wanted.launch} and no other --quantization; or the model.path that it "
                 "serves; or, if the difference is understood, a higher generator.max_mismatch")
 
     def refuse_temperature(self, temperature: float) -> None:

@@ -60,10 +60,23 @@ def test_a_cache_of_a_given_size_is_halved() -> None:
 
 
 def test_where_nothing_is_enough_it_says_what_would_be() -> None:
-    config, estimate = grpo_math("model.path=qwen2.5-7b")
+    config, estimate = grpo_math("model.path=qwen2.5-14b")
     assert nearest_fitting(config, estimate, 24 * GB) == []
     assert "a larger card, a smaller model, or servers on another device" in render_fit(
         config, estimate, 24 * GB, "a card")
+
+
+def test_a_base_in_4_bits_is_named_where_nothing_cheaper_is_enough_and_only_where_it_may_be() -> None:
+    config, estimate = grpo_math("model.path=qwen2.5-7b")
+    (fit,) = nearest_fitting(config, estimate, 24 * GB)
+    assert fit.settings == {"optim.micro_batch_tokens": 8192, "model.quantization": "nf4"}
+    assert fit.estimate.base < 0.45 * estimate(config).base and fit.estimate.fits(24 * GB)
+    for other in ("model.dtype=float32", "generator.sync=merge", "generator.sleep=discard", "model.quantization=nf4"):
+        config, estimate = grpo_math("model.path=qwen2.5-7b", other)
+        assert all("model.quantization" not in fit.settings for fit in nearest_fitting(config, estimate, 24 * GB))
+    shape = planned_config(config.model)
+    on_cpu = estimator(shape, config, 512, bytes_per_weight=2, on_gpu=False)
+    assert all("model.quantization" not in fit.settings for fit in nearest_fitting(config, on_cpu, 24 * GB))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def test_the_text_says_before_after_gain_cost_places_and_the_next_command() -> N
     ):
         assert part in text
     assert max(map(len, text.splitlines())) <= 100
+    text = render_summary(SUMMARY, RunFolder(Path("runs/quickstart")), merges=False)
+    assert "rl.export" not in text and "python -m eval.run --adapter runs/quickstart --benchmarks NAMES" in text
 
 
 def test_a_run_without_evaluation_says_so_and_an_alarm_is_told() -> None:

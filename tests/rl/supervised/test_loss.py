@@ -39,14 +39,15 @@ def trainer_of(folder: Path, *overrides: str) -> tuple[Any, torch.Tensor, Any]:
     "overrides",
     [
         (), ("packing=true", "data.max_tokens=64"), ("lora.enabled=false",), ("packing=true", "lora.enabled=false"),
-        ("packing=true", "model.attention=eager"),
+        ("packing=true", "model.attention=eager"), ("model.quantization=nf4",),
     ],
-    ids=["lora", "lora, packed", "full", "full, packed", "eager, packed"],
+    ids=["lora", "lora, packed", "full", "full, packed", "eager, packed", "4 bits"],
 )
 def test_the_loss_is_the_cross_entropy_of_the_completion_tokens_alone(
     overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     trainer, expected_T, policy = trainer_of(tmp_path, *overrides)
+    assert {parameter.dtype for parameter in policy.trainable_parameters().values()} == {torch.float32}
     policy.model.eval()
     (batch,) = list(trainer.get_train_dataloader())
     if "packing=true" in overrides:
