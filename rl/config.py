@@ -357,6 +357,9 @@ class SelectionSection(Section):
     low: float | None = setting(
         None, "a group trains only if its normalised semantic entropy is above this; null: no bound", ge=0, le=1)
     high: float | None = setting(None, "... and below this; null: no bound", ge=0, le=1)
+    unanswered: Literal["apart", "together"] = setting(
+        "apart", "completions without an answer in that entropy. apart: each is a cluster, so that a group that hardly "
+        "answers counts as undecided; together: they are one cluster")
     mode: Literal["drop", "refill", "zero"] = setting(
         "drop",
         "what becomes of refused groups, those with equal rewards among them. drop: the batch is smaller; refill: "

@@ -16,6 +16,7 @@ from rl.planning.shapes import planned_config
 from rl.policy.ends import describe_ends
 from rl.policy.policy import dtype_name, plan_policy, resolve_dtype
 from rl.questions.inputs import Inputs, read_inputs
+from rl.questions.splits import describe as describe_splits
 from rl.runs.progress import format_counts
 from rl.scoring.rehearsal import rehearse
 from rl.teacher.teacher import check_run_teacher
@@ -35,6 +36,9 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> None:
     _say("configuration", to_yaml(config).rstrip())
     _say("prompt of the first question", f"{first.text!r}\n{len(first.token_ids)} tokens")
     _say("sizes", _sizes(config, inputs, longest))
+    if config.selection.low is not None or config.selection.high is not None:
+        _say("which groups train, by the split of their answers (H / ln G)",
+             describe_splits(config.sampling.group_size, config.selection.low, config.selection.high))
     if live is not None:
         _say("benchmarks", _benchmarks(live))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,20 +1,24 @@
 """Scored groups -> which of them train (entropy thresholding; EMPO, arXiv:2504.05812, section 3).
 
 A group trains only if its rewards could judge it, low < H / ln G < high and its rewards differ (a teacher's advantages
-are per token: with one, groups with equal rewards train too). What becomes of the others is `selection.mode`: drop and
+are per token: with one, groups with equal rewards train too). Which splits of G answers these bounds refuse:
+rl/questions/splits.py. What becomes of the others is `selection.mode`: drop and
 refill leave them out, zero keeps them in the loss denominator with advantage 0. A refused group costs no forward and no
 backward pass (except under `zero` with a KL penalty or an entropy bonus, which act on it too).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rewards.clustering import entropy_of
 from rl.records import ScoredGroup
 
 Refusal = Literal["skipped", "too_low", "too_high", "equal_rewards"]
+Unanswered = Literal["apart", "together"]
 REFUSALS: tuple[Refusal, ...] = ("skipped", "too_low", "too_high", "equal_rewards")
 
 # H / ln G of a group whose answers all differ comes out as 1 - 1e-16 or 1 + 1e-16; thresholds mean the exact value.
@@ -37,23 +41,37 @@ class Selection:
         return {f"refused/{reason}": sum(r == reason for _, r in self.refused) / total for reason in REFUSALS}
 
 
-def refusal(group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False) -> Refusal | None:
+def refusal(
+    group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False,
+    unanswered: Unanswered = "apart",
+) -> Refusal | None:
     """Why this group does not train, or None; thresholds are on the normalised entropy and both are exclusive.
-    keep_equal: equal rewards are no reason."""
+    keep_equal: equal rewards are no reason. unanswered: as in selection_entropy."""
     if group.skipped:  # first: the entropy of clusters that nobody judged says nothing
         return "skipped"
-    if low is not None and group.normalised_entropy <= low + ROUNDING:
+    entropy = selection_entropy(group, unanswered)
+    if low is not None and entropy <= low + ROUNDING:
         return "too_low"
-    if high is not None and group.normalised_entropy >= high - ROUNDING:
+    if high is not None and entropy >= high - ROUNDING:
         return "too_high"
     return "equal_rewards" if group.has_equal_rewards and not keep_equal else None
 
 
+def selection_entropy(group: ScoredGroup, unanswered: Unanswered) -> float:
+    """H / ln G, in [0, 1]; of completions without an answer each is a cluster, or all are one."""
+    if unanswered == "apart":
+        return group.normalised_entropy
+    labels = [-1 if answer is None else label for answer, label in zip(group.answers, group.labels, strict=True)]
+    return entropy_of(labels) / math.log(len(labels))
+
+
 def select(
-    groups: Sequence[ScoredGroup], low: float | None, high: float | None, *, keep_equal: bool = False
+    groups: Sequence[ScoredGroup], low: float | None, high: float | None, *, keep_equal: bool = False,
+    unanswered: Unanswered = "apart",
 ) -> Selection:
     """Split a batch into the groups that train and those that do not."""
-    reasons = [(group, refusal(group, low, high, keep_equal=keep_equal)) for group in groups]
+    reasons = [
+        (group, refusal(group, low, high, keep_equal=keep_equal, unanswered=unanswered)) for group in groups]
     return Selection(
         kept=tuple(group for group, reason in reasons if reason is None),
         refused=tuple((group, reason) for group, reason in reasons if reason is not None))

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from rl.records import ScoredGroup
-from rl.selection import Selection, refusal, select
+from rl.selection import Selection, refusal, select, selection_entropy
 from tests.reference.scored_groups import scored_group
 
 UNANIMOUS = scored_group("unanimous", ["1"] * 4)
@@ -99,3 +99,16 @@ def test_selections_add_up_in_order() -> None:
 
 def test_nothing_is_selected_from_nothing() -> None:
     assert select([], 0.1, 0.9) == Selection((), ())
+
+
+def test_completions_without_an_answer_are_clusters_of_one_or_one_cluster() -> None:
+    """Three that agree and five that say nothing: by itself nearly chaos, together two parts of a group."""
+    group = scored_group("hardly-answered", ["1"] * 3 + [None] * 5)
+    apart = (3 / 8 * math.log(8 / 3) + 5 / 8 * math.log(8)) / math.log(8)
+    together = (3 / 8 * math.log(8 / 3) + 5 / 8 * math.log(8 / 5)) / math.log(8)
+    assert selection_entropy(group, "apart") == group.normalised_entropy == pytest.approx(apart)
+    assert selection_entropy(group, "together") == pytest.approx(together)
+    trains = with_rewards(group, *[0.375] * 3, *[0.0] * 5)
+    assert refusal(trains, None, 0.7) == "too_high" and refusal(trains, None, 0.7, unanswered="together") is None
+    nothing = with_rewards(scored_group("nothing", [None] * 4), 1, 0, 0, 0)
+    assert selection_entropy(nothing, "together") == 0.0 and selection_entropy(nothing, "apart") == pytest.approx(1.0)
