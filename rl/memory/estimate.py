@@ -2,10 +2,11 @@
 40.
 
 An estimate from the shapes of the weights (rl/planning/shapes.py) and the configuration: the worst-case micro-batch
-(rl/planning/activations.py), the sampler, the optimiser. The embedded sampler needs its cache at full length; a vLLM
-engine in the process its own copy of the weights and, on a GPU, the cache of one sequence at least (it takes what is
-free); servers need nothing here. On the CPU the growth over the loaded process is within 15% of what is measured
-(benchmarks/memory_peaks.py); the libraries themselves are counted in (0.5 to 0.7 GB on the CPU).
+(rl/planning/activations.py), the sampler, the optimiser. The embedded sampler needs its cache at full length, a prompt
+once for the completions that share it; a vLLM engine in the process its own copy of the weights and, on a GPU, the
+cache of one sequence at least (it takes what is free); servers need nothing here. On the CPU the growth over the loaded
+process is within 15% of what is measured (benchmarks/memory_peaks.py); the libraries themselves are counted in (0.5 to
+0.7 GB on the CPU).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rl.generate.generator_plan import (
     cache_bytes_per_token,
     engine_cache_bytes,
 )
+from rl.generate.growing_cache import keeps_all_tokens
 from rl.planning.activations import activations_per_token
 from rl.planning.shapes import WeightShapes, planned_config, weight_shapes
 from rl.policy.float32_head import PIECE_BYTES
@@ -132,10 +134,8 @@ def estimate_memory(
     frozen_copies = 1 if config.lora.enabled or config.loss.kl_weight > 0 else 0
     bytes_per_base_weight = bytes_per_weight if config.lora.enabled else 4
     generator = config.generator
-    longest = longest_prompt + config.sampling.max_completion_tokens
     sampler_copy, cache = _sampler_bytes(
-        generator, max(longest, benchmark_tokens), model_config, bytes_per_weight, num_parameters * bytes_per_weight,
-        num_parameters * bytes_per_base_weight, on_gpu=on_gpu)
+        config, model_config, longest_prompt, benchmark_tokens, bytes_per_weight, num_parameters, on_gpu=on_gpu)
     kept_copies = KEPT_COPIES["elsewhere" if on_gpu else "cpu"]
     activations, logits = _pass_bytes(
         config, model_config, shapes, adapted, longest_prompt, bytes_per_weight, kept_copies)
@@ -187,26 +187,44 @@ def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
 
 
 def _sampler_bytes(
-    generator: GeneratorSection, longest: int, model_config: PretrainedConfig, bytes_per_weight: int, weights: int,
-    base: int, *, on_gpu: bool,
+    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, benchmark_tokens: int,
+    bytes_per_weight: int, num_parameters: int, *, on_gpu: bool,
 ) -> tuple[int, int]:
-    """Of the sampler's copy of the weights and its cache. longest: tokens of the longest prompt with the longest
-    completion; weights: bytes of the model as the sampler holds it; base: as the trainer does."""
+    """Of the sampler's copy of the weights and its cache."""
+    generator, weights = config.generator, num_parameters * bytes_per_weight
     bytes_per_token = cache_bytes_per_token(model_config, bytes_per_weight)
     if generator.backend == "vllm_server":
         return 0, 0
     if generator.backend == "vllm":
+        longest = max(longest_prompt + config.sampling.max_completion_tokens, benchmark_tokens)
         fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
         return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
-    # As choose_sync does. In bfloat16 both hold the base alike only beside an adapter, which is not merged then.
-    rounds = bytes_per_weight < 4 and weights == base
+    # As choose_sync does. What trains in full is held in float32 by the trainer.
+    base = weights if config.lora.enabled else 4 * num_parameters
+    rounds = bytes_per_weight < 4 and config.lora.enabled
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES and not rounds)
-    # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare
-    # room takes no memory before it is written. Attention reads a layer's part in float32.
-    text = model_config.get_text_config()
-    spare = (1.5 if on_gpu else 1.0) + (1 + 4 / bytes_per_weight) / text.num_hidden_layers
+    # The rows' cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their
+    # spare room takes no memory before it is written. Attention reads a layer's part in float32.
+    text, (prompts, own) = model_config.get_text_config(), _cached_tokens(
+        config, model_config, longest_prompt, benchmark_tokens)
+    tokens = prompts + own * (1.5 if on_gpu else 1.0) + (
+        (prompts + own) * (1 + 4 / bytes_per_weight) / text.num_hidden_layers)
     logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from
-    return weights if merges else 0, int(spare * generator.max_sequences * longest * bytes_per_token) + logits
+    return weights if merges else 0, int(tokens * bytes_per_token) + logits
+
+
+def _cached_tokens(
+    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, benchmark_tokens: int
+) -> tuple[int, int]:
+    """Tokens in the embedded sampler's cache, at most: of prompts that are shared, and of the rows themselves."""
+    rows, completion = config.generator.max_sequences, config.sampling.max_completion_tokens
+    copied = 0, rows * max(longest_prompt + completion, benchmark_tokens)
+    evaluation = config.evaluation
+    held_out = [min(evaluation.samples, evaluation.samples_during)] if evaluation.path is not None else []
+    shared = -(-rows // min([config.sampling.group_size, *held_out])) * longest_prompt, rows * completion
+    shares = config.model.attention == "auto" and keeps_all_tokens(model_config)
+    # A benchmark may ask for one completion of each question.
+    return shared if shares and sum(shared) >= rows * benchmark_tokens else copied
 
 
 def check_memory(
