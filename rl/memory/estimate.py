@@ -204,11 +204,12 @@ def _sampler_bytes(
     rounds = bytes_per_weight < 4 and config.lora.enabled
     merges = generator.sync == "merge" or (generator.sync == "auto" and base <= MERGE_BELOW_BYTES and not rounds)
     # The rows' cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their
-    # spare room takes no memory before it is written. Attention reads a layer's part in float32.
+    # spare room takes no memory before it is written.
     text, (prompts, own) = model_config.get_text_config(), _cached_tokens(
         config, model_config, longest_prompt, benchmark_tokens)
-    tokens = prompts + own * (1.5 if on_gpu else 1.0) + (
-        (prompts + own) * (1 + 4 / bytes_per_weight) / text.num_hidden_layers)
+    # Attention reads a layer's part in float32: what is shared and has it already as it is, all else in a copy.
+    copied = 0 if prompts and bytes_per_weight == 4 else (prompts + own) * 4 / bytes_per_weight
+    tokens = prompts + own * (1.5 if on_gpu else 1.0) + (own + copied) / text.num_hidden_layers
     logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from
     return weights if merges else 0, int(tokens * bytes_per_token) + logits
 
