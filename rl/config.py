@@ -238,7 +238,7 @@ class GeneratorSection(Section):
         "how the sampler gets new weights. shared (transformers): samples from the trained module itself, no second "
         "copy; adapter (vLLM): only the LoRA adapter travels; merge: base + BA computed in float32 into the sampler's "
         "copy, in bfloat16 with the loss of what rounds away. auto: merge for transformers where the copy is small and "
-        "float32, else shared; for vLLM adapter on a GPU or in bfloat16, and merge on a CPU in float32 or without LoRA")
+        "float32, else shared; for vLLM adapter in bfloat16 and, of a trainer on a GPU, to servers, else merge")
     max_sequences: int = setting(
         256, "sequences decoded at the same time (per engine)", unit="sequences", ge=1, may_differ=Occasion.MEMORY)
     max_mismatch: float | None = setting(

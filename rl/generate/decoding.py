@@ -7,29 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from rl.generate.completions import Completion
-from rl.generate.growing_cache import growing_cache
+from rl.generate.growing_cache import growing_cache, keeps_all_tokens
 from rl.generate.protocol import Request
+from rl.policy.layout import PROMPTS, TOLERANCE, layout_of
+from rl.policy.shared_cache import SharedCache
+from rl.records import Prompt, Question
 
 
 class DecodingRows:
     """The rows that still decode, one per completion. logits: [B, V], of their next tokens.
 
-    Each prompt is run once, left-padded to the longest, and its cache is copied for each of its completions."""
+    Each prompt is run once, left-padded to the longest. share: its rows read that one cache, beside one of their own
+    tokens (rl/policy/shared_cache.py); else each has a copy of it."""
 
-    def __init__(self, model: PreTrainedModel, requests: Sequence[Request]) -> None:
+    def __init__(self, model: PreTrainedModel, requests: Sequence[Request], *, share: bool) -> None:
         device, prompts = model.device, [request.prompt.token_ids for request in requests]
         padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
         ids_BL = torch.tensor([[0] * pad + list(ids) for pad, ids in zip(padding, prompts, strict=True)], device=device)
         mask = torch.tensor(
             [[0] * pad + [1] * len(ids) for pad, ids in zip(padding, prompts, strict=True)], device=device)
-        self._model, self._cache, self._is_padded = model, growing_cache(model.config), any(padding)
-        self._num_appended = 0
+        self._model, self._is_padded, self._num_appended = model, any(padding), 0
+        self._cache = DynamicCache(config=model.config) if share else growing_cache(model.config)
         logits = model(
             input_ids=ids_BL, attention_mask=mask if self._is_padded else None,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0) if self._is_padded else None,
@@ -37,25 +42,62 @@ class DecodingRows:
         ).logits[:, -1]
         repeats = torch.tensor([len(request.seeds) for request in requests], device=device)
         prompt_of_B = torch.repeat_interleave(torch.arange(len(requests), device=device), repeats)
-        self._cache.batch_select_indices(prompt_of_B)
+        self._shared = None
+        if share:
+            self._shared = SharedCache([(layer.keys, layer.values) for layer in self._cache.layers], mask, prompt_of_B)
+            self._cache = growing_cache(model.config)
+        else:
+            self._cache.batch_select_indices(prompt_of_B)
         self.logits, self._mask = logits[prompt_of_B], mask[prompt_of_B]
         self._lengths_B1 = self._mask.sum(1, keepdim=True)  # of the prompts
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone; `append` makes the logits anew."""
+        """Go on with these rows alone, in their order; `append` makes the logits anew."""
         self._cache.batch_select_indices(rows)
+        if self._shared is not None:
+            self._shared.keep(rows)
         self._mask, self._lengths_B1 = self._mask[rows], self._lengths_B1[rows]
 
     def append(self, tokens_B: Tensor) -> None:
         """Run the model on one more token of each row."""
-        if self._is_padded:
+        seen: dict[str, Any] = {}
+        if self._shared is not None:
+            # A mask that is ready: transformers would make one of the row's own tokens, and it is not looked at.
+            ready = self._mask.new_zeros((1, 1, 1, 1), dtype=torch.bool)
+            seen = {"shared_cache": self._shared, "attention_mask": ready}
+        elif self._is_padded:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+            seen = {"attention_mask": self._mask}
+        if self._shared is not None or self._is_padded:
+            seen["position_ids"] = self._lengths_B1 + self._num_appended
         self.logits = self._model(
-            input_ids=tokens_B[:, None], attention_mask=self._mask if self._is_padded else None,
-            position_ids=self._lengths_B1 + self._num_appended if self._is_padded else None,
-            past_key_values=self._cache, use_cache=True,
-        ).logits[:, -1]
+            input_ids=tokens_B[:, None], past_key_values=self._cache, use_cache=True, **seen).logits[:, -1]
         self._num_appended += 1
+
+
+@torch.inference_mode()
+def reads_shared_cache(model: PreTrainedModel) -> bool:
+    """Whether rows may share their prompt's cache, tried on the model, in evaluation mode: its next logits are those
+    with copies of it. False where it does not even share prompts in training, or a layer keeps a cache of another kind
+    (a sliding window)."""
+    if layout_of(model) != "shared" or not keeps_all_tokens(model.config):
+        return False
+    requests = [Request(Prompt(Question("", "", None, {}), "", ids), seeds)
+                for ids, seeds in zip(PROMPTS, ((0, 1, 2), (3, 4)), strict=True)]
+    tokens_B = torch.tensor([*PROMPTS[0][:3], *PROMPTS[1]], device=model.device)
+    expected, found = (DecodingRows(model, requests, share=share) for share in (False, True))
+    try:
+        for rows in (expected, found):
+            rows.append(tokens_B)
+            rows.keep(torch.arange(1, len(tokens_B), device=model.device))
+            rows.append(tokens_B[1:])
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever an architecture of any author raises where it is given what it does not know.
+    except Exception:
+        return False
+    difference = (found.logits.float() - expected.logits.float()).abs().mean()
+    return bool(difference <= TOLERANCE.get(model.dtype, 0.1) * expected.logits.float().abs().mean())
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,3 +65,8 @@ def growing_cache(config: PretrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def keeps_all_tokens(config: PretrainedConfig) -> bool:
+    """Whether every layer of this model keeps keys and values of all tokens: no sliding window, no linear attention."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)

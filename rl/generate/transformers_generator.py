@@ -1,8 +1,8 @@
 """The embedded sampler: a transformers model decodes the G completions of each question, no other process or engine.
 
-Each prompt is run once and its cache copied G times; rows that have ended leave the batch. Not an engine: for models of
-any size on a GPU use vLLM. New weights come either by sharing the trained module or by merging into a copy (see
-rl/policy/policy.py).
+Each prompt is run once, and its G completions share its cache; where the model cannot read it so, each has a copy. Rows
+that have ended leave the batch. Not an engine: for models of any size on a GPU use vLLM. New weights come either by
+sharing the trained module or by merging into a copy (see rl/policy/policy.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rl.generate.completions import CompletedGroups, Completion, first_numbers
-from rl.generate.decoding import DecodingRows, SampledTokens
+from rl.generate.decoding import DecodingRows, SampledTokens, reads_shared_cache
 from rl.generate.protocol import Finished, Request, SamplingParameters
 from rl.generate.token_sampling import sample_tokens, token_statistics, uniform_streams
 from rl.policy.logprob_calculator import unbatched_logprobs
@@ -27,7 +27,8 @@ COMPACT_BELOW = 0.8  # rows that have ended are removed once fewer than this sha
 class TransformersGenerator:
     """Generator (rl/generate/protocol.py) on a transformers causal language model.
 
-    max_sequences bounds how many completions decode at the same time."""
+    max_sequences bounds how many completions decode at the same time. shares_cache: whether those of a question share
+    their prompt's cache."""
 
     description = ""
 
@@ -39,6 +40,8 @@ class TransformersGenerator:
         self._model = policy.pristine_copy().requires_grad_(False) if merge else policy.model
         self._parameters = dict(self._model.named_parameters()) if merge else {}
         self._eos_token_ids = policy.eos_token_ids
+        with self._evaluating():
+            self.shares_cache = reads_shared_cache(self._model)
 
     def take_over(self, policy: Policy, version: int) -> None:
         if self._is_copy:
@@ -116,7 +119,8 @@ class TransformersGenerator:
     def _decode(self, requests: Sequence[Request], parameters: SamplingParameters) -> list[Completion]:
         """All completions of a batch of requests, sampled together, a token of each at a time."""
         seeds, steps = [seed for request in requests for seed in request.seeds], parameters.max_completion_tokens
-        rows, device = DecodingRows(self._model, requests), self._model.device
+        device = self._model.device
+        rows = DecodingRows(self._model, requests, share=self.shares_cache and len(seeds) > len(requests))
         sampled = SampledTokens.none(len(seeds), steps, parameters.token_statistics, device)
         uniforms_BT = uniform_streams(seeds, steps).to(device)
         stop_ids = torch.tensor(sorted({*self._eos_token_ids, *parameters.stop_token_ids}), device=device)

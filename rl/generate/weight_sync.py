@@ -3,7 +3,8 @@
 shared: the sampler decodes with the trained module itself. adapter: only the LoRA adapter travels, a few MB, under a
 fresh name and path per version (a reloaded name would find the old version's prefix cache). merge: base + BA, computed
 in float32, is written into the sampler's copy in its dtype; `auto` never takes that way below float32, where rounding
-takes away most of a small update (rl/policy/rounding.py).
+takes away most of a small update (rl/policy/rounding.py). In float32 on a GPU it takes what `merge_pays` expects to be
+shorter; the way is chosen at the start and stays, so that a run that goes on samples as it did.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ import torch
 from rewards.errors import named
 from rl.config import GeneratorSection
 from rl.generate.generator_plan import MERGE_BELOW_BYTES
-from rl.policy.policy import Policy, PolicyError, dtype_name
+from rl.policy.policy import Policy, PolicyError, dtype_name, has_fused_experts
 
 Way = Literal["shared", "adapter", "merge"]
+ADAPTER_SLOWDOWN = 1.36
+"""So many times as long vLLM decodes on a GPU with an adapter beside its base: 1.33 to 1.39."""
+DECODED_READS, HAND_OVER_READS = 256, {"vllm": 20, "vllm_server": 3000}
+"""What is expected before anything is measured, in times that a GPU takes to read all weights once, as each token of
+the longest completion does: a step's decoding, and the hand-over of merged weights. In the process they are computed
+and written where they are; to servers they go through a file, some thousand times slower than a GPU's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,12 @@ class Sync:
 
     way: Way
     reason: str
+
+
+def merge_pays(decode: float, hand_over: float) -> bool:
+    """Whether a step is shorter with merged weights: what an adapter adds to its decoding, beside what handing over all
+    weights takes. decode: of a step, without an adapter; both in one unit, such as seconds."""
+    return decode * (ADAPTER_SLOWDOWN - 1) > hand_over
 
 
 def choose_sync(config: GeneratorSection, policy: Policy, *, on_gpu: bool | None = None) -> Sync:
@@ -51,10 +64,13 @@ def choose_sync(config: GeneratorSection, policy: Policy, *, on_gpu: bool | None
         return Sync("merge", "all parameters train")
     if config.sync != "auto":
         return Sync("merge" if config.sync == "merge" else "adapter", "as configured")
-    if on_gpu if on_gpu is not None else policy.model.device.type == "cuda":
-        return Sync("adapter", "only the adapter travels")
     if rounds:
         return Sync("adapter", f"a merge would round its change to {dtype_name(policy.dtype)}")
+    if on_gpu if on_gpu is not None else policy.model.device.type == "cuda":
+        # An engine in the process has other names for experts' weights.
+        if has_fused_experts(policy) or not merge_pays(DECODED_READS, HAND_OVER_READS[config.backend]):
+            return Sync("adapter", "only the adapter travels")
+        return Sync("merge", f"on a GPU vLLM decodes about {ADAPTER_SLOWDOWN - 1:.0%} longer with an adapter")
     return Sync("merge", "on a CPU vLLM decodes with an adapter about three times slower than without")
 
 

@@ -2,10 +2,11 @@
 40.
 
 An estimate from the shapes of the weights (rl/planning/shapes.py) and the configuration: the worst-case micro-batch
-(rl/planning/activations.py), the sampler, the optimiser. The embedded sampler needs its cache at full length; a vLLM
-engine in the process its own copy of the weights and, on a GPU, the cache of one sequence at least (it takes what is
-free); servers need nothing here. On the CPU the growth over the loaded process is within 15% of what is measured
-(benchmarks/memory_peaks.py); the libraries themselves are counted in (0.5 to 0.7 GB on the CPU).
+(rl/planning/activations.py), the sampler, the optimiser. The embedded sampler needs its cache at full length, a prompt
+once for the completions that share it; a vLLM engine in the process its own copy of the weights and, on a GPU, the
+cache of one sequence at least (it takes what is free); servers need nothing here. On the CPU the growth over the loaded
+process is within 15% of what is measured (benchmarks/memory_peaks.py); the libraries themselves are counted in (0.5 to
+0.7 GB on the CPU).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rl.generate.generator_plan import (
     cache_bytes_per_token,
     engine_cache_bytes,
 )
+from rl.generate.growing_cache import keeps_all_tokens
 from rl.planning.activations import activations_per_token
 from rl.planning.shapes import WeightShapes, planned_config, weight_shapes
 from rl.policy.float32_head import PIECE_BYTES
@@ -136,10 +138,8 @@ def estimate_memory(
     weights = _weights_bytes(config, shapes, bytes_per_weight)
     base = weights if config.lora.enabled else 4 * num_parameters
     generator = config.generator
-    longest = longest_prompt + config.sampling.max_completion_tokens
-    sampler_copy, cache = _sampler_bytes(
-        generator, max(longest, benchmark_tokens), model_config, bytes_per_weight, weights,
-        merges=_merges(config, base, bytes_per_weight), on_gpu=on_gpu)
+    sampler_copy = _sampler_copy(config, weights, base, bytes_per_weight)
+    cache = _cache_bytes(config, model_config, longest_prompt, benchmark_tokens, bytes_per_weight, on_gpu=on_gpu)
     kept_copies = KEPT_COPIES["elsewhere" if on_gpu else "cpu"]
     activations, logits = _pass_bytes(
         config, model_config, shapes, adapted, longest_prompt, bytes_per_weight, kept_copies)
@@ -202,31 +202,52 @@ def _teacher_bytes(config: RunConfig, *, on_gpu: bool) -> int:
     return bytes_per_weight * sum(map(math.prod, shapes.values()))
 
 
-def _sampler_bytes(
-    generator: GeneratorSection, longest: int, model_config: PretrainedConfig, bytes_per_weight: int, weights: int,
-    *, merges: bool, on_gpu: bool,
-) -> tuple[int, int]:
-    """Of the sampler's copy of the weights and its cache. longest: tokens of the longest prompt with the longest
-    completion; weights: bytes of the model as the sampler holds it; merges: whether the embedded one has a copy."""
-    bytes_per_token = cache_bytes_per_token(model_config, bytes_per_weight)
-    if generator.backend == "vllm_server":
-        return 0, 0
-    if generator.backend == "vllm":
-        fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
-        return weights, cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
-    # The cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their spare
-    # room takes no memory before it is written. Attention reads a layer's part in float32.
-    text = model_config.get_text_config()
-    spare = (1.5 if on_gpu else 1.0) + (1 + 4 / bytes_per_weight) / text.num_hidden_layers
-    logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from
-    return weights if merges else 0, int(spare * generator.max_sequences * longest * bytes_per_token) + logits
-
-
-def _merges(config: RunConfig, base: int, bytes_per_weight: int) -> bool:
-    """As choose_sync does. base: bytes of the model as the trainer holds it."""
+def _sampler_copy(config: RunConfig, weights: int, base: int, bytes_per_weight: int) -> int:
+    """Of the weights that the sampler has beside the trainer's, as choose_sync chooses. weights: bytes of the model;
+    base: as the trainer holds it."""
+    if config.generator.backend != "transformers":
+        return weights if config.generator.backend == "vllm" else 0
     rounds = config.lora.enabled and (bytes_per_weight < 4 or config.model.quantization is not None)
     sync = config.generator.sync
-    return sync == "merge" or (sync == "auto" and base <= MERGE_BELOW_BYTES and not rounds)
+    merges = sync == "merge" or (sync == "auto" and base <= MERGE_BELOW_BYTES and not rounds)
+    return weights if merges else 0
+
+
+def _cache_bytes(
+    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, benchmark_tokens: int,
+    bytes_per_weight: int, *, on_gpu: bool,
+) -> int:
+    """Of the sampler's key/value cache, with what the embedded one holds of logits."""
+    generator, bytes_per_token = config.generator, cache_bytes_per_token(model_config, bytes_per_weight)
+    if generator.backend == "vllm_server":
+        return 0
+    if generator.backend == "vllm":
+        longest = max(longest_prompt + config.sampling.max_completion_tokens, benchmark_tokens)
+        fixed = engine_cache_bytes(generator, longest, bytes_per_token, on_gpu=on_gpu)
+        return cache_bytes(1, longest, bytes_per_token) if fixed is None else fixed
+    # The rows' cache grows, a layer at a time beside its old copy, into buffers half as large again; on a CPU their
+    # spare room takes no memory before it is written.
+    text, (prompts, own) = model_config.get_text_config(), _cached_tokens(
+        config, model_config, longest_prompt, benchmark_tokens)
+    # Attention reads a layer's part in float32: what is shared and has it already as it is, all else in a copy.
+    copied = 0 if prompts and bytes_per_weight == 4 else (prompts + own) * 4 / bytes_per_weight
+    tokens = prompts + own * (1.5 if on_gpu else 1.0) + (own + copied) / text.num_hidden_layers
+    logits = 4 * 4 * generator.max_sequences * text.vocab_size  # and what is drawn from
+    return int(tokens * bytes_per_token) + logits
+
+
+def _cached_tokens(
+    config: RunConfig, model_config: PretrainedConfig, longest_prompt: int, benchmark_tokens: int
+) -> tuple[int, int]:
+    """Tokens in the embedded sampler's cache, at most: of prompts that are shared, and of the rows themselves."""
+    rows, completion = config.generator.max_sequences, config.sampling.max_completion_tokens
+    copied = 0, rows * max(longest_prompt + completion, benchmark_tokens)
+    evaluation = config.evaluation
+    held_out = [min(evaluation.samples, evaluation.samples_during)] if evaluation.path is not None else []
+    shared = -(-rows // min([config.sampling.group_size, *held_out])) * longest_prompt, rows * completion
+    shares = config.model.attention == "auto" and keeps_all_tokens(model_config)
+    # A benchmark may ask for one completion of each question.
+    return shared if shares and sum(shared) >= rows * benchmark_tokens else copied
 
 
 def check_memory(

@@ -3,7 +3,7 @@
 `SharedPrompts` says what sees what: a segment of the row (a prompt, a completion) sees its context (nothing, its
 prompt) and, causally, itself. transformers hands it from the model's call to each layer's attention, which after
 `share_prompts(model)` is `_attention`: without a layout transformers' own sdpa, so that whatever else reads the model
-notices nothing.
+notices nothing. The sampler's `SharedCache` comes to it in the same way (rl/policy/shared_cache.py).
 
 On a GPU in half precision all segments are one call of torch's flash kernel for sequences of different lengths;
 elsewhere a large segment is a call of scaled_dot_product_attention, and small ones share a padded one.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from rl.policy.shared_cache import SharedCache
 
 NAME = "otherhalf_shared_prompts"
 CALL_PAIRS = 2048
@@ -270,10 +272,12 @@ def _together(segments: Sequence[Segment], place: _Place) -> _Call:
 
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    shared_prompts: SharedPrompts | None = None, scaling: float | None = None, dropout: float = 0.0,
-    sliding_window: int | None = None, **kwargs: object,
+    shared_prompts: SharedPrompts | None = None, shared_cache: SharedCache | None = None, scaling: float | None = None,
+    dropout: float = 0.0, sliding_window: int | None = None, **kwargs: object,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query [B, H, L, D], key and value [B, KV, L, D] -> [B, L, H, D]."""
+    if shared_cache is not None and sliding_window is None:  # no cache with a window is shared
+        return shared_cache.attend(cast(int, module.layer_idx), query, key, value, scale=scaling), None
     if shared_prompts is None and attention_mask is not None and query.device.type == "cpu":
         # transformers repeats keys and values for grouped queries under a mask, which on a CPU is not needed.
         found = _sdpa(query, key, value, attention_mask, scale=scaling, dropout=dropout)

@@ -67,15 +67,38 @@ def test_full_parameters_have_no_frozen_base_but_a_reference_where_there_is_a_kl
     assert with_reference.base == 4 * NUM_PARAMETERS
 
 
-def test_the_cache_holds_every_row_at_full_length_and_on_a_gpu_half_as_much_while_it_grows() -> None:
+KEYS_AND_VALUES = 2 * 4 * 32 * 4  # of a token in a layer: both, heads, width, bytes
+ROW_LOGITS = 4 * 50 * 99 * 4  # of 50 rows' next tokens, and what is drawn from
+
+
+def test_the_cache_holds_a_prompt_for_each_group_and_on_a_gpu_half_as_much_of_the_rows_while_it_grows() -> None:
     config = tiny_config("generator.max_sequences=50", "sampling.max_completion_tokens=30")
-    found = estimate(config, longest_prompt=10)
-    keys_and_values = 2 * 4 * 32 * 4  # both, heads, width, bytes
-    logits = 4 * 50 * 99 * 4  # of the next tokens, and what is drawn from
+    prompts, own = 13 * 10, 50 * 30  # 50 rows in groups of 4, prompts of 10 tokens
     # A layer grows beside its old copy, and is read in float32.
-    assert found.cache == 50 * (10 + 30) * (4 + 1 + 1) * keys_and_values + logits
-    assert estimate(config, on_gpu=True).cache == 50 * (10 + 30) * (4 * 1.5 + 1 + 1) * keys_and_values + logits
-    assert estimate(config, bytes_per_weight=2).cache == 50 * (10 + 30) * (4 + 1 + 2) * keys_and_values / 2 + logits
+    assert estimate(config).cache == (prompts * 4 + own * (4 + 1)) * KEYS_AND_VALUES + ROW_LOGITS
+    on_gpu = (prompts * 4 + own * (4 * 1.5 + 1)) * KEYS_AND_VALUES + ROW_LOGITS
+    assert estimate(config, on_gpu=True).cache == on_gpu
+    halves = (prompts * (4 + 2) + own * (4 + 1 + 2)) * KEYS_AND_VALUES / 2 + ROW_LOGITS
+    assert estimate(config, bytes_per_weight=2).cache == halves
+
+
+def test_copies_of_prompts_count_where_they_cannot_be_shared() -> None:
+    """Another attention, a sliding window, few held-out samples of a question, benchmarks."""
+
+    def parts(*overrides: str, window: int | None = None, benchmark_tokens: int = 0) -> float:
+        model_config = AutoConfig.from_pretrained(BASE)
+        model_config.sliding_window = window
+        changed = tiny_config("generator.max_sequences=50", "sampling.max_completion_tokens=30", *overrides)
+        found = estimate_memory(
+            changed, model_config, 10, bytes_per_weight=4, on_gpu=False, benchmark_tokens=benchmark_tokens)
+        return (found.cache - ROW_LOGITS) / KEYS_AND_VALUES
+
+    assert parts() == 13 * 10 * 4 + 50 * 30 * 5
+    assert parts("model.attention=sdpa") == parts(window=16) == 50 * 40 * 6  # and read in float32
+    # Two samples between the first evaluation and the last.
+    assert parts("evaluation.path=held_out.jsonl") == 25 * 10 * 4 + 50 * 30 * 5
+    assert parts("evaluation.path=held_out.jsonl", "evaluation.samples_during=8") == parts()
+    assert parts(benchmark_tokens=100) == 50 * 100 * 6 and parts(benchmark_tokens=30) == parts()
 
 
 def test_logits_are_those_of_one_chunk() -> None:
@@ -268,7 +291,7 @@ def test_a_multimodal_models_language_model_counts() -> None:
     outer = Gemma3Config(
         text_config={
             "hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 99, "intermediate_size": 352,
-            "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32})
+            "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "layer_types": ["full_attention"] * 4})
     assert not hasattr(outer, "hidden_size")
     config = tiny_config()
     assert estimate_memory(config, outer, 10, bytes_per_weight=4, on_gpu=False) == estimate_memory(

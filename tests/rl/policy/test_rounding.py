@@ -11,7 +11,7 @@ import torch
 
 from rl.config import GeneratorSection
 from rl.generate import frozen
-from rl.generate.weight_sync import choose_sync
+from rl.generate.weight_sync import choose_sync, merge_pays
 from rl.policy.adapter_base import FILE
 from rl.policy.policy import Policy, PolicyError, adapter_changes, all_weights, base_weights, load_frozen
 from rl.policy.rounding import surviving_share
@@ -53,6 +53,27 @@ def test_by_itself_no_adapter_is_merged_below_float32(dtype: str, backend: str, 
     policy = tiny_policy(tiny_config(f"model.dtype={dtype}"))
     config = {"backend": backend, "urls": ["http://localhost:1"] if backend == "vllm_server" else []}
     assert choose_sync(GeneratorSection.model_validate(config), policy).way == way
+
+
+@pytest.mark.parametrize(("dtype", "backend", "way"), [
+    ("float32", "vllm", "merge"), ("bfloat16", "vllm", "adapter"), ("float32", "vllm_server", "adapter"),
+    ("bfloat16", "vllm_server", "adapter")])
+def test_on_a_gpu_an_adapter_is_merged_where_that_is_exact_and_the_step_shorter(
+    dtype: str, backend: str, way: str
+) -> None:
+    policy = tiny_policy(tiny_config(f"model.dtype={dtype}"))
+    config = {"backend": backend, "urls": ["http://localhost:1"] if backend == "vllm_server" else []}
+    section = GeneratorSection.model_validate(config)
+    assert choose_sync(section, policy, on_gpu=True).way == way
+    assert choose_sync(section.model_copy(update={"sync": "adapter"}), policy, on_gpu=True).way == "adapter"
+
+
+@pytest.mark.parametrize(("decode_s", "swap_s", "pays"), [
+    (10.0, 3.5, True), (10.0, 3.7, False), (100.0, 35.0, True), (100.0, 37.0, False), (0.0, 0.1, False)])
+def test_merging_pays_where_it_takes_less_than_the_36_percent_that_an_adapter_adds(
+    decode_s: float, swap_s: float, pays: bool
+) -> None:
+    assert merge_pays(decode_s, swap_s) is pays
 
 
 def test_a_frozen_policy_in_bfloat16_keeps_its_adapter_beside_its_base(tmp_path: Path) -> None:
