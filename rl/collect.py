@@ -145,7 +145,8 @@ class Collector:
                 found = self._complete(self._sample(self._draw(self._round_size(missing, selection), step, num_rounds)))
             sampled += found.groups
             selection += select(
-                found.groups, selection_config.low, selection_config.high, keep_equal=self._config.teacher is not None)
+                found.groups, selection_config.low, selection_config.high, keep_equal=self._config.teacher is not None,
+                each=self._config.advantage.normalise == "each")
             times, num_rounds = times + found.times, num_rounds + 1
             missing = wanted - len(self.surplus) - len(selection.kept)
         available = self.surplus + selection.kept

@@ -367,6 +367,18 @@ class AdvantageSection(Section):
         "sample", "which standard deviation grpo and reinforce++ divide by (sample: G - 1, as TRL)")
     eps: float = setting(1e-4, "added to the standard deviation", ge=0)
     cap: float | None = setting(None, "bound on |A_i|; null: none", gt=0)
+    normalise: Literal["sum", "each"] = setting(
+        "sum",
+        "what grpo normalises within a group. sum: the weighted sum of the rewards; each: every reward by itself, "
+        "before they add up with their weights, and the result over the batch (GDPO)")
+
+    @model_validator(mode="after")
+    def _each_is_for_grpo(self) -> AdvantageSection:
+        if self.normalise == "each" and self.name != "grpo":
+            raise ValueError(
+                f"normalise each is for grpo, which divides by a group's standard deviation, and name is {self.name}. "
+                "Remedy: advantage.name=grpo, or advantage.normalise=sum")
+        return self
 
 
 class CorrectionSection(Section):

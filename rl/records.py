@@ -123,6 +123,11 @@ class ScoredGroup:
     def has_equal_rewards(self) -> bool:
         return max(self.rewards) == min(self.rewards)
 
+    @property
+    def has_equal_scores(self) -> bool:
+        """Whether each reward by itself is equal; equal sums may be made of different scores."""
+        return all(max(scores) == min(scores) for scores in self.scores.values())
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingGroup:

@@ -37,23 +37,27 @@ class Selection:
         return {f"refused/{reason}": sum(r == reason for _, r in self.refused) / total for reason in REFUSALS}
 
 
-def refusal(group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False) -> Refusal | None:
+def refusal(
+    group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False, each: bool = False
+) -> Refusal | None:
     """Why this group does not train, or None; thresholds are on the normalised entropy and both are exclusive.
-    keep_equal: equal rewards are no reason."""
+    keep_equal: equal rewards are no reason. each: rewards are equal where each of them is, not where their sum is."""
     if group.skipped:  # first: the entropy of clusters that nobody judged says nothing
         return "skipped"
     if low is not None and group.normalised_entropy <= low + ROUNDING:
         return "too_low"
     if high is not None and group.normalised_entropy >= high - ROUNDING:
         return "too_high"
-    return "equal_rewards" if group.has_equal_rewards and not keep_equal else None
+    is_equal = group.has_equal_scores if each else group.has_equal_rewards
+    return "equal_rewards" if is_equal and not keep_equal else None
 
 
 def select(
-    groups: Sequence[ScoredGroup], low: float | None, high: float | None, *, keep_equal: bool = False
+    groups: Sequence[ScoredGroup], low: float | None, high: float | None, *, keep_equal: bool = False,
+    each: bool = False,
 ) -> Selection:
     """Split a batch into the groups that train and those that do not."""
-    reasons = [(group, refusal(group, low, high, keep_equal=keep_equal)) for group in groups]
+    reasons = [(group, refusal(group, low, high, keep_equal=keep_equal, each=each)) for group in groups]
     return Selection(
         kept=tuple(group for group, reason in reasons if reason is None),
         refused=tuple((group, reason) for group, reason in reasons if reason is not None))

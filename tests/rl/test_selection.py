@@ -99,3 +99,14 @@ def test_selections_add_up_in_order() -> None:
 
 def test_nothing_is_selected_from_nothing() -> None:
     assert select([], 0.1, 0.9) == Selection((), ())
+
+
+def test_rewards_normalised_one_by_one_are_equal_where_each_is() -> None:
+    """(1, 0) and (0, 1) sum to the same."""
+    crossed = dataclasses.replace(
+        with_rewards(MIXED, 1, 1, 1, 1), scores={"a": (1.0, 0.0, 1.0, 0.0), "b": (0.0, 1.0, 0.0, 1.0)})
+    assert refusal(crossed, None, None) == "equal_rewards"
+    assert refusal(crossed, None, None, each=True) is None
+    flat = dataclasses.replace(crossed, scores={"a": (1.0,) * 4, "b": (0.0,) * 4})
+    assert refusal(flat, None, None, each=True) == "equal_rewards"
+    assert refusal(flat, None, None, each=True, keep_equal=True) is None
