@@ -1,10 +1,13 @@
-"""Completions alone -> 1 for those that agree with the group's majority: TTRL (arXiv:2504.16084), no gold answer
-read."""
+"""Completions alone -> what the votes of the group say of each answer, no gold answer read: all for the majority
+(TTRL, arXiv:2504.16084), or every answer with a weight that grows faster than its votes (RESTRAIN,
+arXiv:2510.02172)."""
 
 from __future__ import annotations
 
+import math
+
 from rewards.agreement import Agreement
-from rewards.clustering import cluster, prepare_clusters
+from rewards.clustering import Clusters, cluster, prepare_clusters
 from rewards.contract import GroupScore
 from rewards.extraction import extract_all, rule_shares
 from rewards.guards import refuse
@@ -30,3 +33,44 @@ def majority_vote(
 
 
 majority_vote.prepare = prepare_clusters  # type: ignore[attr-defined]
+
+
+def soft_votes(
+    *, completions: list[str], question: str = "", sharpness: float = 0.5, last_number: bool = False,
+    refuse_copied_question: bool = False, max_answer_length: int | None = None, **columns: object,
+) -> GroupScore:
+    """r_i = w(c(o_i)), with w_j = g(f_j) / sum over the answers of g, f_j = |c_j| / G, g(f) = exp(-(1 - f)^2 / (2
+    sharpness^2)): every answer is a pseudo-label that counts w_j.
+
+    With advantage dr_grpo and one update a batch the gradient is RESTRAIN's, sum_j w_j of the one with label j; grpo
+    divides the whole by its deviation, where the paper divides each. Its g is a Gaussian whose centre (here 1: all
+    agree) and width it leaves open. A small sharpness is the majority vote (0.1), a large one the same weight for
+    every answer. Unanswered is 0 and no pseudo-label. Its penalty for groups without consensus is selection.min_votes,
+    its weights of questions by a frozen base are left out. refuse_copied_question, max_answer_length: as in
+    majority_vote. Raises ValueError for a sharpness that is not above 0.
+    """
+    if not isinstance(sharpness, (int, float)) or not sharpness > 0:
+        raise ValueError(f"sharpness is {sharpness!r}, expected a number above 0")
+    extractions = extract_all(completions, last_number)
+    guarded = refuse(
+        completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
+    clusters = cluster(guarded.answers)
+    metrics = clusters.metrics() | rule_shares(extractions) | guarded.metrics
+    return GroupScore(_vote_weights(clusters, sharpness), metrics, clusters.labels, guarded.answers)
+
+
+def _vote_weights(clusters: Clusters, sharpness: float) -> list[float]:
+    """[G]: w of each completion's cluster, 0 without an answer."""
+    answered = {label for label, is_answered in zip(clusters.labels, clusters.answered, strict=True) if is_answered}
+    if not answered:
+        return [0.0] * len(clusters.labels)
+    exponents = {label: -((1 - clusters.sizes[label] / len(clusters.labels)) / sharpness) ** 2 / 2
+                 for label in sorted(answered)}
+    largest = max(exponents.values())  # of a small sharpness every exponential alone would be 0
+    shaped = {label: math.exp(exponent - largest) for label, exponent in exponents.items()}
+    total = math.fsum(shaped.values())
+    return [shaped[label] / total if is_answered else 0.0
+            for label, is_answered in zip(clusters.labels, clusters.answered, strict=True)]
+
+
+soft_votes.prepare = prepare_clusters  # type: ignore[attr-defined]

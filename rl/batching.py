@@ -88,7 +88,7 @@ def trains(group: TrainingGroup, needs_all: bool) -> bool:
 def plan_micro_batches(
     groups: Sequence[TrainingGroup], *, max_tokens: int, layout: Layout
 ) -> list[PlannedBatch]:
-    """Which completions share a forward pass, each of them exactly once (rl.policy.row_plan.plan_rows).
+    """Which completions share a forward pass, each that trains exactly once (rl.policy.row_plan.plan_rows).
 
     Raises: ValueError for max_tokens < 1, or an empty prompt."""
     for training_group in groups:
@@ -97,8 +97,7 @@ def plan_micro_batches(
                 f"the prompt of question {training_group.group.question.id!r} has no tokens; a completion's first "
                 "token needs one before it: use a template with some text, or a tokenizer with a beginning-of-sequence "
                 "token")
-    indices = [SequenceIndex(number, rollout) for number, group in enumerate(groups)
-               for rollout in range(len(group.group.rollouts))]
+    indices = [SequenceIndex(number, rollout) for number, group in enumerate(groups) for rollout in group.trained]
     plan = plan_rows([_pair(groups, index) for index in indices], max_tokens=max_tokens, layout=layout)
     return [PlannedBatch(tuple(indices[member] for member in part.members), part.num_tokens) for part in plan]
 
@@ -159,7 +158,7 @@ def split_minibatches(groups: Sequence[Item], num_minibatches: int) -> list[list
 
 def denominators_of(groups: Sequence[TrainingGroup], max_completion_tokens: int) -> Denominators:
     """Of one optimiser update over these groups, those included that need no forward pass."""
-    rollouts = [rollout for group in groups for rollout in group.group.rollouts]
+    rollouts = [group.group.rollouts[rollout] for group in groups for rollout in group.trained]
     return Denominators(sum(len(rollout.token_ids) for rollout in rollouts), len(rollouts), max_completion_tokens)
 
 

@@ -146,7 +146,7 @@ class Collector:
             sampled += found.groups
             selection += select(
                 found.groups, selection_config.low, selection_config.high, keep_equal=self._config.teacher is not None,
-                each=self._config.advantage.normalise == "each")
+                each=self._config.advantage.normalise == "each", min_votes=selection_config.min_votes)
             times, num_rounds = times + found.times, num_rounds + 1
             missing = wanted - len(self.surplus) - len(selection.kept)
         available = self.surplus + selection.kept

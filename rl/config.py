@@ -352,6 +352,13 @@ class SelectionSection(Section):
         "what becomes of refused groups, those with equal rewards among them. drop: the batch is smaller; refill: "
         "further questions are sampled; zero: they count in the loss denominator with advantage 0")
     max_refills: int = setting(3, "rounds of further sampling per step under refill", unit="rounds", ge=0)
+    min_votes: int | None = setting(
+        None,
+        "a group whose largest cluster of answers is smaller has no consensus: whatever the bounds say, each of its "
+        "completions trains with advantage -penalty (RESTRAIN); null: no such rule",
+        unit="completions",
+        ge=2)
+    penalty: float = setting(1.0, "what a completion of a group without consensus is given, under min_votes", gt=0)
 
     @model_validator(mode="after")
     def _thresholds_do_not_cross(self) -> SelectionSection:
@@ -410,6 +417,10 @@ class LossSection(Section):
     entropy_bonus: float = setting(0.0, "weight of the mean token entropy, which is maximised", ge=0)
     top_entropy_share: float = setting(
         1.0, "only this share of the batch's tokens, those of highest entropy, gets a gradient", gt=0, le=1)
+    mask_truncated: bool = setting(
+        False,
+        "completions cut at the limit are left out of the loss and its denominators; they count in their group's "
+        "rewards")
     correction: CorrectionSection = setting(CorrectionSection, "correction for the sampler's numerics")
 
 
@@ -573,4 +584,12 @@ class RunConfig(Section):
             raise ValueError(
                 "low and high are bounds on the entropy over the answers that rewards cluster, and rewards is []. "
                 "Remedy: selection.low=null selection.high=null")
+        if info.data.get("rewards") == [] and selection.min_votes is not None:
+            raise ValueError("min_votes counts the answers that rewards cluster, and rewards is []. Remedy: "
+                             "selection.min_votes=null")
+        sampling = info.data.get("sampling")
+        if selection.min_votes is not None and sampling is not None and selection.min_votes > sampling.group_size:
+            raise ValueError(
+                f"min_votes is {selection.min_votes}, above sampling.group_size={sampling.group_size}: no group could "
+                "have so many votes for one answer, and all would be penalised")
         return selection

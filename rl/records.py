@@ -8,6 +8,7 @@ frozen; none imports torch.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -120,6 +121,12 @@ class ScoredGroup:
         return self.entropy / math.log(len(self.rewards))
 
     @property
+    def largest_cluster(self) -> int:
+        """Completions in the largest cluster of answers; 0 without an answer."""
+        answered = [label for label, answer in zip(self.labels, self.answers, strict=True) if answer is not None]
+        return max(Counter(answered).values(), default=0)
+
+    @property
     def has_equal_rewards(self) -> bool:
         return max(self.rewards) == min(self.rewards)
 
@@ -136,13 +143,20 @@ class TrainingGroup:
     teacher_logprobs: [G][T], a teacher's log-probabilities of the completions' tokens at temperature 1; None where none
     was asked. What it adds to the advantage of each token depends on the policy too (rl/teacher/advantages.py).
     old_logprobs: [G][T], the policy's at the start of the batch, at the sampling temperature; None where no forward of
-    their own was spent on them (rl/update.py)."""
+    their own was spent on them, or on that completion (rl/update.py).
+    left_out: numbers of completions that are neither computed nor counted (loss.mask_truncated)."""
 
     scored: ScoredGroup
     advantages: tuple[float, ...]
     teacher_logprobs: tuple[tuple[float, ...], ...] | None = None
-    old_logprobs: tuple[Tensor, ...] | None = field(default=None, compare=False)
+    old_logprobs: tuple[Tensor | None, ...] | None = field(default=None, compare=False)
+    left_out: frozenset[int] = frozenset()
 
     @property
     def group(self) -> Group:
         return self.scored.group
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Numbers of the completions that are computed and counted."""
+        return tuple(i for i in range(len(self.advantages)) if i not in self.left_out)

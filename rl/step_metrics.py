@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rl.collect import Collected
 from rl.records import ScoredGroup, TrainingGroup
 from rl.runs.tracking import NORMALISED_ENTROPY, REVERSE_KL, RolloutsLog
+from rl.selection import lacks_consensus
 
 
 def judged_groups(collected: Collected) -> tuple[ScoredGroup, ...]:
@@ -56,6 +57,14 @@ def staleness(batch: Sequence[TrainingGroup], policy_version: int) -> dict[str, 
     batch."""
     lags = [float(policy_version - rollout.policy_version) for item in batch for rollout in item.group.rollouts]
     return {"policy/staleness": mean(lags)}
+
+
+def consensus(collected: Collected, min_votes: int | None) -> dict[str, float]:
+    """Share of the batch's groups that are penalised for their lack of consensus; nothing without selection.min_votes.
+    """
+    if min_votes is None:
+        return {}
+    return {"groups/without_consensus": mean([float(lacks_consensus(group, min_votes)) for group in collected.batch])}
 
 
 def log_rollouts(log: RolloutsLog, step: int, collected: Collected, batch: Sequence[TrainingGroup]) -> None:

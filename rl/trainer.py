@@ -38,7 +38,7 @@ from rl.runs.stopwatch import Stopwatch
 from rl.runs.summary import Summary, installed_versions, peak_rss_gb
 from rl.runs.tracking import MetricsLog, RolloutsLog
 from rl.runs.watchdog import Alarm, StepSignals, Watchdog
-from rl.step_metrics import goal_of_step, judged_groups, log_rollouts, staleness, step_metrics
+from rl.step_metrics import consensus, goal_of_step, judged_groups, log_rollouts, staleness, step_metrics
 from rl.teacher.advantages import Teacher
 from rl.trainer_state import Positions, Stop, Totals, TrainerState
 from rl.training_groups import make_training_groups
@@ -121,6 +121,7 @@ class Trainer:
             self._check_mismatch(report)
             self._proof.note_update(report.num_updates, report.grad_norm)
         measured = report.metrics | staleness(batch, self.policy_version) | counts | proof
+        measured |= consensus(collected, self._config.selection.min_votes)
         self.policy_version += report.num_updates
         self.step_number += 1
         self._checkpoints.note_rng()

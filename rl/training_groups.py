@@ -9,6 +9,7 @@ from rl.advantages import compute_advantages, decoupled_advantages
 from rl.collect import Collected
 from rl.config import RunConfig
 from rl.records import ScoredGroup, TrainingGroup
+from rl.selection import lacks_consensus
 from rl.teacher.advantages import Teacher, with_teacher
 
 
@@ -26,19 +27,35 @@ def groups_with_advantages(config: RunConfig, collected: Collected) -> list[Trai
     """The batch, or under `selection.mode: zero` every group that was sampled, refused ones with zeros."""
     advantages = _advantages(config, collected.batch)
     if config.selection.mode != "zero":
-        return [TrainingGroup(scored, values) for scored, values in zip(collected.batch, advantages, strict=True)]
+        return [_training_group(config, scored, values)
+                for scored, values in zip(collected.batch, advantages, strict=True)]
     # In the order of the draw: behind the others, the refused groups would all be in the last of several minibatches.
     found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
-    return [TrainingGroup(scored, found.get(id(scored), (0.0,) * len(scored.rewards))) for scored in collected.sampled]
+    return [_training_group(config, scored, found.get(id(scored), (0.0,) * len(scored.rewards)))
+            for scored in collected.sampled]
+
+
+def _training_group(config: RunConfig, scored: ScoredGroup, advantages: tuple[float, ...]) -> TrainingGroup:
+    if not config.loss.mask_truncated:
+        return TrainingGroup(scored, advantages)
+    cut = frozenset(i for i, rollout in enumerate(scored.group.rollouts) if rollout.is_truncated)
+    return TrainingGroup(scored, tuple(0.0 if i in cut else value for i, value in enumerate(advantages)), left_out=cut)
 
 
 def _advantages(config: RunConfig, batch: Sequence[ScoredGroup]) -> list[tuple[float, ...]]:
-    """One tuple [G] per group, in order."""
-    settings = config.advantage
+    """One tuple [G] per group, in order. Where there is no consensus no reward is believed: all of them count as 0, and
+    every completion gets -selection.penalty."""
+    settings, selection = config.advantage, config.selection
+    doubtful = [lacks_consensus(scored, selection.min_votes) for scored in batch]
     if settings.normalise == "sum":
-        return compute_advantages(
-            [scored.rewards for scored in batch], settings.name, settings.std, settings.eps, settings.cap)
-    weights = [section.weight for section in config.rewards]
-    return decoupled_advantages(
-        [tuple(scored.scores.values()) for scored in batch], [weights] * len(batch), settings.std, settings.eps,
-        settings.cap)
+        rewards = [(0.0,) * len(scored.rewards) if is_doubtful else scored.rewards
+                   for scored, is_doubtful in zip(batch, doubtful, strict=True)]
+        found = compute_advantages(rewards, settings.name, settings.std, settings.eps, settings.cap)
+    else:
+        weights = [0.0 if is_doubtful else 1.0 for is_doubtful in doubtful]
+        found = decoupled_advantages(
+            [tuple(scored.scores.values()) for scored in batch],
+            [[trust * section.weight for section in config.rewards] for trust in weights],
+            settings.std, settings.eps, settings.cap)
+    return [(-selection.penalty,) * len(values) if is_doubtful else values
+            for values, is_doubtful in zip(found, doubtful, strict=True)]

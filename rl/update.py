@@ -115,12 +115,12 @@ class Updater:
     def _with_old_logprobs(
         self, groups: Sequence[TrainingGroup], old: Mapping[SequenceIndex, Tensor]
     ) -> list[TrainingGroup]:
-        """old: [T] of every completion; their groups are counted among those that train."""
+        """old: [T] of every completion that trains; their groups are counted among those that do."""
         training = [group for group in groups if trains(group, self._needs_all)]
         numbers = {id(group): number for number, group in enumerate(training)}
         return [
             replace(group, old_logprobs=tuple(
-                old[SequenceIndex(numbers[id(group)], rollout)] for rollout in range(len(group.group.rollouts))))
+                old.get(SequenceIndex(numbers[id(group)], rollout)) for rollout in range(len(group.advantages))))
             if id(group) in numbers else group
             for group in groups]
 

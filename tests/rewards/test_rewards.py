@@ -13,12 +13,15 @@ import pytest
 from rewards.contract import GroupScore
 from rewards.loading import load
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
+from rl.advantages import compute_advantages
+from tests.reference.soft_votes import reference_soft_votes
 
 BUILT_IN = [
     "rewards.accuracy:accuracy",
     "rewards.format:format_boxed",
     "rewards.format:format_think",
     "rewards.majority:majority_vote",
+    "rewards.majority:soft_votes",
     "rewards.semantic_entropy:semantic_entropy",
     "rewards.controls:random_reward",
     "rewards.controls:inverted_accuracy",
@@ -143,6 +146,26 @@ def test_majority_vote_pays_the_one_largest_cluster_and_ties_nothing() -> None:
     assert tie.scores == [0.0] * 4
     assert tie.metrics["tie"] == 1.0
     assert call(use, ["none", "none"]).scores == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 0.5, 3.0])
+@pytest.mark.parametrize("answers", [
+    ["1", "1", "2", "3"], ["1", "1", "2", "2"], ["1", None, None, "2"], [None] * 4, ["7"] * 4])
+def test_soft_votes_without_a_deviation_are_the_sum_over_all_pseudo_labels(
+    answers: list[str | None], sharpness: float
+) -> None:
+    texts = ["no idea" if answer is None else f"\\boxed{{{answer}}}" for answer in answers]
+    found = call("rewards.majority:soft_votes", texts, sharpness=sharpness)
+    [advantages] = compute_advantages([[score or 0.0 for score in found.scores]], "dr_grpo")
+    assert advantages == pytest.approx(reference_soft_votes(answers, sharpness))
+
+
+def test_soft_votes_lie_between_the_majority_vote_and_the_same_for_every_answer() -> None:
+    texts = [r"\boxed{1}"] * 5 + [r"\boxed{2}"] * 3
+    assert call("rewards.majority:soft_votes", texts, sharpness=1e-3).scores == pytest.approx([1.0] * 5 + [0.0] * 3)
+    assert call("rewards.majority:soft_votes", texts, sharpness=1e3).scores == pytest.approx([0.5] * 8)
+    with pytest.raises(ValueError, match="sharpness is 0"):
+        call("rewards.majority:soft_votes", sharpness=0)
 
 
 @pytest.mark.parametrize(("text", "kept"), [

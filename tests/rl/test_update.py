@@ -367,6 +367,44 @@ def test_the_top_entropy_share_keeps_the_gradient_of_those_tokens_alone(groups: 
     assert_close(found, literal_gradient(batch, loss))
 
 
+def masked(groups: Sequence[Group]) -> list[TrainingGroup]:
+    """The second completion of each group is left out, and all of the last."""
+    batch = with_advantages(groups)
+    left_out = [frozenset({1})] * 3 + [frozenset(range(4))]
+    return [dataclasses.replace(item, left_out=out, advantages=tuple(
+        0.0 if i in out else value for i, value in enumerate(item.advantages)))
+        for item, out in zip(batch, left_out, strict=True)]
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_what_is_left_out_is_in_no_term_and_no_denominator(groups: list[Group], aggregation: str) -> None:
+    """As if it had never been sampled, with a penalty and a bonus that act on every token."""
+    extra = (f"loss.aggregation={aggregation}", "loss.kl_weight=0.1", "loss.entropy_bonus=0.01")
+    batch = masked(groups)
+    without = [
+        TrainingGroup(
+            dataclasses.replace(item.scored, group=dataclasses.replace(
+                item.group, rollouts=tuple(item.group.rollouts[i] for i in item.trained))),
+            tuple(item.advantages[i] for i in item.trained))
+        for item in batch[:3]]
+    found, report = gradient(batch, *extra)
+    expected, expected_report = gradient(without, *extra)
+    assert_close(found, expected)
+    assert report.metrics == pytest.approx(expected_report.metrics, rel=1e-4, abs=1e-6)
+    split, _ = gradient(batch, "optim.micro_batch_tokens=70", *extra)
+    assert_close(split, expected)
+
+
+def test_what_is_left_out_is_not_computed_before_several_updates_either(groups: list[Group]) -> None:
+    batch = masked(groups)
+    config = tiny_config("optim.epochs=2")
+    policy = tiny_policy(config, adapter_scale=SCALE)
+    report = make_updater(config, policy).update(batch, step=0, policy_version=0)
+    assert report.token_means is not None
+    num_tokens = sum(len(item.group.rollouts[i].token_ids) for item in batch for i in item.trained)
+    assert report.token_means["num_tokens"] == 2 * num_tokens
+
+
 @pytest.mark.parametrize("override", [
     "loss.kl_weight=0.5", "loss.entropy_bonus=0.1", "sampling.temperature=0.7", "loss.aggregation=sequence"])
 def test_each_of_these_settings_changes_the_gradient(groups: list[Group], override: str) -> None:
