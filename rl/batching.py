@@ -51,7 +51,7 @@ class MicroBatch:
     old_logprobs_T (NaN where not computed yet), teacher_logprobs_T (NaN where no teacher was asked), weights_T: float32
     (weights: see rl.losses.token_weights). policy_versions_T: which version sampled each token. sequence_ids_T: index
     of its sequence in `sequences`. sequence_lengths: completion tokens of each sequence. num_loss_tokens: of the whole
-    update.
+    update. is_marked_T: where loss.covariance acts; None: nowhere.
     """
 
     rows: ModelRows
@@ -65,6 +65,7 @@ class MicroBatch:
     sequence_lengths: tuple[int, ...]
     sequences: tuple[SequenceIndex, ...]
     num_loss_tokens: int
+    is_marked_T: Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -188,7 +189,15 @@ def build_micro_batch(
         weights_T=token_weights(lengths, aggregation, denominators),
         policy_versions_T=torch.tensor([r.policy_version for r in rollouts]).repeat_interleave(lengths_B),
         sequence_ids_T=torch.arange(len(lengths)).repeat_interleave(lengths_B), sequence_lengths=tuple(lengths),
-        sequences=tuple(sequences), num_loss_tokens=denominators.num_loss_tokens)
+        sequences=tuple(sequences), num_loss_tokens=denominators.num_loss_tokens,
+        is_marked_T=_marks(numbered, lengths))
+
+
+def _marks(numbered: Sequence[tuple[TrainingGroup, SequenceIndex]], lengths: Sequence[int]) -> Tensor | None:
+    """[T] bool; None where no group has any."""
+    if all(item.marks is None for item, _ in numbered):
+        return None
+    return _flat([item.marks[s.rollout] if item.marks else None for item, s in numbered], lengths) == 1.0
 
 
 def _flat(parts: Sequence[Sequence[float] | Tensor | None], lengths: Sequence[int]) -> Tensor:

@@ -404,6 +404,26 @@ class CorrectionSection(Section):
         return self
 
 
+class CovarianceSection(Section):
+    mode: Literal["none", "clip", "kl"] = setting(
+        "none",
+        "what is done about the tokens whose log-probability and advantage are largest together, which use up the "
+        "policy's entropy. clip: some of those between low and high get no policy gradient (Clip-Cov); kl: the largest "
+        "are held near the policy of the batch's start (KL-Cov), which needs several updates a batch")
+    share: float = setting(
+        0.002, "how many: this share of the tokens of the batch's groups that train, at least one", gt=0, le=1)
+    low: float = setting(
+        1.0, "clip: only tokens whose (A - mean A)(ln pi - mean ln pi) is above this; means over the batch")
+    high: float = setting(5.0, "clip: ... and below this")
+    weight: float = setting(1.0, "kl: weight of |ln pi - ln pi_old|", gt=0)
+
+    @model_validator(mode="after")
+    def _bounds_do_not_cross(self) -> CovarianceSection:
+        if self.low >= self.high:
+            raise ValueError(f"the bounds cross: low {self.low} must be below high {self.high}")
+        return self
+
+
 class LossSection(Section):
     name: Literal["clip", "cispo", "gspo"] = setting("clip", "per-token objective; see rl/losses.py")
     aggregation: Literal["token", "sequence", "constant"] = setting(
@@ -417,6 +437,8 @@ class LossSection(Section):
     entropy_bonus: float = setting(0.0, "weight of the mean token entropy, which is maximised", ge=0)
     top_entropy_share: float = setting(
         1.0, "only this share of the batch's tokens, those of highest entropy, gets a gradient", gt=0, le=1)
+    covariance: Annotated[CovarianceSection, shorthand("mode")] = setting(
+        CovarianceSection, "the tokens that use up the policy's entropy (arXiv:2505.22617)")
     mask_truncated: bool = setting(
         False,
         "completions cut at the limit are left out of the loss and its denominators; they count in their group's "
@@ -567,6 +589,18 @@ class RunConfig(Section):
     watchdog: WatchdogSection = setting(WatchdogSection, "collapse detection", may_differ=Occasion.RUN)
     checkpoint: CheckpointSection = setting(CheckpointSection, "what is saved when", may_differ=Occasion.RUN)
     tracking: TrackingSection = setting(TrackingSection, "where metrics go", may_differ=Occasion.ALWAYS)
+
+    @field_validator("optim")
+    @classmethod
+    def _covariance_acts(cls, optim: OptimSection, info: ValidationInfo) -> OptimSection:
+        loss, generator = info.data.get("loss"), info.data.get("generator")
+        if loss is None or generator is None or loss.covariance.mode != "kl":
+            return optim
+        if optim.epochs * optim.minibatches == 1 and generator.max_staleness == 0:
+            raise ValueError(
+                "loss.covariance.mode is kl, which holds tokens near the policy of the batch's start, and with one "
+                "update a batch none has moved from there. Remedy: optim.minibatches=4, or loss.covariance.mode=clip")
+        return optim
 
     @field_validator("rewards")
     @classmethod

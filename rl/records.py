@@ -144,12 +144,14 @@ class TrainingGroup:
     was asked. What it adds to the advantage of each token depends on the policy too (rl/teacher/advantages.py).
     old_logprobs: [G][T], the policy's at the start of the batch, at the sampling temperature; None where no forward of
     their own was spent on them, or on that completion (rl/update.py).
+    marks: [G][T], True where loss.covariance acts on the token; None where it acts nowhere, or not on that completion.
     left_out: numbers of completions that are neither computed nor counted (loss.mask_truncated)."""
 
     scored: ScoredGroup
     advantages: tuple[float, ...]
     teacher_logprobs: tuple[tuple[float, ...], ...] | None = None
     old_logprobs: tuple[Tensor | None, ...] | None = field(default=None, compare=False)
+    marks: tuple[Tensor | None, ...] | None = field(default=None, compare=False)
     left_out: frozenset[int] = frozenset()
 
     @property
