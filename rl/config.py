@@ -200,6 +200,32 @@ class DataSection(Section):
     shuffle: bool = setting(True, "new random order in each epoch, from the run's seed")
 
 
+class AnchorsSection(Section):
+    """A few labelled questions beside those that train without labels."""
+
+    path: str = setting("", "labelled questions: JSONL or parquet file, Hugging Face dataset id, or reasoning_gym:TASK")
+    split: str = setting("train", "split of a Hugging Face dataset")
+    subset: str | None = setting(None, "configuration name of a Hugging Face dataset")
+    revision: str | None = setting(None, "revision of a Hugging Face dataset")
+    columns: ColumnsSection = setting(ColumnsSection, "which column is what; all others are passed to the reward")
+    limit: int | None = setting(None, "use only the first so many", unit="questions", ge=1)
+    per_step: int = setting(
+        4, "how many of sampling.questions_per_step are anchors, in an order of their own", unit="questions", ge=1)
+    reward: str = setting("rewards.accuracy:accuracy", "their only reward, which may read their answers")
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_file(cls, path: str) -> str:
+        if not path.strip():
+            raise ValueError("no questions are named; expected a file or dataset of questions with answers")
+        return path
+
+    def as_data(self) -> DataSection:
+        """The section of training questions with these keys, as what reads questions takes it."""
+        return DataSection(path=self.path, split=self.split, subset=self.subset, revision=self.revision,
+                           columns=self.columns, limit=self.limit)
+
+
 class PromptSection(Section):
     template: str = setting("question_line", "name of a template in prompts/, or a path to one")
     chat_template: Literal["auto", "always", "never"] = setting(
@@ -572,6 +598,8 @@ class RunConfig(Section):
     model: Annotated[ModelSection, shorthand("path")] = setting(ModelSection, "the base model")
     lora: LoraSection = setting(LoraSection, "the trained adapter")
     data: Annotated[DataSection, shorthand("path")] = setting(DataSection, "the training questions")
+    anchors: Annotated[AnchorsSection | None, shorthand("path")] = setting(
+        None, "labelled questions mixed in, with a reward of their own and no entropy bounds; null: none")
     prompt: Annotated[PromptSection, shorthand("template")] = setting(PromptSection, "how a question becomes a prompt")
     generator: Annotated[GeneratorSection, shorthand("backend")] = setting(GeneratorSection, "the sampler")
     sampling: SamplingSection = setting(SamplingSection, "what is sampled")
@@ -589,6 +617,17 @@ class RunConfig(Section):
     watchdog: WatchdogSection = setting(WatchdogSection, "collapse detection", may_differ=Occasion.RUN)
     checkpoint: CheckpointSection = setting(CheckpointSection, "what is saved when", may_differ=Occasion.RUN)
     tracking: TrackingSection = setting(TrackingSection, "where metrics go", may_differ=Occasion.ALWAYS)
+
+    @field_validator("sampling")
+    @classmethod
+    def _anchors_leave_room(cls, sampling: SamplingSection, info: ValidationInfo) -> SamplingSection:
+        anchors = info.data.get("anchors")
+        if anchors is not None and anchors.per_step >= sampling.questions_per_step:
+            raise ValueError(
+                f"questions_per_step is {sampling.questions_per_step}, and anchors.per_step={anchors.per_step} of them "
+                "are anchors, which leaves none without a label. Remedy: fewer anchors a step, or, where all questions "
+                "are labelled, data.path in the place of anchors.path")
+        return sampling
 
     @field_validator("optim")
     @classmethod

@@ -29,13 +29,15 @@ class Question:
     """One row of the questions file.
 
     id: unique within its file; enters each request's seed. answer: the gold answer, or None where there is none.
-    columns: every other column of the row, passed on to rewards by name.
+    columns: every other column of the row, passed on to rewards by name. is_anchor: a labelled question mixed in, with
+    a reward of its own.
     """
 
     id: str
     text: str
     answer: str | None
     columns: Mapping[str, Json]
+    is_anchor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,10 @@ class ScoredGroup:
     def normalised_entropy(self) -> float:
         """H / ln G, in [0, 1]."""
         return self.entropy / math.log(len(self.rewards))
+
+    @property
+    def is_anchor(self) -> bool:
+        return self.group.question.is_anchor
 
     @property
     def largest_cluster(self) -> int:

@@ -191,17 +191,13 @@ def _benchmark_tokens(benchmarks: LiveBenchmarks | None) -> int:
     return 0 if benchmarks is None else benchmarks.max_tokens
 
 
-def _longest_prompt(inputs: Inputs) -> int:
-    return max(len(prompt.token_ids) for prompt in inputs.prompts)
-
-
 def load_run_policy(
     config: RunConfig, inputs: Inputs, accelerator: Accelerator, benchmarks: LiveBenchmarks | None = None
 ) -> Policy:
     """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
     bytes_per_weight = resolve_dtype(config.model.dtype, accelerator.device).itemsize
     estimate = estimator(
-        inputs.model_config, config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight,
+        inputs.model_config, config, inputs.longest_prompt, bytes_per_weight=bytes_per_weight,
         on_gpu=accelerator.device.type == "cuda", benchmark_tokens=_benchmark_tokens(benchmarks))
     available = available_memory(accelerator.device, accelerator.num_processes)
     check_memory(config, estimate(config), available, str(accelerator.device),
@@ -221,7 +217,7 @@ def generator_plan(setup: Setup) -> GeneratorPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the
     run will need."""
     config, inputs, policy = setup.config, setup.inputs, setup.policy
-    longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
+    longest = max([inputs.longest_prompt, *(len(prompt.token_ids) for prompt in inputs.held_out)])
     on_gpu = next(policy.model.parameters()).device.type == "cuda"
     estimate = estimate_memory(
         config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu,
@@ -265,7 +261,7 @@ def build_trainer(
     updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0])
     if accelerator.device.type == "cuda":
         generator.rest()  # as it will while training
-        updater.rehearse(longest_groups(config, _longest_prompt(inputs)))
+        updater.rehearse(longest_groups(config, inputs.longest_prompt))
     stop_signals = StopSignals()
     stack.callback(stop_signals.close)
     metrics, rollouts = _open_logs(setup, stack, is_new=state is None)

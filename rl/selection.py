@@ -2,10 +2,10 @@
 
 A group trains only if its rewards could judge it, low < H / ln G < high and its rewards differ (a teacher's advantages
 are per token: with one, groups with equal rewards train too). A group without consensus trains too where it is to be
-penalised for that (the negative rollout penalisation of RESTRAIN, arXiv:2510.02172). What becomes of the others is
-`selection.mode`: drop and refill leave them out, zero keeps them in the loss denominator with advantage 0. A refused
-group costs no forward and no backward pass (except under `zero` with a KL penalty or an entropy bonus, which act on it
-too).
+penalised for that (the negative rollout penalisation of RESTRAIN, arXiv:2510.02172). Anchors, whose answers are known,
+have no bounds on their entropy. What becomes of the others is `selection.mode`: drop and refill leave them out, zero
+keeps them in the loss denominator with advantage 0. A refused group costs no forward and no backward pass (except under
+`zero` with a KL penalty or an entropy bonus, which act on it too).
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Selection:
 
 
 def lacks_consensus(group: ScoredGroup, min_votes: int | None) -> bool:
-    """Whether the largest cluster of answers has fewer than `min_votes` completions; never with None."""
-    return min_votes is not None and group.largest_cluster < min_votes
+    """Whether the largest cluster of answers has fewer than `min_votes` completions; never with None, or of an
+    anchor."""
+    return min_votes is not None and not group.is_anchor and group.largest_cluster < min_votes
 
 
 def refusal(
@@ -55,6 +56,8 @@ def refusal(
         return "skipped"
     if lacks_consensus(group, min_votes):
         return None
+    if group.is_anchor:
+        low = high = None
     if low is not None and group.normalised_entropy <= low + ROUNDING:
         return "too_low"
     if high is not None and group.normalised_entropy >= high - ROUNDING:

@@ -16,8 +16,8 @@ from rl.selection import lacks_consensus
 
 
 def judged_groups(collected: Collected) -> tuple[ScoredGroup, ...]:
-    """The groups that describe the step. Those that the rewards could not judge are not among them: they count in what
-    the rewards report and in the refusals, and in nothing else."""
+    """The groups that describe the step, anchors apart. Those that the rewards could not judge are not among them: they
+    count in what the rewards report and in the refusals, and in nothing else."""
     return tuple(group for group in _every_group(collected) if not group.skipped)
 
 
@@ -44,7 +44,7 @@ def step_metrics(
     return {
         "reward": mean_reward(judged), **_reward_metrics(judged, _every_group(collected)),
         NORMALISED_ENTROPY: _mean_or_nan(group.normalised_entropy for group in judged),
-        **collected.selection.shares(), "groups/sampled": len(collected.sampled),
+        **_anchor_metrics(collected), **collected.selection.shares(), "groups/sampled": len(collected.sampled),
         "groups/trained": len(collected.batch), "groups/refills": collected.num_refills, "groups/surplus": num_surplus,
         **{f"collapse/{name}": value for name, value in collapse.items()},
         "policy/version": policy_version, "tokens/sampled": num_tokens, **measured,
@@ -85,7 +85,16 @@ def mean(values: Sequence[float]) -> float:
 
 def _every_group(collected: Collected) -> tuple[ScoredGroup, ...]:
     """A step that lived on groups left over by refilling has sampled nothing; it is described by what it trained on."""
-    return collected.sampled or collected.batch
+    return tuple(group for group in collected.sampled or collected.batch if not group.is_anchor)
+
+
+def _anchor_metrics(collected: Collected) -> dict[str, float]:
+    """Mean reward of the step's anchors, and how many of them train; nothing where there are none."""
+    anchors = [group for group in collected.sampled if group.is_anchor and not group.skipped]
+    if not anchors:
+        return {}
+    return {"anchors/reward": _mean_or_nan(reward for group in anchors for reward in group.rewards),
+            "anchors/trained": float(sum(group.is_anchor for group in collected.batch))}
 
 
 def _mean_or_nan(values: Iterable[float]) -> float:

@@ -18,7 +18,7 @@ from rl.runs.watchdog import WatchdogState
 
 KEYS = frozenset({
     "step", "policy_version", "num_ranks", "order", "watchdog", "memory", "data", "best", "held_out_before",
-    "positions", "surplus", "ahead", "totals"})
+    "positions", "surplus", "ahead", "anchors", "totals"})
 
 
 @dataclass(frozen=True, slots=True)

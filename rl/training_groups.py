@@ -52,10 +52,11 @@ def _advantages(config: RunConfig, batch: Sequence[ScoredGroup]) -> list[tuple[f
                    for scored, is_doubtful in zip(batch, doubtful, strict=True)]
         found = compute_advantages(rewards, settings.name, settings.std, settings.eps, settings.cap)
     else:
-        weights = [0.0 if is_doubtful else 1.0 for is_doubtful in doubtful]
+        weights = [[1.0] if scored.is_anchor else [section.weight for section in config.rewards] for scored in batch]
         found = decoupled_advantages(
             [tuple(scored.scores.values()) for scored in batch],
-            [[trust * section.weight for section in config.rewards] for trust in weights],
+            [[0.0] * len(weights_K) if is_doubtful else weights_K
+             for weights_K, is_doubtful in zip(weights, doubtful, strict=True)],
             settings.std, settings.eps, settings.cap)
     return [(-selection.penalty,) * len(values) if is_doubtful else values
             for values, is_doubtful in zip(found, doubtful, strict=True)]

@@ -50,6 +50,17 @@ def check_columns(rewards: RewardSum, questions: Sequence[Question]) -> None:
         rewards.check_columns(question.id, question.columns)
 
 
+def score_mixed(
+    rewards: RewardSum, anchor_rewards: RewardSum | None, groups: Sequence[Group], policy: AskedPolicy | None = None
+) -> list[ScoredGroup]:
+    """`score_groups`, in order, where anchors are judged by their own reward; None: there are none."""
+    if anchor_rewards is None:
+        return score_groups(rewards, groups, policy)
+    anchors = iter(score_groups(anchor_rewards, [group for group in groups if group.question.is_anchor], policy))
+    others = iter(score_groups(rewards, [group for group in groups if not group.question.is_anchor], policy))
+    return [next(anchors if group.question.is_anchor else others) for group in groups]
+
+
 def score_groups(rewards: RewardSum, groups: Sequence[Group], policy: AskedPolicy | None = None) -> list[ScoredGroup]:
     """Score whole groups, in order. policy: the policy that sampled them, for rewards that ask it something.
 
