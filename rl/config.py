@@ -393,6 +393,24 @@ class SelectionSection(Section):
         return self
 
 
+class FlipsSection(Section):
+    """Weights by what a question's majority answer did at earlier visits (rl/scoring/flips.py)."""
+
+    enabled: bool = setting(
+        False, "scale a group's advantages by how steady its question's majority answer has been (TTRL-Guard)")
+    window: int = setting(5, "how many visits of a question count", unit="visits", ge=1)
+    unstable: float = setting(
+        0.5, "what a question whose majority changed at each visit loses of its weight 1", ge=0, le=1)
+    contradiction: float = setting(
+        0.3,
+        "what a group loses whose majority keeps changing and is large nevertheless; half of it is lost for a while by "
+        "a question that agreed from the first visit on",
+        ge=0,
+        le=1)
+    max_flip_rate: float = setting(0.3, "above this share of visits a majority keeps changing", ge=0, le=1)
+    min_agreement: float = setting(0.6, "above this share of the group a majority is large", ge=0, le=1)
+
+
 class AdvantageSection(Section):
     name: Literal["grpo", "dr_grpo", "rloo", "reinforce++"] = setting(
         "grpo", "how rewards [G] become advantages [G]; see rl/advantages.py")
@@ -404,6 +422,8 @@ class AdvantageSection(Section):
         "sum",
         "what grpo normalises within a group. sum: the weighted sum of the rewards; each: every reward by itself, "
         "before they add up with their weights, and the result over the batch (GDPO)")
+
+    flips: FlipsSection = setting(FlipsSection, "weights by flips of a question's majority answer between visits")
 
     @model_validator(mode="after")
     def _each_is_for_grpo(self) -> AdvantageSection:

@@ -9,23 +9,32 @@ from rl.advantages import compute_advantages, decoupled_advantages
 from rl.collect import Collected
 from rl.config import RunConfig
 from rl.records import ScoredGroup, TrainingGroup
+from rl.scoring.flips import FlipMemory
 from rl.selection import lacks_consensus
 from rl.teacher.advantages import Teacher, with_teacher
 
 
 def make_training_groups(
-    config: RunConfig, collected: Collected, teacher: Teacher | None = None, rank: int = 0, num_ranks: int = 1
+    config: RunConfig, collected: Collected, teacher: Teacher | None = None, rank: int = 0, num_ranks: int = 1,
+    flips: FlipMemory | None = None,
 ) -> list[TrainingGroup]:
     """The groups of `groups_with_advantages`; those of the batch with the teacher's log-probabilities, where there is
     one. Collective over ranks."""
-    groups = groups_with_advantages(config, collected)
+    groups = groups_with_advantages(config, collected, flips)
     kept = {id(scored) for scored in collected.batch}
     return with_teacher(teacher, groups, [id(item.scored) in kept for item in groups], rank=rank, num_ranks=num_ranks)
 
 
-def groups_with_advantages(config: RunConfig, collected: Collected) -> list[TrainingGroup]:
-    """The batch, or under `selection.mode: zero` every group that was sampled, refused ones with zeros."""
+def groups_with_advantages(
+    config: RunConfig, collected: Collected, flips: FlipMemory | None = None
+) -> list[TrainingGroup]:
+    """The batch, or under `selection.mode: zero` every group that was sampled, refused ones with zeros. flips: gives
+    each group's advantages their weight; None: all have the same."""
     advantages = _advantages(config, collected.batch)
+    if flips is not None:
+        weights = flips.weights(collected.batch, {id(scored) for scored in collected.sampled})
+        advantages = [tuple(weight * value for value in values)
+                      for weight, values in zip(weights, advantages, strict=True)]
     if config.selection.mode != "zero":
         return [_training_group(config, scored, values)
                 for scored, values in zip(collected.batch, advantages, strict=True)]

@@ -285,7 +285,7 @@ def collapse_metrics(
     """
     if not groups:
         raise ValueError("collapse_metrics needs at least one group")
-    current = {group.group.question.id: _majority_answer(group) for group in groups}
+    current = {group.group.question.id: majority_answer(group) for group in groups}
     found = {question: answer for question, answer in current.items() if answer is not None}
     revisited = [question for question in found if question in majorities]
     most_frequent = max(Counter(found.values()).values(), default=0)
@@ -311,7 +311,7 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _majority_answer(scored: ScoredGroup) -> str | None:
+def majority_answer(scored: ScoredGroup) -> str | None:
     """The stripped answer of the founder of the largest answered cluster; None for a tie or without any answer."""
     sizes = Counter(label for label, answer in zip(scored.labels, scored.answers, strict=True) if answer is not None)
     ranked = sizes.most_common(2)
