@@ -1,0 +1,61 @@
+"""A whole run with every part of label-free training at once, from one configuration file: all of them act, and the run
+goes on from a checkpoint to where the uninterrupted one ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rl.checkpoint import list_checkpoints
+from rl.runs.folder import RunFolder
+from rl.runs.tracking import read_json_lines
+from tests.reference.whole_run import GRPO, metrics_of, train
+
+EVERY_PART = """
+data: {path: models/tiny-arith/questions/train.jsonl, limit: 12, columns: {answer: null}}
+anchors: {path: models/tiny-arith/questions/train_with_answers.jsonl, limit: 4, per_step: 2}
+rewards:
+  - use: rewards.majority:soft_votes
+  - {use: "rewards.confidence:self_certainty", weight: 0.2}
+selection: {low: 0.05, high: 0.95, mode: zero, min_votes: 2, penalty: 0.5}
+advantage: {normalise: each, flips: {enabled: true, window: 2}}
+loss: {kl_weight: 0.01, mask_truncated: true, covariance: {mode: kl, share: 0.05}}
+optim: {minibatches: 2}
+evaluation: {path: null}
+"""
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("configuration") / "parts.yaml"
+    file.write_text(EVERY_PART)
+    return str(file)
+
+
+def test_every_part_acts_and_the_run_resumes_to_the_same_end(tmp_path: Path, configuration: str) -> None:
+    words = ("--config", configuration, "data.limit=12", "sampling.max_completion_tokens=24", "checkpoint.every=2")
+    assert train(tmp_path / "whole", *words, "steps=5") == 0
+    lines = [record for record in metrics_of(tmp_path / "whole") if record["kind"] == "train"]
+    for name in ("anchors/reward", "groups/without_consensus", "loss/covariance_share", "flips/weight",
+                 "reward/soft_votes", "reward/self_certainty", "loss/kl"):
+        assert all(name in line for line in lines), name
+    assert all(0.03 < float(str(line["loss/covariance_share"])) < 0.07 for line in lines)
+    assert any(float(str(line["flips/weight"])) < 1 for line in lines)
+    assert sum(float(str(line["groups/without_consensus"])) for line in lines) > 0
+    rollouts = [*read_json_lines(RunFolder(tmp_path / "whole").rollouts_file)]
+    assert any(str(record["question_id"]).startswith("anchor:") for record in rollouts)
+
+    assert train(tmp_path / "parts", *words, "steps=3") == 0
+    assert train(tmp_path / "parts", "--resume", str(tmp_path / "parts"), *words, "steps=5") == 0
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    newest, expected = (list_checkpoints(RunFolder(tmp_path / name).checkpoints)[-1] for name in ("parts", "whole"))
+    for name in ("adapter/adapter_model.safetensors", "optimizer.pt"):
+        assert (newest / name).read_bytes() == (expected / name).read_bytes()
+
+
+def test_parts_that_are_off_add_no_metric(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", *GRPO, "steps=1", "evaluation.path=null") == 0
+    [line] = [record for record in metrics_of(tmp_path / "run") if record["kind"] == "train"]
+    parts = ("anchors/", "flips/", "groups/without_consensus", "loss/covariance_share")
+    assert not [name for name in line if name.startswith(parts)]
