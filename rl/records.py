@@ -127,10 +127,21 @@ class ScoredGroup:
         return self.group.question.is_anchor
 
     @property
+    def votes(self) -> Counter[int]:
+        """Completions by cluster; those without an answer do not vote."""
+        return Counter(label for label, answer in zip(self.labels, self.answers, strict=True) if answer is not None)
+
+    @property
     def largest_cluster(self) -> int:
         """Completions in the largest cluster of answers; 0 without an answer."""
-        answered = [label for label, answer in zip(self.labels, self.answers, strict=True) if answer is not None]
-        return max(Counter(answered).values(), default=0)
+        return max(self.votes.values(), default=0)
+
+    @property
+    def majority(self) -> int | None:
+        """Label of the one largest cluster of answers; None where several are the largest, or nothing was answered."""
+        ranked = self.votes.most_common(2)
+        is_clear = len(ranked) == 1 or (len(ranked) == 2 and ranked[0][1] > ranked[1][1])
+        return ranked[0][0] if is_clear else None
 
     @property
     def has_equal_rewards(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rl.collect import Collected
 from rl.records import ScoredGroup, TrainingGroup
+from rl.runs.reasoning import reasoning_metrics
 from rl.runs.tracking import NORMALISED_ENTROPY, REVERSE_KL, RolloutsLog
 from rl.selection import lacks_consensus
 
@@ -47,6 +48,7 @@ def step_metrics(
         **_anchor_metrics(collected), **collected.selection.shares(), "groups/sampled": len(collected.sampled),
         "groups/trained": len(collected.batch), "groups/refills": collected.num_refills, "groups/surplus": num_surplus,
         **{f"collapse/{name}": value for name, value in collapse.items()},
+        **{f"reasoning/{name}": value for name, value in reasoning_metrics(judged).items()},
         "policy/version": policy_version, "tokens/sampled": num_tokens, **measured,
         "tokens_per_s": num_tokens / collected.times.generate_s if collected.times.generate_s else 0.0,
     }

@@ -54,6 +54,22 @@ def test_every_part_acts_and_the_run_resumes_to_the_same_end(tmp_path: Path, con
         assert (newest / name).read_bytes() == (expected / name).read_bytes()
 
 
+def test_evaluations_count_questions_apart_by_their_majority_before_training(tmp_path: Path) -> None:
+    """Also in a run that goes on from a checkpoint."""
+    words = (*GRPO, "evaluation.every=1", "evaluation.samples=4", "evaluation.samples_during=4", "optim.lr=2e-3")
+    assert train(tmp_path / "run", *words, "steps=1") == 0
+    assert train(tmp_path / "run", "--resume", str(tmp_path / "run"), *words, "steps=2") == 0
+    first, *others = [record for record in metrics_of(tmp_path / "run") if record["kind"] == "eval"]
+    right = float(str(first["held_out/majority_right"]))
+    assert 0 < right < 1 and "held_out/majority_lost" not in first and len(others) >= 2
+    for line in others:
+        lost, gained, now, part, other, accuracy = (float(str(line[f"held_out/{name}"])) for name in (
+            "majority_lost", "majority_gained", "majority_right", "accuracy_where_majority_was_right",
+            "accuracy_where_majority_was_wrong", "accuracy"))
+        assert right - lost + gained == pytest.approx(now)
+        assert right * part + (1 - right) * other == pytest.approx(accuracy)
+
+
 def test_parts_that_are_off_add_no_metric(tmp_path: Path) -> None:
     assert train(tmp_path / "run", *GRPO, "steps=1", "evaluation.path=null") == 0
     [line] = [record for record in metrics_of(tmp_path / "run") if record["kind"] == "train"]
