@@ -5,6 +5,7 @@ arXiv:2510.02172)."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from rewards.agreement import Agreement
 from rewards.clustering import Clusters, cluster, prepare_clusters
@@ -59,6 +60,36 @@ def soft_votes(
     return GroupScore(_vote_weights(clusters, sharpness), metrics, clusters.labels, guarded.answers)
 
 
+def voted(
+    *, completions: list[str], votes: list[str], question: str = "", last_number: bool = False,
+    refuse_copied_question: bool = False, max_answer_length: int | None = None, **columns: object,
+) -> GroupScore:
+    """r_i = 1 if its answer is that of the one largest cluster of `votes`, else 0 (Co-rewarding-II, arXiv:2508.00410).
+
+    votes: what a moving average of the policy answered to the same question (the configuration's `votes`); they take
+    the place of the group's own votes in majority_vote, and the other arguments are as there. A tie labels nothing: all
+    rewards are 0.
+    """
+    extractions = extract_all(completions, last_number)
+    guarded, labelling = (
+        refuse(texts, found, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
+        for texts, found in ((completions, extractions), (votes, extract_all(votes, last_number))))
+    # Together, such that an answer of either side can be equal to one of the other.
+    together = cluster([*labelling.answers, *guarded.answers])
+    ranked = Counter(
+        label for label, answer in zip(together.labels, labelling.answers, strict=False) if answer is not None
+    ).most_common(2)
+    is_tie = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
+    winner = None if is_tie or not ranked else ranked[0][0]
+    labels = together.labels[len(votes):]
+    own = cluster(guarded.answers)
+    metrics = own.metrics() | rule_shares(extractions) | guarded.metrics | {
+        "vote_tie": float(is_tie), "vote_share": ranked[0][1] / len(votes) if ranked else 0.0}
+    return GroupScore(
+        [float(answer is not None and label == winner) for label, answer in zip(labels, guarded.answers, strict=True)],
+        metrics, own.labels, guarded.answers)
+
+
 def _vote_weights(clusters: Clusters, sharpness: float) -> list[float]:
     """[G]: w of each completion's cluster, 0 without an answer."""
     answered = {label for label, is_answered in zip(clusters.labels, clusters.answered, strict=True) if is_answered}
@@ -74,3 +105,5 @@ def _vote_weights(clusters: Clusters, sharpness: float) -> list[float]:
 
 
 soft_votes.prepare = prepare_clusters  # type: ignore[attr-defined]
+voted.prepare = prepare_clusters  # type: ignore[attr-defined]
+voted.needs_votes = True  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from rl.config import RunConfig
 from rl.generate.protocol import Generator, Request, request_seed, sampling_parameters
+from rl.policy.moving_average import MovingAverage
 from rl.prefetch import Prefetch
 from rl.questions.inputs import Inputs
 from rl.questions.order import OrderState, QuestionOrder
@@ -114,7 +115,7 @@ class Collector:
 
     def __init__(
         self, config: RunConfig, inputs: Inputs, generator: Generator, *, rank: int, num_ranks: int,
-        policy: AskedPolicy | None = None,
+        policy: AskedPolicy | None = None, average: MovingAverage | None = None,
     ) -> None:
         self.order = QuestionOrder(len(inputs.prompts), seed=config.seed, shuffle=config.data.shuffle)
         self._anchors, self._anchor_rewards = inputs.anchors, inputs.anchor_rewards
@@ -128,7 +129,7 @@ class Collector:
         self._config = config
         self._prompts, self._rewards = inputs.prompts, inputs.rewards
         self._generator = generator
-        self._policy = policy
+        self._policy, self._average = policy, average
         self._rank, self._num_ranks = rank, num_ranks
         self._parameters = replace(sampling_parameters(config.sampling, inputs.stop_strings, inputs.turn_end_ids),
                                    token_statistics=inputs.rewards.needs_token_statistics)
@@ -241,6 +242,12 @@ class Collector:
     def _sample(self, requests: Sequence[Request]) -> _Share:
         """In any thread: samples, and scores meanwhile where that is safe and worth while."""
         watch = Stopwatch()
+        if self._average is not None and self._config.votes is not None:
+            with watch("generate_s"):
+                votes = self._votes(requests, self._average, self._config.votes.samples)
+                groups = self._generator.generate(requests, self._parameters)
+            return _Share([replace(group, votes=votes.get(group.question.id)) for group in groups], None,
+                          Times(**watch.seconds))
         if not self._any_thread or self._ends_at_once(requests):
             with watch("generate_s"):
                 groups = self._generator.generate(requests, self._parameters)
@@ -254,6 +261,24 @@ class Collector:
         scored = [found[i] for i in range(len(groups))]
         assert len(found) == len(groups) and all(s.group == g for s, g in zip(scored, groups, strict=True))
         return _Share(groups, scored, Times(reward_overlapped_s=overlapped_s, **watch.seconds))
+
+    def _votes(
+        self, requests: Sequence[Request], average: MovingAverage, samples: int
+    ) -> Mapping[str, tuple[str, ...]]:
+        """Question id -> what the average answers, of every question without a label. The sampler has the policy before
+        and after."""
+        asked = {
+            request.prompt.question.id: Request(request.prompt, tuple(
+                request_seed(self._config.seed, "vote", request.seeds[0], request.prompt.question.id, i)
+                for i in range(samples)))
+            for request in requests if not request.prompt.question.is_anchor}
+        version = self._generator.policy_version
+        with average.in_place():
+            self._generator.take_over(average.policy, version)
+            groups = self._generator.generate(
+                list(asked.values()), replace(self._parameters, token_statistics=False))
+        self._generator.take_over(average.policy, version)
+        return {group.question.id: tuple(rollout.text for rollout in group.rollouts) for group in groups}
 
     def _complete(self, share: _Share) -> Round:
         """In the main thread: scores what is not scored yet, and brings the ranks' shares together."""

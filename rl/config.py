@@ -360,6 +360,15 @@ class SamplingSection(Section):
     stop_token_ids: list[int] = setting(list, "ids that end a completion, beside the model's own end-of-sequence ids")
 
 
+class VotesSection(Section):
+    """Votes of a moving average of what trains, for rewards.majority:voted."""
+
+    samples: int = setting(8, "completions that the average samples of each question", unit="completions", ge=1)
+    decay: float = setting(
+        0.99, "share of itself that the average keeps in each step; 1 is the policy of the start, 0 the present one",
+        ge=0, le=1)
+
+
 class RewardSection(Section):
     use: str = setting("rewards.semantic_entropy:semantic_entropy", "package.module:name or file.py:name")
     weight: float = setting(1.0, "factor in the sum of rewards")
@@ -623,6 +632,8 @@ class RunConfig(Section):
     prompt: Annotated[PromptSection, shorthand("template")] = setting(PromptSection, "how a question becomes a prompt")
     generator: Annotated[GeneratorSection, shorthand("backend")] = setting(GeneratorSection, "the sampler")
     sampling: SamplingSection = setting(SamplingSection, "what is sampled")
+    votes: VotesSection | None = setting(
+        None, "labels by the majority of a moving average of the trained weights (Co-rewarding-II); null: none")
     teacher: Annotated[TeacherSection | None, shorthand("path")] = setting(
         None, "on-policy distillation: a teacher gives its log-probability of each sampled token; null: none")
     rewards: list[RewardSection] = setting(
@@ -648,6 +659,16 @@ class RunConfig(Section):
                 "are anchors, which leaves none without a label. Remedy: fewer anchors a step, or, where all questions "
                 "are labelled, data.path in the place of anchors.path")
         return sampling
+
+    @field_validator("votes")
+    @classmethod
+    def _the_average_can_be_sampled(cls, votes: VotesSection | None, info: ValidationInfo) -> VotesSection | None:
+        generator = info.data.get("generator")
+        if votes is not None and generator is not None and generator.backend != "transformers":
+            raise ValueError(
+                f"the average is sampled by the embedded sampler alone, and generator.backend is {generator.backend}. "
+                "Remedy: generator.backend=transformers, or votes=null with a reward that counts the group's own votes")
+        return votes
 
     @field_validator("optim")
     @classmethod

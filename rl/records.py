@@ -87,10 +87,12 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G rollouts of one question."""
+    """The G rollouts of one question. votes: texts of the completions that a moving average of the policy gave to it;
+    only between sampler and rewards, where one asks for them."""
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
+    votes: tuple[str, ...] | None = None
 
     @property
     def question(self) -> Question:

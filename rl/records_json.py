@@ -11,6 +11,7 @@ from rl.records import Group, Prompt, Question, Rollout, ScoredGroup
 def scored_group_to_json(scored: ScoredGroup) -> dict[str, Any]:
     """A JSON object; Python writes floats so that they read back as the same number."""
     value = asdict(scored)
+    del value["group"]["votes"]  # which nobody reads after the rewards
     if not scored.is_anchor:  # as runs without anchors have always written it
         del value["group"]["prompt"]["question"]["is_anchor"]
     return value

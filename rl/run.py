@@ -34,6 +34,7 @@ from rl.policy.ends import describe_ends
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.layout import layout_of, use_padded_rows
 from rl.policy.logprob_calculator import LogprobCalculator
+from rl.policy.moving_average import MovingAverage
 from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
@@ -268,15 +269,17 @@ def build_trainer(
     progress = stack.enter_context(open_progress(
         config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0,
         is_main=accelerator.is_main_process))
+    average = None if config.votes is None else MovingAverage(policy, config.votes.decay)
     collector = Collector(
         config, inputs, generator, rank=accelerator.process_index, num_ranks=accelerator.num_processes,
-        policy=LogprobCalculator(policy, forward, max_tokens=config.optim.micro_batch_tokens))
+        policy=LogprobCalculator(policy, forward, max_tokens=config.optim.micro_batch_tokens), average=average)
     parts = Parts(
         accelerator=accelerator, policy=policy, generator=generator, teacher=setup.teacher,
         optimizer=prepared_optimizer, updater=updater, collector=collector, held_out=_held_out(setup),
         benchmarks=setup.benchmarks,
         watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL), data=inputs.digests,
-        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress, stop_requested=stop_signals)
+        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress, stop_requested=stop_signals,
+        average=average)
     trainer = Trainer(config, parts)
     stop_signals.call_when_late(trainer.save_late)
     return trainer, parts

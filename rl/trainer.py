@@ -28,6 +28,7 @@ from rl.evaluation.evaluations import Evaluations, EvaluationTools
 from rl.evaluation.held_out import HeldOut
 from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
+from rl.policy.moving_average import MovingAverage
 from rl.policy.policy import Policy
 from rl.proof.proof import GeneratorMismatchError, Proof, ProofState, mismatch_bound
 from rl.ranks import RanksApartError, first_given
@@ -70,6 +71,7 @@ class Parts:
     rollouts: RolloutsLog | None
     progress: Progress
     stop_requested: Callable[[], str | None]
+    average: MovingAverage | None = None
 
 
 class Trainer:
@@ -88,7 +90,7 @@ class Trainer:
         self._flips = FlipMemory(flips) if flips.enabled else None
         self._hand_over_watch = Stopwatch(ahead_wait_s=0.0, sync_s=0.0)  # since the last training line
         self._checkpoints = Checkpoints(
-            config, parts.folder.checkpoints, parts.accelerator, parts.policy, parts.optimizer)
+            config, parts.folder.checkpoints, parts.accelerator, parts.policy, parts.optimizer, parts.average)
         self._evaluations = Evaluations(
             config,
             EvaluationTools(parts.held_out, parts.benchmarks, parts.generator, parts.watchdog, parts.metrics,
@@ -122,6 +124,8 @@ class Trainer:
             self._sample_ahead()
             with watch("train_s"):
                 report = parts.updater.update(batch, step=self.step_number, policy_version=self.policy_version)
+                if parts.average is not None:
+                    parts.average.update()
             self._check_mismatch(report)
             self._proof.note_update(report.num_updates, report.grad_norm)
         measured = report.metrics | staleness(batch, self.policy_version) | counts | proof

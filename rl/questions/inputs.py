@@ -71,6 +71,7 @@ def read_inputs(config: RunConfig) -> Inputs:
             f"{', '.join(rewards.names)} asks the policy itself, which has changed by then",
             where=named("generator.max_staleness"),
             remedy=f"{named('generator.max_staleness', 0)}, or rewards that read the completions")
+    _check_votes(config, rewards)
     grader = build_grader(config.evaluation, config.sampling.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     training = read_questions(config.data, config.prompt, rewards, tokenizer)
@@ -100,6 +101,18 @@ def read_inputs(config: RunConfig) -> Inputs:
     return Inputs(
         tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, renderer.turn_end_ids,
         digests, anchors, anchor_rewards)
+
+
+def _check_votes(config: RunConfig, rewards: RewardSum) -> None:
+    if rewards.needs_votes and config.votes is None:
+        raise ConfigError(
+            f"null samples no votes, and a reward among {', '.join(rewards.names)} counts them", where=named("votes"),
+            remedy=f"{named('votes.samples', 8)}, or rewards.majority:majority_vote, which counts the group's own")
+    if config.votes is not None and not rewards.needs_votes:
+        raise ConfigError(
+            f"{config.votes.samples} votes a question would be sampled, and no reward among "
+            f"{', '.join(rewards.names) or 'none'} counts them", where=named("votes"),
+            remedy=f"the reward rewards.majority:voted, or {named('votes', 'null')}")
 
 
 def read_anchors(config: RunConfig, renderer: PromptRenderer) -> tuple[tuple[Prompt, ...], RewardSum | None]:

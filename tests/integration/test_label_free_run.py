@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from rl.checkpoint import list_checkpoints
 from rl.runs.folder import RunFolder
@@ -52,6 +54,21 @@ def test_every_part_acts_and_the_run_resumes_to_the_same_end(tmp_path: Path, con
     newest, expected = (list_checkpoints(RunFolder(tmp_path / name).checkpoints)[-1] for name in ("parts", "whole"))
     for name in ("adapter/adapter_model.safetensors", "optimizer.pt"):
         assert (newest / name).read_bytes() == (expected / name).read_bytes()
+
+
+def test_a_run_on_the_votes_of_its_average_resumes_to_the_same_end(tmp_path: Path) -> None:
+    words = ("rewards.0.use=rewards.majority:voted", "votes={samples: 4, decay: 0.5}", "evaluation.path=null",
+             "optim.lr=5e-3")
+    assert train(tmp_path / "whole", *words, "steps=4") == 0
+    assert train(tmp_path / "parts", *words, "steps=2") == 0
+    assert train(tmp_path / "parts", "--resume", str(tmp_path / "parts"), *words, "steps=4") == 0
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    lines = [record for record in metrics_of(tmp_path / "whole") if record["kind"] == "train"]
+    assert all(0 <= float(str(line["reward/voted/vote_share"])) <= 1 for line in lines)
+    newest = list_checkpoints(RunFolder(tmp_path / "whole").checkpoints)[-1]
+    average = torch.load(newest / "average.pt", weights_only=True)
+    weights = load_file(newest / "adapter" / "adapter_model.safetensors")
+    assert any(not torch.equal(weight, weights[name.replace(".default.", ".")]) for name, weight in average.items())
 
 
 def test_evaluations_count_questions_apart_by_their_majority_before_training(tmp_path: Path) -> None:

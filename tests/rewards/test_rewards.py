@@ -22,6 +22,7 @@ BUILT_IN = [
     "rewards.format:format_think",
     "rewards.majority:majority_vote",
     "rewards.majority:soft_votes",
+    "rewards.majority:voted",
     "rewards.semantic_entropy:semantic_entropy",
     "rewards.controls:random_reward",
     "rewards.controls:inverted_accuracy",
@@ -72,7 +73,7 @@ def call(
 ) -> GroupScore:
     needed: dict[str, object] = {
         "rollouts": [CharacterRollout(text) for text in completions], "policy": CharacterPolicy(),
-        "max_completion_tokens": 1000}
+        "max_completion_tokens": 1000, "votes": list(COMPLETIONS)}
     keywords = (
         {"question": "2 + 2?", "completions": list(completions), "answer": answer, "level": "easy"} | needed | arguments
     )
@@ -98,7 +99,8 @@ def test_every_reward_keeps_the_contract(use: str) -> None:
     assert first == second, "the same input gives the same values"
     assert len(set(first.scores)) > 1 or use.endswith(("format_think", "language_consistency"))
     group = GroupInput(
-        "q1", "2 + 2?", hostile, "4", {"level": "easy"}, rollouts=[CharacterRollout(text) for text in hostile],
+        "q1", "2 + 2?", hostile, "4", {"level": "easy", "votes": COMPLETIONS},
+        rollouts=[CharacterRollout(text) for text in hostile],
         policy=CharacterPolicy())
     result = RewardSum([RewardSpec(use)], run_arguments={"max_completion_tokens": 1000}).score([group])[0]
     assert result.rewards == tuple(first.scores)
@@ -166,6 +168,33 @@ def test_soft_votes_lie_between_the_majority_vote_and_the_same_for_every_answer(
     assert call("rewards.majority:soft_votes", texts, sharpness=1e3).scores == pytest.approx([0.5] * 8)
     with pytest.raises(ValueError, match="sharpness is 0"):
         call("rewards.majority:soft_votes", sharpness=0)
+
+
+def literal_voted(completions: Sequence[str], votes: Sequence[str]) -> list[float]:
+    """Answers are single digits in boxes here, or missing."""
+    def answer(text: str) -> str | None:
+        return text[text.index("{") + 1] if "{" in text else None
+
+    tally = {digit: sum(answer(vote) == digit for vote in votes) for digit in "123"}
+    best = [digit for digit, count in tally.items() if count == max(tally.values()) > 0]
+    label = best[0] if len(best) == 1 else "no label"
+    return [1.0 if answer(text) == label else 0.0 for text in completions]
+
+
+@pytest.mark.parametrize("votes", ["112", "1122", "---", "3--", "2", "333311"])
+def test_the_label_is_the_majority_of_the_votes_and_not_of_the_group(votes: str) -> None:
+    def texts(digits: str) -> list[str]:
+        return ["no idea" if digit == "-" else f"so \\boxed{{{digit}}}" for digit in digits]
+
+    completions = texts("11123-")
+    score = call("rewards.majority:voted", completions, votes=texts(votes))
+    assert score.scores == literal_voted(completions, texts(votes))
+    assert score.labels == (0, 0, 0, 1, 2, 3) and score.answers == ["1", "1", "1", "2", "3", None]
+    assert score.metrics["vote_tie"] == float(votes == "1122")
+
+
+def test_a_vote_in_another_form_is_the_same_answer() -> None:
+    assert call("rewards.majority:voted", [r"\boxed{1/2}", r"\boxed{2}"], votes=[r"\boxed{0.5}"]).scores == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(("text", "kept"), [
