@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from rl.checkpoint import list_checkpoints
+from rl.configuration.loading import load
+from rl.paths import project_root
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import read_json_lines
 from tests.reference.whole_run import GRPO, metrics_of, train
@@ -54,6 +56,14 @@ def test_every_part_acts_and_the_run_resumes_to_the_same_end(tmp_path: Path, con
     newest, expected = (list_checkpoints(RunFolder(tmp_path / name).checkpoints)[-1] for name in ("parts", "whole"))
     for name in ("adapter/adapter_model.safetensors", "optimizer.pt"):
         assert (newest / name).read_bytes() == (expected / name).read_bytes()
+
+
+def test_the_configuration_on_the_page_is_one(tmp_path: Path) -> None:
+    page = (project_root() / "docs" / "label_free.md").read_text()
+    file = tmp_path / "page.yaml"
+    file.write_text(page.split("```yaml\n")[1].split("```")[0])
+    config = load(file, [])
+    assert config.anchors is not None and config.advantage.flips.enabled and config.loss.covariance.mode == "clip"
 
 
 def test_a_run_on_the_votes_of_its_average_resumes_to_the_same_end(tmp_path: Path) -> None:
