@@ -1,11 +1,13 @@
 """Completions alone -> what the votes of the group say of each answer, no gold answer read: all for the majority
-(TTRL, arXiv:2504.16084), or every answer with a weight that grows faster than its votes (RESTRAIN,
-arXiv:2510.02172)."""
+(TTRL, arXiv:2504.16084), every answer with a weight that grows faster than its votes (RESTRAIN, arXiv:2510.02172),
+majority and minority each by how it differs from the others (EVOL-RL, arXiv:2509.15194), or what a slow copy of the
+policy votes for (Co-rewarding-II, arXiv:2508.00410)."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from rewards.agreement import Agreement
 from rewards.clustering import Clusters, cluster, prepare_clusters
@@ -90,6 +92,54 @@ def voted(
         metrics, own.labels, guarded.answers)
 
 
+def majority_with_novelty(
+    *, completions: list[str], question: str = "", last_number: bool = False, refuse_copied_question: bool = False,
+    max_answer_length: int | None = None, **columns: object,
+) -> GroupScore:
+    """r_i in [0.5, 1] for the one largest cluster, in [-1, -0.5] for the other answers, the newer the text the higher;
+    -1 without an answer (EVOL-RL, arXiv:2509.15194).
+
+    Novelty u_i = 1 - (mean similarity to its own side, or to all where it is alone there, + largest similarity to any
+    other answered completion) / 2, scaled to [0, 1] over its side, majority or others; equal ones are 0.5. One alone in
+    the majority gets 1, one alone beside it -0.5. The paper compares embeddings; here the similarity of two completions
+    is the cosine of their counts of three characters in a row, which hears wording and not meaning. A tie has no
+    majority, where the paper takes the first. Other arguments: as in majority_vote.
+    """
+    extractions = extract_all(completions, last_number)
+    guarded = refuse(
+        completions, extractions, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
+    clusters = cluster(guarded.answers)
+    winner = clusters.majority[0] if len(clusters.majority) == 1 else None
+    answered = [i for i, is_answered in enumerate(clusters.answered) if is_answered]
+    sides = [[i for i in answered if (clusters.labels[i] == winner) == is_majority] for is_majority in (True, False)]
+    scores = [-1.0] * len(completions)
+    for side, (lowest, alone) in zip(sides, ((0.5, 1.0), (-1.0, -0.5)), strict=True):
+        for i, novelty in zip(side, _novelties(completions, side, answered), strict=True):
+            scores[i] = alone if len(side) == 1 else lowest + 0.5 * novelty
+    metrics = clusters.metrics() | rule_shares(extractions) | guarded.metrics
+    return GroupScore(scores, metrics, clusters.labels, guarded.answers)
+
+
+def _novelties(completions: Sequence[str], side: Sequence[int], answered: Sequence[int]) -> list[float]:
+    """Of each member of a side, in [0, 1]."""
+    trigrams = {i: Counter(completions[i][at : at + 3] for at in range(max(1, len(completions[i]) - 2)))
+                for i in answered}
+    raw = []
+    for i in side:
+        others = {j: _cosine(trigrams[i], trigrams[j]) for j in answered if j != i}
+        near = [others[j] for j in side if j != i] or list(others.values())
+        raw.append(1 - (math.fsum(near) / len(near) + max(others.values())) / 2 if others else 0.0)
+    lowest, spread = min(raw, default=0.0), max(raw, default=0.0) - min(raw, default=0.0)
+    # What differs by rounding alone is equally new.
+    return [(value - lowest) / spread if spread > 1e-9 else 0.5 for value in raw]
+
+
+def _cosine(one: Counter[str], other: Counter[str]) -> float:
+    """Of two counts, neither empty."""
+    product = sum(count * other[key] for key, count in one.items())
+    return product / math.sqrt(sum(c * c for c in one.values()) * sum(c * c for c in other.values()))
+
+
 def _vote_weights(clusters: Clusters, sharpness: float) -> list[float]:
     """[G]: w of each completion's cluster, 0 without an answer."""
     answered = {label for label, is_answered in zip(clusters.labels, clusters.answered, strict=True) if is_answered}
@@ -105,5 +155,6 @@ def _vote_weights(clusters: Clusters, sharpness: float) -> list[float]:
 
 
 soft_votes.prepare = prepare_clusters  # type: ignore[attr-defined]
+majority_with_novelty.prepare = prepare_clusters  # type: ignore[attr-defined]
 voted.prepare = prepare_clusters  # type: ignore[attr-defined]
 voted.needs_votes = True  # type: ignore[attr-defined]

@@ -224,7 +224,7 @@ class Collector:
         """Anchors stand at equal distances, such that no minibatch has all of them."""
         anchors: list[Prompt] = []
         if with_anchors and self._anchor_order is not None and self._config.anchors is not None:
-            count = min(self._config.anchors.per_step, num_questions)
+            count = min(self._config.anchors.mixed_in, num_questions)
             anchors = [self._anchors[i] for i in self._anchor_order.next(count)]
         num_others = num_questions - len(anchors)
         prompts = [self._prompts[i] for i in self.order.next(num_others)] if num_others else []

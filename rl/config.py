@@ -209,7 +209,7 @@ class AnchorsSection(Section):
     revision: str | None = setting(None, "revision of a Hugging Face dataset")
     columns: ColumnsSection = setting(ColumnsSection, "which column is what; all others are passed to the reward")
     limit: int | None = setting(None, "use only the first so many", unit="questions", ge=1)
-    per_step: int = setting(
+    mixed_in: int = setting(
         4, "how many of sampling.questions_per_step are anchors, in an order of their own", unit="questions", ge=1)
     reward: str = setting("rewards.accuracy:accuracy", "their only reward, which may read their answers")
 
@@ -653,9 +653,9 @@ class RunConfig(Section):
     @classmethod
     def _anchors_leave_room(cls, sampling: SamplingSection, info: ValidationInfo) -> SamplingSection:
         anchors = info.data.get("anchors")
-        if anchors is not None and anchors.per_step >= sampling.questions_per_step:
+        if anchors is not None and anchors.mixed_in >= sampling.questions_per_step:
             raise ValueError(
-                f"questions_per_step is {sampling.questions_per_step}, and anchors.per_step={anchors.per_step} of them "
+                f"questions_per_step is {sampling.questions_per_step}, and anchors.mixed_in={anchors.mixed_in} of them "
                 "are anchors, which leaves none without a label. Remedy: fewer anchors a step, or, where all questions "
                 "are labelled, data.path in the place of anchors.path")
         return sampling

@@ -81,7 +81,7 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
         "training questions":
             f"{len(inputs.prompts)} ({with_answer} with an answer), longest prompt {longest} tokens",
         **({} if config.anchors is None else {
-            "anchors": f"{len(inputs.anchors)} labelled questions, {config.anchors.per_step} in each step"}),
+            "anchors": f"{len(inputs.anchors)} labelled questions, {config.anchors.mixed_in} in each step"}),
         "held-out questions": len(inputs.held_out),
         "left out": format_counts(inputs.dropped) or "none",
         "each step":

@@ -18,7 +18,7 @@ from tests.reference.whole_run import GRPO, metrics_of, train
 
 EVERY_PART = """
 data: {path: models/tiny-arith/questions/train.jsonl, limit: 12, columns: {answer: null}}
-anchors: {path: models/tiny-arith/questions/train_with_answers.jsonl, limit: 4, per_step: 2}
+anchors: {path: models/tiny-arith/questions/train_with_answers.jsonl, limit: 4, mixed_in: 2}
 rewards:
   - use: rewards.majority:soft_votes
   - {use: "rewards.confidence:self_certainty", weight: 0.2}

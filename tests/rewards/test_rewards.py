@@ -14,6 +14,7 @@ from rewards.contract import GroupScore
 from rewards.loading import load
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
 from rl.advantages import compute_advantages
+from tests.reference.novelty import reference_novelty
 from tests.reference.soft_votes import reference_soft_votes
 
 BUILT_IN = [
@@ -23,6 +24,7 @@ BUILT_IN = [
     "rewards.majority:majority_vote",
     "rewards.majority:soft_votes",
     "rewards.majority:voted",
+    "rewards.majority:majority_with_novelty",
     "rewards.semantic_entropy:semantic_entropy",
     "rewards.controls:random_reward",
     "rewards.controls:inverted_accuracy",
@@ -168,6 +170,24 @@ def test_soft_votes_lie_between_the_majority_vote_and_the_same_for_every_answer(
     assert call("rewards.majority:soft_votes", texts, sharpness=1e3).scores == pytest.approx([0.5] * 8)
     with pytest.raises(ValueError, match="sharpness is 0"):
         call("rewards.majority:soft_votes", sharpness=0)
+
+
+@pytest.mark.parametrize(("digits", "majority"), [
+    ("1112-", "1"), ("11122", "1"), ("1122", None), ("----", None), ("1", "1"), ("111", "1"), ("12345", None),
+    ("1-22", "2")])
+def test_novelty_orders_each_side_and_never_crosses_from_one_to_the_other(digits: str, majority: str | None) -> None:
+    texts = ["no idea" if digit == "-" else f"{'first ' * i}then {i * i} so \\boxed{{{digit}}}"
+             for i, digit in enumerate(digits)]
+    answers = [None if digit == "-" else digit for digit in digits]
+    found = call("rewards.majority:majority_with_novelty", texts).scores
+    assert found == pytest.approx(reference_novelty(texts, answers, majority))
+    for answer, score in zip(answers, found, strict=True):
+        assert score is not None and (0.5 <= score <= 1 if answer == majority and answer else -1 <= score <= -0.5)
+
+
+def test_equal_texts_are_equally_new() -> None:
+    found = call("rewards.majority:majority_with_novelty", [r"\boxed{1}"] * 3 + [r"\boxed{2}"] * 2).scores
+    assert found == [0.75] * 3 + [-0.75] * 2
 
 
 def literal_voted(completions: Sequence[str], votes: Sequence[str]) -> list[float]:

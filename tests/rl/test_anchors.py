@@ -40,7 +40,7 @@ def config_of(folder: Path, *overrides: str, labelled: int = 3) -> RunConfig:
     return tiny_config(
         f"data.path={folder / 'questions.jsonl'}", "data.columns.answer=null", "data.limit=null",
         "rewards.0.use=rewards.semantic_entropy:semantic_entropy", f"anchors={folder / 'anchors.jsonl'}",
-        "anchors.per_step=2", "sampling.max_completion_tokens=8", *overrides)
+        "anchors.mixed_in=2", "sampling.max_completion_tokens=8", *overrides)
 
 
 def collector_of(config: RunConfig, policy: Policy, rank: int = 0, num_ranks: int = 1) -> Collector:
@@ -134,6 +134,6 @@ def test_what_cannot_be_an_anchor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is an anchor too"):
         read_inputs(config)
     with pytest.raises(ConfigError, match=r"leaves none without a label"):
-        config_of(tmp_path, "anchors.per_step=4")
+        config_of(tmp_path, "anchors.mixed_in=4")
     with pytest.raises(ConfigError, match="no questions are named"):
-        tiny_config("anchors.per_step=2")
+        tiny_config("anchors.mixed_in=2")
