@@ -46,7 +46,8 @@ from rl.update_report import UpdateReport, UpdateSums
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """Of one completion, before the first update: [T] each."""
+    """Of one completion, before the first update: [T] each. advantages_T: with a teacher's only under
+    loss.covariance."""
 
     logprobs_T: Tensor
     entropies_T: Tensor
@@ -115,7 +116,9 @@ class Updater:
         for batch, weight, _ in self._micro_batches(groups):
             if weight:
                 computed = self._logprobs(batch, self._unwrapped)
-                values = computed.logprobs_N, computed.entropies_N, self._advantages(batch, computed.logprobs_N)
+                advantages_T = (batch.advantages_T if loss.covariance.mode == "none"
+                                else self._advantages(batch, computed.logprobs_N))
+                values = computed.logprobs_N, computed.entropies_N, advantages_T
                 parts = (value_T.cpu().split(batch.sequence_lengths) for value_T in values)
                 found.append({s: _Before(*part) for s, *part in zip(batch.sequences, *parts, strict=True)})
         self._unwrapped.train(was_training)

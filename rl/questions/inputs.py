@@ -65,12 +65,7 @@ def read_inputs(config: RunConfig) -> Inputs:
             raise ConfigError(f"{tracker} is not installed", where=named("tracking.trackers"),
                               remedy=f"pip install -e '.[{tracker}]'")
     rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
-    if config.generator.max_staleness and (rewards.needs_policy or rewards.needs_token_statistics):
-        raise ConfigError(
-            f"1 samples a step's groups before the step before it has trained, and a reward among "
-            f"{', '.join(rewards.names)} asks the policy itself, which has changed by then",
-            where=named("generator.max_staleness"),
-            remedy=f"{named('generator.max_staleness', 0)}, or rewards that read the completions")
+    _check_staleness(config, rewards)
     _check_votes(config, rewards)
     grader = build_grader(config.evaluation, config.sampling.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
@@ -101,6 +96,15 @@ def read_inputs(config: RunConfig) -> Inputs:
     return Inputs(
         tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, renderer.turn_end_ids,
         digests, anchors, anchor_rewards)
+
+
+def _check_staleness(config: RunConfig, rewards: RewardSum) -> None:
+    if config.generator.max_staleness and (rewards.needs_policy or rewards.needs_token_statistics):
+        raise ConfigError(
+            f"1 samples a step's groups before the step before it has trained, and a reward among "
+            f"{', '.join(rewards.names)} asks the policy itself, which has changed by then",
+            where=named("generator.max_staleness"),
+            remedy=f"{named('generator.max_staleness', 0)}, or rewards that read the completions")
 
 
 def _check_votes(config: RunConfig, rewards: RewardSum) -> None:
