@@ -1,7 +1,9 @@
 """What a base model can do before training: `python models/measure.py [--model models/tiny-arith]`.
 
-Prints sampled accuracy (avg@8 with its 95% interval), majority accuracy (maj@8; tied clusters share), greedy accuracy
-and the mean semantic entropy over the quick start's held-out questions.
+Prints sampled accuracy (avg@8 with its 95% interval), majority accuracy (maj@8; tied clusters share), the share of
+questions whose one largest cluster is right (a tie is not), greedy accuracy and the mean semantic entropy over held-out
+questions, the quick start's or those of `--held-out`. Where rows have a `kind`, also sampled and majority accuracy of
+each kind.
 """
 
 from __future__ import annotations
@@ -38,10 +40,13 @@ def majority_share(group: Group) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/tiny-arith")
+    parser.add_argument("--held-out", default="models/tiny-arith/questions/held_out.jsonl")
     parser.add_argument("--questions", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=48, help="completions are cut at this length (default: 48)")
     arguments = parser.parse_args()
     config: RunConfig = load(None, [
-        f"model={arguments.model}", "evaluation=models/tiny-arith/questions/held_out.jsonl",
+        f"model={arguments.model}", f"evaluation={arguments.held_out}",
+        f"sampling.max_completion_tokens={arguments.max_tokens}",
         f"evaluation.num_questions={arguments.questions}", "data.max_prompt_tokens=64"])
     inputs = read_inputs(config)
     assert inputs.grader is not None
@@ -61,6 +66,13 @@ def main() -> None:
     rows = [("sampled, avg@8", sampled.accuracy), ("majority, maj@8", majority), ("greedy", greedy.accuracy)]
     for name, interval in rows:
         print(f"{name:<18}{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+    print(f"{'majority right':<18}{len(sampled.majority_right) / len(sampled.each):.3f}")
+    for kind in dict.fromkeys(str(group.question.columns.get("kind", "")) for group in groups):
+        members = [group for group in groups if kind and group.question.columns["kind"] == kind]
+        if members:
+            right = sum(map(majority_share, members)) / len(members)
+            accuracy = sum(sampled.each[group.question.id] for group in members) / len(members)
+            print(f"{kind:<18}avg@8 {accuracy:.3f}, maj@8 {right:.3f} of {len(members)} questions")
     print(
         f"{'semantic entropy':<18}{sampled.semantic_entropy:.2f} nats, {sampled.mean_completion_tokens:.1f} tokens a "
         "completion")

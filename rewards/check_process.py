@@ -223,8 +223,11 @@ def _score(reward: Any, style: str, request: Mapping[str, Any]) -> dict[str, Any
     completions = request["completions"]
     rollouts = [_rollout(text) for text in completions]
     watched = _Watched(reward.function)
+    columns = request["columns"]
+    if getattr(reward.function, "needs_votes", False):
+        columns = {**columns, "votes": sorted(completions)[:4]}  # whatever the order of the completions
     group = GroupInput(
-        "check", request["question"], completions, request["answer"], request["columns"], "", rollouts, _Policy())
+        "check", request["question"], completions, request["answer"], columns, "", rollouts, _Policy())
     started = time.perf_counter()
     try:
         (checked,) = STYLES[style](watched.replace_in(reward), [group])

@@ -11,11 +11,12 @@ What a function needs beyond that it says by an attribute, which is read before 
 `needs_columns = ("level",)`: likewise for questions without one of these columns.
 `needs_token_statistics = True`: the rollouts also have entropies and self_certainties, one number per token (style
 group). `needs_policy = True`: a parameter named `policy` receives a PolicyLike, the policy that sampled the completions
-(style group). `any_thread = True`: it may be called outside the main thread, for some groups while others are still
-sampled (style group). `prepare = function`: called once per batch, before its groups, with the list of their keyword
-arguments; for work that is cheaper done together. It returns nothing, and must not change what the reward gives. A
-parameter named `max_completion_tokens` that the configuration does not set receives the run's
-sampling.max_completion_tokens.
+(style group). `needs_votes = True`: a parameter named `votes` receives the texts that a moving average of the policy
+gave to the same question (the configuration's `votes`). `any_thread = True`: it may be called outside the main thread,
+for some groups while others are still sampled (style group). `prepare = function`: called once per batch, before its
+groups, with the list of their keyword arguments; for work that is cheaper done together. It returns nothing, and must
+not change what the reward gives. A parameter named `max_completion_tokens` that the configuration does not set receives
+the run's sampling.max_completion_tokens.
 """
 
 from __future__ import annotations

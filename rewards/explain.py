@@ -170,9 +170,10 @@ def _group_given(given: argparse.Namespace) -> tuple[GroupInput, RecordedGroup |
 
 
 def _reads_tokens(spec: RewardSpec) -> bool:
-    """Whether the function cannot be called without the tokens that were sampled, or the policy."""
+    """Whether the function cannot be called without the tokens that were sampled, the policy, or votes of its
+    average."""
     function = load(spec.use)
-    if getattr(function, "needs_policy", False) or getattr(function, "needs_token_statistics", False):
+    if any(getattr(function, name, False) for name in ("needs_policy", "needs_token_statistics", "needs_votes")):
         return True
     parameters = inspect.signature(function).parameters
     return any(

@@ -105,6 +105,11 @@ class RewardSum:
         return any(reward.needs_token_statistics for _, reward in self._terms)
 
     @property
+    def needs_votes(self) -> bool:
+        """Whether any of the rewards reads what a moving average of the policy answers."""
+        return any(getattr(function, "needs_votes", False) for function in self.functions)
+
+    @property
     def needs_policy(self) -> bool:
         """Whether any of the rewards asks the policy for log-probabilities."""
         return any(reward.needs_policy for _, reward in self._terms)

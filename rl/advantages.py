@@ -1,10 +1,10 @@
 """Rewards of one group -> advantages of one group: how much better was each completion than its siblings.
 
 One pure function per estimator, [G] -> [G], collected in ADVANTAGES; `compute_advantages` applies one of them to a
-whole batch of groups. To add an estimator: write its function here, add it to ADVANTAGES and to the names in
-rl/config.py. Imports no torch.
+whole batch of groups, `decoupled_advantages` to each of several rewards before they add up. To add an estimator: write
+its function here, add it to ADVANTAGES and to the names in rl/config.py. Imports no torch.
 
-Shape legend: G completions of one question.
+Shape legend: G completions of one question; K rewards.
 """
 
 from __future__ import annotations
@@ -104,6 +104,42 @@ def compute_advantages(
     if name not in ADVANTAGES:
         raise ValueError(f"advantage.name is {name!r}; known are {', '.join(ADVANTAGES)}")
     for index, rewards_G in enumerate(rewards):
+        _check(index, [rewards_G])
+    ddof = 1 if std == "sample" else 0
+    batch_std = standard_deviation([value for rewards_G in rewards for value in centred(rewards_G)], ddof)
+    scale = Scale(ddof=ddof, eps=eps, batch_std=batch_std)
+    return [_bounded(ADVANTAGES[name](rewards_G, scale), cap) for rewards_G in rewards]
+
+
+def decoupled_advantages(
+    scores: Sequence[Sequence[Sequence[float]]], weights: Sequence[Sequence[float]], std: Std = "sample",
+    eps: float = 1e-4, cap: float | None = None,
+) -> list[tuple[float, ...]]:
+    """Each reward normalised by itself within its group, then added up (GDPO, arXiv:2601.05242): A_i = sum_k w_k
+    grpo(r_k)_i, divided by the standard deviation of all A_i of the batch + eps.
+
+    Two rewards keep their own scale so: normalised as a sum, (0, 1) and (0, 2) give the same advantages. The second
+    division keeps the step's size from growing with K; the paper's mean over the batch is 0, as each group's is.
+
+    Args: scores: [group][K][G], unweighted. weights: [group][K]; groups may differ in K and G. The others as in
+    `compute_advantages`.
+    Returns: one tuple [G] per group, in order; exactly 0.0 where each reward is equal within the group.
+    Raises: ValueError for G < 2, or a score that is not finite.
+    """
+    ddof, sums = 1 if std == "sample" else 0, []
+    for index, (scores_KG, weights_K) in enumerate(zip(scores, weights, strict=True)):
+        _check(index, scores_KG)
+        scale = Scale(ddof=ddof, eps=eps)
+        terms = [[weight * value for value in grpo(scores_G, scale)]
+                 for weight, scores_G in zip(weights_K, scores_KG, strict=True)]
+        sums.append([math.fsum(values) for values in zip(*terms, strict=True)])
+    batch_std = standard_deviation([value for sums_G in sums for value in sums_G], ddof)
+    return [_bounded(_divided(sums_G, batch_std, eps), cap) for sums_G in sums]
+
+
+def _check(index: int, rewards_KG: Sequence[Sequence[float]]) -> None:
+    """Raises ValueError where group `index` gives no advantages."""
+    for rewards_G in rewards_KG:
         if len(rewards_G) < 2:
             raise ValueError(f"group {index} has {len(rewards_G)} completion(s); an advantage compares at least 2: "
                              "raise sampling.group_size")
@@ -111,9 +147,8 @@ def compute_advantages(
             if not math.isfinite(reward):
                 raise ValueError(
                     f"the reward of completion {position} of group {index} is {reward}; rewards must be finite")
-    ddof = 1 if std == "sample" else 0
-    batch_std = standard_deviation([value for rewards_G in rewards for value in centred(rewards_G)], ddof)
-    scale = Scale(ddof=ddof, eps=eps, batch_std=batch_std)
+
+
+def _bounded(values: Sequence[float], cap: float | None) -> tuple[float, ...]:
     bound = math.inf if cap is None else cap
-    return [
-        tuple(min(bound, max(-bound, value)) for value in ADVANTAGES[name](rewards_G, scale)) for rewards_G in rewards]
+    return tuple(min(bound, max(-bound, value)) for value in values)

@@ -51,7 +51,7 @@ class MicroBatch:
     old_logprobs_T (NaN where not computed yet), teacher_logprobs_T (NaN where no teacher was asked), weights_T: float32
     (weights: see rl.losses.token_weights). policy_versions_T: which version sampled each token. sequence_ids_T: index
     of its sequence in `sequences`. sequence_lengths: completion tokens of each sequence. num_loss_tokens: of the whole
-    update.
+    update. is_marked_T: where loss.covariance acts; None: nowhere.
     """
 
     rows: ModelRows
@@ -65,6 +65,7 @@ class MicroBatch:
     sequence_lengths: tuple[int, ...]
     sequences: tuple[SequenceIndex, ...]
     num_loss_tokens: int
+    is_marked_T: Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -88,7 +89,7 @@ def trains(group: TrainingGroup, needs_all: bool) -> bool:
 def plan_micro_batches(
     groups: Sequence[TrainingGroup], *, max_tokens: int, layout: Layout
 ) -> list[PlannedBatch]:
-    """Which completions share a forward pass, each of them exactly once (rl.policy.row_plan.plan_rows).
+    """Which completions share a forward pass, each that trains exactly once (rl.policy.row_plan.plan_rows).
 
     Raises: ValueError for max_tokens < 1, or an empty prompt."""
     for training_group in groups:
@@ -97,8 +98,7 @@ def plan_micro_batches(
                 f"the prompt of question {training_group.group.question.id!r} has no tokens; a completion's first "
                 "token needs one before it: use a template with some text, or a tokenizer with a beginning-of-sequence "
                 "token")
-    indices = [SequenceIndex(number, rollout) for number, group in enumerate(groups)
-               for rollout in range(len(group.group.rollouts))]
+    indices = [SequenceIndex(number, rollout) for number, group in enumerate(groups) for rollout in group.trained]
     plan = plan_rows([_pair(groups, index) for index in indices], max_tokens=max_tokens, layout=layout)
     return [PlannedBatch(tuple(indices[member] for member in part.members), part.num_tokens) for part in plan]
 
@@ -159,7 +159,7 @@ def split_minibatches(groups: Sequence[Item], num_minibatches: int) -> list[list
 
 def denominators_of(groups: Sequence[TrainingGroup], max_completion_tokens: int) -> Denominators:
     """Of one optimiser update over these groups, those included that need no forward pass."""
-    rollouts = [rollout for group in groups for rollout in group.group.rollouts]
+    rollouts = [group.group.rollouts[rollout] for group in groups for rollout in group.trained]
     return Denominators(sum(len(rollout.token_ids) for rollout in rollouts), len(rollouts), max_completion_tokens)
 
 
@@ -189,7 +189,15 @@ def build_micro_batch(
         weights_T=token_weights(lengths, aggregation, denominators),
         policy_versions_T=torch.tensor([r.policy_version for r in rollouts]).repeat_interleave(lengths_B),
         sequence_ids_T=torch.arange(len(lengths)).repeat_interleave(lengths_B), sequence_lengths=tuple(lengths),
-        sequences=tuple(sequences), num_loss_tokens=denominators.num_loss_tokens)
+        sequences=tuple(sequences), num_loss_tokens=denominators.num_loss_tokens,
+        is_marked_T=_marks(numbered, lengths))
+
+
+def _marks(numbered: Sequence[tuple[TrainingGroup, SequenceIndex]], lengths: Sequence[int]) -> Tensor | None:
+    """[T] bool; None where no group has any."""
+    if all(item.marks is None for item, _ in numbered):
+        return None
+    return _flat([item.marks[s.rollout] if item.marks else None for item, s in numbered], lengths) == 1.0
 
 
 def _flat(parts: Sequence[Sequence[float] | Tensor | None], lengths: Sequence[int]) -> Tensor:

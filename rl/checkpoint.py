@@ -3,6 +3,7 @@
     checkpoints/step-000020/
         adapter/            PEFT's format (PeftModel.from_pretrained reads it); model/ where all parameters train
         optimizer.pt        AdamW's state (the learning rate is a function of the step and needs no state)
+        average.pt          the moving average of the trained weights, where there is one
         rng.pt              torch's generator state of each rank
         state.json          step, data order, watchdog, position in metrics.jsonl, groups left over or sampled ahead
         config.yaml         the run's configuration
@@ -34,6 +35,7 @@ from rewards.errors import UserError
 from rl.config import Occasion, RunConfig
 from rl.configuration.loading import to_yaml
 from rl.configuration.resuming import Difference, conflicts
+from rl.policy.moving_average import MovingAverage
 from rl.policy.policy import Policy
 from rl.questions.run_prompt import RunPrompt, prompt_of_run, write_record
 from rl.ranks import gather, meet
@@ -57,12 +59,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path,
-    state: TrainerState,
-    policy: Policy,
-    optimizer: Optimizer,
-    rng_states: Sequence[Mapping[str, torch.Tensor]],
-    config: RunConfig,
+    folder: Path, state: TrainerState, policy: Policy, optimizer: Optimizer,
+    rng_states: Sequence[Mapping[str, torch.Tensor]], config: RunConfig, average: MovingAverage | None = None,
 ) -> Path:
     """Write a checkpoint and return its path. Raises CheckpointError (nothing half-written stays) when the disk
     refuses."""
@@ -73,6 +71,8 @@ def save_checkpoint(
         temporary.mkdir()
         save_weights(temporary, policy, prompt_of_run(config.run_dir, config))
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        if average is not None:
+            torch.save(average.weights, temporary / "average.pt")
         torch.save([dict(states) for states in rng_states], temporary / "rng.pt")
         (temporary / "state.json").write_text(json.dumps(state.to_json()))
         (temporary / "config.yaml").write_text(to_yaml(config))
@@ -91,8 +91,7 @@ def save_checkpoint(
         raise CheckpointError(
             f"could not write checkpoint {final}: {error}. Earlier checkpoints are untouched: "
             f"{', '.join(kept) or 'none yet'}. Remedy: free disk space (or set checkpoint.keep lower), then go on with "
-            "--resume."
-        ) from error
+            "--resume.") from error
     return final
 
 
@@ -100,9 +99,12 @@ class Checkpoints:
     """A run's checkpoints, one of each state at most; everything here is collective over ranks, and the main one
     writes."""
 
-    def __init__(self, config: RunConfig, folder: Path, accelerator: Accelerator, policy: Policy, optimizer: Optimizer):
+    def __init__(
+        self, config: RunConfig, folder: Path, accelerator: Accelerator, policy: Policy, optimizer: Optimizer,
+        average: MovingAverage | None = None,
+    ) -> None:
         self._config, self._folder, self._accelerator = config, folder, accelerator
-        self._policy, self._optimizer = policy, optimizer
+        self._policy, self._optimizer, self._average = policy, optimizer, average
         self._of_present_state: Path | None = None
         self._rng_states: list[dict[str, torch.Tensor]] = []
 
@@ -118,7 +120,7 @@ class Checkpoints:
         if not self._accelerator.is_main_process:
             return None
         return self._of_present_state or save_checkpoint(
-            self._folder, state(), self._policy, self._optimizer, self._rng_states, self._config)
+            self._folder, state(), self._policy, self._optimizer, self._rng_states, self._config, self._average)
 
     def changed(self) -> None:
         """The run is no longer in the state that was written last."""
@@ -133,7 +135,8 @@ class Checkpoints:
         states = gather(rng, self._accelerator.num_processes, "come to the checkpoint")
         path = self._folder
         if self._accelerator.is_main_process:
-            path = save_checkpoint(self._folder, state(), self._policy, self._optimizer, states, self._config)
+            path = save_checkpoint(
+                self._folder, state(), self._policy, self._optimizer, states, self._config, self._average)
             if best:
                 mark_best(self._folder, path)
             prune(self._folder, self._config.checkpoint.keep)
@@ -144,6 +147,9 @@ class Checkpoints:
     def load(self, path: Path, best_step: int | None) -> None:
         """Weights, optimiser and generator states of a verified checkpoint. best_step: of the best checkpoint."""
         rng_states = load_weights(path, self._policy, self._optimizer)
+        if self._average is not None:
+            self._average.load(torch.load(
+                path / "average.pt", map_location=self._accelerator.device, weights_only=True))
         set_rng_state(rng_states[self._accelerator.process_index], self._accelerator.device)
         # A kill between writing a checkpoint and pointing `best` at it leaves the link behind.
         if best_step is not None and self._accelerator.is_main_process:

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from rl.config import RunConfig
 from rl.generate.protocol import Generator, Request, request_seed, sampling_parameters
+from rl.policy.moving_average import MovingAverage
 from rl.prefetch import Prefetch
 from rl.questions.inputs import Inputs
 from rl.questions.order import OrderState, QuestionOrder
@@ -27,7 +28,7 @@ from rl.ranks import gather_shares, share_of_rank
 from rl.records import Group, Prompt, ScoredGroup
 from rl.records_json import scored_group_from_json, scored_group_to_json
 from rl.runs.stopwatch import Stopwatch
-from rl.scoring.rewarding import AskedPolicy, score_groups
+from rl.scoring.rewarding import AskedPolicy, score_mixed
 from rl.scoring.thread import ScoringThread
 from rl.selection import Selection, select
 
@@ -77,23 +78,26 @@ class Collected:
 @dataclass(frozen=True, slots=True)
 class CollectorState:
     """What decides the groups of the next step. surplus: groups left over for it. ahead: its first round, where that
-    was sampled ahead; otherwise None."""
+    was sampled ahead; otherwise None. anchors: their own order; None where there are none."""
 
     order: OrderState
     surplus: tuple[ScoredGroup, ...]
     ahead: Round | None
+    anchors: OrderState | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "order": self.order.to_json(), "surplus": [scored_group_to_json(group) for group in self.surplus],
-            "ahead": None if self.ahead is None else self.ahead.to_json()}
+            "ahead": None if self.ahead is None else self.ahead.to_json(),
+            **({} if self.anchors is None else {"anchors": self.anchors.to_json()})}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The inverse of to_json. Raises: KeyError, TypeError or ValueError where it is not one."""
-        ahead = value.get("ahead")
+        ahead, anchors = value.get("ahead"), value.get("anchors")
         return cls(OrderState.from_json(value["order"]), tuple(map(scored_group_from_json, value.get("surplus", ()))),
-                   None if ahead is None else Round.from_json(ahead))
+                   None if ahead is None else Round.from_json(ahead),
+                   None if anchors is None else OrderState.from_json(anchors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +110,17 @@ class _Share:
 
 
 class Collector:
-    """Draws questions in order and returns groups; the same on every rank. State: the order, the surplus, the round
-    sampled ahead."""
+    """Draws questions in order, anchors in an order of their own, and returns groups; the same on every rank. State:
+    the orders, the surplus, the round sampled ahead."""
 
     def __init__(
         self, config: RunConfig, inputs: Inputs, generator: Generator, *, rank: int, num_ranks: int,
-        policy: AskedPolicy | None = None,
+        policy: AskedPolicy | None = None, average: MovingAverage | None = None,
     ) -> None:
         self.order = QuestionOrder(len(inputs.prompts), seed=config.seed, shuffle=config.data.shuffle)
+        self._anchors, self._anchor_rewards = inputs.anchors, inputs.anchor_rewards
+        self._anchor_order = (
+            QuestionOrder(len(self._anchors), seed=config.seed, shuffle=True) if self._anchors else None)
         self.surplus: tuple[ScoredGroup, ...] = ()
         self._ahead: Round | None = None
         self._prefetch: Prefetch[_Share] = Prefetch()
@@ -122,7 +129,7 @@ class Collector:
         self._config = config
         self._prompts, self._rewards = inputs.prompts, inputs.rewards
         self._generator = generator
-        self._policy = policy
+        self._policy, self._average = policy, average
         self._rank, self._num_ranks = rank, num_ranks
         self._parameters = replace(sampling_parameters(config.sampling, inputs.stop_strings, inputs.turn_end_ids),
                                    token_statistics=inputs.rewards.needs_token_statistics)
@@ -146,6 +153,7 @@ class Collector:
             sampled += found.groups
             selection += select(
                 found.groups, selection_config.low, selection_config.high, keep_equal=self._config.teacher is not None,
+                each=self._config.advantage.normalise == "each", min_votes=selection_config.min_votes,
                 unanswered=selection_config.unanswered)
             times, num_rounds = times + found.times, num_rounds + 1
             missing = wanted - len(self.surplus) - len(selection.kept)
@@ -182,10 +190,13 @@ class Collector:
         return self._repeatable or self._present()
 
     def _present(self) -> CollectorState:
-        return CollectorState(self.order.state(), self.surplus, self._ahead)
+        anchors = None if self._anchor_order is None else self._anchor_order.state()
+        return CollectorState(self.order.state(), self.surplus, self._ahead, anchors)
 
     def load_state(self, state: CollectorState) -> None:
         self.order.load_state(state.order)
+        if self._anchor_order is not None and state.anchors is not None:
+            self._anchor_order.load_state(state.anchors)
         self.surplus, self._ahead, self._repeatable = state.surplus, state.ahead, None
 
     def _round_size(self, missing: int, selection: Selection) -> int:
@@ -199,8 +210,8 @@ class Collector:
         return min(wanted, math.ceil(missing / max(rate, missing / wanted)))
 
     def _draw(self, num_questions: int, step: int, round_number: int) -> list[Request]:
-        """This rank's requests for the next questions in the order."""
-        prompts = [self._prompts[i] for i in self.order.next(num_questions)]
+        """This rank's requests for the next questions in the order, anchors among those of a step's first round."""
+        prompts = self._next_prompts(num_questions, with_anchors=round_number == 0)
         return [
             Request(
                 prompt,
@@ -210,14 +221,39 @@ class Collector:
             for prompt, purpose in share_of_rank(_with_purpose(prompts, round_number), self._rank, self._num_ranks)
         ]
 
+    def _next_prompts(self, num_questions: int, *, with_anchors: bool) -> list[Prompt]:
+        """Anchors stand at equal distances, such that no minibatch has all of them."""
+        anchors: list[Prompt] = []
+        if with_anchors and self._anchor_order is not None and self._config.anchors is not None:
+            count = min(self._config.anchors.mixed_in, num_questions)
+            anchors = [self._anchors[i] for i in self._anchor_order.next(count)]
+        num_others = num_questions - len(anchors)
+        prompts = [self._prompts[i] for i in self.order.next(num_others)] if num_others else []
+        for number, anchor in enumerate(anchors):
+            prompts.insert(number * num_questions // len(anchors), anchor)
+        return prompts
+
+    def _score(self, groups: Sequence[Group], policy: AskedPolicy | None = None) -> list[ScoredGroup]:
+        return score_mixed(self._rewards, self._anchor_rewards, groups, policy)
+
+    @property
+    def _any_thread(self) -> bool:
+        return self._rewards.any_thread and (self._anchor_rewards is None or self._anchor_rewards.any_thread)
+
     def _sample(self, requests: Sequence[Request]) -> _Share:
         """In any thread: samples, and scores meanwhile where that is safe and worth while."""
         watch = Stopwatch()
-        if not self._rewards.any_thread or self._ends_at_once(requests):
+        if self._average is not None and self._config.votes is not None:
+            with watch("generate_s"):
+                votes = self._votes(requests, self._average, self._config.votes.samples)
+                groups = self._generator.generate(requests, self._parameters)
+            return _Share([replace(group, votes=votes.get(group.question.id)) for group in groups], None,
+                          Times(**watch.seconds))
+        if not self._any_thread or self._ends_at_once(requests):
             with watch("generate_s"):
                 groups = self._generator.generate(requests, self._parameters)
             return _Share(groups, None, Times(**watch.seconds))
-        with ScoringThread(lambda groups: score_groups(self._rewards, groups)) as scoring:
+        with ScoringThread(self._score) as scoring:
             with watch("generate_s"):
                 groups = self._generator.generate(requests, self._parameters, scoring.take)
             overlapped_s = scoring.busy_s()
@@ -227,12 +263,30 @@ class Collector:
         assert len(found) == len(groups) and all(s.group == g for s, g in zip(scored, groups, strict=True))
         return _Share(groups, scored, Times(reward_overlapped_s=overlapped_s, **watch.seconds))
 
+    def _votes(
+        self, requests: Sequence[Request], average: MovingAverage, samples: int
+    ) -> Mapping[str, tuple[str, ...]]:
+        """Question id -> what the average answers, of every question without a label. The sampler has the policy before
+        and after."""
+        asked = {
+            request.prompt.question.id: Request(request.prompt, tuple(
+                request_seed(self._config.seed, "vote", request.seeds[0], request.prompt.question.id, i)
+                for i in range(samples)))
+            for request in requests if not request.prompt.question.is_anchor}
+        version = self._generator.policy_version
+        with average.in_place():
+            self._generator.take_over(average.policy, version)
+            groups = self._generator.generate(
+                list(asked.values()), replace(self._parameters, token_statistics=False))
+        self._generator.take_over(average.policy, version)
+        return {group.question.id: tuple(rollout.text for rollout in group.rollouts) for group in groups}
+
     def _complete(self, share: _Share) -> Round:
         """In the main thread: scores what is not scored yet, and brings the ranks' shares together."""
         watch, scored = Stopwatch(), share.scored
         if scored is None:
             with watch("reward_s"):
-                scored = score_groups(self._rewards, share.groups, self._policy)
+                scored = self._score(share.groups, self._policy)
         groups = gather_shares(scored, self._num_ranks, "sample and score its share of the groups")
         return Round(tuple(groups), share.times + Times(**watch.seconds))
 

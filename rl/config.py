@@ -210,6 +210,32 @@ class DataSection(Section):
     shuffle: bool = setting(True, "new random order in each epoch, from the run's seed")
 
 
+class AnchorsSection(Section):
+    """A few labelled questions beside those that train without labels."""
+
+    path: str = setting("", "labelled questions: JSONL or parquet file, Hugging Face dataset id, or reasoning_gym:TASK")
+    split: str = setting("train", "split of a Hugging Face dataset")
+    subset: str | None = setting(None, "configuration name of a Hugging Face dataset")
+    revision: str | None = setting(None, "revision of a Hugging Face dataset")
+    columns: ColumnsSection = setting(ColumnsSection, "which column is what; all others are passed to the reward")
+    limit: int | None = setting(None, "use only the first so many", unit="questions", ge=1)
+    mixed_in: int = setting(
+        4, "how many of sampling.questions_per_step are anchors, in an order of their own", unit="questions", ge=1)
+    reward: str = setting("rewards.accuracy:accuracy", "their only reward, which may read their answers")
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_file(cls, path: str) -> str:
+        if not path.strip():
+            raise ValueError("no questions are named; expected a file or dataset of questions with answers")
+        return path
+
+    def as_data(self) -> DataSection:
+        """The section of training questions with these keys, as what reads questions takes it."""
+        return DataSection(path=self.path, split=self.split, subset=self.subset, revision=self.revision,
+                           columns=self.columns, limit=self.limit)
+
+
 class PromptSection(Section):
     template: str = setting("question_line", "name of a template in prompts/, or a path to one")
     chat_template: Literal["auto", "always", "never"] = setting(
@@ -344,6 +370,15 @@ class SamplingSection(Section):
     stop_token_ids: list[int] = setting(list, "ids that end a completion, beside the model's own end-of-sequence ids")
 
 
+class VotesSection(Section):
+    """Votes of a moving average of what trains, for rewards.majority:voted."""
+
+    samples: int = setting(8, "completions that the average samples of each question", unit="completions", ge=1)
+    decay: float = setting(
+        0.99, "share of itself that the average keeps in each step; 1 is the policy of the start, 0 the present one",
+        ge=0, le=1)
+
+
 class RewardSection(Section):
     use: str = setting("rewards.semantic_entropy:semantic_entropy", "package.module:name or file.py:name")
     weight: float = setting(1.0, "factor in the sum of rewards")
@@ -365,12 +400,37 @@ class SelectionSection(Section):
         "what becomes of refused groups, those with equal rewards among them. drop: the batch is smaller; refill: "
         "further questions are sampled; zero: they count in the loss denominator with advantage 0")
     max_refills: int = setting(3, "rounds of further sampling per step under refill", unit="rounds", ge=0)
+    min_votes: int | None = setting(
+        None,
+        "a group whose largest cluster of answers is smaller has no consensus: whatever the bounds say, each of its "
+        "completions trains with advantage -penalty (RESTRAIN); null: no such rule",
+        unit="completions",
+        ge=2)
+    penalty: float = setting(1.0, "what a completion of a group without consensus is given, under min_votes", gt=0)
 
     @model_validator(mode="after")
     def _thresholds_do_not_cross(self) -> SelectionSection:
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"the thresholds cross: low {self.low} must be below high {self.high}")
         return self
+
+
+class FlipsSection(Section):
+    """Weights by what a question's majority answer did at earlier visits (rl/scoring/flips.py)."""
+
+    enabled: bool = setting(
+        False, "scale a group's advantages by how steady its question's majority answer has been (TTRL-Guard)")
+    window: int = setting(5, "how many visits of a question count", unit="visits", ge=1)
+    unstable: float = setting(
+        0.5, "what a question whose majority changed at each visit loses of its weight 1", ge=0, le=1)
+    contradiction: float = setting(
+        0.3,
+        "what a group loses whose majority keeps changing and is large nevertheless; half of it is lost for a while by "
+        "a question that agreed from the first visit on",
+        ge=0,
+        le=1)
+    max_flip_rate: float = setting(0.3, "above this share of visits a majority keeps changing", ge=0, le=1)
+    min_agreement: float = setting(0.6, "above this share of the group a majority is large", ge=0, le=1)
 
 
 class AdvantageSection(Section):
@@ -380,6 +440,20 @@ class AdvantageSection(Section):
         "sample", "which standard deviation grpo and reinforce++ divide by (sample: G - 1, as TRL)")
     eps: float = setting(1e-4, "added to the standard deviation", ge=0)
     cap: float | None = setting(None, "bound on |A_i|; null: none", gt=0)
+    normalise: Literal["sum", "each"] = setting(
+        "sum",
+        "what grpo normalises within a group. sum: the weighted sum of the rewards; each: every reward by itself, "
+        "before they add up with their weights, and the result over the batch (GDPO)")
+
+    flips: FlipsSection = setting(FlipsSection, "weights by flips of a question's majority answer between visits")
+
+    @model_validator(mode="after")
+    def _each_is_for_grpo(self) -> AdvantageSection:
+        if self.normalise == "each" and self.name != "grpo":
+            raise ValueError(
+                f"normalise each is for grpo, which divides by a group's standard deviation, and name is {self.name}. "
+                "Remedy: advantage.name=grpo, or advantage.normalise=sum")
+        return self
 
 
 class CorrectionSection(Section):
@@ -398,6 +472,26 @@ class CorrectionSection(Section):
         return self
 
 
+class CovarianceSection(Section):
+    mode: Literal["none", "clip", "kl"] = setting(
+        "none",
+        "what is done about the tokens whose log-probability and advantage are largest together, which use up the "
+        "policy's entropy. clip: some of those between low and high get no policy gradient (Clip-Cov); kl: the largest "
+        "are held near the policy of the batch's start (KL-Cov), which needs several updates a batch")
+    share: float = setting(
+        0.002, "how many: this share of the tokens of the batch's groups that train, at least one", gt=0, le=1)
+    low: float = setting(
+        1.0, "clip: only tokens whose (A - mean A)(ln pi - mean ln pi) is above this; means over the batch")
+    high: float = setting(5.0, "clip: ... and below this")
+    weight: float = setting(1.0, "kl: weight of |ln pi - ln pi_old|", gt=0)
+
+    @model_validator(mode="after")
+    def _bounds_do_not_cross(self) -> CovarianceSection:
+        if self.low >= self.high:
+            raise ValueError(f"the bounds cross: low {self.low} must be below high {self.high}")
+        return self
+
+
 class LossSection(Section):
     name: Literal["clip", "cispo", "gspo"] = setting("clip", "per-token objective; see rl/losses.py")
     aggregation: Literal["token", "sequence", "constant"] = setting(
@@ -411,6 +505,12 @@ class LossSection(Section):
     entropy_bonus: float = setting(0.0, "weight of the mean token entropy, which is maximised", ge=0)
     top_entropy_share: float = setting(
         1.0, "only this share of the batch's tokens, those of highest entropy, gets a gradient", gt=0, le=1)
+    covariance: Annotated[CovarianceSection, shorthand("mode")] = setting(
+        CovarianceSection, "the tokens that use up the policy's entropy (arXiv:2505.22617)")
+    mask_truncated: bool = setting(
+        False,
+        "completions cut at the limit are left out of the loss and its denominators; they count in their group's "
+        "rewards")
     correction: CorrectionSection = setting(CorrectionSection, "correction for the sampler's numerics")
 
 
@@ -540,9 +640,13 @@ class RunConfig(Section):
     model: Annotated[ModelSection, shorthand("path")] = setting(ModelSection, "the base model")
     lora: LoraSection = setting(LoraSection, "the trained adapter")
     data: Annotated[DataSection, shorthand("path")] = setting(DataSection, "the training questions")
+    anchors: Annotated[AnchorsSection | None, shorthand("path")] = setting(
+        None, "labelled questions mixed in, with a reward of their own and no entropy bounds; null: none")
     prompt: Annotated[PromptSection, shorthand("template")] = setting(PromptSection, "how a question becomes a prompt")
     generator: Annotated[GeneratorSection, shorthand("backend")] = setting(GeneratorSection, "the sampler")
     sampling: SamplingSection = setting(SamplingSection, "what is sampled")
+    votes: VotesSection | None = setting(
+        None, "labels by the majority of a moving average of the trained weights (Co-rewarding-II); null: none")
     teacher: Annotated[TeacherSection | None, shorthand("path")] = setting(
         None, "on-policy distillation: a teacher gives its log-probability of each sampled token; null: none")
     rewards: list[RewardSection] = setting(
@@ -557,6 +661,39 @@ class RunConfig(Section):
     watchdog: WatchdogSection = setting(WatchdogSection, "collapse detection", may_differ=Occasion.RUN)
     checkpoint: CheckpointSection = setting(CheckpointSection, "what is saved when", may_differ=Occasion.RUN)
     tracking: TrackingSection = setting(TrackingSection, "where metrics go", may_differ=Occasion.ALWAYS)
+
+    @field_validator("sampling")
+    @classmethod
+    def _anchors_leave_room(cls, sampling: SamplingSection, info: ValidationInfo) -> SamplingSection:
+        anchors = info.data.get("anchors")
+        if anchors is not None and anchors.mixed_in >= sampling.questions_per_step:
+            raise ValueError(
+                f"questions_per_step is {sampling.questions_per_step}, and anchors.mixed_in={anchors.mixed_in} of them "
+                "are anchors, which leaves none without a label. Remedy: fewer anchors a step, or, where all questions "
+                "are labelled, data.path in the place of anchors.path")
+        return sampling
+
+    @field_validator("votes")
+    @classmethod
+    def _the_average_can_be_sampled(cls, votes: VotesSection | None, info: ValidationInfo) -> VotesSection | None:
+        generator = info.data.get("generator")
+        if votes is not None and generator is not None and generator.backend != "transformers":
+            raise ValueError(
+                f"the average is sampled by the embedded sampler alone, and generator.backend is {generator.backend}. "
+                "Remedy: generator.backend=transformers, or votes=null with a reward that counts the group's own votes")
+        return votes
+
+    @field_validator("optim")
+    @classmethod
+    def _covariance_acts(cls, optim: OptimSection, info: ValidationInfo) -> OptimSection:
+        loss, generator = info.data.get("loss"), info.data.get("generator")
+        if loss is None or generator is None or loss.covariance.mode != "kl":
+            return optim
+        if optim.epochs * optim.minibatches == 1 and generator.max_staleness == 0:
+            raise ValueError(
+                "loss.covariance.mode is kl, which holds tokens near the policy of the batch's start, and with one "
+                "update a batch none has moved from there. Remedy: optim.minibatches=4, or loss.covariance.mode=clip")
+        return optim
 
     @field_validator("rewards")
     @classmethod
@@ -574,4 +711,12 @@ class RunConfig(Section):
             raise ValueError(
                 "low and high are bounds on the entropy over the answers that rewards cluster, and rewards is []. "
                 "Remedy: selection.low=null selection.high=null")
+        if info.data.get("rewards") == [] and selection.min_votes is not None:
+            raise ValueError("min_votes counts the answers that rewards cluster, and rewards is []. Remedy: "
+                             "selection.min_votes=null")
+        sampling = info.data.get("sampling")
+        if selection.min_votes is not None and sampling is not None and selection.min_votes > sampling.group_size:
+            raise ValueError(
+                f"min_votes is {selection.min_votes}, above sampling.group_size={sampling.group_size}: no group could "
+                "have so many votes for one answer, and all would be penalised")
         return selection

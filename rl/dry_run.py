@@ -31,7 +31,7 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> None:
     inputs = read_inputs(config)
     check_run_teacher(config, inputs)
     live = build_benchmarks(config, inputs, build)
-    longest = max(len(prompt.token_ids) for prompt in inputs.prompts)
+    longest = inputs.longest_prompt
     first = inputs.prompts[0]
     _say("configuration", to_yaml(config).rstrip())
     _say("prompt of the first question", f"{first.text!r}\n{len(first.token_ids)} tokens")
@@ -84,6 +84,8 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
     facts = {
         "training questions":
             f"{len(inputs.prompts)} ({with_answer} with an answer), longest prompt {longest} tokens",
+        **({} if config.anchors is None else {
+            "anchors": f"{len(inputs.anchors)} labelled questions, {config.anchors.mixed_in} in each step"}),
         "held-out questions": len(inputs.held_out),
         "left out": format_counts(inputs.dropped) or "none",
         "each step":
@@ -109,6 +111,9 @@ def _benchmarks(live: LiveBenchmarks) -> str:
 def _rehearsal(config: RunConfig, inputs: Inputs) -> str:
     """What each reward, and the grader of held-out completions, gave."""
     lines = rehearse(inputs.rewards, inputs.prompts, config.sampling.group_size)
+    if inputs.anchor_rewards is not None:
+        judged = rehearse(inputs.anchor_rewards, inputs.anchors, config.sampling.group_size)
+        lines += [f"anchors: {line}" for line in judged]
     if inputs.grader is not None:
         graded = rehearse(inputs.grader, inputs.held_out, config.sampling.group_size)
         lines += [f"held out: {line}" for line in graded]

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rl.config import CorrectionSection, LossSection
+from rl.config import CorrectionSection, CovarianceSection, LossSection
 from rl.kl import k3
 
 Aggregation = Literal["token", "sequence", "constant"]
@@ -50,7 +50,8 @@ class LossTokens:
     sampled. sampler_logprobs_T: as recorded at sampling. advantages_T: per token. entropies_T: with gradient only for
     the bonus. weights_T: from token_weights. sequence_ids_T: index in [0, B) of each token's sequence; num_sequences: B
     of this micro-batch. num_loss_tokens: of the whole update. ref_logprobs_T: of the reference; None only with
-    kl_weight 0. min_entropy: tokens below it get no policy gradient."""
+    kl_weight 0. min_entropy: tokens below it get no policy gradient. is_marked_T: where loss.covariance acts, from
+    covariance_marks; None: nowhere."""
 
     logprobs_T: Tensor
     old_logprobs_T: Tensor
@@ -63,6 +64,7 @@ class LossTokens:
     num_loss_tokens: int
     ref_logprobs_T: Tensor | None = None
     min_entropy: float = -math.inf
+    is_marked_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,30 @@ def entropy_threshold(entropies: Tensor, share: float) -> float:
     return float(entropies.detach().flatten().float().topk(num_kept, sorted=True).values[-1])
 
 
+def covariance_marks(
+    logprobs_N: Tensor, advantages_N: Tensor, settings: CovarianceSection, random: torch.Generator
+) -> Tensor:
+    """Which tokens of a batch loss.covariance acts on (arXiv:2505.22617, section 4.2), by their covariance c = (A -
+    mean A)(ln pi - mean ln pi) over these N tokens: [N] bool.
+
+    kl: those of the largest c. clip: some drawn by `random` from those with low < c < high. share * N of them, rounded
+    down, at least one; fewer where clip finds fewer. The paper computes c anew in each update, here pi is the policy of
+    the batch's start: whatever the micro-batches, the same tokens are marked.
+    """
+    marks_N = torch.zeros(logprobs_N.shape, dtype=torch.bool)
+    if not logprobs_N.numel():
+        return marks_N
+    logprobs_N, advantages_N = logprobs_N.double(), advantages_N.double()
+    covariances_N = (advantages_N - advantages_N.mean()) * (logprobs_N - logprobs_N.mean())
+    count = max(1, math.floor(settings.share * len(covariances_N) + 1e-9))
+    if settings.mode == "kl":
+        marks_N[covariances_N.topk(count).indices] = True
+        return marks_N
+    candidates = ((covariances_N > settings.low) & (covariances_N < settings.high)).nonzero().flatten()
+    marks_N[candidates[torch.randperm(len(candidates), generator=random)[:count]]] = True
+    return marks_N
+
+
 def sampler_correction(tokens: LossTokens, settings: CorrectionSection) -> Correction:
     """The weight that makes samples of the sampler's numerics count as samples of pi_old; s_t = exp(ln pi_old - ln
     pi_sampler).
@@ -223,13 +249,14 @@ def sampler_correction(tokens: LossTokens, settings: CorrectionSection) -> Corre
 
 
 def policy_loss(tokens: LossTokens, settings: LossSection) -> LossOutput:
-    """- sum_t w_t (s_t m_t J_t - kl_weight KL_t) - entropy_bonus / num_loss_tokens * sum_t H_t: one micro-batch's part
-    of the loss.
+    """- sum_t w_t (s_t m_t J_t - kl_weight KL_t - D_t) - entropy_bonus / num_loss_tokens * sum_t H_t: one micro-batch's
+    part of the loss.
 
     J is the objective `settings.name`, w the aggregation's weights, s the sampler's correction, m_t = 1 where the
     entropy is at least `min_entropy`. The mask acts on the policy gradient alone and leaves the denominator as it is
     (as in arXiv:2506.01939): KL penalty and entropy bonus keep acting on all tokens. The bonus is the mean token
-    entropy under every aggregation.
+    entropy under every aggregation. Marked tokens (loss.covariance): under clip m_t = 0, under kl D_t = weight |ln pi -
+    ln pi_old|, the penalty of the paper's code, on top of whichever objective.
 
     Raises: ValueError for an unknown name, or a KL weight without reference log-probabilities.
     """
@@ -243,6 +270,8 @@ def policy_loss(tokens: LossTokens, settings: LossSection) -> LossOutput:
     correction = sampler_correction(tokens, settings.correction)
     is_kept_T = tokens.entropies_T.detach() >= tokens.min_entropy
     per_token_T = correction.weights_T * is_kept_T * objective.objective_T
+    if tokens.is_marked_T is not None:
+        per_token_T = _with_covariance(per_token_T, tokens, tokens.is_marked_T, settings.covariance)
     kl_T = torch.zeros_like(tokens.logprobs_T)
     if tokens.ref_logprobs_T is not None:
         kl_T = k3(tokens.logprobs_T, tokens.ref_logprobs_T.detach())
@@ -256,6 +285,14 @@ def policy_loss(tokens: LossTokens, settings: LossSection) -> LossOutput:
         tokens.entropies_T, correction.log_ratio_T.abs(), correction.is_corrected_T, is_kept_T)
     sums_K = torch.stack([column.detach().float() for column in columns]).sum(dim=1)
     return LossOutput(loss, correction, sums_K)
+
+
+def _with_covariance(
+    per_token_T: Tensor, tokens: LossTokens, is_marked_T: Tensor, settings: CovarianceSection
+) -> Tensor:
+    if settings.mode == "clip":
+        return per_token_T.masked_fill(is_marked_T, 0.0)
+    return per_token_T - settings.weight * is_marked_T * (tokens.logprobs_T - tokens.old_logprobs_T).abs()
 
 
 def mean_statistics(sums_K: Tensor) -> dict[str, float]:

@@ -8,6 +8,7 @@ frozen; none imports torch.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -28,13 +29,15 @@ class Question:
     """One row of the questions file.
 
     id: unique within its file; enters each request's seed. answer: the gold answer, or None where there is none.
-    columns: every other column of the row, passed on to rewards by name.
+    columns: every other column of the row, passed on to rewards by name. is_anchor: a labelled question mixed in, with
+    a reward of its own.
     """
 
     id: str
     text: str
     answer: str | None
     columns: Mapping[str, Json]
+    is_anchor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,12 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G rollouts of one question."""
+    """The G rollouts of one question. votes: texts of the completions that a moving average of the policy gave to it;
+    only between sampler and rewards, where one asks for them."""
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
+    votes: tuple[str, ...] | None = None
 
     @property
     def question(self) -> Question:
@@ -120,8 +125,34 @@ class ScoredGroup:
         return self.entropy / math.log(len(self.rewards))
 
     @property
+    def is_anchor(self) -> bool:
+        return self.group.question.is_anchor
+
+    @property
+    def votes(self) -> Counter[int]:
+        """Completions by cluster; those without an answer do not vote."""
+        return Counter(label for label, answer in zip(self.labels, self.answers, strict=True) if answer is not None)
+
+    @property
+    def largest_cluster(self) -> int:
+        """Completions in the largest cluster of answers; 0 without an answer."""
+        return max(self.votes.values(), default=0)
+
+    @property
+    def majority(self) -> int | None:
+        """Label of the one largest cluster of answers; None where several are the largest, or nothing was answered."""
+        ranked = self.votes.most_common(2)
+        is_clear = len(ranked) == 1 or (len(ranked) == 2 and ranked[0][1] > ranked[1][1])
+        return ranked[0][0] if is_clear else None
+
+    @property
     def has_equal_rewards(self) -> bool:
         return max(self.rewards) == min(self.rewards)
+
+    @property
+    def has_equal_scores(self) -> bool:
+        """Whether each reward by itself is equal; equal sums may be made of different scores."""
+        return all(max(scores) == min(scores) for scores in self.scores.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +162,22 @@ class TrainingGroup:
     teacher_logprobs: [G][T], a teacher's log-probabilities of the completions' tokens at temperature 1; None where none
     was asked. What it adds to the advantage of each token depends on the policy too (rl/teacher/advantages.py).
     old_logprobs: [G][T], the policy's at the start of the batch, at the sampling temperature; None where no forward of
-    their own was spent on them (rl/update.py)."""
+    their own was spent on them, or on that completion (rl/update.py).
+    marks: [G][T], True where loss.covariance acts on the token; None where it acts nowhere, or not on that completion.
+    left_out: numbers of completions that are neither computed nor counted (loss.mask_truncated)."""
 
     scored: ScoredGroup
     advantages: tuple[float, ...]
     teacher_logprobs: tuple[tuple[float, ...], ...] | None = None
-    old_logprobs: tuple[Tensor, ...] | None = field(default=None, compare=False)
+    old_logprobs: tuple[Tensor | None, ...] | None = field(default=None, compare=False)
+    marks: tuple[Tensor | None, ...] | None = field(default=None, compare=False)
+    left_out: frozenset[int] = frozenset()
 
     @property
     def group(self) -> Group:
         return self.scored.group
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Numbers of the completions that are computed and counted."""
+        return tuple(i for i in range(len(self.advantages)) if i not in self.left_out)

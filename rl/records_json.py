@@ -10,7 +10,11 @@ from rl.records import Group, Prompt, Question, Rollout, ScoredGroup
 
 def scored_group_to_json(scored: ScoredGroup) -> dict[str, Any]:
     """A JSON object; Python writes floats so that they read back as the same number."""
-    return asdict(scored)
+    value = asdict(scored)
+    del value["group"]["votes"]  # which nobody reads after the rewards
+    if not scored.is_anchor:  # as runs without anchors have always written it
+        del value["group"]["prompt"]["question"]["is_anchor"]
+    return value
 
 
 def scored_group_from_json(value: dict[str, Any]) -> ScoredGroup:

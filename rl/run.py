@@ -34,6 +34,7 @@ from rl.policy.ends import describe_ends
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.layout import layout_of, use_padded_rows
 from rl.policy.logprob_calculator import LogprobCalculator
+from rl.policy.moving_average import MovingAverage
 from rl.policy.policy import Policy, explain_loading, load_policy, resolve_dtype
 from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
@@ -191,17 +192,13 @@ def _benchmark_tokens(benchmarks: LiveBenchmarks | None) -> int:
     return 0 if benchmarks is None else benchmarks.max_tokens
 
 
-def _longest_prompt(inputs: Inputs) -> int:
-    return max(len(prompt.token_ids) for prompt in inputs.prompts)
-
-
 def load_run_policy(
     config: RunConfig, inputs: Inputs, accelerator: Accelerator, benchmarks: LiveBenchmarks | None = None
 ) -> Policy:
     """The policy of the run's start, if the run fits into memory. Raises ConfigError or PolicyError."""
     bytes_per_weight = resolve_dtype(config.model.dtype, accelerator.device).itemsize
     estimate = estimator(
-        inputs.model_config, config, _longest_prompt(inputs), bytes_per_weight=bytes_per_weight,
+        inputs.model_config, config, inputs.longest_prompt, bytes_per_weight=bytes_per_weight,
         on_gpu=accelerator.device.type == "cuda", benchmark_tokens=_benchmark_tokens(benchmarks))
     available = available_memory(accelerator.device, accelerator.num_processes)
     check_memory(config, estimate(config), available, str(accelerator.device),
@@ -221,7 +218,7 @@ def generator_plan(setup: Setup) -> GeneratorPlan:
     """The sizes that the sampler needs to know: the longest prompt of training and evaluation, and what the rest of the
     run will need."""
     config, inputs, policy = setup.config, setup.inputs, setup.policy
-    longest = max(len(prompt.token_ids) for prompt in (*inputs.prompts, *inputs.held_out))
+    longest = max([inputs.longest_prompt, *(len(prompt.token_ids) for prompt in inputs.held_out)])
     on_gpu = next(policy.model.parameters()).device.type == "cuda"
     estimate = estimate_memory(
         config, inputs.model_config, longest, bytes_per_weight=policy.dtype.itemsize, on_gpu=on_gpu,
@@ -265,22 +262,24 @@ def build_trainer(
     updater = Updater(config, accelerator, prepared_forward, prepared_optimizer, pad_token_id=policy.eos_token_ids[0])
     if accelerator.device.type == "cuda":
         generator.rest()  # as it will while training
-        updater.rehearse(longest_groups(config, _longest_prompt(inputs)))
+        updater.rehearse(longest_groups(config, inputs.longest_prompt))
     stop_signals = StopSignals()
     stack.callback(stop_signals.close)
     metrics, rollouts = _open_logs(setup, stack, is_new=state is None)
     progress = stack.enter_context(open_progress(
         config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0,
         is_main=accelerator.is_main_process))
+    average = None if config.votes is None else MovingAverage(policy, config.votes.decay)
     collector = Collector(
         config, inputs, generator, rank=accelerator.process_index, num_ranks=accelerator.num_processes,
-        policy=LogprobCalculator(policy, forward, max_tokens=config.optim.micro_batch_tokens))
+        policy=LogprobCalculator(policy, forward, max_tokens=config.optim.micro_batch_tokens), average=average)
     parts = Parts(
         accelerator=accelerator, policy=policy, generator=generator, teacher=setup.teacher,
         optimizer=prepared_optimizer, updater=updater, collector=collector, held_out=_held_out(setup),
         benchmarks=setup.benchmarks,
         watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL), data=inputs.digests,
-        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress, stop_requested=stop_signals)
+        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress, stop_requested=stop_signals,
+        average=average)
     trainer = Trainer(config, parts)
     stop_signals.call_when_late(trainer.save_late)
     return trainer, parts

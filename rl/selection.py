@@ -1,10 +1,12 @@
 """Scored groups -> which of them train (entropy thresholding; EMPO, arXiv:2504.05812, section 3).
 
 A group trains only if its rewards could judge it, low < H / ln G < high and its rewards differ (a teacher's advantages
-are per token: with one, groups with equal rewards train too). Which splits of G answers these bounds refuse:
-rl/questions/splits.py. What becomes of the others is `selection.mode`: drop and
-refill leave them out, zero keeps them in the loss denominator with advantage 0. A refused group costs no forward and no
-backward pass (except under `zero` with a KL penalty or an entropy bonus, which act on it too).
+are per token: with one, groups with equal rewards train too). Which splits of G answers the bounds refuse:
+rl/questions/splits.py. A group without consensus trains too where it is to be penalised for that (the negative rollout
+penalisation of RESTRAIN, arXiv:2510.02172). Anchors, whose answers are known, have no bounds on their entropy. What
+becomes of the others is `selection.mode`: drop and refill leave them out, zero keeps them in the loss denominator with
+advantage 0. A refused group costs no forward and no backward pass (except under `zero` with a KL penalty or an entropy
+bonus, which act on it too).
 """
 
 from __future__ import annotations
@@ -41,20 +43,33 @@ class Selection:
         return {f"refused/{reason}": sum(r == reason for _, r in self.refused) / total for reason in REFUSALS}
 
 
+def lacks_consensus(group: ScoredGroup, min_votes: int | None) -> bool:
+    """Whether the largest cluster of answers has fewer than `min_votes` completions; never with None, or of an
+    anchor."""
+    return min_votes is not None and not group.is_anchor and group.largest_cluster < min_votes
+
+
 def refusal(
-    group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False,
-    unanswered: Unanswered = "apart",
+    group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False, each: bool = False,
+    min_votes: int | None = None, unanswered: Unanswered = "apart",
 ) -> Refusal | None:
     """Why this group does not train, or None; thresholds are on the normalised entropy and both are exclusive.
-    keep_equal: equal rewards are no reason. unanswered: as in selection_entropy."""
+    keep_equal: equal rewards are no reason. each: rewards are equal where each of them is, not where their sum is.
+    min_votes: a group that lacks this consensus is refused only where nobody could judge it. unanswered: as in
+    selection_entropy."""
     if group.skipped:  # first: the entropy of clusters that nobody judged says nothing
         return "skipped"
+    if lacks_consensus(group, min_votes):
+        return None
+    if group.is_anchor:
+        low = high = None
     entropy = selection_entropy(group, unanswered)
     if low is not None and entropy <= low + ROUNDING:
         return "too_low"
     if high is not None and entropy >= high - ROUNDING:
         return "too_high"
-    return "equal_rewards" if group.has_equal_rewards and not keep_equal else None
+    is_equal = group.has_equal_scores if each else group.has_equal_rewards
+    return "equal_rewards" if is_equal and not keep_equal else None
 
 
 def selection_entropy(group: ScoredGroup, unanswered: Unanswered) -> float:
@@ -67,11 +82,11 @@ def selection_entropy(group: ScoredGroup, unanswered: Unanswered) -> float:
 
 def select(
     groups: Sequence[ScoredGroup], low: float | None, high: float | None, *, keep_equal: bool = False,
-    unanswered: Unanswered = "apart",
+    each: bool = False, min_votes: int | None = None, unanswered: Unanswered = "apart",
 ) -> Selection:
-    """Split a batch into the groups that train and those that do not."""
-    reasons = [
-        (group, refusal(group, low, high, keep_equal=keep_equal, unanswered=unanswered)) for group in groups]
+    """Split a batch into the groups that train and those that do not, each as `refusal` says."""
+    reasons = [(group, refusal(group, low, high, keep_equal=keep_equal, each=each, min_votes=min_votes,
+                               unanswered=unanswered)) for group in groups]
     return Selection(
         kept=tuple(group for group, reason in reasons if reason is None),
         refused=tuple((group, reason) for group, reason in reasons if reason is not None))

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rl.collect import Collected
 from rl.records import ScoredGroup, TrainingGroup
+from rl.runs.reasoning import reasoning_metrics
 from rl.runs.tracking import NORMALISED_ENTROPY, REVERSE_KL, RolloutsLog
+from rl.selection import lacks_consensus
 
 
 def judged_groups(collected: Collected) -> tuple[ScoredGroup, ...]:
-    """The groups that describe the step. Those that the rewards could not judge are not among them: they count in what
-    the rewards report and in the refusals, and in nothing else."""
+    """The groups that describe the step, anchors apart. Those that the rewards could not judge are not among them: they
+    count in what the rewards report and in the refusals, and in nothing else."""
     return tuple(group for group in _every_group(collected) if not group.skipped)
 
 
@@ -43,9 +45,10 @@ def step_metrics(
     return {
         "reward": mean_reward(judged), **_reward_metrics(judged, _every_group(collected)),
         NORMALISED_ENTROPY: _mean_or_nan(group.normalised_entropy for group in judged),
-        **collected.selection.shares(), "groups/sampled": len(collected.sampled),
+        **_anchor_metrics(collected), **collected.selection.shares(), "groups/sampled": len(collected.sampled),
         "groups/trained": len(collected.batch), "groups/refills": collected.num_refills, "groups/surplus": num_surplus,
         **{f"collapse/{name}": value for name, value in collapse.items()},
+        **{f"reasoning/{name}": value for name, value in reasoning_metrics(judged).items()},
         "policy/version": policy_version, "tokens/sampled": num_tokens, **measured,
         "tokens_per_s": num_tokens / collected.times.generate_s if collected.times.generate_s else 0.0,
     }
@@ -56,6 +59,14 @@ def staleness(batch: Sequence[TrainingGroup], policy_version: int) -> dict[str, 
     batch."""
     lags = [float(policy_version - rollout.policy_version) for item in batch for rollout in item.group.rollouts]
     return {"policy/staleness": mean(lags)}
+
+
+def consensus(collected: Collected, min_votes: int | None) -> dict[str, float]:
+    """Share of the batch's groups that are penalised for their lack of consensus; nothing without selection.min_votes.
+    """
+    if min_votes is None:
+        return {}
+    return {"groups/without_consensus": mean([float(lacks_consensus(group, min_votes)) for group in collected.batch])}
 
 
 def log_rollouts(log: RolloutsLog, step: int, collected: Collected, batch: Sequence[TrainingGroup]) -> None:
@@ -76,7 +87,16 @@ def mean(values: Sequence[float]) -> float:
 
 def _every_group(collected: Collected) -> tuple[ScoredGroup, ...]:
     """A step that lived on groups left over by refilling has sampled nothing; it is described by what it trained on."""
-    return collected.sampled or collected.batch
+    return tuple(group for group in collected.sampled or collected.batch if not group.is_anchor)
+
+
+def _anchor_metrics(collected: Collected) -> dict[str, float]:
+    """Mean reward of the step's anchors, and how many of them train; nothing where there are none."""
+    anchors = [group for group in collected.sampled if group.is_anchor and not group.skipped]
+    if not anchors:
+        return {}
+    return {"anchors/reward": _mean_or_nan(reward for group in anchors for reward in group.rewards),
+            "anchors/trained": float(sum(group.is_anchor for group in collected.batch))}
 
 
 def _mean_or_nan(values: Iterable[float]) -> float:

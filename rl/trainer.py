@@ -28,6 +28,7 @@ from rl.evaluation.evaluations import Evaluations, EvaluationTools
 from rl.evaluation.held_out import HeldOut
 from rl.generate.protocol import Generator
 from rl.outage_response import StoppedWaitingError, Waiting
+from rl.policy.moving_average import MovingAverage
 from rl.policy.policy import Policy
 from rl.proof.proof import GeneratorMismatchError, Proof, ProofState, mismatch_bound
 from rl.ranks import RanksApartError, first_given
@@ -38,7 +39,8 @@ from rl.runs.stopwatch import Stopwatch
 from rl.runs.summary import Summary, installed_versions, peak_rss_gb
 from rl.runs.tracking import MetricsLog, RolloutsLog
 from rl.runs.watchdog import Alarm, StepSignals, Watchdog
-from rl.step_metrics import goal_of_step, judged_groups, log_rollouts, staleness, step_metrics
+from rl.scoring.flips import FlipMemory
+from rl.step_metrics import consensus, goal_of_step, judged_groups, log_rollouts, mean, staleness, step_metrics
 from rl.teacher.advantages import Teacher
 from rl.trainer_state import Positions, Stop, Totals, TrainerState
 from rl.training_groups import make_training_groups
@@ -69,6 +71,7 @@ class Parts:
     rollouts: RolloutsLog | None
     progress: Progress
     stop_requested: Callable[[], str | None]
+    average: MovingAverage | None = None
 
 
 class Trainer:
@@ -83,9 +86,11 @@ class Trainer:
         self._stop: Stop | None = None  # of a run that has ended
         self._rank = parts.accelerator.process_index, parts.accelerator.num_processes
         self._proof = Proof(config, parts.policy, parts.generator, rank=self._rank[0], num_ranks=self._rank[1])
+        flips = config.advantage.flips
+        self._flips = FlipMemory(flips) if flips.enabled else None
         self._hand_over_watch = Stopwatch(ahead_wait_s=0.0, sync_s=0.0)  # since the last training line
         self._checkpoints = Checkpoints(
-            config, parts.folder.checkpoints, parts.accelerator, parts.policy, parts.optimizer)
+            config, parts.folder.checkpoints, parts.accelerator, parts.policy, parts.optimizer, parts.average)
         self._evaluations = Evaluations(
             config,
             EvaluationTools(parts.held_out, parts.benchmarks, parts.generator, parts.watchdog, parts.metrics,
@@ -112,15 +117,19 @@ class Trainer:
                 self._proof_before = self._proof.state()  # for what is saved while a teacher does not answer
                 proof = self._proof.check(self.step_number, self.policy_version, collected)
                 with watch("teacher_s") if parts.teacher is not None else nullcontext():
-                    batch = make_training_groups(self._config, collected, parts.teacher, *self._rank)
+                    batch = make_training_groups(
+                        self._config, collected, parts.teacher, *self._rank, self._flips)
             self._proof_before = None
             counts = self._sampler_counts()  # now: the sampler is asked nothing while it samples ahead
             self._sample_ahead()
             with watch("train_s"):
                 report = parts.updater.update(batch, step=self.step_number, policy_version=self.policy_version)
+                if parts.average is not None:
+                    parts.average.update()
             self._check_mismatch(report)
             self._proof.note_update(report.num_updates, report.grad_norm)
         measured = report.metrics | staleness(batch, self.policy_version) | counts | proof
+        measured |= consensus(collected, self._config.selection.min_votes) | self._note_flips(collected)
         self.policy_version += report.num_updates
         self.step_number += 1
         self._checkpoints.note_rng()
@@ -130,6 +139,14 @@ class Trainer:
         if not parts.collector.in_flight:
             self._hand_over()
         return alarm
+
+    def _note_flips(self, collected: Collected) -> dict[str, float]:
+        """Now that the step is trained on. The mean weight of its batch; nothing without advantage.flips."""
+        if self._flips is None:
+            return {}
+        weights = self._flips.weights(collected.batch, {id(group) for group in collected.sampled})
+        self._flips.note(collected.sampled)
+        return {"flips/weight": mean(weights)}
 
     def _hand_over(self) -> None:
         """Wait for what is sampled ahead; then bring the present version to the sampler, where it has an older one."""
@@ -296,7 +313,8 @@ class Trainer:
             step=self.step_number, policy_version=self.policy_version, num_ranks=parts.accelerator.num_processes,
             collector=parts.collector.state(), watchdog=parts.watchdog.state(), evaluations=self._evaluations.state(),
             proof=self._proof_before or self._proof.state(), stop=self._stop, totals=self._totals_now(),
-            positions=Positions(parts.metrics.position(), parts.rollouts.position()), data=parts.data)
+            positions=Positions(parts.metrics.position(), parts.rollouts.position()), data=parts.data,
+            flips=None if self._flips is None else self._flips.to_json())
 
     def restore(self, path: Path, state: TrainerState) -> None:
         """Go on from a verified checkpoint: weights, optimiser, RNG, everything that the state holds, and files cut to
@@ -305,6 +323,8 @@ class Trainer:
         self.step_number, self.policy_version = state.step, state.policy_version
         parts.collector.load_state(state.collector)
         parts.watchdog.load_state(state.watchdog)
+        if self._flips is not None:
+            self._flips.load(state.flips or {})
         self._evaluations.load_state(state.evaluations)
         self._proof.resume(state.proof)
         self._totals, self._stop = state.totals, state.stop

@@ -18,7 +18,7 @@ from rl.runs.watchdog import WatchdogState
 
 KEYS = frozenset({
     "step", "policy_version", "num_ranks", "order", "watchdog", "memory", "data", "best", "held_out_before",
-    "positions", "surplus", "ahead", "totals"})
+    "positions", "surplus", "ahead", "anchors", "flips", "totals"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class Positions:
 @dataclass(frozen=True, slots=True)
 class TrainerState:
     """step: training steps done. policy_version: optimiser updates done. data: digests of the training and held-out
-    questions, and of a local teacher's weights. stop: of a run that has ended."""
+    questions, and of a local teacher's weights. stop: of a run that has ended. flips: what the run remembers of its
+    questions' majorities; None where it need not."""
 
     step: int
     policy_version: int
@@ -64,6 +65,7 @@ class TrainerState:
     totals: Totals
     positions: Positions
     data: Mapping[str, str] = field(default_factory=dict)
+    flips: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         memory = self.evaluations.to_json()
@@ -74,7 +76,7 @@ class TrainerState:
             "step": self.step, "policy_version": self.policy_version, "num_ranks": self.num_ranks,
             "watchdog": self.watchdog.to_json(), "memory": memory, "data": dict(self.data), "best": best,
             "held_out_before": held_out_before, "positions": asdict(self.positions), "totals": asdict(self.totals),
-            **self.collector.to_json()}
+            **self.collector.to_json(), **({} if self.flips is None else {"flips": dict(self.flips)})}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -89,4 +91,5 @@ class TrainerState:
                 {**memory, "best": value.get("best"), "held_out_before": value.get("held_out_before")}),
             proof=ProofState.from_json(memory.get("proof", {})),
             stop=None if memory["stopped"] is None else Stop(*memory["stopped"]),
-            totals=Totals(**value["totals"]), positions=Positions(**value["positions"]), data=value.get("data", {}))
+            totals=Totals(**value["totals"]), positions=Positions(**value["positions"]), data=value.get("data", {}),
+            flips=value.get("flips"))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +33,8 @@ from rl.batching import (
     trains,
 )
 from rl.config import RunConfig
-from rl.losses import LossTokens, entropy_threshold, policy_loss
+from rl.generate.protocol import request_seed
+from rl.losses import LossTokens, covariance_marks, entropy_threshold, policy_loss
 from rl.optimizer import learning_rate
 from rl.policy.forward import PolicyForward
 from rl.policy.logprobs import TokenLogprobs
@@ -41,6 +42,16 @@ from rl.ranks import gather
 from rl.records import TrainingGroup
 from rl.teacher.advantages import distilled_advantages
 from rl.update_report import UpdateReport, UpdateSums
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """Of one completion, before the first update: [T] each. advantages_T: with a teacher's only under
+    loss.covariance."""
+
+    logprobs_T: Tensor
+    entropies_T: Tensor
+    advantages_T: Tensor
 
 
 class Updater:
@@ -66,8 +77,8 @@ class Updater:
         lr = learning_rate(config.optim, step, config.steps)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = lr
-        groups, min_entropy = self._before_first_update(groups)
-        sums = UpdateSums()
+        groups, min_entropy = self._before_first_update(groups, step)
+        sums = UpdateSums(marked_share=_marked_share(groups) if config.loss.covariance.mode != "none" else None)
         for epoch in range(config.optim.epochs):
             for minibatch in split_minibatches(groups, config.optim.minibatches):
                 for batch, weight, is_last in self._micro_batches(minibatch):
@@ -86,48 +97,77 @@ class Updater:
         return sums.report(lr, config.teacher, num_ranks)
 
     @torch.no_grad()
-    def _before_first_update(self, groups: Sequence[TrainingGroup]) -> tuple[Sequence[TrainingGroup], float]:
-        """The groups that train with their old log-probabilities, and the entropy that the top share of tokens reaches;
-        the groups as they are and no such bound where the first forward with gradient gives all that is needed."""
+    def _before_first_update(
+        self, groups: Sequence[TrainingGroup], step: int
+    ) -> tuple[Sequence[TrainingGroup], float]:
+        """The groups that train with their old log-probabilities and marks, and the entropy that the top share of
+        tokens reaches; the groups as they are and no such bound where the first forward with gradient gives all that is
+        needed."""
         optim, loss = self._config.optim, self._config.loss
         num_updates = optim.epochs * min(optim.minibatches, len(groups))
         # With dropout the trained forward is not the policy that sampled: neither pi_old nor the mismatch may come from
         # it.
-        if num_updates <= 1 and loss.top_entropy_share == 1.0 and self._config.lora.dropout == 0:
+        if (num_updates <= 1 and loss.top_entropy_share == 1.0 and loss.covariance.mode == "none"
+                and self._config.lora.dropout == 0):
             return groups, -math.inf
         was_training = self._unwrapped.training
         self._unwrapped.eval()
-        found: list[tuple[tuple[SequenceIndex, ...], tuple[int, ...], Tensor, Tensor]] = []  # of each micro-batch
+        found: list[dict[SequenceIndex, _Before]] = []  # of each micro-batch
         for batch, weight, _ in self._micro_batches(groups):
             if weight:
                 computed = self._logprobs(batch, self._unwrapped)
-                found.append((
-                    batch.sequences, batch.sequence_lengths, computed.logprobs_N.cpu(), computed.entropies_N.cpu()))
+                advantages_T = (batch.advantages_T if loss.covariance.mode == "none"
+                                else self._advantages(batch, computed.logprobs_N))
+                values = computed.logprobs_N, computed.entropies_N, advantages_T
+                parts = (value_T.cpu().split(batch.sequence_lengths) for value_T in values)
+                found.append({s: _Before(*part) for s, *part in zip(batch.sequences, *parts, strict=True)})
         self._unwrapped.train(was_training)
         shares = gather(found, self._accelerator.num_processes, "compute log-probabilities of the batch")
-        found = [one for share in shares for one in share]
+        before = {sequence: one for share in shares for part in share for sequence, one in part.items()}
         threshold = entropy_threshold(
-            torch.cat([entropies_T for *_, entropies_T in found] or [torch.empty(0)]), loss.top_entropy_share)
-        old = {sequence: part for sequences, lengths, logprobs_T, _ in found
-               for sequence, part in zip(sequences, logprobs_T.split(lengths), strict=True)}
-        return self._with_old_logprobs(groups, old), threshold
+            torch.cat([one.entropies_T for one in before.values()] or [torch.empty(0)]), loss.top_entropy_share)
+        return self._with_old_logprobs(groups, before, self._marks(groups, before, step)), threshold
+
+    def _marks(
+        self, groups: Sequence[TrainingGroup], before: Mapping[SequenceIndex, _Before], step: int
+    ) -> Mapping[SequenceIndex, Tensor]:
+        """Where loss.covariance acts, of each completion that it looks at; nothing where it is off."""
+        settings = self._config.loss.covariance
+        # Groups that are computed for a penalty's sake alone have no advantage: they would move the means.
+        numbers = {n for n, group in enumerate(self._training(groups)) if trains(group, needs_all=False)}
+        sequences = sorted(sequence for sequence in before if sequence.group in numbers)
+        if settings.mode == "none" or not sequences:
+            return {}
+        looked_at = [before[sequence] for sequence in sequences]
+        random = torch.Generator().manual_seed(request_seed(self._config.seed, "covariance", step, "", 0))
+        marks_N = covariance_marks(
+            torch.cat([one.logprobs_T for one in looked_at]), torch.cat([one.advantages_T for one in looked_at]),
+            settings, random)
+        return dict(zip(sequences, marks_N.split([len(one.logprobs_T) for one in looked_at]), strict=True))
+
+    def _training(self, groups: Sequence[TrainingGroup]) -> list[TrainingGroup]:
+        """Those that need a forward pass; micro-batches count them."""
+        return [group for group in groups if trains(group, self._needs_all)]
 
     def _with_old_logprobs(
-        self, groups: Sequence[TrainingGroup], old: Mapping[SequenceIndex, Tensor]
+        self, groups: Sequence[TrainingGroup], before: Mapping[SequenceIndex, _Before],
+        marks: Mapping[SequenceIndex, Tensor],
     ) -> list[TrainingGroup]:
-        """old: [T] of every completion; their groups are counted among those that train."""
-        training = [group for group in groups if trains(group, self._needs_all)]
-        numbers = {id(group): number for number, group in enumerate(training)}
-        return [
-            replace(group, old_logprobs=tuple(
-                old[SequenceIndex(numbers[id(group)], rollout)] for rollout in range(len(group.group.rollouts))))
-            if id(group) in numbers else group
-            for group in groups]
+        """before, marks: of every completion that trains; their groups are counted among those that do."""
+        numbers = {id(group): number for number, group in enumerate(self._training(groups))}
+
+        def completed(group: TrainingGroup) -> TrainingGroup:
+            sequences = [SequenceIndex(numbers[id(group)], rollout) for rollout in range(len(group.advantages))]
+            return replace(
+                group, old_logprobs=tuple(before[s].logprobs_T if s in before else None for s in sequences),
+                marks=tuple(marks.get(s) for s in sequences) if marks else None)
+
+        return [completed(group) if id(group) in numbers else group for group in groups]
 
     def _micro_batches(self, groups: Sequence[TrainingGroup]) -> Iterator[tuple[MicroBatch, float, bool]]:
         """This rank's micro-batches of one update with their weight, 1, and whether it is the last. A rank that has
         fewer than the others repeats one with weight 0, because the backward passes of the ranks must match."""
-        training = [group for group in groups if trains(group, self._needs_all)]
+        training = self._training(groups)
         layout, num_ranks = self._unwrapped.layout, self._accelerator.num_processes
         plan = plan_for_ranks(
             training, max_tokens=self._config.optim.micro_batch_tokens, layout=layout, num_ranks=num_ranks)
@@ -159,7 +199,7 @@ class Updater:
             num_sequences=batch.num_sequences, num_loss_tokens=batch.num_loss_tokens,
             ref_logprobs_T=(
                 self._unwrapped.reference(batch.rows) if self._config.loss.kl_weight > 0 else None),
-            min_entropy=min_entropy)
+            min_entropy=min_entropy, is_marked_T=batch.is_marked_T)
 
     def _advantages(self, batch: MicroBatch, present_T: Tensor) -> Tensor:
         """[T]: each completion's, and what a teacher adds to each token's; present_T: of the policy at the start of the
@@ -197,6 +237,12 @@ class Updater:
     def micro_batches_of(self, groups: Sequence[TrainingGroup]) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the groups, for tests and measurements."""
         return (batch for batch, weight, _ in self._micro_batches(groups) if weight)
+
+
+def _marked_share(groups: Sequence[TrainingGroup]) -> float:
+    """Of the tokens that loss.covariance has looked at, those that it marked."""
+    marks = [marks_T for group in groups for marks_T in group.marks or () if marks_T is not None]
+    return float(torch.cat(marks).double().mean()) if marks else 0.0
 
 
 def _present(batch: MicroBatch, computed: TokenLogprobs) -> Tensor:

@@ -64,7 +64,8 @@ class UpdateReport:
     loss, grad_norm: means over the updates. token_means: rl.losses.mean_statistics, over all ranks' tokens. mismatch:
     between trainer and sampler, over the trained tokens that the present version sampled, with the importance weights
     of loss.correction; staleness: over those that an older version sampled, with the weights pi / pi_sampler that the
-    loss clips: how far the policy has moved since, numerics included; each None without such tokens."""
+    loss clips: how far the policy has moved since, numerics included; each None without such tokens. marked_share: of
+    the tokens, those on which loss.covariance acts; None where it is off."""
 
     num_updates: int
     lr: float
@@ -74,12 +75,13 @@ class UpdateReport:
     mismatch: Spread | None = None
     staleness: Spread | None = None
     distillation: Distillation | None = None
+    marked_share: float | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
         """Under their names in metrics.jsonl; what is None is missing."""
         values = {"optim/lr": self.lr, "optim/updates": float(self.num_updates), LOSS: self.loss,
-                  "optim/grad_norm": self.grad_norm}
+                  "optim/grad_norm": self.grad_norm, "loss/covariance_share": self.marked_share}
         if self.token_means is not None:
             values |= {name: self.token_means[statistic] for name, statistic in TOKEN_MEANS.items()}
         for group, spread in (("mismatch", self.mismatch), ("staleness", self.staleness)):
@@ -109,7 +111,8 @@ class UpdateSums:
 
     mismatch, importance: trainer's less sampler's log-probability of the tokens that the present version sampled, and
     what such a token counts for under the correction. drift: trainer's less sampler's, of tokens that an older version
-    sampled. reverse_kl: policy's less teacher's. These four are of the first pass over the batch alone."""
+    sampled. reverse_kl: policy's less teacher's. These four are of the first pass over the batch alone. marked_share:
+    as in UpdateReport."""
 
     statistics: list[Tensor] = field(default_factory=list)
     mismatch: list[Tensor] = field(default_factory=list)
@@ -118,6 +121,7 @@ class UpdateSums:
     reverse_kl: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    marked_share: float | None = None
 
     def add(
         self, batch: MicroBatch, output: LossOutput, present_T: Tensor, is_fresh_T: Tensor, *, is_first_pass: bool
@@ -152,7 +156,7 @@ class UpdateSums:
             token_means=mean_statistics(torch.stack(statistics).sum(0)),
             mismatch=Spread.of(mismatch, importance) if mismatch.numel() else None,
             staleness=Spread.of(drift, drift.double().exp()) if drift.numel() else None,
-            distillation=_distillation(reverse_kl, teacher))
+            distillation=_distillation(reverse_kl, teacher), marked_share=self.marked_share)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -47,7 +47,8 @@ class EvaluationTools:
 class EvaluationsState:
     """before, after: held-out accuracy before the first and after the last step, as {"avg@8": interval}.
     goals_since: what the run raises, of each step since the last evaluation on held-out questions. is_due: the
-    evaluation after the last finished step is not complete. best: the best checkpoint so far."""
+    evaluation after the last finished step is not complete. best: the best checkpoint so far. right_before: held-out
+    questions whose majority was right before the first step; None where that is not known."""
 
     before: Mapping[str, Interval] | None
     after: Mapping[str, Interval] | None
@@ -55,13 +56,15 @@ class EvaluationsState:
     is_due: bool
     benchmarks: BenchmarkHistory
     best: Best | None
+    right_before: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "rewards_since_evaluation": list(self.goals_since), "held_out_after": _intervals_to_json(self.after),
             "evaluation_due": self.is_due, "benchmarks": self.benchmarks.to_json(),
             "best": None if self.best is None else asdict(self.best),
-            "held_out_before": _intervals_to_json(self.before)}
+            "held_out_before": _intervals_to_json(self.before),
+            **({} if self.right_before is None else {"held_out_right_before": list(self.right_before)})}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -69,7 +72,8 @@ class EvaluationsState:
             before=_intervals_from_json(value["held_out_before"]), after=_intervals_from_json(value["held_out_after"]),
             goals_since=tuple(value["rewards_since_evaluation"]), is_due=value.get("evaluation_due", False),
             benchmarks=BenchmarkHistory.from_json(value.get("benchmarks", {})),
-            best=None if value["best"] is None else Best(**value["best"]))
+            best=None if value["best"] is None else Best(**value["best"]),
+            right_before=None if (right := value.get("held_out_right_before")) is None else tuple(right))
 
 
 class Evaluations:
@@ -89,9 +93,11 @@ class Evaluations:
 
     def state(self) -> EvaluationsState:
         return EvaluationsState(
-            self.before, self.after, tuple(self._goals_since), self.is_due, self.benchmarks.copy(), self.best)
+            self.before, self.after, tuple(self._goals_since), self.is_due, self.benchmarks.copy(), self.best,
+            self._right_before)
 
     def load_state(self, state: EvaluationsState) -> None:
+        self._right_before = state.right_before
         self.before, self.after, self.is_due, self.best = state.before, state.after, state.is_due, state.best
         self._goals_since, self.benchmarks = list(state.goals_since), state.benchmarks.copy()
         if self.best is not None and not self._is_chosen_by(self.best.metric):
@@ -117,6 +123,7 @@ class Evaluations:
         self._evaluate_benchmarks(0)
         if result := self._evaluate_held_out(0, self._config.evaluation.samples):
             self.before = result[0].intervals
+            self._right_before = tuple(sorted(result[0].majority_right))
             self._keep_if_best_held_out(0, result[0])
         self._save(False)
 
@@ -162,8 +169,9 @@ class Evaluations:
             step, interval.value, goal, noise=(interval.high - interval.low) / 2)
         # Not "reward": the training step of the same number has one, and a service would show both as one curve.
         rewards = {} if goal is None or not self._config.rewards else {"reward_since_evaluation": goal}
+        since = {} if self._right_before is None else evaluation.since(self._right_before)
         if tools.metrics is not None:
-            tools.metrics.log(step, "eval", evaluation.metrics() | rewards | watch.seconds)
+            tools.metrics.log(step, "eval", evaluation.metrics() | since | rewards | watch.seconds)
         tools.progress.held_out(step, interval.value, interval.low, interval.high)
         return evaluation, alarm
 

@@ -7,7 +7,7 @@ numbers: what changes between two of them is the policy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewards.scoring import RewardSum
@@ -20,7 +20,9 @@ from rl.scoring.rewarding import score_groups
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """accuracy: mean over questions of the mean over k samples, with a 95% bootstrap interval over questions.
+    """accuracy: mean over questions of the mean over k samples, with a 95% bootstrap interval over questions. each: the
+    same of every question, by its id. majority_right: ids of those whose one largest cluster of answers is right.
+    length_right, length_wrong: mean tokens of right and wrong completions; None where there are none.
 
     comparable: the same over the first `comparable_samples` of them alone, which have the same random numbers in every
     evaluation of the run: what checkpoints are ranked by."""
@@ -33,12 +35,17 @@ class Evaluation:
     unparsable_share: float
     truncated_share: float
     mean_completion_tokens: float
+    each: Mapping[str, float]
+    majority_right: frozenset[str]
+    length_right: float | None
+    length_wrong: float | None
 
     @property
     def intervals(self) -> dict[str, Interval]:
         return {f"avg@{self.samples}": self.accuracy}
 
     def metrics(self) -> dict[str, float]:
+        lengths = {"held_out/length_right": self.length_right, "held_out/length_wrong": self.length_wrong}
         return {
             "held_out/accuracy": self.accuracy.value,
             "held_out/low": self.accuracy.low,
@@ -48,7 +55,21 @@ class Evaluation:
             "held_out/unparsable_share": self.unparsable_share,
             "held_out/truncated_share": self.truncated_share,
             "held_out/completion_length": self.mean_completion_tokens,
+            "held_out/majority_right": len(self.majority_right) / len(self.each),
+            **{name: value for name, value in lengths.items() if value is not None},
         }
+
+    def since(self, right_before: Collection[str]) -> dict[str, float]:
+        """What became of the questions whose majority was right before training (their ids), and of the others, whose
+        majority was wrong, a tie or no answer: accuracy of either part, missing where it is empty, and the shares of
+        all questions whose majority is no longer right, or is right now."""
+        right = [value for question, value in self.each.items() if question in right_before]
+        wrong = [value for question, value in self.each.items() if question not in right_before]
+        parts = {"held_out/accuracy_where_majority_was_right": right,
+                 "held_out/accuracy_where_majority_was_wrong": wrong}
+        return {name: sum(values) / len(values) for name, values in parts.items() if values} | {
+            "held_out/majority_lost": len(set(right_before) - self.majority_right) / len(self.each),
+            "held_out/majority_gained": len(self.majority_right - set(right_before)) / len(self.each)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,4 +114,23 @@ def summarise(scored: Sequence[ScoredGroup], samples: int, comparable_samples: i
         unparsable_share=sum(answer is None for answer in answers) / len(answers),
         truncated_share=sum(rollout.is_truncated for rollout in rollouts) / len(rollouts),
         mean_completion_tokens=sum(len(rollout.token_ids) for rollout in rollouts) / len(rollouts),
+        each={group.group.question.id: sum(group.rewards) / samples for group in scored},
+        majority_right=frozenset(group.group.question.id for group in scored if _is_majority_right(group)),
+        length_right=_mean_length(scored, is_right=True), length_wrong=_mean_length(scored, is_right=False),
     )
+
+
+RIGHT = 0.5
+"""A grader's value above which a completion counts as right, where it has to be one or the other."""
+
+
+def _is_majority_right(group: ScoredGroup) -> bool:
+    values = [reward for reward, label in zip(group.rewards, group.labels, strict=True) if label == group.majority]
+    return bool(values) and sum(values) / len(values) > RIGHT
+
+
+def _mean_length(scored: Sequence[ScoredGroup], *, is_right: bool) -> float | None:
+    lengths = [len(rollout.token_ids) for group in scored
+               for rollout, reward in zip(group.group.rollouts, group.rewards, strict=True)
+               if (reward > RIGHT) == is_right]
+    return sum(lengths) / len(lengths) if lengths else None

@@ -151,7 +151,9 @@ def estimate_memory(
     return MemoryEstimate(
         num_parameters=num_parameters, num_trained=num_trained,
         base=base * frozen_copies, sampler_copy=sampler_copy,
-        trained=num_trained * 4 * 4, activations=activations, logits=logits, cache=cache, backend=generator.backend,
+        # Weights, gradients, two moments; a moving average, and the weights that make room for it while it is sampled.
+        trained=num_trained * 4 * (4 if config.votes is None else 6), activations=activations, logits=logits,
+        cache=cache, backend=generator.backend,
         is_least_cache=generator.backend == "vllm" and on_gpu and generator.cache_gb is None,
         sleeps=on_gpu and generator.sleep != "off", teacher=_teacher_bytes(config, on_gpu=on_gpu),
         on_gpu=on_gpu)

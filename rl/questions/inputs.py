@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jinja2
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -33,10 +33,11 @@ from rl.scoring.rewarding import build_rewards, check_answers, check_columns
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """prompts, held_out: rendered questions. dropped: how many questions of either file were left out, by reason.
+    """prompts, held_out, anchors: rendered questions. dropped: how many questions of a file were left out, by reason.
 
     stop_strings: the template's and the configuration's. turn_end_ids: end an assistant's turn in the chat template.
-    digests: of each file's prompts and answers, by the key that names it."""
+    digests: of each file's prompts and answers, by the key that names it. anchor_rewards: what judges anchors; None
+    where there are none."""
 
     tokenizer: PreTrainedTokenizerBase
     model_config: PretrainedConfig
@@ -48,6 +49,13 @@ class Inputs:
     stop_strings: tuple[str, ...]
     turn_end_ids: tuple[int, ...]
     digests: Mapping[str, str]
+    anchors: tuple[Prompt, ...] = ()
+    anchor_rewards: RewardSum | None = None
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens, of the questions that train."""
+        return max(len(prompt.token_ids) for prompt in (*self.prompts, *self.anchors))
 
 
 def read_inputs(config: RunConfig) -> Inputs:
@@ -57,25 +65,24 @@ def read_inputs(config: RunConfig) -> Inputs:
             raise ConfigError(f"{tracker} is not installed", where=named("tracking.trackers"),
                               remedy=f"pip install -e '.[{tracker}]'")
     rewards = build_rewards(config.rewards, config.sampling.max_completion_tokens)
-    if config.generator.max_staleness and (rewards.needs_policy or rewards.needs_token_statistics):
-        raise ConfigError(
-            f"1 samples a step's groups before the step before it has trained, and a reward among "
-            f"{', '.join(rewards.names)} asks the policy itself, which has changed by then",
-            where=named("generator.max_staleness"),
-            remedy=f"{named('generator.max_staleness', 0)}, or rewards that read the completions")
+    _check_staleness(config, rewards)
+    _check_votes(config, rewards)
     grader = build_grader(config.evaluation, config.sampling.max_completion_tokens)
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     training = read_questions(config.data, config.prompt, rewards, tokenizer)
     renderer, prompts, dropped = training.renderer, training.prompts, dict(training.dropped)
+    anchors, anchor_rewards = read_anchors(config, renderer)
+    if anchors:
+        prompts, dropped["that are anchors"] = _without(prompts, anchors, config.data)
     held_out: tuple[Prompt, ...] = ()
     if grader is not None:
         held_out, left_out = read_held_out(
             config.evaluation, grader, renderer, config.data.max_prompt_tokens, training.texts)
         dropped |= left_out
-        warn_of_overlap(prompts, held_out)
-    check_lengths(config.sampling.max_completion_tokens, model_config, (*prompts, *held_out))
+        warn_of_overlap((*prompts, *anchors), held_out)
+    check_lengths(config.sampling.max_completion_tokens, model_config, (*prompts, *anchors, *held_out))
     check_shapes(config.model, model_config)
-    check_vocabulary((*prompts, *held_out), model_config)
+    check_vocabulary((*prompts, *anchors, *held_out), model_config)
     check_stop_tokens(config.sampling.stop_token_ids, len(tokenizer))
     warn_of_unusual(config, prompts, tokenizer, context_of(model_config))
     if config.sampling.top_p < 1.0 or config.sampling.top_k > 0:
@@ -84,10 +91,71 @@ def read_inputs(config: RunConfig) -> Inputs:
             " is taken, so the gradient is biased. Remedy: sampling.top_p=1 sampling.top_k=0", stacklevel=2)
     stop_strings = tuple(dict.fromkeys([*renderer.template.stop_strings, *config.sampling.stop_strings]))
     digests = {"data.path": prompts_digest(prompts)} | (
-        {"evaluation.path": prompts_digest(held_out)} if grader is not None else {})
+        {"evaluation.path": prompts_digest(held_out)} if grader is not None else {}) | (
+        {"anchors.path": prompts_digest(anchors)} if anchors else {})
     return Inputs(
         tokenizer, model_config, rewards, grader, prompts, held_out, dropped, stop_strings, renderer.turn_end_ids,
-        digests)
+        digests, anchors, anchor_rewards)
+
+
+def _check_staleness(config: RunConfig, rewards: RewardSum) -> None:
+    if config.generator.max_staleness and (rewards.needs_policy or rewards.needs_token_statistics):
+        raise ConfigError(
+            f"1 samples a step's groups before the step before it has trained, and a reward among "
+            f"{', '.join(rewards.names)} asks the policy itself, which has changed by then",
+            where=named("generator.max_staleness"),
+            remedy=f"{named('generator.max_staleness', 0)}, or rewards that read the completions")
+
+
+def _check_votes(config: RunConfig, rewards: RewardSum) -> None:
+    if rewards.needs_votes and config.votes is None:
+        raise ConfigError(
+            f"null samples no votes, and a reward among {', '.join(rewards.names)} counts them", where=named("votes"),
+            remedy=f"{named('votes.samples', 8)}, or rewards.majority:majority_vote, which counts the group's own")
+    if config.votes is not None and not rewards.needs_votes:
+        raise ConfigError(
+            f"{config.votes.samples} votes a question would be sampled, and no reward among "
+            f"{', '.join(rewards.names) or 'none'} counts them", where=named("votes"),
+            remedy=f"the reward rewards.majority:voted, or {named('votes', 'null')}")
+
+
+def read_anchors(config: RunConfig, renderer: PromptRenderer) -> tuple[tuple[Prompt, ...], RewardSum | None]:
+    """The labelled questions that are mixed in, and what judges them; (), None where there are none. Raises ConfigError
+    or DataError, which name keys of `anchors`."""
+    anchors = config.anchors
+    if anchors is None:
+        return (), None
+    rewards = build_rewards([RewardSection(use=anchors.reward)], config.sampling.max_completion_tokens)
+    if rewards.needs_policy or rewards.needs_token_statistics:
+        raise ConfigError(f"{anchors.reward} judges by the policy's own probabilities", where=named("anchors.reward"),
+                          expected="a reward that reads the completions, such as rewards.accuracy:accuracy")
+    try:
+        loaded = load_questions(anchors.as_data())
+    except DataError as error:
+        raise error.renamed(lambda key: re.sub(r"^data\b", "anchors", key)) from None
+    # Ids enter the sampling seeds, and tell in rollouts.jsonl whose label was read.
+    questions = tuple(replace(q, id=f"anchor:{q.id}", is_anchor=True) for q in loaded.questions)
+    try:
+        check_answers(rewards, questions)
+        check_columns(rewards, questions)
+    except RewardError as error:
+        raise ConfigError(
+            f"{error.problems[0].what}; every anchor is a labelled question", where=named("anchors.path"),
+            remedy=named("anchors.columns.answer", "NAME") + " where the column has another name") from error
+    prompts, _ = render_prompts(questions, renderer, config.data.max_prompt_tokens)
+    return prompts, rewards
+
+
+def _without(
+    prompts: tuple[Prompt, ...], anchors: Sequence[Prompt], data: DataSection
+) -> tuple[tuple[Prompt, ...], int]:
+    """The questions that are no anchors, and how many are: one question is not trained with and without its label."""
+    texts = {prompt.question.text for prompt in anchors}
+    kept = tuple(prompt for prompt in prompts if prompt.question.text not in texts)
+    if not kept:
+        raise ConfigError(f"each of the {len(prompts)} questions of {data.path} is an anchor too, and none is left to "
+                          "train without its label", where=named("data.path"), expected="other questions beside them")
+    return kept, len(prompts) - len(kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ in `Rule`.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal, Self
 
 from rl.config import WatchdogSection
 from rl.records import Rollout, ScoredGroup
+from rl.runs.reasoning import text_before_answer
 
 Rule = Literal["falling_accuracy", "accuracy_drop", "nothing_gained", "one_answer", "unparsable"]
 
@@ -29,9 +29,6 @@ FEWEST_REASONING_CHARACTERS = 3
 LEAST_RETURN = 0.1
 """Accuracy that a policy should gain for each unit of reward: a tenth is far below what good runs gain (about one,
 where the reward is a share such as agreement), and enough to tell a gain from the noise of evaluations."""
-
-_ANSWER_START = re.compile(r"\\boxed|\\fbox|####|<answer>|answer is", re.IGNORECASE)
-_THINK_TAG = re.compile(r"</?think>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +282,7 @@ def collapse_metrics(
     """
     if not groups:
         raise ValueError("collapse_metrics needs at least one group")
-    current = {group.group.question.id: _majority_answer(group) for group in groups}
+    current = {group.group.question.id: majority_answer(group) for group in groups}
     found = {question: answer for question, answer in current.items() if answer is not None}
     revisited = [question for question in found if question in majorities]
     most_frequent = max(Counter(found.values()).values(), default=0)
@@ -311,13 +308,11 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _majority_answer(scored: ScoredGroup) -> str | None:
+def majority_answer(scored: ScoredGroup) -> str | None:
     """The stripped answer of the founder of the largest answered cluster; None for a tie or without any answer."""
-    sizes = Counter(label for label, answer in zip(scored.labels, scored.answers, strict=True) if answer is not None)
-    ranked = sizes.most_common(2)
-    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+    if scored.majority is None:
         return None
-    answer = scored.answers[scored.labels.index(ranked[0][0])]
+    answer = scored.answers[scored.labels.index(scored.majority)]
     assert answer is not None
     return answer.strip()
 
@@ -327,8 +322,5 @@ def _is_unanimous(scored: ScoredGroup) -> bool:
 
 
 def _has_no_reasoning(scored: ScoredGroup, rollout: Rollout, answer: str) -> bool:
-    """Whether the completion begins with its answer; the template's own beginning and think tags are no reasoning."""
-    text = _THINK_TAG.sub("", rollout.text.removeprefix(scored.group.prompt.assistant_prefix))
-    marker = _ANSWER_START.search(text)
-    start = marker.start() if marker else max(text.find(answer), 0)
-    return len(text[:start].strip(" \t\r\n$")) < FEWEST_REASONING_CHARACTERS
+    """Whether the completion begins with its answer."""
+    return len(text_before_answer(scored, rollout, answer).strip(" \t\r\n$")) < FEWEST_REASONING_CHARACTERS

@@ -48,7 +48,7 @@ def made_up_group(prompt: Prompt, size: int) -> Group:
     answer = prompt.question.answer
     texts = [*MADE_UP, *([f"So it is \\boxed{{{answer}}}"] if answer is not None else [])]
     chosen = [texts[i % len(texts)] for i in range(size)]
-    return Group(prompt, tuple(_rollout(text) for text in chosen))
+    return Group(prompt, tuple(_rollout(text) for text in chosen), votes=MADE_UP)
 
 
 def _rollout(text: str) -> Rollout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -50,6 +50,17 @@ def check_columns(rewards: RewardSum, questions: Sequence[Question]) -> None:
         rewards.check_columns(question.id, question.columns)
 
 
+def score_mixed(
+    rewards: RewardSum, anchor_rewards: RewardSum | None, groups: Sequence[Group], policy: AskedPolicy | None = None
+) -> list[ScoredGroup]:
+    """`score_groups`, in order, where anchors are judged by their own reward; None: there are none."""
+    if anchor_rewards is None:
+        return score_groups(rewards, groups, policy)
+    anchors = iter(score_groups(anchor_rewards, [group for group in groups if group.question.is_anchor], policy))
+    others = iter(score_groups(rewards, [group for group in groups if not group.question.is_anchor], policy))
+    return [next(anchors if group.question.is_anchor else others) for group in groups]
+
+
 def score_groups(rewards: RewardSum, groups: Sequence[Group], policy: AskedPolicy | None = None) -> list[ScoredGroup]:
     """Score whole groups, in order. policy: the policy that sampled them, for rewards that ask it something.
 
@@ -59,7 +70,7 @@ def score_groups(rewards: RewardSum, groups: Sequence[Group], policy: AskedPolic
     inputs = [
         GroupInput(
             question_id=group.question.id, question=group.question.text, completions=[r.text for r in group.rollouts],
-            answer=group.question.answer, columns=group.question.columns, prompt=group.prompt.text,
+            answer=group.question.answer, columns=_columns(rewards, group), prompt=group.prompt.text,
             rollouts=group.rollouts,
             policy=policy.after(group.prompt) if policy is not None and rewards.needs_policy else None)
         for group in groups
@@ -73,8 +84,17 @@ def score_groups(rewards: RewardSum, groups: Sequence[Group], policy: AskedPolic
     ]
 
 
+def _columns(rewards: RewardSum, group: Group) -> Mapping[str, object]:
+    """What rewards get by name beside question and answer."""
+    if not rewards.needs_votes or group.votes is None:
+        return group.question.columns
+    return {**group.question.columns, "votes": list(group.votes)}
+
+
 def _without_statistics(group: Group) -> Group:
-    """Nobody reads them after the rewards: they need not travel between ranks or into checkpoints."""
+    """Nobody reads them, or the votes, after the rewards: they need not travel between ranks or into checkpoints."""
+    if group.votes is not None:
+        group = replace(group, votes=None)
     if all(rollout.entropies is None for rollout in group.rollouts):
         return group
     return replace(group, rollouts=tuple(replace(r, entropies=None, self_certainties=None) for r in group.rollouts))

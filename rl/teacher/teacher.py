@@ -93,7 +93,7 @@ def check_run_teacher(config: RunConfig, inputs: Inputs) -> None:
 
 def needed_context(config: RunConfig, inputs: Inputs) -> int:
     """Tokens of the longest training prompt with the longest completion."""
-    return max(len(prompt.token_ids) for prompt in inputs.prompts) + config.sampling.max_completion_tokens
+    return inputs.longest_prompt + config.sampling.max_completion_tokens
 
 
 def teacher_digests(section: TeacherModelSection | None, key: str) -> dict[str, str]:

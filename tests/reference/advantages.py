@@ -38,3 +38,19 @@ def reference_advantages(rewards: Sequence[Sequence[float]], name: str, ddof: in
                 advantages.append((reward - _mean(group)) / (_std(everything_centred, ddof) + eps))
         result.append(advantages)
     return result
+
+
+def reference_decoupled(
+    scores: Sequence[Sequence[Sequence[float]]], weights: Sequence[float], ddof: int, eps: float
+) -> list[list[float]]:
+    """GDPO (arXiv:2601.05242): [group][G] from [group][reward][G]."""
+    sums = []
+    for rewards in scores:
+        size = len(rewards[0])
+        sums.append([0.0] * size)
+        for weight, reward in zip(weights, rewards, strict=True):
+            for i in range(size):
+                std = _std(reward, ddof)
+                sums[-1][i] += weight * (reward[i] - _mean(reward)) / (std + eps)
+    everything = [value for group in sums for value in group]
+    return [[(value - _mean(everything)) / (_std(everything, ddof) + eps) for value in group] for group in sums]

@@ -24,6 +24,7 @@ class Sequences:
     ref: list[Tensor]
     entropies: list[Tensor]
     advantages: list[float]
+    marks: list[list[bool]] | None = None  # where loss.covariance acts
 
 
 def reference_loss(
@@ -39,8 +40,14 @@ def reference_loss(
         for t in range(length):
             s = 0.0 if float(data.entropies[i][t].detach()) < min_entropy else _correction(data, settings, i, t)
             d = data.ref[i][t] - data.logprobs[i][t]
+            is_marked = data.marks is not None and data.marks[i][t]
+            if is_marked and settings.covariance.mode == "clip":
+                s = 0.0
             sequence_total = (
                 sequence_total + s * _objective(data, settings, i, t) - settings.kl_weight * (torch.exp(d) - d - 1))
+            if is_marked and settings.covariance.mode == "kl":
+                moved = data.logprobs[i][t] - data.old[i][t]
+                sequence_total = sequence_total - settings.covariance.weight * (moved if moved > 0 else -moved)
             entropy_total = entropy_total + data.entropies[i][t]
         if settings.aggregation == "sequence":
             sequence_total = sequence_total / length
@@ -80,3 +87,9 @@ def _correction(data: Sequences, settings: LossSection, i: int, t: int) -> float
             log_correction_sum = log_correction_sum + data.old[i][u] - data.sampler[i][u]
         s = float(torch.exp(log_correction_sum / length))
     return s if correction.low <= s <= correction.high else 0.0
+
+
+def reference_covariances(logprobs: list[float], advantages: list[float]) -> list[float]:
+    """Each token's part of Cov(A, ln pi) (arXiv:2505.22617, equation 10)."""
+    mean_logprob, mean_advantage = sum(logprobs) / len(logprobs), sum(advantages) / len(advantages)
+    return [(a - mean_advantage) * (p - mean_logprob) for p, a in zip(logprobs, advantages, strict=True)]

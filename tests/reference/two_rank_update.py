@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "several updates": ("optim.micro_batch_tokens=135", "optim.epochs=2", "optim.minibatches=2"),
     "all terms": (
         "optim.micro_batch_tokens=135", "loss.kl_weight=0.1", "loss.entropy_bonus=0.01", "loss.top_entropy_share=0.5"),
+    "covariance": (
+        "optim.micro_batch_tokens=60", "loss.covariance=clip", "loss.covariance.low=0", "loss.covariance.share=0.2"),
     "full parameters": ("optim.micro_batch_tokens=80", "lora.enabled=false")}
 
 

@@ -15,6 +15,7 @@ QUESTION = "What is 17 + 25?"
 COPY = r"\boxed{What is 17+25}"
 COMPLETIONS = [COPY, COPY, COPY, r"\boxed{42}", r"\boxed{42}", r"\boxed{7}"]
 USES = ["rewards.semantic_entropy:semantic_entropy", "rewards.majority:majority_vote"]
+EVERY_USE = [*USES, "rewards.majority:soft_votes"]
 
 
 def call(use: str, **arguments: object) -> GroupScore:
@@ -75,7 +76,7 @@ def test_the_question_before_or_behind_the_answer_is_no_copy(completion: str) ->
     assert guarded([completion], copied_question=True).answers == ["42"]
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", EVERY_USE)
 def test_without_the_guard_the_copies_win(use: str) -> None:
     score = call(use)
     values = [value for value in score.scores if value is not None]
@@ -94,7 +95,7 @@ def test_with_the_guard_copies_get_nothing_and_agree_with_nobody() -> None:
         assert score.metrics["copied_question_share"] == 0.5
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", EVERY_USE)
 def test_long_answers_are_refused_by_their_characters(use: str) -> None:
     score = call(use, max_answer_length=2)
     assert score.scores[:3] == [0, 0, 0] and score.scores[3] != 0

@@ -13,12 +13,18 @@ import pytest
 from rewards.contract import GroupScore
 from rewards.loading import load
 from rewards.scoring import GroupInput, RewardSpec, RewardSum
+from rl.advantages import compute_advantages
+from tests.reference.novelty import reference_novelty
+from tests.reference.soft_votes import reference_soft_votes
 
 BUILT_IN = [
     "rewards.accuracy:accuracy",
     "rewards.format:format_boxed",
     "rewards.format:format_think",
     "rewards.majority:majority_vote",
+    "rewards.majority:soft_votes",
+    "rewards.majority:voted",
+    "rewards.majority:majority_with_novelty",
     "rewards.semantic_entropy:semantic_entropy",
     "rewards.controls:random_reward",
     "rewards.controls:inverted_accuracy",
@@ -69,7 +75,7 @@ def call(
 ) -> GroupScore:
     needed: dict[str, object] = {
         "rollouts": [CharacterRollout(text) for text in completions], "policy": CharacterPolicy(),
-        "max_completion_tokens": 1000}
+        "max_completion_tokens": 1000, "votes": list(COMPLETIONS)}
     keywords = (
         {"question": "2 + 2?", "completions": list(completions), "answer": answer, "level": "easy"} | needed | arguments
     )
@@ -95,7 +101,8 @@ def test_every_reward_keeps_the_contract(use: str) -> None:
     assert first == second, "the same input gives the same values"
     assert len(set(first.scores)) > 1 or use.endswith(("format_think", "language_consistency"))
     group = GroupInput(
-        "q1", "2 + 2?", hostile, "4", {"level": "easy"}, rollouts=[CharacterRollout(text) for text in hostile],
+        "q1", "2 + 2?", hostile, "4", {"level": "easy", "votes": COMPLETIONS},
+        rollouts=[CharacterRollout(text) for text in hostile],
         policy=CharacterPolicy())
     result = RewardSum([RewardSpec(use)], run_arguments={"max_completion_tokens": 1000}).score([group])[0]
     assert result.rewards == tuple(first.scores)
@@ -143,6 +150,71 @@ def test_majority_vote_pays_the_one_largest_cluster_and_ties_nothing() -> None:
     assert tie.scores == [0.0] * 4
     assert tie.metrics["tie"] == 1.0
     assert call(use, ["none", "none"]).scores == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 0.5, 3.0])
+@pytest.mark.parametrize("answers", [
+    ["1", "1", "2", "3"], ["1", "1", "2", "2"], ["1", None, None, "2"], [None] * 4, ["7"] * 4])
+def test_soft_votes_without_a_deviation_are_the_sum_over_all_pseudo_labels(
+    answers: list[str | None], sharpness: float
+) -> None:
+    texts = ["no idea" if answer is None else f"\\boxed{{{answer}}}" for answer in answers]
+    found = call("rewards.majority:soft_votes", texts, sharpness=sharpness)
+    [advantages] = compute_advantages([[score or 0.0 for score in found.scores]], "dr_grpo")
+    assert advantages == pytest.approx(reference_soft_votes(answers, sharpness))
+
+
+def test_soft_votes_lie_between_the_majority_vote_and_the_same_for_every_answer() -> None:
+    texts = [r"\boxed{1}"] * 5 + [r"\boxed{2}"] * 3
+    assert call("rewards.majority:soft_votes", texts, sharpness=1e-3).scores == pytest.approx([1.0] * 5 + [0.0] * 3)
+    assert call("rewards.majority:soft_votes", texts, sharpness=1e3).scores == pytest.approx([0.5] * 8)
+    with pytest.raises(ValueError, match="sharpness is 0"):
+        call("rewards.majority:soft_votes", sharpness=0)
+
+
+@pytest.mark.parametrize(("digits", "majority"), [
+    ("1112-", "1"), ("11122", "1"), ("1122", None), ("----", None), ("1", "1"), ("111", "1"), ("12345", None),
+    ("1-22", "2")])
+def test_novelty_orders_each_side_and_never_crosses_from_one_to_the_other(digits: str, majority: str | None) -> None:
+    texts = ["no idea" if digit == "-" else f"{'first ' * i}then {i * i} so \\boxed{{{digit}}}"
+             for i, digit in enumerate(digits)]
+    answers = [None if digit == "-" else digit for digit in digits]
+    found = call("rewards.majority:majority_with_novelty", texts).scores
+    assert found == pytest.approx(reference_novelty(texts, answers, majority))
+    for answer, score in zip(answers, found, strict=True):
+        assert score is not None and (0.5 <= score <= 1 if answer == majority and answer else -1 <= score <= -0.5)
+
+
+def test_equal_texts_are_equally_new() -> None:
+    found = call("rewards.majority:majority_with_novelty", [r"\boxed{1}"] * 3 + [r"\boxed{2}"] * 2).scores
+    assert found == [0.75] * 3 + [-0.75] * 2
+
+
+def literal_voted(completions: Sequence[str], votes: Sequence[str]) -> list[float]:
+    """Answers are single digits in boxes here, or missing."""
+    def answer(text: str) -> str | None:
+        return text[text.index("{") + 1] if "{" in text else None
+
+    tally = {digit: sum(answer(vote) == digit for vote in votes) for digit in "123"}
+    best = [digit for digit, count in tally.items() if count == max(tally.values()) > 0]
+    label = best[0] if len(best) == 1 else "no label"
+    return [1.0 if answer(text) == label else 0.0 for text in completions]
+
+
+@pytest.mark.parametrize("votes", ["112", "1122", "---", "3--", "2", "333311"])
+def test_the_label_is_the_majority_of_the_votes_and_not_of_the_group(votes: str) -> None:
+    def texts(digits: str) -> list[str]:
+        return ["no idea" if digit == "-" else f"so \\boxed{{{digit}}}" for digit in digits]
+
+    completions = texts("11123-")
+    score = call("rewards.majority:voted", completions, votes=texts(votes))
+    assert score.scores == literal_voted(completions, texts(votes))
+    assert score.labels == (0, 0, 0, 1, 2, 3) and score.answers == ["1", "1", "1", "2", "3", None]
+    assert score.metrics["vote_tie"] == float(votes == "1122")
+
+
+def test_a_vote_in_another_form_is_the_same_answer() -> None:
+    assert call("rewards.majority:voted", [r"\boxed{1/2}", r"\boxed{2}"], votes=[r"\boxed{0.5}"]).scores == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(("text", "kept"), [

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.advantages import ADVANTAGES, Std, compute_advantages
-from tests.reference.advantages import reference_advantages
+from rl.advantages import ADVANTAGES, Std, compute_advantages, decoupled_advantages
+from tests.reference.advantages import reference_advantages, reference_decoupled
 
 BATCH = [[1.0, 0.0, 0.0, 1.0], [0.25, 0.5, 0.75], [0.3, -2.0, 0.3, 7.5, 0.0]]
 
@@ -102,3 +102,43 @@ def test_bad_input_is_named() -> None:
         compute_advantages([[0.0, 1.0], [1.0]], "grpo")
     with pytest.raises(ValueError, match="completion 1 of group 0 is nan"):
         compute_advantages([[0.0, math.nan]], "grpo")
+
+
+SCORES = [[[1.0, 0.0, 0.0, 1.0], [0.2, 0.1, 0.7, 0.7]], [[0.0, 1.0, 1.0], [3.0, 3.0, 3.0]], [[2.0, 2.0], [1.0, -4.0]]]
+
+
+@pytest.mark.parametrize("std", ["sample", "population"])
+def test_rewards_normalised_one_by_one_equal_the_literal_loop(std: Std) -> None:
+    expected = reference_decoupled(SCORES, [1.0, 0.3], ddof=1 if std == "sample" else 0, eps=1e-4)
+    found = decoupled_advantages(SCORES, [[1.0, 0.3]] * 3, std=std, eps=1e-4)
+    for group, reference in zip(found, expected, strict=True):
+        assert group == pytest.approx(reference, rel=1e-9, abs=1e-12)
+
+
+def test_sums_that_grpo_cannot_tell_apart_keep_their_distance() -> None:
+    """(0, 1) and (0, 2) of two rewards, the paper's example: the second completion has one reward, or both."""
+    one, both = [[0.0, 1.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]
+    assert compute_advantages([[0.0, 1.0]], "grpo", eps=0.0) == compute_advantages([[0.0, 2.0]], "grpo", eps=0.0)
+    first, second = decoupled_advantages([one, both], [[1.0, 1.0]] * 2, eps=0.0)
+    assert second == pytest.approx(tuple(2 * value for value in first))
+
+
+def test_a_rewards_scale_does_not_matter_where_each_is_normalised() -> None:
+    large = [[[1.0, 0.0, 0.0, 1.0], [200.0, 100.0, 700.0, 700.0]]]
+    small = [[[1.0, 0.0, 0.0, 1.0], [2.0, 1.0, 7.0, 7.0]]]
+    assert decoupled_advantages(large, [[1.0, 1.0]], eps=0.0)[0] == pytest.approx(
+        decoupled_advantages(small, [[1.0, 1.0]], eps=0.0)[0])
+
+
+def test_equal_scores_give_exactly_zero_and_the_cap_bounds_the_others() -> None:
+    equal, other = decoupled_advantages([[[0.1] * 3, [1 / 3] * 3], [[0.0, 0.0, 9.0], [1.0] * 3]], [[1.0, 1.0]] * 2,
+                                        eps=0.0, cap=0.5)
+    assert equal == (0.0,) * 3
+    assert other == (-0.5, -0.5, 0.5)
+
+
+def test_bad_scores_are_named() -> None:
+    with pytest.raises(ValueError, match="completion 1 of group 0 is nan"):
+        decoupled_advantages([[[0.0, math.nan]]], [[1.0]])
+    with pytest.raises(ValueError, match=r"raise sampling\.group_size"):
+        decoupled_advantages([[[0.0]]], [[1.0]])

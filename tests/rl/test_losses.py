@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from rl.config import CorrectionSection, LossSection
+from rl.config import CorrectionSection, CovarianceSection, LossSection
 from rl.kl import k3
 from rl.losses import (
     LOSSES,
@@ -19,6 +19,7 @@ from rl.losses import (
     Denominators,
     LossOutput,
     LossTokens,
+    covariance_marks,
     entropy_threshold,
     gspo,
     mean_statistics,
@@ -27,7 +28,7 @@ from rl.losses import (
     sequence_means,
     token_weights,
 )
-from tests.reference.losses import Sequences, reference_loss
+from tests.reference.losses import Sequences, reference_covariances, reference_loss
 
 MAX_COMPLETION_TOKENS = 9
 
@@ -84,7 +85,8 @@ def ours(data: Sequences, subset: list[int], *, min_entropy: float = -math.inf, 
             advantages_T=torch.tensor([data.advantages[index] for index in subset])[sequence_ids_T],
             entropies_T=flat(data.entropies), ref_logprobs_T=flat(data.ref),
             weights_T=token_weights(lengths, section.aggregation, denominators), sequence_ids_T=sequence_ids_T,
-            num_sequences=len(subset), num_loss_tokens=denominators.num_loss_tokens, min_entropy=min_entropy),
+            num_sequences=len(subset), num_loss_tokens=denominators.num_loss_tokens, min_entropy=min_entropy,
+            is_marked_T=None if data.marks is None else torch.tensor([m for i in subset for m in data.marks[i]])),
         section)
 
 
@@ -110,6 +112,53 @@ def test_loss_and_gradients_equal_the_nested_loops(
     torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-7)
     for gradient, reference in zip(gradients(result.loss, data), gradients(expected, data), strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", ["clip", "kl"])
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_marked_tokens_lose_their_gradient_or_are_held_as_the_nested_loops_say(
+    name: str, mode: Literal["clip", "kl"]
+) -> None:
+    plain = random_sequences()
+    data = replace(plain, marks=[[(i + t) % 3 == 0 for t in range(len(row))] for i, row in enumerate(plain.logprobs)])
+    settings: dict[str, Any] = {"name": name, "kl_weight": 0.1, "covariance": CovarianceSection(mode=mode, weight=0.7)}
+    result = ours(data, [0, 1, 2, 3], min_entropy=0.5, **settings)
+    expected = reference_loss(
+        data, loss_section(**settings), max_completion_tokens=MAX_COMPLETION_TOKENS, min_entropy=0.5)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-7)
+    for gradient, reference in zip(gradients(result.loss, data), gradients(expected, data), strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-7)
+    assert not torch.isclose(result.loss, ours(plain, [0, 1, 2, 3], min_entropy=0.5, **settings).loss)
+    halves = [ours(data, part, min_entropy=0.5, **settings).loss for part in ([3, 1], [0, 2])]
+    torch.testing.assert_close(sum(halves), result.loss, rtol=1e-5, atol=1e-7)
+
+
+def marked(mode: Literal["clip", "kl"], seed: int = 0, **settings: float) -> tuple[list[float], list[int]]:
+    """The covariances of 40 tokens, letter by letter, and the numbers of those that are marked."""
+    random = torch.Generator().manual_seed(5)
+    logprobs_N, advantages_N = -3 * torch.rand(40, generator=random), torch.randn(40, generator=random)
+    marks_N = covariance_marks(logprobs_N, advantages_N, CovarianceSection(mode=mode, **settings),
+                               torch.Generator().manual_seed(seed))
+    return reference_covariances(logprobs_N.tolist(), advantages_N.tolist()), marks_N.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.1, 4), (0.29, 11), (0.001, 1), (1.0, 40)])
+def test_kl_marks_the_tokens_of_the_largest_covariance(share: float, count: int) -> None:
+    covariances, found = marked("kl", share=share)
+    assert found == sorted(sorted(range(40), key=lambda t: -covariances[t])[:count])
+
+
+def test_clip_marks_some_of_the_tokens_between_the_bounds() -> None:
+    covariances, every = marked("clip", share=1.0, low=0.2, high=1.5)
+    assert every == [t for t in range(40) if 0.2 < covariances[t] < 1.5] and len(every) > 4
+    draws = {tuple(marked("clip", seed=seed, share=0.1, low=0.2, high=1.5)[1]) for seed in range(20)}
+    assert len(draws) > 1 and all(len(draw) == 4 and set(draw) < set(every) for draw in draws)
+    assert marked("clip", share=1.0, low=50.0, high=60.0)[1] == []
+
+
+def test_no_tokens_have_no_marks() -> None:
+    nothing = torch.empty(0)
+    assert covariance_marks(nothing, nothing, CovarianceSection(mode="kl"), torch.Generator()).numel() == 0
 
 
 @pytest.mark.parametrize("split", [[[0], [1], [2], [3]], [[3, 1], [0, 2]], [[2, 0, 3, 1]]])

@@ -32,7 +32,8 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
                        draw(st.integers(0, 10**6)), draw(st.integers(0, 2**63 - 1)))
 
     question = Question(
-        draw(texts), draw(texts), draw(st.none() | texts), draw(st.dictionaries(texts, json_values, max_size=2)))
+        draw(texts), draw(texts), draw(st.none() | texts), draw(st.dictionaries(texts, json_values, max_size=2)),
+        draw(st.booleans()))
     prompt = Prompt(
         question, draw(texts), tuple(draw(st.lists(st.integers(0, 99), min_size=1, max_size=3))), draw(texts))
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from rl.records import ScoredGroup
-from rl.selection import Selection, refusal, select, selection_entropy
+from rl.selection import Selection, lacks_consensus, refusal, select, selection_entropy
 from tests.reference.scored_groups import scored_group
 
 UNANIMOUS = scored_group("unanimous", ["1"] * 4)
@@ -99,6 +99,32 @@ def test_selections_add_up_in_order() -> None:
 
 def test_nothing_is_selected_from_nothing() -> None:
     assert select([], 0.1, 0.9) == Selection((), ())
+
+
+def test_rewards_normalised_one_by_one_are_equal_where_each_is() -> None:
+    """(1, 0) and (0, 1) sum to the same."""
+    crossed = dataclasses.replace(
+        with_rewards(MIXED, 1, 1, 1, 1), scores={"a": (1.0, 0.0, 1.0, 0.0), "b": (0.0, 1.0, 0.0, 1.0)})
+    assert refusal(crossed, None, None) == "equal_rewards"
+    assert refusal(crossed, None, None, each=True) is None
+    flat = dataclasses.replace(crossed, scores={"a": (1.0,) * 4, "b": (0.0,) * 4})
+    assert refusal(flat, None, None, each=True) == "equal_rewards"
+    assert refusal(flat, None, None, each=True, keep_equal=True) is None
+
+
+@pytest.mark.parametrize(("answers", "votes"), [
+    (["1", "1", "2", None], 2), ([None] * 4, 0), (["1", None, None, None], 1), (["1"] * 4, 4)])
+def test_unanswered_completions_are_no_votes(answers: list[str | None], votes: int) -> None:
+    group = scored_group("q", answers)
+    assert group.largest_cluster == votes
+    assert lacks_consensus(group, votes + 1) and not lacks_consensus(group, votes) and not lacks_consensus(group, None)
+
+
+def test_a_group_without_consensus_trains_whatever_the_bounds_say_unless_nobody_judged_it() -> None:
+    assert refusal(ALL_DIFFERENT, 0.1, 0.9, min_votes=2) is None
+    assert refusal(ALL_DIFFERENT, 0.1, 0.9, min_votes=1) == "too_high"
+    assert refusal(UNANIMOUS, 0.1, 0.9, min_votes=2) == "too_low"
+    assert refusal(dataclasses.replace(ALL_DIFFERENT, skipped=True), 0.1, 0.9, min_votes=2) == "skipped"
 
 
 def test_completions_without_an_answer_are_clusters_of_one_or_one_cluster() -> None:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from rl.errors import ConfigError
 from rl.losses import entropy_threshold
 from rl.memory.estimate import longest_groups
 from rl.optimizer import learning_rate
 from rl.policy.policy import Policy
 from rl.records import Group, TrainingGroup
 from rl.update_report import UpdateReport
+from tests.reference.losses import reference_covariances
 from tests.reference.tiny_run import (
     literal_logprobs,
     make_updater,
@@ -139,7 +141,8 @@ def test_the_gradient_is_the_literal_one(groups: list[Group], aggregation: str) 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("extra", [
-    (), ("loss.kl_weight=0.1", "loss.entropy_bonus=0.01"), ("loss.name=gspo",), ("loss.top_entropy_share=0.4",)])
+    (), ("loss.kl_weight=0.1", "loss.entropy_bonus=0.01"), ("loss.name=gspo",), ("loss.top_entropy_share=0.4",),
+    ("loss.covariance.mode=clip", "loss.covariance.low=0", "loss.covariance.share=0.2")])
 def test_micro_batch_tokens_do_not_change_the_gradient(
     groups: list[Group], aggregation: str, extra: tuple[str, ...]
 ) -> None:
@@ -366,6 +369,93 @@ def test_the_top_entropy_share_keeps_the_gradient_of_those_tokens_alone(groups: 
     assert report.metrics["loss/top_entropy_share"] == pytest.approx(num_kept / num_tokens)
     assert differ(found, gradient(batch)[0])
     assert_close(found, literal_gradient(batch, loss))
+
+
+def masked(groups: Sequence[Group]) -> list[TrainingGroup]:
+    """The second completion of each group is left out, and all of the last."""
+    batch = with_advantages(groups)
+    left_out = [frozenset({1})] * 3 + [frozenset(range(4))]
+    return [dataclasses.replace(item, left_out=out, advantages=tuple(
+        0.0 if i in out else value for i, value in enumerate(item.advantages)))
+        for item, out in zip(batch, left_out, strict=True)]
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_what_is_left_out_is_in_no_term_and_no_denominator(groups: list[Group], aggregation: str) -> None:
+    """As if it had never been sampled, with a penalty and a bonus that act on every token."""
+    extra = (f"loss.aggregation={aggregation}", "loss.kl_weight=0.1", "loss.entropy_bonus=0.01")
+    batch = masked(groups)
+    without = [
+        TrainingGroup(
+            dataclasses.replace(item.scored, group=dataclasses.replace(
+                item.group, rollouts=tuple(item.group.rollouts[i] for i in item.trained))),
+            tuple(item.advantages[i] for i in item.trained))
+        for item in batch[:3]]
+    found, report = gradient(batch, *extra)
+    expected, expected_report = gradient(without, *extra)
+    assert_close(found, expected)
+    assert report.metrics == pytest.approx(expected_report.metrics, rel=1e-4, abs=1e-6)
+    split, _ = gradient(batch, "optim.micro_batch_tokens=70", *extra)
+    assert_close(split, expected)
+
+
+def test_what_is_left_out_is_not_computed_before_several_updates_either(groups: list[Group]) -> None:
+    batch = masked(groups)
+    config = tiny_config("optim.epochs=2")
+    policy = tiny_policy(config, adapter_scale=SCALE)
+    report = make_updater(config, policy).update(batch, step=0, policy_version=0)
+    assert report.token_means is not None
+    num_tokens = sum(len(item.group.rollouts[i].token_ids) for item in batch for i in item.trained)
+    assert report.token_means["num_tokens"] == 2 * num_tokens
+
+
+@pytest.mark.slow
+def test_clip_cov_takes_the_gradient_from_tokens_between_the_bounds_alone(groups: list[Group]) -> None:
+    """With a share of 1 there is nothing to draw; a group without advantage moves no mean, also where a penalty has it
+    computed."""
+    batch = with_advantages(groups, zero=[3])
+    policy, trains = tiny_policy(adapter_scale=SCALE), batch[:3]
+    rows = [literal_logprobs(policy, item.group.prompt.token_ids, rollout.token_ids).detach()
+            for item in trains for rollout in item.group.rollouts]
+    advantages = [value for item in trains for value in item.advantages]
+    covariances = reference_covariances(
+        torch.cat(rows).tolist(), [a for a, row in zip(advantages, rows, strict=True) for _ in row])
+    num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+    position = 0
+
+    def loss(logprobs: torch.Tensor, advantage: float) -> torch.Tensor:
+        nonlocal position
+        if advantage == 0.0:  # of the group that nothing is said of
+            return 0.0 * logprobs.sum()
+        kept = torch.tensor([not 0.1 < c < 2.0 for c in covariances[position : position + len(logprobs)]])
+        position += len(logprobs)
+        return -(advantage * kept * torch.exp(logprobs - logprobs.detach())).sum() / num_tokens
+
+    settings = ("loss.covariance=clip", "loss.covariance.share=1", "loss.covariance.low=0.1", "loss.covariance.high=2")
+    found, report = gradient(batch, *settings)
+    assert report.marked_share == pytest.approx(sum(0.1 < c < 2.0 for c in covariances) / len(covariances))
+    assert_close(found, literal_gradient(batch, loss))
+    assert gradient(batch, "loss.kl_weight=0.1", *settings)[1].marked_share == report.marked_share
+
+
+def test_kl_cov_holds_the_marked_tokens_in_later_updates_whatever_the_micro_batches(groups: list[Group]) -> None:
+    batch = with_advantages(groups)
+
+    def after(*overrides: str) -> Weights:
+        config = tiny_config("optim.epochs=3", "optim.lr=1e-3", *overrides)
+        policy = tiny_policy(config, adapter_scale=SCALE)
+        make_updater(config, policy).update(batch, step=0, policy_version=0)
+        return trained(policy)
+
+    settings = ("loss.covariance=kl", "loss.covariance.share=0.3", "loss.covariance.weight=0.5")
+    held = after(*settings)
+    assert differ(held, after())
+    assert_close(after("optim.micro_batch_tokens=70", *settings), held, rtol=1e-3)
+
+
+def test_kl_cov_is_refused_where_it_would_do_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.covariance\.mode is kl.*with one\s+update a batch none has moved"):
+        tiny_config("loss.covariance=kl")
 
 
 @pytest.mark.parametrize("override", [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -12,6 +13,7 @@ from rl.evaluation.held_out import HeldOut, summarise
 from rl.generate.protocol import SamplingParameters
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.policy import Policy
+from rl.records import ScoredGroup
 from tests.reference.scored_groups import scored_group
 from tests.reference.tiny_run import change_adapter, inputs, tiny_policy
 
@@ -82,3 +84,32 @@ def test_shares_and_lengths_are_over_all_completions() -> None:
     assert found.accuracy.value == pytest.approx(((0.5 + 0.5 + 0 + 0.25) / 4 + 1) / 2)
     assert found.intervals == {"avg@4": found.accuracy}
     assert found.metrics()["held_out/accuracy"] == found.accuracy.value and found.metrics()["held_out/samples"] == 4
+
+
+def graded(question: str, answers: list[str | None], gold: str) -> ScoredGroup:
+    """Right completions have 2 tokens, the others 6."""
+    group = scored_group(question, answers, num_tokens=[2 if answer == gold else 6 for answer in answers])
+    return dataclasses.replace(group, rewards=tuple(float(answer == gold) for answer in answers))
+
+
+def test_a_majority_is_right_where_one_largest_cluster_is() -> None:
+    groups = [graded("right", ["1", "1", "2", None], "1"), graded("wrong", ["1", "1", "1", "2"], "2"),
+              graded("tie", ["1", "1", "2", "2"], "1"), graded("silent", [None] * 4, "1"),
+              graded("few", [None, None, None, "1"], "1")]
+    found = summarise(groups, 4, 1)
+    assert found.majority_right == {"right", "few"}
+    assert found.each == {"right": 0.5, "wrong": 0.25, "tie": 0.5, "silent": 0.0, "few": 0.25}
+    metrics = found.metrics()
+    assert metrics["held_out/majority_right"] == 2 / 5
+    assert (metrics["held_out/length_right"], metrics["held_out/length_wrong"]) == (2.0, 6.0)
+    assert "held_out/length_right" not in summarise([graded("silent", [None] * 4, "1")], 4, 1).metrics()
+
+
+def test_questions_are_counted_apart_by_their_majority_before_training() -> None:
+    now = summarise([graded("kept", ["1"] * 4, "1"), graded("lost", ["2", "2", "2", "1"], "1"),
+                     graded("gained", ["1", "1", "1", "2"], "1"), graded("never", ["2"] * 4, "1")], 4, 1)
+    assert now.since(["kept", "lost"]) == {
+        "held_out/accuracy_where_majority_was_right": (1.0 + 0.25) / 2,
+        "held_out/accuracy_where_majority_was_wrong": (0.75 + 0.0) / 2,
+        "held_out/majority_lost": 0.25, "held_out/majority_gained": 0.25}
+    assert "held_out/accuracy_where_majority_was_right" not in now.since([])

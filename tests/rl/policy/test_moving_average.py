@@ -1,0 +1,91 @@
+"""The moving average of what trains: its numbers, and that the policy is what it was after it has been in its place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl.collect import Collector
+from rl.errors import ConfigError
+from rl.generate.transformers_generator import TransformersGenerator
+from rl.policy.moving_average import MovingAverage
+from rl.questions.inputs import read_inputs
+from rl.records import Group
+from rl.scoring import rewarding
+from tests.reference.tiny_run import change_adapter, sampled_groups, tiny_config, tiny_policy, trained
+
+torch.set_num_threads(1)
+VOTED = ("rewards.0.use=rewards.majority:voted", "votes.samples=3", "data.limit=8")
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75, 1.0])
+def test_the_average_equals_the_sum_written_out(decay: float) -> None:
+    policy = tiny_policy(adapter_scale=0.02)
+    history, average = [trained(policy)], MovingAverage(policy, decay)
+    for seed in range(3):
+        change_adapter(policy, 0.05, seed)
+        average.update()
+        history.append(trained(policy))
+    for name, weight in average.weights.items():
+        expected = decay**3 * history[0][name]
+        for age, weights in enumerate(reversed(history[1:])):
+            expected = expected + decay**age * (1 - decay) * weights[name]
+        torch.testing.assert_close(weight, expected)
+
+
+def test_in_its_place_the_policy_is_the_average_and_afterwards_bit_for_bit_itself() -> None:
+    policy = tiny_policy(adapter_scale=0.02)
+    average = MovingAverage(policy, 0.9)
+    old_groups = sampled_groups(policy, 2)
+    change_adapter(policy, 0.3)
+    before, groups = trained(policy), sampled_groups(policy, 2)
+    with pytest.raises(RuntimeError, match="in the middle"), average.in_place():
+        assert sampled_groups(policy, 2) == old_groups != groups
+        raise RuntimeError("in the middle")
+    assert all(torch.equal(weight, before[name]) for name, weight in trained(policy).items())
+    assert sampled_groups(policy, 2) == groups
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_average_votes_and_the_policy_answers(merge: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which the embedded sampler has its weights: votes are those of a sampler that has the average, the
+    group is what it would be without votes."""
+    config = tiny_config(*VOTED)
+    policy, inputs = tiny_policy(adapter_scale=0.02), read_inputs(config)
+    average = MovingAverage(policy, 0.9)
+    slow = tiny_policy(adapter_scale=0.02)
+    change_adapter(policy, 0.3)
+    generator = TransformersGenerator(policy, merge=merge, max_sequences=64)
+    generator.take_over(policy, 5)
+    seen: list[Group] = []
+    score = rewarding.score_groups
+
+    def look(rewards: object, groups: list[Group], *others: object) -> object:
+        seen.extend(groups)
+        return score(rewards, groups, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rewarding, "score_groups", look)
+    collected = Collector(config, inputs, generator, rank=0, num_ranks=1, average=average).collect(0)
+    plain = Collector(config, inputs, generator, rank=0, num_ranks=1)
+    requests = plain._draw(4, 0, 0)
+    assert [replace(group, votes=None) for group in seen] == generator.generate(requests, plain._parameters)
+    assert generator.policy_version == 5
+    slow_generator = TransformersGenerator(slow, merge=merge, max_sequences=64)
+    slow_generator.take_over(slow, 0)
+    for request, group in zip(requests, seen, strict=True):
+        votes = Collector(config, inputs, slow_generator, rank=0, num_ranks=1)._votes(
+            [request], MovingAverage(slow, 0.9), 3)
+        assert group.votes == votes[request.prompt.question.id] and len(group.votes) == 3
+    assert all(group.group.votes is None for group in collected.sampled)
+
+
+def test_votes_that_nobody_reads_or_nobody_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"8 votes a question would be sampled"):
+        read_inputs(tiny_config("votes.samples=8"))
+    with pytest.raises(ConfigError, match=r"null samples no votes"):
+        read_inputs(tiny_config("rewards.0.use=rewards.majority:voted"))
+    with pytest.raises(ConfigError, match=r"sampled by the embedded sampler alone"):
+        tiny_config("votes.samples=8", "generator=vllm")
