@@ -1,6 +1,6 @@
 """Does learning without labels hold? Each part against collapse, by itself and together, for hundreds of steps at a
 constant rate, on a base whose majority is twice as often right as one sample and wrong on more than half of the
-questions. Prints a Markdown table and draws docs/collapse_study.png.
+questions. Prints a Markdown table and draws the curves.
 
     python benchmarks/collapse_study.py --jobs 2                            # all, three seeds: hours
     python benchmarks/collapse_study.py --only share kl gold --seeds 0 --steps 200 --rate 4e-4
@@ -22,7 +22,6 @@ from pathlib import Path
 
 from study_runs import Job, accuracy_of, finished, mean_and_each
 
-from rl.paths import project_root
 from rl.records import Json
 from rl.runs.folder import RunFolder
 from rl.runs.summary import Summary
@@ -138,9 +137,10 @@ def table(found: dict[str, list[tuple[Summary, Curve]]]) -> str:
                          for when in ("before", "after"))
         at = ", ".join(str(curve.best[0]) for curve in curves)
         falls = ", ".join("-" if curve.fall is None else str(curve.fall) for curve in curves)
+        difference = 100 * (statistics.fmean(last) - statistics.fmean(best))
         lines.append(
-            f"| {STUDY[name].label} | {STUDY[name].kind} | {statistics.fmean(before):.3f} | {mean_and_each(best)} ({at}) "
-            f"| {mean_and_each(last)} | {100 * (statistics.fmean(last) - statistics.fmean(best)):+.1f} | {falls} "
+            f"| {STUDY[name].label} | {STUDY[name].kind} | {statistics.fmean(before):.3f} "
+            f"| {mean_and_each(best)} ({at}) | {mean_and_each(last)} | {difference:+.1f} | {falls} "
             f"| {mean_and_each(after)} | {statistics.fmean(curve.lost for curve in curves):.2f} "
             f"| {statistics.fmean(curve.gained for curve in curves):.2f} |")
     return "\n".join(lines)
@@ -184,7 +184,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate (default 1e-4)")
     parser.add_argument("--model", default="models/tiny-arith-1300", help="the base (default %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/collapse_study"), help="where the runs go")
-    parser.add_argument("--out", type=Path, default=project_root() / "docs" / "collapse_study.png", help="the picture")
+    parser.add_argument("--out", type=Path, default=Path("runs/collapse_study/curves.png"), help="the picture")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of every run")
     options = parser.parse_args(words)

@@ -86,7 +86,7 @@ def voted(
     labels = together.labels[len(votes):]
     own = cluster(guarded.answers)
     metrics = own.metrics() | rule_shares(extractions) | guarded.metrics | {
-        "vote_tie": float(is_tie), "vote_share": ranked[0][1] / len(votes) if ranked else 0.0}
+        "vote_tie": float(is_tie), "vote_share": 0.0 if winner is None else ranked[0][1] / len(votes)}
     return GroupScore(
         [float(answer is not None and label == winner) for label, answer in zip(labels, guarded.answers, strict=True)],
         metrics, own.labels, guarded.answers)

@@ -190,8 +190,7 @@ class RewardSum:
             "group/unscored_share": unscored / size if checked else 0.0, "group/skipped": float(skipped)}
         if not skipped:
             metrics["group/num_clusters"] = float(len(set(labels)))
-        scores = {name: tuple((fill or 0.0) if value is None else value for value in score.scores)
-                  for name, score, fill in zip(self.names, checked, fills, strict=True)}
+        scores = {name: _filled(score.scores) for name, score in zip(self.names, checked, strict=True)}
         return GroupResult(rewards, scores, answers, labels, entropy_of(labels), metrics, skipped)
 
 
@@ -217,6 +216,12 @@ def _fill(score: CheckedScore, spec: RewardSpec) -> float | None:
     trl, as in TRL."""
     found = [value for value in score.scores if value is not None]
     return _mean(found) if found and spec.style == "group" else None
+
+
+def _filled(scores: Sequence[float | None]) -> tuple[float, ...]:
+    """Missing ones as the mean of the others, whatever the style: by itself 0 would be a verdict that nobody gave."""
+    found = [value for value in scores if value is not None]
+    return tuple((_mean(found) if found else 0.0) if value is None else value for value in scores)
 
 
 def _mean(values: Sequence[float]) -> float:

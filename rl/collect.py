@@ -128,6 +128,8 @@ class Collector:
         self._repeatable: CollectorState | None = None
         self._config = config
         self._prompts, self._rewards = inputs.prompts, inputs.rewards
+        self._each = (
+            [section.weight for section in config.rewards] if config.advantage.normalise == "each" else None)
         self._generator = generator
         self._policy, self._average = policy, average
         self._rank, self._num_ranks = rank, num_ranks
@@ -153,7 +155,7 @@ class Collector:
             sampled += found.groups
             selection += select(
                 found.groups, selection_config.low, selection_config.high, keep_equal=self._config.teacher is not None,
-                each=self._config.advantage.normalise == "each", min_votes=selection_config.min_votes,
+                each=self._each, min_votes=selection_config.min_votes,
                 unanswered=selection_config.unanswered)
             times, num_rounds = times + found.times, num_rounds + 1
             missing = wanted - len(self.surplus) - len(selection.kept)

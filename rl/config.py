@@ -406,7 +406,9 @@ class SelectionSection(Section):
         "completions trains with advantage -penalty (RESTRAIN); null: no such rule",
         unit="completions",
         ge=2)
-    penalty: float = setting(1.0, "what a completion of a group without consensus is given, under min_votes", gt=0)
+    penalty: float = setting(
+        1.0, "a completion's advantage in a group without consensus is minus this, under min_votes; neither "
+        "advantage.cap nor advantage.flips changes it", gt=0)
 
     @model_validator(mode="after")
     def _thresholds_do_not_cross(self) -> SelectionSection:
@@ -703,6 +705,13 @@ class RunConfig(Section):
                 "saw []; expected a list of sections with at least 1 entry, or a teacher (teacher.path) to learn from "
                 "without rewards")
         return rewards
+
+    @field_validator("advantage")
+    @classmethod
+    def _each_has_rewards(cls, advantage: AdvantageSection, info: ValidationInfo) -> AdvantageSection:
+        if info.data.get("rewards") == [] and advantage.normalise == "each":
+            raise ValueError("normalise each is about rewards, and rewards is []. Remedy: advantage.normalise=sum")
+        return advantage
 
     @field_validator("selection")
     @classmethod

@@ -38,7 +38,8 @@ def describe(config: RunConfig, build: BuildBenchmarks | None = None) -> None:
     _say("sizes", _sizes(config, inputs, longest))
     if config.selection.low is not None or config.selection.high is not None:
         _say("which groups train, by the split of their answers (H / ln G)",
-             describe_splits(config.sampling.group_size, config.selection.low, config.selection.high))
+             describe_splits(config.sampling.group_size, config.selection.low, config.selection.high,
+                             config.selection.min_votes))
     if live is not None:
         _say("benchmarks", _benchmarks(live))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -39,7 +39,7 @@ def user_message(error: BaseException) -> str | None:
         return (
             f"the accelerator's memory is full ({str(error).splitlines()[0]}). Remedy: a lower "
             f"{named('optim.micro_batch_tokens')} or {named('generator.max_sequences')}, or "
-            f"{named('model.gradient_checkpointing', 'selective')}")
+            f"{named('model.gradient_checkpointing', 'full')}")
     if isinstance(error, RuntimeError) and "gloo/transport" in str(error):
         return f"another process of the run has ended; see what it wrote last ({str(error).splitlines()[0]})"
     return str(error) if isinstance(error, FloatingPointError) else errors.user_message(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -149,10 +149,13 @@ class ScoredGroup:
     def has_equal_rewards(self) -> bool:
         return max(self.rewards) == min(self.rewards)
 
-    @property
-    def has_equal_scores(self) -> bool:
-        """Whether each reward by itself is equal; equal sums may be made of different scores."""
-        return all(max(scores) == min(scores) for scores in self.scores.values())
+    def has_equal_scores(self, weights: Sequence[float]) -> bool:
+        """Whether each reward that counts is equal by itself; equal sums may be made of different scores. weights: of
+        each reward; an anchor's only one counts."""
+        if self.is_anchor:
+            return self.has_equal_rewards
+        return all(max(scores) == min(scores)
+                   for scores, weight in zip(self.scores.values(), weights, strict=True) if weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,13 +50,13 @@ def lacks_consensus(group: ScoredGroup, min_votes: int | None) -> bool:
 
 
 def refusal(
-    group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False, each: bool = False,
-    min_votes: int | None = None, unanswered: Unanswered = "apart",
+    group: ScoredGroup, low: float | None, high: float | None, *, keep_equal: bool = False,
+    each: Sequence[float] | None = None, min_votes: int | None = None, unanswered: Unanswered = "apart",
 ) -> Refusal | None:
     """Why this group does not train, or None; thresholds are on the normalised entropy and both are exclusive.
-    keep_equal: equal rewards are no reason. each: rewards are equal where each of them is, not where their sum is.
-    min_votes: a group that lacks this consensus is refused only where nobody could judge it. unanswered: as in
-    selection_entropy."""
+    keep_equal: equal rewards are no reason. each: weights of the rewards, which are equal where each that counts is,
+    and not where their sum is; None: the sum decides. min_votes: a group that lacks this consensus is refused only
+    where nobody could judge it. unanswered: as in selection_entropy."""
     if group.skipped:  # first: the entropy of clusters that nobody judged says nothing
         return "skipped"
     if lacks_consensus(group, min_votes):
@@ -68,7 +68,7 @@ def refusal(
         return "too_low"
     if high is not None and entropy >= high - ROUNDING:
         return "too_high"
-    is_equal = group.has_equal_scores if each else group.has_equal_rewards
+    is_equal = group.has_equal_rewards if each is None else group.has_equal_scores(each)
     return "equal_rewards" if is_equal and not keep_equal else None
 
 
@@ -82,7 +82,7 @@ def selection_entropy(group: ScoredGroup, unanswered: Unanswered) -> float:
 
 def select(
     groups: Sequence[ScoredGroup], low: float | None, high: float | None, *, keep_equal: bool = False,
-    each: bool = False, min_votes: int | None = None, unanswered: Unanswered = "apart",
+    each: Sequence[float] | None = None, min_votes: int | None = None, unanswered: Unanswered = "apart",
 ) -> Selection:
     """Split a batch into the groups that train and those that do not, each as `refusal` says."""
     reasons = [(group, refusal(group, low, high, keep_equal=keep_equal, each=each, min_votes=min_votes,

@@ -86,8 +86,11 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _every_group(collected: Collected) -> tuple[ScoredGroup, ...]:
-    """A step that lived on groups left over by refilling has sampled nothing; it is described by what it trained on."""
-    return tuple(group for group in collected.sampled or collected.batch if not group.is_anchor)
+    """Without anchors. A step that lived on groups left over by refilling has sampled nothing, or anchors alone; it is
+    described by what it trained on."""
+    sampled, batch = (
+        tuple(group for group in groups if not group.is_anchor) for groups in (collected.sampled, collected.batch))
+    return sampled or batch
 
 
 def _anchor_metrics(collected: Collected) -> dict[str, float]:

@@ -99,6 +99,8 @@ class Trainer:
             repeatable=lambda: self._repeatable("an evaluation"))
         self._amid: str | None = None  # what can be begun again from the state that `_state` gives all the while
         self._is_save_due = False
+        if parts.average is not None:
+            parts.average.on_leaving = self._save_if_due
         self._proof_before: ProofState | None = None
         self._waiting = Waiting(say=lambda text: self._parts.progress.message(text), save=self._save_while_waiting,
                                 stop_requested=lambda: self._parts.stop_requested())
@@ -281,8 +283,9 @@ class Trainer:
         """Save what the present step or evaluation began with, which may not come to its end: a launcher kills the
         process (a signal's handler calls this after a while), or another rank has ended. In the middle of an update it
         waits for the next thing that can be begun again."""
-        self._is_save_due = self._amid is None
-        if self._amid is None:
+        average = self._parts.average
+        self._is_save_due = self._amid is None or (average is not None and average.is_in_place)
+        if self._amid is None or self._is_save_due:
             return
         try:
             saved = self._save_while_waiting()
@@ -296,8 +299,7 @@ class Trainer:
     def _repeatable(self, what: str) -> Iterator[None]:
         """What is done here may take long, and can be begun again from the state that `_state` gives all the while."""
         self._amid = what
-        if self._is_save_due:
-            self.save_late()
+        self._save_if_due()
         try:
             yield
         except RanksApartError:
@@ -305,6 +307,10 @@ class Trainer:
             raise
         finally:
             self._amid = None
+
+    def _save_if_due(self) -> None:
+        if self._is_save_due:
+            self.save_late()
 
     def _state(self) -> TrainerState:
         parts = self._parts

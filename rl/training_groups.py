@@ -30,18 +30,20 @@ def groups_with_advantages(
 ) -> list[TrainingGroup]:
     """The batch, or under `selection.mode: zero` every group that was sampled, refused ones with zeros. flips: gives
     each group's advantages their weight; None: all have the same."""
-    advantages = _advantages(config, collected.batch)
-    if flips is not None:
-        weights = flips.weights(collected.batch, {id(scored) for scored in collected.sampled})
-        advantages = [tuple(weight * value for value in values)
-                      for weight, values in zip(weights, advantages, strict=True)]
-    if config.selection.mode != "zero":
-        return [_training_group(config, scored, values)
-                for scored, values in zip(collected.batch, advantages, strict=True)]
-    # In the order of the draw: behind the others, the refused groups would all be in the last of several minibatches.
-    found = {id(scored): values for scored, values in zip(collected.batch, advantages, strict=True)}
-    return [_training_group(config, scored, found.get(id(scored), (0.0,) * len(scored.rewards)))
-            for scored in collected.sampled]
+    batch, selection = collected.batch, config.selection
+    weights = [1.0] * len(batch) if flips is None else flips.weights(
+        batch, {id(scored) for scored in collected.sampled})
+    # Where there is no consensus no reward is believed: such groups have no part in the others' scale either.
+    believed = [scored for scored in batch if not lacks_consensus(scored, selection.min_votes)]
+    found = dict(zip(map(id, believed), _advantages(config, believed), strict=True))
+    advantages = {
+        id(scored): tuple(weight * value for value in found[id(scored)]) if id(scored) in found
+        else (-selection.penalty,) * len(scored.rewards)
+        for scored, weight in zip(batch, weights, strict=True)}
+    # Under zero in the order of the draw: behind the others, the refused groups would all be in the last minibatch.
+    groups = batch if selection.mode != "zero" else collected.sampled
+    return [_training_group(config, scored, advantages.get(id(scored), (0.0,) * len(scored.rewards)))
+            for scored in groups]
 
 
 def _training_group(config: RunConfig, scored: ScoredGroup, advantages: tuple[float, ...]) -> TrainingGroup:
@@ -52,20 +54,12 @@ def _training_group(config: RunConfig, scored: ScoredGroup, advantages: tuple[fl
 
 
 def _advantages(config: RunConfig, batch: Sequence[ScoredGroup]) -> list[tuple[float, ...]]:
-    """One tuple [G] per group, in order. Where there is no consensus no reward is believed: all of them count as 0, and
-    every completion gets -selection.penalty."""
-    settings, selection = config.advantage, config.selection
-    doubtful = [lacks_consensus(scored, selection.min_votes) for scored in batch]
+    """One tuple [G] per group, in order."""
+    settings = config.advantage
     if settings.normalise == "sum":
-        rewards = [(0.0,) * len(scored.rewards) if is_doubtful else scored.rewards
-                   for scored, is_doubtful in zip(batch, doubtful, strict=True)]
-        found = compute_advantages(rewards, settings.name, settings.std, settings.eps, settings.cap)
-    else:
-        weights = [[1.0] if scored.is_anchor else [section.weight for section in config.rewards] for scored in batch]
-        found = decoupled_advantages(
-            [tuple(scored.scores.values()) for scored in batch],
-            [[0.0] * len(weights_K) if is_doubtful else weights_K
-             for weights_K, is_doubtful in zip(weights, doubtful, strict=True)],
-            settings.std, settings.eps, settings.cap)
-    return [(-selection.penalty,) * len(values) if is_doubtful else values
-            for values, is_doubtful in zip(found, doubtful, strict=True)]
+        return compute_advantages(
+            [scored.rewards for scored in batch], settings.name, settings.std, settings.eps, settings.cap)
+    own = [section.weight for section in config.rewards]
+    return decoupled_advantages(
+        [tuple(scored.scores.values()) for scored in batch], [[1.0] if scored.is_anchor else own for scored in batch],
+        settings.std, settings.eps, settings.cap)

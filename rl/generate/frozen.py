@@ -4,8 +4,7 @@ copy stands beside a vLLM engine.
 In float32 an adapter is merged from the pristine base, as in training: into the embedded sampler's weights, which
 nobody else needs, or into a checkpoint in `scratch` that vLLM then loads, which decodes faster than with an adapter
 beside the base. Below float32 and over a base in 4 bits it stays beside it, since rounding would take away most of a
-small one. Running
-servers, whose dtype is theirs, are brought it once, as a training run brings each of its versions.
+small one. Running servers, whose dtype is theirs, are brought it once, as a training run brings each of its versions.
 """
 
 from __future__ import annotations

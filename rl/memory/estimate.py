@@ -246,8 +246,10 @@ def _cached_tokens(
     copied = 0, rows * max(longest_prompt + completion, benchmark_tokens)
     evaluation = config.evaluation
     held_out = [min(evaluation.samples, evaluation.samples_during)] if evaluation.path is not None else []
-    shared = -(-rows // min([config.sampling.group_size, *held_out])) * longest_prompt, rows * completion
-    shares = config.model.attention == "auto" and keeps_all_tokens(model_config)
+    votes = [] if config.votes is None else [config.votes.samples]
+    smallest = min([config.sampling.group_size, *held_out, *votes])
+    shared = -(-rows // smallest) * longest_prompt, rows * completion
+    shares = smallest > 1 and config.model.attention == "auto" and keeps_all_tokens(model_config)
     # A benchmark may ask for one completion of each question.
     return shared if shares and sum(shared) >= rows * benchmark_tokens else copied
 
@@ -262,7 +264,7 @@ def check_memory(
         return
     cache, sampler_copy = _sampler_remedies(config.generator, estimate)
     remedies = {
-        "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=selective", "cache": cache,
+        "activations": "a lower optim.micro_batch_tokens or model.gradient_checkpointing=full", "cache": cache,
         "sampler_copy": sampler_copy, "base": f"{named('model.dtype', 'bfloat16')}",
         "trained": "lora.enabled=true or a lower lora.rank", "logits": "a lower optim.micro_batch_tokens",
         "teacher": "teacher.backend=vllm_server with servers on another device, or teacher.dtype=bfloat16"}

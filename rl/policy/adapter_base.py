@@ -21,10 +21,15 @@ NUM_SAMPLED = 16
 
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 over the first NUM_SAMPLED numbers of each of the base's weights, rounded to bfloat16, whatever dtype
-    they are loaded in; of weights in 4 bits over what holds them. An adapter over the base does not enter."""
+    they are loaded in. Weights in 4 bits enter by name alone: their codes depend on the dtype that was quantised. An
+    adapter over the base does not enter."""
     digest = hashlib.sha256()
+    quantised = {_plain_name(f"{name}.weight") for name, module in model.named_modules() if is_quantised(module)}
     for name, parameter in sorted((_plain_name(name), parameter) for name, parameter in model.named_parameters()):
         if not any(part.startswith("lora_") for part in name.split(".")):
+            if name in quantised:
+                digest.update(f"{name} nf4 ".encode())
+                continue
             sampled = parameter.detach().flatten()[:NUM_SAMPLED].to(device="cpu", dtype=torch.bfloat16)
             digest.update(f"{name} {tuple(parameter.shape)} ".encode() + sampled.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

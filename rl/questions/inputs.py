@@ -71,7 +71,8 @@ def read_inputs(config: RunConfig) -> Inputs:
     tokenizer, model_config = load_tokenizer(config.model), load_model_config(config.model)
     training = read_questions(config.data, config.prompt, rewards, tokenizer)
     renderer, prompts, dropped = training.renderer, training.prompts, dict(training.dropped)
-    anchors, anchor_rewards = read_anchors(config, renderer)
+    anchors, anchor_rewards, left_out = read_anchors(config, renderer)
+    dropped |= left_out
     if anchors:
         prompts, dropped["that are anchors"] = _without(prompts, anchors, config.data)
     held_out: tuple[Prompt, ...] = ()
@@ -119,16 +120,16 @@ def _check_votes(config: RunConfig, rewards: RewardSum) -> None:
             remedy=f"the reward rewards.majority:voted, or {named('votes', 'null')}")
 
 
-def read_anchors(config: RunConfig, renderer: PromptRenderer) -> tuple[tuple[Prompt, ...], RewardSum | None]:
-    """The labelled questions that are mixed in, and what judges them; (), None where there are none. Raises ConfigError
-    or DataError, which name keys of `anchors`."""
+def read_anchors(
+    config: RunConfig, renderer: PromptRenderer
+) -> tuple[tuple[Prompt, ...], RewardSum | None, dict[str, int]]:
+    """The labelled questions that are mixed in, what judges them, and how many were left out, by reason; (), None, {}
+    where none are asked for. Raises ConfigError or DataError, which name keys of `anchors`."""
     anchors = config.anchors
     if anchors is None:
-        return (), None
+        return (), None, {}
     rewards = build_rewards([RewardSection(use=anchors.reward)], config.sampling.max_completion_tokens)
-    if rewards.needs_policy or rewards.needs_token_statistics:
-        raise ConfigError(f"{anchors.reward} judges by the policy's own probabilities", where=named("anchors.reward"),
-                          expected="a reward that reads the completions, such as rewards.accuracy:accuracy")
+    _check_reads_completions(rewards, anchors.reward, "anchors.reward")
     try:
         loaded = load_questions(anchors.as_data())
     except DataError as error:
@@ -142,8 +143,9 @@ def read_anchors(config: RunConfig, renderer: PromptRenderer) -> tuple[tuple[Pro
         raise ConfigError(
             f"{error.problems[0].what}; every anchor is a labelled question", where=named("anchors.path"),
             remedy=named("anchors.columns.answer", "NAME") + " where the column has another name") from error
-    prompts, _ = render_prompts(questions, renderer, config.data.max_prompt_tokens)
-    return prompts, rewards
+    prompts, num_too_long = render_prompts(questions, renderer, config.data.max_prompt_tokens)
+    return prompts, rewards, {
+        "anchors too long": num_too_long, f"anchors {_duplicates(loaded)}": loaded.counts.num_duplicates}
 
 
 def _without(
@@ -192,11 +194,16 @@ def build_grader(evaluation: HeldOutSection, max_completion_tokens: int) -> Rewa
     if evaluation.path is None:
         return None
     grader = build_rewards([RewardSection(use=_grader(evaluation))], max_completion_tokens)
-    if grader.needs_policy or grader.needs_token_statistics:
-        raise ConfigError(
-            f"{_grader(evaluation)} judges by the policy's own probabilities", where=named("evaluation.reward"),
-            expected="a grader that reads the completions, such as rewards.accuracy:accuracy")
+    _check_reads_completions(grader, _grader(evaluation), "evaluation.reward")
     return grader
+
+
+def _check_reads_completions(rewards: RewardSum, use: str, where: str) -> None:
+    """Raises ConfigError where a reward asks for more than completions have that are not sampled for training."""
+    if rewards.needs_policy or rewards.needs_token_statistics or rewards.needs_votes:
+        by = "votes" if rewards.needs_votes else "the policy's own probabilities"
+        raise ConfigError(f"{use} judges by {by}", where=named(where),
+                          expected="one that reads the completions, such as rewards.accuracy:accuracy")
 
 
 def read_held_out(

@@ -19,21 +19,27 @@ LARGEST_TABLE = 32  # answers; they split in 8,349 ways
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What the bounds do with each split of G answers, by rising entropy."""
+    """What the bounds do with each split of G answers, by rising entropy. penalised: without consensus, whatever the
+    bounds say."""
 
     too_low: tuple[Split, ...]
     trained: tuple[Split, ...]
     too_high: tuple[Split, ...]
+    penalised: tuple[Split, ...] = ()
 
 
-def thresholds(num_answers: int, low: float | None, high: float | None) -> Thresholds:
-    """low, high: exclusive bounds on H / ln G, as in selection."""
-    ordered = sorted(splits(num_answers), key=lambda split: (normalised_entropy(split), split))
+def thresholds(
+    num_answers: int, low: float | None, high: float | None, min_votes: int | None = None
+) -> Thresholds:
+    """low, high: exclusive bounds on H / ln G; min_votes: of the largest cluster; as in selection."""
+    everything = sorted(splits(num_answers), key=lambda split: (normalised_entropy(split), split))
+    penalised = tuple(split for split in everything if min_votes is not None and split[0] < min_votes)
+    ordered = [split for split in everything if split not in penalised]
     values = {split: normalised_entropy(split) for split in ordered}
     too_low = tuple(split for split in ordered if low is not None and values[split] <= low + ROUNDING)
     too_high = tuple(split for split in ordered if high is not None and values[split] >= high - ROUNDING)
     refused = {*too_low, *too_high}
-    return Thresholds(too_low, tuple(split for split in ordered if split not in refused), too_high)
+    return Thresholds(too_low, tuple(split for split in ordered if split not in refused), too_high, penalised)
 
 
 def acting(num_answers: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -67,17 +73,19 @@ def has_equal_shares(split: Split) -> bool:
     return len(set(split)) == 1
 
 
-def describe(num_answers: int, low: float | None, high: float | None) -> str:
-    """For people: which splits each bound refuses, and which train."""
+def describe(num_answers: int, low: float | None, high: float | None, min_votes: int | None = None) -> str:
+    """For people: which splits each bound refuses, and which train. min_votes: as in selection; what has fewer trains
+    too."""
     if num_answers > LARGEST_TABLE:
-        return f"groups of {num_answers} split in too many ways to list; H / ln G > {low} and < {high}"
-    found = thresholds(num_answers, low, high)
+        return f"groups of {num_answers} split in too many ways to list: low={low}, high={high}, min_votes={min_votes}"
+    found = thresholds(num_answers, low, high, min_votes)
     equal = [in_words(split) for split in found.trained if has_equal_shares(split)]
     lines = {
         f"low={low} refuses": _listed(found.too_low), "train": _listed(found.trained),
         f"high={high} refuses": _listed(found.too_high),
+        **({} if min_votes is None else {f"min_votes={min_votes} penalises": _listed(found.penalised)}),
         "equal rewards": f"among those that train: {', '.join(equal)}, if agreement is rewarded" if equal else "none"}
-    return "\n".join(f"{name:<24}{fact}" for name, fact in lines.items())
+    return "\n".join(f"{name:<23} {fact}" for name, fact in lines.items())
 
 
 def _listed(found: tuple[Split, ...]) -> str:

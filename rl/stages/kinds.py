@@ -132,6 +132,11 @@ def check_same_adapter(ready: Prepared, giver: Prepared) -> None:
                     f"{named(f'lora.{key}')} is {getattr(own.lora, key)}, but the adapter of {giver.stage.key} has "
                     f"{getattr(given.lora, key)}",
                     where=ready.stage.key, remedy="the same in both, or merge=true in a warm-up")
+        if own.model.quantization != given.model.quantization:
+            raise ConfigError(
+                f"{named('model.quantization')} is {own.model.quantization or 'null'}, but the adapter of "
+                f"{giver.stage.key} is over a base with {given.model.quantization or 'null'}, whose weights are others",
+                where=ready.stage.key, remedy="the same in both")
     if (isinstance(own, (WarmupConfig, RunConfig, RejectConfig)) and isinstance(given, (WarmupConfig, RunConfig))
             and own.prompt != given.prompt):
         warnings.warn(

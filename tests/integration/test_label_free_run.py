@@ -3,6 +3,7 @@ goes on from a checkpoint to where the uninterrupted one ends."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from safetensors.torch import load_file
 from rl.checkpoint import list_checkpoints
 from rl.configuration.loading import load
 from rl.paths import project_root
+from rl.policy.moving_average import MovingAverage
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import read_json_lines
+from rl.trainer import Trainer
+from tests.reference.fork import after, signal_itself
 from tests.reference.whole_run import GRPO, metrics_of, train
 
 EVERY_PART = """
@@ -79,6 +83,28 @@ def test_a_run_on_the_votes_of_its_average_resumes_to_the_same_end(tmp_path: Pat
     average = torch.load(newest / "average.pt", weights_only=True)
     weights = load_file(newest / "adapter" / "adapter_model.safetensors")
     assert any(not torch.equal(weight, weights[name.replace(".default.", ".")]) for name, weight in average.items())
+
+
+def test_what_is_saved_late_while_the_average_votes_is_the_policy(tmp_path: Path) -> None:
+    """The second signal asks for it in the middle of the votes, where the policy's parameters hold the average."""
+    words = ("rewards.0.use=rewards.majority:voted", "votes={samples: 4, decay: 0.9}", "evaluation.path=null",
+             "optim.lr=5e-3")
+    assert train(tmp_path / "three", *words, "steps=3") == 0
+    saved: list[bytes] = []
+    times = iter(range(100))
+
+    def stop_twice() -> None:
+        if next(times) == 2 * 3:  # set in place and back in each of three steps; now the fourth
+            for _ in range(2):
+                signal_itself(signal.SIGTERM)()
+
+    def note() -> None:
+        saved.extend(path.read_bytes() for path in tmp_path.glob("run/checkpoints/step-000003/adapter/*.safetensors"))
+
+    with after(MovingAverage, "_set", stop_twice), after(Trainer, "save_late", note):
+        assert train(tmp_path / "run", *words, "steps=6") == 0
+    three = list_checkpoints(RunFolder(tmp_path / "three").checkpoints)[-1]
+    assert saved and set(saved) == {(three / "adapter" / "adapter_model.safetensors").read_bytes()}
 
 
 def test_evaluations_count_questions_apart_by_their_majority_before_training(tmp_path: Path) -> None:

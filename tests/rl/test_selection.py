@@ -106,10 +106,12 @@ def test_rewards_normalised_one_by_one_are_equal_where_each_is() -> None:
     crossed = dataclasses.replace(
         with_rewards(MIXED, 1, 1, 1, 1), scores={"a": (1.0, 0.0, 1.0, 0.0), "b": (0.0, 1.0, 0.0, 1.0)})
     assert refusal(crossed, None, None) == "equal_rewards"
-    assert refusal(crossed, None, None, each=True) is None
+    assert refusal(crossed, None, None, each=(1.0, 1.0)) is None
+    only_first = dataclasses.replace(crossed, scores={"a": (1.0,) * 4, "b": (0.0, 1.0, 0.0, 1.0)})
+    assert refusal(only_first, None, None, each=(1.0, 0.0)) == "equal_rewards"  # the other has no weight
     flat = dataclasses.replace(crossed, scores={"a": (1.0,) * 4, "b": (0.0,) * 4})
-    assert refusal(flat, None, None, each=True) == "equal_rewards"
-    assert refusal(flat, None, None, each=True, keep_equal=True) is None
+    assert refusal(flat, None, None, each=(1.0, 1.0)) == "equal_rewards"
+    assert refusal(flat, None, None, each=(1.0, 1.0), keep_equal=True) is None
 
 
 @pytest.mark.parametrize(("answers", "votes"), [

@@ -46,6 +46,11 @@ def test_every_reward_is_normalised_by_itself_where_the_configuration_says_so() 
         assert item.advantages == pytest.approx(values)
 
 
+def test_normalising_each_reward_needs_rewards() -> None:
+    with pytest.raises(ConfigError, match=r"rewards is \[\]. Remedy: advantage\.normalise=sum"):
+        tiny_config("advantage.normalise=each", "rewards=[]", "teacher=models/tiny-arith")
+
+
 def test_estimators_without_a_groups_deviation_have_nothing_to_normalise() -> None:
     with pytest.raises(ConfigError, match="normalise each is for grpo"):
         tiny_config("advantage.normalise=each", "advantage.name=dr_grpo")
@@ -53,16 +58,19 @@ def test_estimators_without_a_groups_deviation_have_nothing_to_normalise() -> No
 
 @pytest.mark.parametrize("normalise", ["sum", "each"])
 def test_groups_without_consensus_get_the_penalty_and_no_reward(normalise: str) -> None:
-    """Zeroed rewards, then a constant taken from each advantage: the rule of RESTRAIN, letter by letter."""
+    """No reward of theirs is believed, so that they have no part in the scale of the others either; nor does a cap
+    bound the penalty."""
     groups = (scored_group("agree", ["1", "1", "1", "2"]), scored_group("differ", ["1", "1", "2", "3"]))
     selection = select(groups, 0.1, 0.7, min_votes=3)
     assert selection.kept == groups
-    config = tiny_config("selection.min_votes=3", "selection.penalty=0.25", f"advantage.normalise={normalise}")
+    config = tiny_config(
+        "selection.min_votes=3", "selection.penalty=0.25", f"advantage.normalise={normalise}")
     agree, differ = groups_with_advantages(config, Collected(groups, selection, selection.kept, 0))
     assert differ.advantages == (-0.25,) * 4
-    zeroed = [[group.rewards if group.largest_cluster >= 3 else (0.0,) * 4] for group in groups]
-    expected = (reference_advantages([rewards for [rewards] in zeroed], "grpo", 1, 1e-4) if normalise == "sum"
-                else reference_decoupled(zeroed, [1.0], 1, 1e-4))
+    capped = tiny_config("selection.min_votes=3", "selection.penalty=0.25", "advantage.cap=0.1")
+    assert groups_with_advantages(capped, Collected(groups, selection, selection.kept, 0))[1].advantages[0] == -0.25
+    expected = (reference_advantages([groups[0].rewards], "grpo", 1, 1e-4) if normalise == "sum"
+                else reference_decoupled([[groups[0].rewards]], [1.0], 1, 1e-4))
     assert agree.advantages == pytest.approx(expected[0])
 
 

@@ -223,7 +223,7 @@ def with_part(estimate: MemoryEstimate, part: str, size: int) -> MemoryEstimate:
 @pytest.mark.parametrize(
     ("part", "remedy"),
     [
-        ("activations", r"optim\.micro_batch_tokens or model\.gradient_checkpointing=selective"),
+        ("activations", r"optim\.micro_batch_tokens or model\.gradient_checkpointing=full"),
         ("cache", r"generator\.max_sequences"), ("sampler_copy", r"generator\.sync=shared"),
         ("base", r"model\.dtype=bfloat16"), ("trained", r"lora\.rank"), ("logits", r"optim\.micro_batch_tokens"),
     ],
