@@ -60,17 +60,18 @@ def _main(options: argparse.Namespace) -> int:
 
     _check(options)
     subject = subject_of(options)
-    whole, tasks = _tasks(options, subject)
-    labelled, others = _sample(options, subject, whole, tasks)
+    tasks = _tasks(options, subject)
+    labelled, others = _sample(options, subject, tasks)
     figures = measure(labelled, others, min(options.group_size, options.k), options.low, options.high)
     case = case_of(figures)
     if options.json:
-        print(json.dumps({
+        found = {
             "model": subject.model.path, "adapter": subject.model.adapter, **asdict(figures), "case": case,
-            **asdict(CASES[case]), "notes": notes_on(figures), "protocol": dict(whole.protocol)}, ensure_ascii=False))
+            **asdict(CASES[case]), "notes": notes_on(figures), "protocol": dict(tasks[0].protocol)}
+        print(json.dumps(found, ensure_ascii=False))
     else:
         adapter = f" with {subject.model.adapter}" if subject.model.adapter else ""
-        print(f"{subject.model.path}{adapter} on {whole.protocol['source']}\n\n{render(figures)}")
+        print(f"{subject.model.path}{adapter} on {tasks[0].protocol['source']}\n\n{render(figures)}")
     return 0
 
 
@@ -91,18 +92,27 @@ def _check(options: argparse.Namespace) -> None:
             expected="0 <= low < high <= 1")
 
 
-def _tasks(options: argparse.Namespace, subject: Subject) -> tuple[Task, tuple[Task, Task]]:
-    """All questions as a task; then those with an answer, and those without, which nobody grades."""
-    from eval.benchmarks import Grader, find_benchmark, load_benchmark
-    from eval.prompt import tell_differences, with_prompt
-    from eval.tasks import Asked, build_task
+def _questions(options: argparse.Namespace) -> LoadedBenchmark:
+    """Of a file also those without an answer."""
+    from eval.benchmarks import find_benchmark, load_benchmark
     from rl.questions.files import FILE_SUFFIXES
-    from rl.questions.generated import is_generated
 
     benchmark = find_benchmark(options.data)
     if options.data.lower().endswith(FILE_SUFFIXES):
-        benchmark = replace(benchmark, rows=lambda row, columns: dict(row))  # with an answer or without
-    loaded = load_benchmark(benchmark, limit=options.limit)
+        benchmark = replace(benchmark, rows=lambda row, columns: dict(row))
+    return load_benchmark(benchmark, limit=options.limit)
+
+
+def _tasks(options: argparse.Namespace, subject: Subject) -> tuple[Task, Task]:
+    """The questions with an answer, and those without, which nobody grades; asked alike."""
+    from eval.benchmarks import Grader
+    from eval.prompt import tell_differences, with_prompt
+    from eval.tasks import Asked, build_task
+    from rewards.scoring import RewardSpec, RewardSum
+    from rl.questions.generated import is_generated
+
+    loaded = _questions(options)
+    benchmark = loaded.benchmark
     asked = with_prompt(
         Asked(ks=(options.k,), temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens,
               prompt=options.prompt, seed=options.seed, head_dtype=subject.model.head_dtype,
@@ -122,16 +132,20 @@ def _tasks(options: argparse.Namespace, subject: Subject) -> tuple[Task, tuple[T
     labelled, others = (tuple(prompt for prompt, has_answer in zip(whole.prompts, is_labelled, strict=True)
                               if has_answer == wanted) for wanted in (True, False))
     if not labelled:
-        return whole, (replace(whole, prompts=()), whole)
+        return replace(whole, prompts=()), whole
     own = benchmark.grader
-    if last_number and own.use == Grader().use:
-        own = replace(own, arguments={**own.arguments, **last_number})
-    grader = task(replace(loaded, questions=tuple(p.question for p in labelled)), own, options.grader).grader
-    return whole, (replace(whole, prompts=labelled, grader=grader), replace(whole, prompts=others))
+    if own.use == Grader().use:  # a benchmark may count last numbers; the rewards of a run do so on request alone
+        own = Grader(arguments=last_number)
+    graded = task(replace(loaded, questions=tuple(prompt.question for prompt in labelled)), own, options.grader)
+    by = {key: value for key, value in graded.protocol.items() if key.startswith("grader")}
+    # Where the grader has no clusters, those of agreement: it reads the same answers of both kinds of questions.
+    grader = RewardSum([RewardSpec(options.grader) if options.grader else RewardSpec(own.use, arguments=own.arguments),
+                        RewardSpec(agreement.use, weight=0.0, arguments=agreement.arguments)])
+    return (replace(whole, prompts=labelled, grader=grader, protocol={**whole.protocol, **by}),
+            replace(whole, prompts=others))
 
 
-def _sample(options: argparse.Namespace, subject: Subject, whole: Task, tasks: Sequence[Task]
-            ) -> list[list[GradedQuestion]]:
+def _sample(options: argparse.Namespace, subject: Subject, tasks: Sequence[Task]) -> list[list[GradedQuestion]]:
     """The questions of each task, graded."""
     import tempfile
     from pathlib import Path
@@ -140,15 +154,16 @@ def _sample(options: argparse.Namespace, subject: Subject, whole: Task, tasks: S
     from eval.evaluation import sample_and_grade
     from eval.subject import generator_section, open_generator
 
-    total = whole.samples * len(whole.prompts)
+    asked = [task for task in tasks if task.prompts]
+    total = sum(task.samples * len(task.prompts) for task in asked)
     section = generator_section(options.generator, min(options.max_sequences, total))
     display = Display(total, 0)
-    for note in whole.notes:
+    for note in tasks[0].notes:
         display.message(f"note: {note}")
     with tempfile.TemporaryDirectory() as scratch, open_generator(
-            subject, section, max_tokens=whole.max_tokens, scratch=Path(scratch)) as generator:
+            subject, section, max_tokens=max(task.max_tokens for task in asked), scratch=Path(scratch)) as generator:
         display.start()
-        display.begin(whole.name)
+        display.begin(tasks[0].name)
         try:
             return [sample_and_grade(task, task.prompts, generator, display.sampled) if task.prompts else []
                     for task in tasks]

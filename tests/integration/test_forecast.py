@@ -46,6 +46,11 @@ def test_rows_with_and_without_an_answer_are_sampled_alike(tmp_path: Path) -> No
     assert (some["case"], none["case"]) == ("latent", "no_labels") and none["avg"] is none["maj"] is None
     assert "4 question(s) with an answer are few" in some["notes"][0]
     assert {found["num_questions"] for found in (some, none, all_of_them)} == {10}
+    assert (some["protocol"]["grader"], some["protocol"]["prompt"]) == ("rewards.accuracy:accuracy", "question_line")
+    plain = (*words, "--model", "models/tiny-arith-plain", "--data", str(mixed))
+    answered = [json.loads(in_process(forecast.main, *plain, *more).stdout)["answered"] for more in (
+        (), ("--last-number",))]
+    assert answered[0] == 0.0 and answered[1] > 0.9
 
 
 @pytest.mark.slow
