@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.errors import run_command
-from eval.options import Parser, add_model, add_prompt, add_sampler
+from eval.options import Parser, add_model, add_prompt, add_sampler, add_votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +64,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m eval.answer", __doc__ or "")
     parser.add_argument("question")
     add_model(parser)
-    group = parser.add_argument_group("how")
-    group.add_argument("-k", type=int, default=16, help="completions to sample (default 16)")
-    group.add_argument("--temperature", type=float, default=1.0, help="default 1")
-    group.add_argument("--top-p", type=float, default=1.0)
-    group.add_argument(
-        "--max-tokens", type=int, help="completions are cut at this length (default 2048, or what the context leaves)")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument(
-        "--last-number", action="store_true",
-        help="a completion's last number counts where it states no answer otherwise")
-    group.add_argument("--json", action="store_true", help="print one JSON object with all completions")
+    add_votes(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all completions")
     add_prompt(parser, several=False)
     add_sampler(parser)
     return parser.parse_args(arguments)
@@ -133,15 +124,13 @@ def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
 
     from eval.benchmarks import Benchmark, Grader, LoadedBenchmark, Protocol
     from eval.prompt import tell_differences, with_prompt
-    from eval.subject import find_subject, generator_section, open_generator
+    from eval.subject import generator_section, open_generator, subject_of
     from eval.tasks import Asked, EvaluationError, build_task
     from rl.records import Question
 
     if not options.question.strip():
         raise EvaluationError("the question is empty; expected its text, in quotes")
-    subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
-                           head_dtype=options.head_dtype, quantization=options.quantization,
-                           trust_remote_code=options.trust_remote_code)
+    subject = subject_of(options)
     # A task has a grader; there is no gold answer here, and it is never asked.
     benchmark = Benchmark("question", "a question", Protocol(options.k, 1.0, 1.0, 2048, "our own"),
                           grader=Grader("rewards.controls:random_reward"))

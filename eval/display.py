@@ -28,7 +28,7 @@ class Display:
         self._is_open = False  # a line that is being rewritten has no end yet
 
     def message(self, text: str) -> None:
-        self._end_line()
+        self.end_line()
         print(text, file=sys.stderr, flush=True)
 
     def start(self) -> None:
@@ -54,7 +54,7 @@ class Display:
         if self._done >= self._total or self._rewrites:
             self._show()
         if self._done >= self._total:
-            self._end_line()
+            self.end_line()
 
     def _show(self) -> None:
         now = self._last = self._clock()
@@ -67,7 +67,8 @@ class Display:
             flush=True)
         self._is_open = self._rewrites
 
-    def _end_line(self) -> None:
+    def end_line(self) -> None:
+        """What follows begins a line of its own."""
         if self._is_open:
             print(file=sys.stderr)
             self._is_open = False

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rewards.errors import as_configured
 from rl.errors import report_errors
@@ -24,15 +24,19 @@ OPTIONS = {
 
 def run_command(
     parse: Callable[[Sequence[str]], argparse.Namespace], act: Callable[[argparse.Namespace], int],
-    arguments: Sequence[str] | None,
+    arguments: Sequence[str] | None, own: Mapping[str, str] | None = None,
 ) -> int:
-    """Do what the arguments (None: the process's own) ask for. Returns the exit code: act's, 2 for what the user can
+    """Do what the arguments (None: the process's own) ask for. own: options that messages name -> what this command
+    calls them. Returns the exit code: act's, 2 for what the user can
     mend (one message without a traceback, in the words of the command line), 130 after Ctrl-C."""
 
     def main() -> int:
         return act(parse(sys.argv[1:] if arguments is None else arguments))
 
-    return report_errors(main, as_option, when_interrupted="interrupted; the same command goes on")
+    def words(name: str, value: str | None) -> str:
+        return as_option((own or {}).get(name, name), value)
+
+    return report_errors(main, words, when_interrupted="interrupted; the same command goes on")
 
 
 def as_option(name: str, value: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The words after `python -m eval.run` and `eval.answer` -> checked options. Imports no torch, so that --help answers
+"""The words after `python -m eval.run` and its neighbours -> checked options. Imports no torch, so that --help answers
 at once."""
 
 from __future__ import annotations
@@ -40,6 +40,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
                        help="of the linear layers; null: none (default: as the policy's run trained over its base)")
     group.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint")
+
+
+def add_votes(parser: argparse.ArgumentParser) -> None:
+    """How the completions are sampled whose answers are counted as votes."""
+    group = parser.add_argument_group("how")
+    group.add_argument("-k", type=int, default=16, help="completions of a question to sample (default 16)")
+    group.add_argument("--temperature", type=float, default=1.0, help="default 1")
+    group.add_argument("--top-p", type=float, default=1.0)
+    group.add_argument(
+        "--max-tokens", type=int, help="completions are cut at this length (default 2048, or what the context leaves)")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument(
+        "--last-number", action="store_true",
+        help="a completion's last number counts where it states no answer otherwise")
 
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:

@@ -106,11 +106,9 @@ def _main(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """The result as in result.json, and its folder."""
     from eval.store import Completions, add_seconds, day_begun, open_settings
-    from eval.subject import find_subject, generator_section
+    from eval.subject import generator_section, subject_of
 
-    subject = find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
-                           head_dtype=options.head_dtype, quantization=options.quantization,
-                           trust_remote_code=options.trust_remote_code)
+    subject = subject_of(options)
     out = options.out or default_out(options.model, options.adapter)
     tasks = build_tasks(options, subject, None if options.restart else day_begun(out))
     total = sum(task.samples * len(task.prompts) for task in tasks)

@@ -3,6 +3,7 @@ generator."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import json
@@ -96,6 +97,13 @@ def find_subject(model: str | None, adapter: str | None, *, revision: str | None
         "head_dtype": None if head_dtype == "null" else head_dtype,
         "quantization": None if quantization == "null" else quantization, "trust_remote_code": trust_remote_code})
     return Subject(section, load_tokenizer(section), load_model_config(section), run)
+
+
+def subject_of(options: argparse.Namespace) -> Subject:
+    """find_subject of the options of eval.options.add_model."""
+    return find_subject(options.model, options.adapter, revision=options.revision, dtype=options.dtype,
+                        head_dtype=options.head_dtype, quantization=options.quantization,
+                        trust_remote_code=options.trust_remote_code)
 
 
 def generator_section(backend: Backend, max_sequences: int) -> GeneratorSection:

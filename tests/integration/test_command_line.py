@@ -53,7 +53,7 @@ def test_help_names_every_key_at_once() -> None:
 
 @pytest.mark.parametrize("module", [
     "rl.train", "rl.warmup", "rl.reject", "rl.pipeline", "rl.export", "eval.run", "eval.grade", "eval.compare",
-    "eval.answer"])
+    "eval.answer", "eval.forecast"])
 def test_every_command_is_a_module_that_runs(module: str) -> None:
     finished = python("-m", module, "--help")
     assert finished.returncode == 0 and module.rpartition(".")[2] in finished.stdout and finished.stderr == ""

@@ -1,0 +1,86 @@
+"""`python -m eval.forecast` on the four tiny bases, which go four different ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval import forecast
+from eval.readiness import CASES, Case
+from rl.paths import project_root
+from tests.reference.whole_run import in_process
+
+HELD_OUT = "models/tiny-arith/questions/held_out.jsonl"
+MODEL = ("--model", "models/tiny-arith", "--prompt", "question_line", "--max-tokens", "48")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "case", "maj"), [
+    ("tiny-arith", "latent", (0.75, 0.95)), ("tiny-arith-1300", "often_wrong", (0.35, 0.5)),
+    ("tiny-arith-brief", "nearly_always_wrong", (0.05, 0.2)), ("tiny-arith-plain", "no_format", (0.0, 0.0))])
+def test_each_base_is_told_from_the_others(model: str, case: Case, maj: tuple[float, float]) -> None:
+    """maj: what maj@8 of 512 questions (models/README.md) may be on 64 of them."""
+    finished = in_process(forecast.main, *MODEL, "--model", f"models/{model}", "--data", HELD_OUT, "-k", "8", "--json")
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    assert found["case"] == case and found["title"] == CASES[case].title
+    assert maj[0] <= found["group_maj"]["value"] <= maj[1]
+    assert (found["num_questions"], found["num_labelled"], found["k"], found["groups"]["size"]) == (64, 64, 8, 8)
+    assert (found["protocol"]["temperature"], found["protocol"]["max_tokens"]) == (1.0, 48)
+
+
+@pytest.mark.slow
+def test_rows_with_and_without_an_answer_are_sampled_alike(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (project_root() / HELD_OUT).read_text().splitlines()[:12]]
+    for row in rows[4:]:
+        del row["answer"]
+    mixed, bare = tmp_path / "mixed.jsonl", tmp_path / "bare.jsonl"
+    for file, kept in ((mixed, rows), (bare, [{**row, "answer": None} for row in rows])):
+        file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    words = (*MODEL, "-k", "4", "--limit", "10", "--json")
+    some, none, all_of_them = (
+        json.loads(in_process(forecast.main, *words, "--data", str(data)).stdout) for data in (mixed, bare, HELD_OUT))
+    assert [found["num_labelled"] for found in (some, none, all_of_them)] == [4, 0, 10]
+    assert (some["case"], none["case"]) == ("latent", "no_labels") and none["avg"] is none["maj"] is None
+    assert "4 question(s) with an answer are few" in some["notes"][0]
+    assert {found["num_questions"] for found in (some, none, all_of_them)} == {10}
+    assert (some["protocol"]["grader"], some["protocol"]["prompt"]) == ("rewards.accuracy:accuracy", "question_line")
+    plain = (*words, "--model", "models/tiny-arith-plain", "--data", str(mixed))
+    answered = [json.loads(in_process(forecast.main, *plain, *more).stdout)["answered"] for more in (
+        (), ("--last-number",))]
+    assert answered[0] == 0.0 and answered[1] > 0.9
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_asked_as_it_is_and_people_read_lines() -> None:
+    finished = in_process(
+        forecast.main, "--model", "models/tiny-arith", "--data", "tiny_arith", "-k", "4", "--limit", "24")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("models/tiny-arith on ") and "24, 24 of them with an answer" in finished.stdout
+    assert "groups of 4" in finished.stdout and "configs/empo_math.yaml" in finished.stdout
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ((), "--data: missing; expected a JSONL or parquet file"),
+    (("--data", "no/such.jsonl"), "no such file"),
+    (("--data", "questions"), "--data: there is no benchmark 'questions'"),
+    (("--data", HELD_OUT, "--limit", "0"), "--limit: saw 0"),
+    (("--data", HELD_OUT, "-k", "1"), "-k: saw 1; expected a whole number >= 2"),
+    (("--data", HELD_OUT, "--group-size", "1"), "--group-size: saw 1"),
+    (("--data", HELD_OUT, "--low", "0.9", "--high", "0.2"), "--low, --high: saw 0.9, 0.2"),
+    (("--data", HELD_OUT, "--temperature", "3"), "--temperature: saw 3.0"),
+    (("--data", HELD_OUT, "--grader", "rewards.accuracy:accurcy"), "accurcy"),
+])
+def test_bad_input_is_one_line_in_the_commands_own_words(words: tuple[str, ...], message: str) -> None:
+    finished = in_process(forecast.main, *MODEL, *words)
+    assert finished.returncode == 2 and finished.stdout == ""
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0] and "--benchmarks" not in errors[0], finished.stderr
+
+
+def test_a_row_without_a_question_names_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"problem": "1+1=?"}\n')
+    finished = in_process(forecast.main, *MODEL, "--data", str(tmp_path / "mine.jsonl"))
+    assert finished.returncode == 2 and f"{tmp_path / 'mine.jsonl'}:1" in finished.stderr, finished.stderr
