@@ -172,6 +172,7 @@ def test_a_trl_function_without_a_score_counts_nothing_for_that_completion(folde
     [result] = score(folder, RewardSpec("rewards.accuracy:accuracy"), RewardSpec("mine.py:trl_some", 0.5, style="trl"),
                      groups=[one])
     assert result.rewards == (1.0, 1.5, 0.0)
+    assert [*result.scores.values()][1] == (1.0, 1.0, 1.0)  # by itself it prefers none, and 0 would be a verdict
     assert result.metrics["group/unscored_share"] == 0.0
 
 

@@ -120,6 +120,7 @@ def test_a_question_is_not_trained_with_and_without_its_label(tmp_path: Path) ->
     rows = [{"question": "3+3=?", "answer": "6"}, {"question": "no other", "answer": "1"}]
     (tmp_path / "anchors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     inputs = read_inputs(config)
+    assert inputs.dropped["anchors too long"] == 0
     assert len(inputs.prompts) == 19 and inputs.dropped["that are anchors"] == 1 and len(inputs.anchors) == 2
     assert {"data.path", "anchors.path"} <= inputs.digests.keys()
 
@@ -133,6 +134,8 @@ def test_what_cannot_be_an_anchor_is_refused(tmp_path: Path) -> None:
         json.dumps({"question": f"{i}+{i}=?", "answer": "0"}) + "\n" for i in range(20)))
     with pytest.raises(ConfigError, match="is an anchor too"):
         read_inputs(config)
+    with pytest.raises(ConfigError, match=r"anchors\.reward: rewards\.majority:voted judges by votes"):
+        read_inputs(config_of(tmp_path, "anchors.reward=rewards.majority:voted"))
     with pytest.raises(ConfigError, match=r"leaves none without a label"):
         config_of(tmp_path, "anchors.mixed_in=4")
     with pytest.raises(ConfigError, match="no questions are named"):

@@ -98,6 +98,9 @@ def test_copies_of_prompts_count_where_they_cannot_be_shared() -> None:
     # Two samples between the first evaluation and the last.
     assert parts("evaluation.path=held_out.jsonl") == 25 * 10 * 4 + 50 * 30 * 5
     assert parts("evaluation.path=held_out.jsonl", "evaluation.samples_during=8") == parts()
+    assert parts("votes.samples=2") == 25 * 10 * 4 + 50 * 30 * 5
+    assert parts("votes.samples=1") == parts("evaluation.path=held_out.jsonl", "evaluation.samples_during=1") == parts(
+        "model.attention=sdpa")
     assert parts(benchmark_tokens=100) == 50 * 100 * 6 and parts(benchmark_tokens=30) == parts()
 
 

@@ -269,7 +269,8 @@ def test_an_adapter_that_knows_its_base_is_not_put_over_one_of_another_quantisat
 ) -> None:
     policy, adapter = trained
     write_fingerprint(adapter, policy.causal_lm)
-    tiny_policy(tiny_config(NF4, f"model.adapter={adapter}"))
+    for dtype in ("float32", "bfloat16"):  # other codes, and the same base
+        tiny_policy(tiny_config(NF4, f"model.adapter={adapter}", f"model.dtype={dtype}"))
     with pytest.raises(UserError, match=r"model\.quantization: null, but .*Remedy: model\.quantization=nf4"):
         tiny_policy(tiny_config(f"model.adapter={adapter}"))
 

@@ -87,6 +87,10 @@ def test_the_dry_runs_table_lists_what_is_refused() -> None:
         "high=0.9 refuses        2+1+1+1+1+1+1 (0.917), all 8 differ (1.000)",
         "equal rewards           among those that train: 4+4, 2+2+2+2, if agreement is rewarded"]
     assert describe(4, None, None).splitlines()[0] == "low=None refuses        nothing"
+    penalised = describe(4, None, 0.9, 3).splitlines()  # without consensus they train, whatever the bounds say
+    assert penalised[1:4] == [
+        "train                   all 4 agree (0.000), 3+1 (0.406)", "high=0.9 refuses        nothing",
+        "min_votes=3 penalises   2+2 (0.500), 2+1+1 (0.750), all 4 differ (1.000)"]
     assert "too many ways" in describe(64, 0.2, 0.9)
 
 

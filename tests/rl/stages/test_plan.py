@@ -157,6 +157,7 @@ def test_solutions_wait_for_the_next_warm_up() -> None:
                 r" in both"
             ),
         ),
+        ({"model.quantization": "nf4"}, r"model\.quantization is nf4, but the adapter of stage cold \(warmup\) is"),
         ({"lora.enabled": False}, r"lora\.enabled is False, but the adapter of stage cold \(warmup\) has True"),
     ],
 )
