@@ -1,9 +1,10 @@
 """Does learning without labels hold? Each part against collapse, by itself and together, for hundreds of steps at a
 constant rate, on a base whose majority is twice as often right as one sample and wrong on more than half of the
-questions. Prints a Markdown table and draws the curves.
+questions. Prints a Markdown table; rl/picture.py draws the curves.
 
     python benchmarks/collapse_study.py --jobs 2                            # all, three seeds: hours
     python benchmarks/collapse_study.py --only share kl gold --seeds 0 --steps 200 --rate 4e-4
+    python -m rl.picture "share=runs/collapse_study/share-*" "KL=runs/collapse_study/kl-*" --out curves.png
 
 Each run is configs/quickstart.yaml on models/tiny-arith-1300 (or --model) without its thresholds, at a constant rate,
 with the watchdog off. Held-out: avg@8 of 512 questions before and after, avg@2 in between. `best` is the best mean of
@@ -146,35 +147,6 @@ def table(found: dict[str, list[tuple[Summary, Curve]]]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: dict[str, list[tuple[Summary, Curve]]], title: str, out: Path) -> None:
-    """A panel per part: held-out accuracy over steps, one line per seed."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    colours = {"no labels": "#2563eb", "64 labels": "#e8590c", "labels": "#2b8a3e", "control": "#868e96"}
-    columns = min(4, len(found))
-    rows = -(-len(found) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(3.1 * columns, 2.4 * rows + 0.6), sharex=True, sharey=True, squeeze=False,
-        layout="constrained")
-    for axis in axes.flat[len(found) :]:
-        axis.set_visible(False)
-    for axis, (name, runs) in zip(axes.flat, found.items(), strict=False):
-        for _, one in runs:
-            axis.plot(one.steps, one.accuracies, color=colours[STUDY[name].kind], linewidth=1.3, alpha=0.85)
-        axis.set_title(STUDY[name].label, fontsize=9, loc="left", fontweight="bold")
-        axis.set_ylim(0, 0.62)
-        axis.grid(color="#e9ecef")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("training step", fontsize=9.5)
-    figure.supylabel("held-out accuracy", fontsize=9.5)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    pyplot.close(figure)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -184,7 +156,6 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate (default 1e-4)")
     parser.add_argument("--model", default="models/tiny-arith-1300", help="the base (default %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/collapse_study"), help="where the runs go")
-    parser.add_argument("--out", type=Path, default=Path("runs/collapse_study/curves.png"), help="the picture")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of every run")
     options = parser.parse_args(words)
@@ -194,7 +165,6 @@ def main(words: Sequence[str] | None = None) -> int:
                 for seed in options.seeds for name in options.only}
         found = {name: [runs[name, seed].result() for seed in options.seeds] for name in options.only}
     print(table(found))
-    draw(found, f"{options.model}, rate {options.rate:g}, {len(options.seeds)} seed(s)", options.out)
     return 0
 
 

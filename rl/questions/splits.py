@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rewards.clustering import entropy_of
 from rl.selection import ROUNDING
 
 Split = tuple[int, ...]
@@ -63,9 +64,8 @@ def splits(num_answers: int, largest: int | None = None) -> Iterator[Split]:
 
 def normalised_entropy(split: Split) -> float:
     """H / ln G, in [0, 1]; 0 for a group of one."""
-    total = sum(split)
-    entropy = math.fsum(size / total * math.log(total / size) for size in split)
-    return entropy / math.log(total) if total > 1 else 0.0
+    labels = [number for number, size in enumerate(split) for _ in range(size)]
+    return entropy_of(labels) / math.log(len(labels)) if len(labels) > 1 else 0.0
 
 
 def has_equal_shares(split: Split) -> bool:
