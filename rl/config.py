@@ -679,10 +679,11 @@ class RunConfig(Section):
     @classmethod
     def _the_average_can_be_sampled(cls, votes: VotesSection | None, info: ValidationInfo) -> VotesSection | None:
         generator = info.data.get("generator")
-        if votes is not None and generator is not None and generator.backend != "transformers":
+        if votes is not None and generator is not None and generator.max_staleness > 0:
             raise ValueError(
-                f"the average is sampled by the embedded sampler alone, and generator.backend is {generator.backend}. "
-                "Remedy: generator.backend=transformers, or votes=null with a reward that counts the group's own votes")
+                f"generator.max_staleness is {generator.max_staleness}: the next step is sampled while this one trains, "
+                "and the average is brought to the sampler in the place of the policy that trains. Remedy: "
+                "generator.max_staleness=0, or votes=null with a reward that counts the group's own votes")
         return votes
 
     @field_validator("optim")

@@ -27,6 +27,7 @@ from rl.generate.transformers_generator import TransformersGenerator
 from rl.generate.vllm_generator import VllmGenerator
 from rl.policy.policy import Policy, PolicyError, load_policy
 from rl.records import Group, Prompt, Question, Rollout
+from tests.reference.average_votes import check_that_the_average_votes
 from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_config, tiny_policy
 from tests.reference.vllm_generator import TINY, generator_plan, vllm_generator
 
@@ -234,6 +235,12 @@ def test_new_weights_reach_the_sampler_and_its_prefix_cache(generator: VllmGener
         r.token_ids for r in rollouts(before)
     ], "the first version's weights again"
     assert all(torch.equal(base[name], p) for name, p in policy.model.named_parameters() if name in base)
+
+
+def test_the_average_votes_and_the_policy_answers(generator: VllmGenerator, policy: Policy) -> None:
+    check_that_the_average_votes(generator, policy)
+    change_adapter(policy, 0.02)
+    generator.take_over(policy, 3)
 
 
 def test_both_ways_give_the_same_log_probabilities(policy: Policy) -> None:

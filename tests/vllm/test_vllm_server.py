@@ -30,6 +30,7 @@ from rl.generate.servers.head_probe import rounded_to_bfloat16
 from rl.generate.weight_sync import Sync, Way
 from rl.policy.policy import Policy
 from rl.records import Group
+from tests.reference.average_votes import check_that_the_average_votes
 from tests.reference.tiny_run import change_adapter, literal_logprobs, prompts, tiny_config, tiny_policy
 from tests.reference.vllm_process import MODEL, VllmProcess
 
@@ -143,6 +144,7 @@ def test_every_version_samples_with_the_trainers_log_probabilities(servers: Serv
                 assert (literal_logprobs(policy, *row) - torch.tensor(logprobs)).abs().max().item() < BOUND
         # The same seeds, weights and requests give the same tokens, whichever server they go to.
         assert tokens(generator.generate(asked[::-1], SAMPLING)) == tokens(drawn[1])[::-1]
+        check_that_the_average_votes(generator, policy)
     assert tokens(drawn[0]) != tokens(drawn[1])
     servers.restore_base()
 

@@ -87,5 +87,5 @@ def test_votes_that_nobody_reads_or_nobody_samples_are_refused(tmp_path: Path) -
         read_inputs(tiny_config("votes.samples=8"))
     with pytest.raises(ConfigError, match=r"null samples no votes"):
         read_inputs(tiny_config("rewards.0.use=rewards.majority:voted"))
-    with pytest.raises(ConfigError, match=r"sampled by the embedded sampler alone"):
-        tiny_config("votes.samples=8", "generator=vllm")
+    with pytest.raises(ConfigError, match=r"max_staleness is 1: the next step is sampled while this one trains"):
+        tiny_config("votes.samples=8", "generator={backend: vllm_server, urls: ['http://x:1'], max_staleness: 1}")
