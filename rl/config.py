@@ -681,8 +681,8 @@ class RunConfig(Section):
         generator = info.data.get("generator")
         if votes is not None and generator is not None and generator.max_staleness > 0:
             raise ValueError(
-                f"generator.max_staleness is {generator.max_staleness}: the next step is sampled while this one trains, "
-                "and the average is brought to the sampler in the place of the policy that trains. Remedy: "
+                f"generator.max_staleness is {generator.max_staleness}: the next step is sampled while this one "
+                "trains, and the average is brought to the sampler in the place of the policy that trains. Remedy: "
                 "generator.max_staleness=0, or votes=null with a reward that counts the group's own votes")
         return votes
 
