@@ -63,33 +63,37 @@ def soft_votes(
 
 
 def voted(
-    *, completions: list[str], votes: list[str], question: str = "", last_number: bool = False,
+    *, completions: list[str], votes: list[str], min_share: float = 0.0, question: str = "", last_number: bool = False,
     refuse_copied_question: bool = False, max_answer_length: int | None = None, **columns: object,
 ) -> GroupScore:
     """r_i = 1 if its answer is that of the one largest cluster of `votes`, else 0 (Co-rewarding-II, arXiv:2508.00410).
 
     votes: what a moving average of the policy answered to the same question (the configuration's `votes`); they take
-    the place of the group's own votes in majority_vote, and the other arguments are as there. A tie labels nothing: all
-    rewards are 0.
+    the place of the group's own votes in majority_vote, and the other arguments are as there. A tie labels nothing, nor
+    does a majority of less than `min_share` of the votes: all rewards are 0. Raises ValueError for a min_share outside
+    0 to 1.
     """
+    if not isinstance(min_share, (int, float)) or not 0 <= min_share <= 1:
+        raise ValueError(f"min_share is {min_share!r}, expected a share of the votes, 0 to 1")
     extractions = extract_all(completions, last_number)
     guarded, labelling = (
         refuse(texts, found, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
         for texts, found in ((completions, extractions), (votes, extract_all(votes, last_number))))
-    # Together, such that an answer of either side can be equal to one of the other.
+    # Together, such that an answer of either side can be equal to one of the other; labels count from the first vote.
     together = cluster([*labelling.answers, *guarded.answers])
-    ranked = Counter(
-        label for label, answer in zip(together.labels, labelling.answers, strict=False) if answer is not None
-    ).most_common(2)
-    is_tie = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
-    winner = None if is_tie or not ranked else ranked[0][0]
-    labels = together.labels[len(votes):]
+    cast_labels = together.labels[: len(votes)]
+    cast = Clusters(cast_labels, tuple(Counter(cast_labels)[i] for i in range(len({*cast_labels}))),
+                    together.answered[: len(votes)])
+    leaders = cast.majority
+    share = cast.sizes[leaders[0]] / len(votes) if leaders else 0.0
+    is_tie, is_weak = len(leaders) > 1, share < min_share
+    winner = None if is_tie or is_weak or not leaders else leaders[0]
     own = cluster(guarded.answers)
     metrics = own.metrics() | rule_shares(extractions) | guarded.metrics | {
-        "vote_tie": float(is_tie), "vote_share": 0.0 if winner is None else ranked[0][1] / len(votes)}
-    return GroupScore(
-        [float(answer is not None and label == winner) for label, answer in zip(labels, guarded.answers, strict=True)],
-        metrics, own.labels, guarded.answers)
+        "vote_tie": float(is_tie), "vote_weak": float(is_weak), "vote_share": 0.0 if winner is None else share}
+    scores = [float(answer is not None and label == winner)
+              for label, answer in zip(together.labels[len(votes):], guarded.answers, strict=True)]
+    return GroupScore(scores, metrics, own.labels, guarded.answers)
 
 
 def majority_with_novelty(

@@ -249,7 +249,7 @@ class Collector:
             with watch("generate_s"):
                 votes = self._votes(requests, self._average, self._config.votes.samples)
                 groups = self._generator.generate(requests, self._parameters)
-            return _Share([replace(group, votes=votes.get(group.question.id)) for group in groups], None,
+            return _Share([_with_votes(group, votes.get(group.question.id)) for group in groups], None,
                           Times(**watch.seconds))
         if not self._any_thread or self._ends_at_once(requests):
             with watch("generate_s"):
@@ -267,7 +267,7 @@ class Collector:
 
     def _votes(
         self, requests: Sequence[Request], average: MovingAverage, samples: int
-    ) -> Mapping[str, tuple[str, ...]]:
+    ) -> Mapping[str, Group]:
         """Question id -> what the average answers, of every question without a label. The sampler has the policy before
         and after."""
         asked = {
@@ -281,7 +281,7 @@ class Collector:
             groups = self._generator.generate(
                 list(asked.values()), replace(self._parameters, token_statistics=False))
         self._generator.take_over(average.policy, version)
-        return {group.question.id: tuple(rollout.text for rollout in group.rollouts) for group in groups}
+        return {group.question.id: group for group in groups}
 
     def _complete(self, share: _Share) -> Round:
         """In the main thread: scores what is not scored yet, and brings the ranks' shares together."""
@@ -299,6 +299,13 @@ class Collector:
         return (
             generator.backend == "transformers"
             and sum(len(request.seeds) for request in requests) <= generator.max_sequences)
+
+
+def _with_votes(group: Group, votes: Group | None) -> Group:
+    if votes is None:
+        return group
+    return replace(group, votes=tuple(rollout.text for rollout in votes.rollouts),
+                   num_vote_tokens=votes.num_sampled_tokens)
 
 
 def _with_purpose(prompts: Sequence[Prompt], round_number: int) -> list[tuple[Prompt, str]]:

@@ -88,15 +88,21 @@ class Rollout:
 @dataclass(frozen=True, slots=True)
 class Group:
     """The G rollouts of one question. votes: texts of the completions that a moving average of the policy gave to it;
-    only between sampler and rewards, where one asks for them."""
+    only between sampler and rewards, where one asks for them. num_vote_tokens: of those completions."""
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     votes: tuple[str, ...] | None = None
+    num_vote_tokens: int = 0
 
     @property
     def question(self) -> Question:
         return self.prompt.question
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        """All that were sampled for it, votes among them."""
+        return sum(len(rollout.token_ids) for rollout in self.rollouts) + self.num_vote_tokens
 
 
 @dataclass(frozen=True, slots=True)

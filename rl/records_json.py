@@ -12,6 +12,8 @@ def scored_group_to_json(scored: ScoredGroup) -> dict[str, Any]:
     """A JSON object; Python writes floats so that they read back as the same number."""
     value = asdict(scored)
     del value["group"]["votes"]  # which nobody reads after the rewards
+    if not scored.group.num_vote_tokens:  # as runs without votes have always written it
+        del value["group"]["num_vote_tokens"]
     if not scored.is_anchor:  # as runs without anchors have always written it
         del value["group"]["prompt"]["question"]["is_anchor"]
     return value
@@ -30,6 +32,7 @@ def scored_group_from_json(value: dict[str, Any]) -> ScoredGroup:
                 Rollout(**{**rollout, "token_ids": tuple(rollout["token_ids"]), "logprobs": tuple(rollout["logprobs"])})
                 for rollout in value["group"]["rollouts"]
             ),
+            num_vote_tokens=value["group"].get("num_vote_tokens", 0),
         ),
         rewards=tuple(value["rewards"]),
         scores={name: tuple(scores) for name, scores in value["scores"].items()},

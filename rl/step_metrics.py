@@ -41,7 +41,7 @@ def step_metrics(
     """A step's training line. collapse: signs of collapse (rl/runs/watchdog.py). measured: what update, sampler, proof
     and stopwatch report. policy_version: after the step. num_surplus: groups left over for the next one."""
     judged = judged_groups(collected)
-    num_tokens = sum(len(rollout.token_ids) for group in collected.sampled for rollout in group.group.rollouts)
+    num_tokens = sum(group.group.num_sampled_tokens for group in collected.sampled)
     return {
         "reward": mean_reward(judged), **_reward_metrics(judged, _every_group(collected)),
         NORMALISED_ENTROPY: _mean_or_nan(group.normalised_entropy for group in judged),

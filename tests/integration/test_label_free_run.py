@@ -3,6 +3,7 @@ goes on from a checkpoint to where the uninterrupted one ends."""
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -79,6 +80,10 @@ def test_a_run_on_the_votes_of_its_average_resumes_to_the_same_end(tmp_path: Pat
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     lines = [record for record in metrics_of(tmp_path / "whole") if record["kind"] == "train"]
     assert all(0 <= float(str(line["reward/voted/vote_share"])) <= 1 for line in lines)
+    answered = sum(completion["num_tokens"] for line in (tmp_path / "whole" / "rollouts.jsonl").read_text().splitlines()
+                   for completion in json.loads(line)["completions"])
+    counted = sum(float(str(line["tokens/sampled"])) for line in lines)
+    assert 1.7 * answered < counted < 2.3 * answered, "4 votes beside 4 completions"
     newest = list_checkpoints(RunFolder(tmp_path / "whole").checkpoints)[-1]
     average = torch.load(newest / "average.pt", weights_only=True)
     weights = load_file(newest / "adapter" / "adapter_model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -11,10 +12,15 @@ from rl.generate.protocol import Generator
 from rl.policy.moving_average import MovingAverage
 from rl.policy.policy import Policy
 from rl.questions.inputs import read_inputs
+from rl.records import Group
 from tests.reference.tiny_run import change_adapter, tiny_config, trained
 
 SAMPLES = 3
 WORDS = ("rewards.0.use=rewards.majority:voted", f"votes.samples={SAMPLES}", "data.limit=4")
+
+
+def texts(votes: Mapping[str, Group]) -> dict[str, list[str]]:
+    return {question_id: [rollout.text for rollout in group.rollouts] for question_id, group in votes.items()}
 
 
 def check_that_the_average_votes(generator: Generator, policy: Policy) -> None:
@@ -26,13 +32,13 @@ def check_that_the_average_votes(generator: Generator, policy: Policy) -> None:
     change_adapter(policy, 0.02)
     generator.take_over(policy, 1)
     average = MovingAverage(policy, 0.9)
-    expected = collector._votes(requests, average, SAMPLES)
+    expected = collector._votes(requests, average, SAMPLES)  # question id -> its group of votes
     change_adapter(policy, 0.3)
     generator.take_over(policy, 2)
     before, weights = generator.generate(requests, parameters), trained(policy)
-    assert collector._votes(requests, average, SAMPLES) == expected
-    assert all(len(votes) == SAMPLES for votes in expected.values()) and len(expected) == 4
+    assert texts(collector._votes(requests, average, SAMPLES)) == texts(expected)
+    assert all(len(votes.rollouts) == SAMPLES for votes in expected.values()) and len(expected) == 4
     assert generator.generate(requests, parameters) == before and generator.policy_version == 2
     assert all(torch.equal(weight, weights[name]) for name, weight in trained(policy).items())
     # What it would sample if the policy voted.
-    assert collector._votes(requests, MovingAverage(policy, 0.9), SAMPLES) != expected
+    assert texts(collector._votes(requests, MovingAverage(policy, 0.9), SAMPLES)) != texts(expected)

@@ -190,27 +190,33 @@ def test_equal_texts_are_equally_new() -> None:
     assert found == [0.75] * 3 + [-0.75] * 2
 
 
-def literal_voted(completions: Sequence[str], votes: Sequence[str]) -> list[float]:
+def literal_voted(completions: Sequence[str], votes: Sequence[str], min_share: float) -> list[float]:
     """Answers are single digits in boxes here, or missing."""
     def answer(text: str) -> str | None:
         return text[text.index("{") + 1] if "{" in text else None
 
     tally = {digit: sum(answer(vote) == digit for vote in votes) for digit in "123"}
     best = [digit for digit, count in tally.items() if count == max(tally.values()) > 0]
-    label = best[0] if len(best) == 1 else "no label"
+    label = best[0] if len(best) == 1 and tally[best[0]] / len(votes) >= min_share else "no label"
     return [1.0 if answer(text) == label else 0.0 for text in completions]
 
 
-@pytest.mark.parametrize("votes", ["112", "1122", "---", "3--", "2", "333311"])
-def test_the_label_is_the_majority_of_the_votes_and_not_of_the_group(votes: str) -> None:
+@pytest.mark.parametrize("min_share", [0.0, 0.5, 0.6, 1.0])
+@pytest.mark.parametrize("votes", ["112", "1122", "---", "3--", "2", "333311", "11--"])
+def test_the_label_is_the_majority_of_the_votes_and_not_of_the_group(votes: str, min_share: float) -> None:
     def texts(digits: str) -> list[str]:
         return ["no idea" if digit == "-" else f"so \\boxed{{{digit}}}" for digit in digits]
 
     completions = texts("11123-")
-    score = call("rewards.majority:voted", completions, votes=texts(votes))
-    assert score.scores == literal_voted(completions, texts(votes))
+    score = call("rewards.majority:voted", completions, votes=texts(votes), min_share=min_share)
+    assert score.scores == literal_voted(completions, texts(votes), min_share)
     assert score.labels == (0, 0, 0, 1, 2, 3) and score.answers == ["1", "1", "1", "2", "3", None]
     assert score.metrics["vote_tie"] == float(votes == "1122")
+
+
+def test_a_share_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_share is 25, expected a share of the votes"):
+        call("rewards.majority:voted", votes=["1"], min_share=25)
 
 
 def test_a_vote_in_another_form_is_the_same_answer() -> None:

@@ -71,14 +71,17 @@ def test_the_average_votes_and_the_policy_answers(merge: bool, monkeypatch: pyte
     collected = Collector(config, inputs, generator, rank=0, num_ranks=1, average=average).collect(0)
     plain = Collector(config, inputs, generator, rank=0, num_ranks=1)
     requests = plain._draw(4, 0, 0)
-    assert [replace(group, votes=None) for group in seen] == generator.generate(requests, plain._parameters)
+    assert [replace(group, votes=None, num_vote_tokens=0) for group in seen] == generator.generate(
+        requests, plain._parameters)
     assert generator.policy_version == 5
     slow_generator = TransformersGenerator(slow, merge=merge, max_sequences=64)
     slow_generator.take_over(slow, 0)
     for request, group in zip(requests, seen, strict=True):
         votes = Collector(config, inputs, slow_generator, rank=0, num_ranks=1)._votes(
             [request], MovingAverage(slow, 0.9), 3)
-        assert group.votes == votes[request.prompt.question.id] and len(group.votes) == 3
+        cast = votes[request.prompt.question.id]
+        assert group.votes == tuple(rollout.text for rollout in cast.rollouts) and len(group.votes) == 3
+        assert group.num_vote_tokens == sum(len(rollout.token_ids) for rollout in cast.rollouts) > 0
     assert all(group.group.votes is None for group in collected.sampled)
 
 
