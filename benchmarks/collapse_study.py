@@ -37,6 +37,8 @@ COMMON = (
 UNBOUNDED = ("selection.low=null", "selection.high=null")
 ANSWERS = "models/tiny-arith/questions/train_with_answers.jsonl"
 KL = "loss.kl_weight=0.05"
+# 384 completions a step, where the others have 256.
+JURY = ("rewards.0.use=rewards.majority:share_of_votes", "sampling.questions_per_step=16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,16 @@ STUDY = {
     "clip-cov": _share("+ Clip-Cov", "loss.covariance=clip"),
     "flips": _share("+ flips", "advantage.flips.enabled=true", "data.limit=1024"),
     "few-questions": _share("share alone, 1,024 questions", "data.limit=1024"),
+    "large": _share("share of groups of 32, 8 a step", "sampling.group_size=32", "sampling.questions_per_step=8"),
+    "large-kl": _share(
+        "share of groups of 32, 8 a step, + KL 0.05", "sampling.group_size=32", "sampling.questions_per_step=8", KL),
+    "kl-0.2": _share("+ KL 0.2", "loss.kl_weight=0.2"),
+    "voted": _share("majority of 16 votes of the start", *JURY, "rewards.0.use=rewards.majority:voted",
+                    "votes={samples: 16, decay: 1}"),
+    "jury": _share("share of 16 votes of the start", *JURY, "votes={samples: 16, decay: 1}"),
+    "jury-average": _share("share of 16 votes of an average, 0.99", *JURY, "votes={samples: 16, decay: 0.99}"),
+    "jury-anchors": Entry("share of 16 votes of the start, 4 of 16 labelled", "64 labels", (
+        *UNBOUNDED, *JURY, "votes={samples: 16, decay: 1}", f"anchors={ANSWERS}", "anchors.limit=64")),
     "anchors": Entry("+ 64 labelled questions, 4 of 32 a step", "64 labels", (
         *UNBOUNDED, f"anchors={ANSWERS}", "anchors.limit=64")),
     "gold": Entry("gold answers", "labels", (

@@ -1,13 +1,14 @@
 """Completions alone -> what the votes of the group say of each answer, no gold answer read: all for the majority
 (TTRL, arXiv:2504.16084), every answer with a weight that grows faster than its votes (RESTRAIN, arXiv:2510.02172),
 majority and minority each by how it differs from the others (EVOL-RL, arXiv:2509.15194), or what a slow copy of the
-policy votes for (Co-rewarding-II, arXiv:2508.00410)."""
+policy votes for (Co-rewarding-II, arXiv:2508.00410), as one label or by share."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rewards.agreement import Agreement
 from rewards.clustering import Clusters, cluster, prepare_clusters
@@ -75,25 +76,33 @@ def voted(
     """
     if not isinstance(min_share, (int, float)) or not 0 <= min_share <= 1:
         raise ValueError(f"min_share is {min_share!r}, expected a share of the votes, 0 to 1")
-    extractions = extract_all(completions, last_number)
-    guarded, labelling = (
-        refuse(texts, found, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
-        for texts, found in ((completions, extractions), (votes, extract_all(votes, last_number))))
-    # Together, such that an answer of either side can be equal to one of the other; labels count from the first vote.
-    together = cluster([*labelling.answers, *guarded.answers])
-    cast_labels = together.labels[: len(votes)]
-    cast = Clusters(cast_labels, tuple(Counter(cast_labels)[i] for i in range(len({*cast_labels}))),
-                    together.answered[: len(votes)])
+    own, cast, metrics = _beside_votes(
+        completions, votes, question, last_number, refuse_copied_question, max_answer_length)
     leaders = cast.majority
     share = cast.sizes[leaders[0]] / len(votes) if leaders else 0.0
     is_tie, is_weak = len(leaders) > 1, share < min_share
     winner = None if is_tie or is_weak or not leaders else leaders[0]
-    own = cluster(guarded.answers)
-    metrics = own.metrics() | rule_shares(extractions) | guarded.metrics | {
-        "vote_tie": float(is_tie), "vote_weak": float(is_weak), "vote_share": 0.0 if winner is None else share}
-    scores = [float(answer is not None and label == winner)
-              for label, answer in zip(together.labels[len(votes):], guarded.answers, strict=True)]
-    return GroupScore(scores, metrics, own.labels, guarded.answers)
+    metrics |= {"vote_tie": float(is_tie), "vote_weak": float(is_weak), "vote_share": 0.0 if winner is None else share}
+    return own.score([float(winner is not None and label == winner) for label in own.among_votes], metrics)
+
+
+def share_of_votes(
+    *, completions: list[str], votes: list[str], question: str = "", last_number: bool = False,
+    refuse_copied_question: bool = False, max_answer_length: int | None = None, **columns: object,
+) -> GroupScore:
+    """r_i = share of `votes` that give its answer: EMPO's reward (rewards.semantic_entropy), with another jury than the
+    group itself.
+
+    Where EMPO raises sum_c p(c)^2, which any answer maximises that all give, this raises sum_c p(c) q(c), q being the
+    jury's: a policy that moves away from it gains nothing. votes and other arguments: as in voted. A tie labels what it
+    ties; nothing is thrown away.
+    """
+    own, cast, metrics = _beside_votes(
+        completions, votes, question, last_number, refuse_copied_question, max_answer_length)
+    shares = [0.0 if label is None else cast.sizes[label] / len(votes) for label in own.among_votes]
+    leaders = cast.majority
+    metrics["vote_share"] = cast.sizes[leaders[0]] / len(votes) if leaders else 0.0
+    return own.score(shares, metrics)
 
 
 def majority_with_novelty(
@@ -122,6 +131,40 @@ def majority_with_novelty(
             scores[i] = alone if len(side) == 1 else lowest + 0.5 * novelty
     metrics = clusters.metrics() | rule_shares(extractions) | guarded.metrics
     return GroupScore(scores, metrics, clusters.labels, guarded.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A group beside its votes. among_votes: [G], the cluster of the votes in which each answer is; None where none of
+    them gives it, or there is no answer."""
+
+    clusters: Clusters
+    answers: Sequence[str | None]
+    among_votes: Sequence[int | None]
+
+    def score(self, scores: list[float], metrics: dict[str, float]) -> GroupScore:
+        return GroupScore(scores, metrics, self.clusters.labels, self.answers)
+
+
+def _beside_votes(
+    completions: list[str], votes: list[str], question: str, last_number: bool, refuse_copied_question: bool,
+    max_answer_length: int | None,
+) -> tuple[_Judged, Clusters, dict[str, float]]:
+    """The group, the clusters of the votes, and the group's metrics."""
+    extractions = extract_all(completions, last_number)
+    guarded, labelling = (
+        refuse(texts, found, question, copied_question=refuse_copied_question, max_answer_length=max_answer_length)
+        for texts, found in ((completions, extractions), (votes, extract_all(votes, last_number))))
+    # Together, such that an answer of either side can be equal to one of the other; labels count from the first vote.
+    together = cluster([*labelling.answers, *guarded.answers])
+    labels = together.labels[: len(votes)]
+    sizes = tuple(labels.count(label) for label in range(len({*labels})))
+    cast = Clusters(labels, sizes, together.answered[: len(votes)])
+    among_votes = [label if answer is not None and label < len(sizes) else None
+                   for label, answer in zip(together.labels[len(votes):], guarded.answers, strict=True)]
+    own = cluster(guarded.answers)
+    return (_Judged(own, guarded.answers, among_votes), cast,
+            own.metrics() | rule_shares(extractions) | guarded.metrics)
 
 
 def _novelties(completions: Sequence[str], side: Sequence[int], answered: Sequence[int]) -> list[float]:
@@ -162,3 +205,5 @@ soft_votes.prepare = prepare_clusters  # type: ignore[attr-defined]
 majority_with_novelty.prepare = prepare_clusters  # type: ignore[attr-defined]
 voted.prepare = prepare_clusters  # type: ignore[attr-defined]
 voted.needs_votes = True  # type: ignore[attr-defined]
+share_of_votes.prepare = prepare_clusters  # type: ignore[attr-defined]
+share_of_votes.needs_votes = True  # type: ignore[attr-defined]

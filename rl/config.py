@@ -371,7 +371,7 @@ class SamplingSection(Section):
 
 
 class VotesSection(Section):
-    """Votes of a moving average of what trains, for rewards.majority:voted."""
+    """Votes of a moving average of what trains, for rewards.majority:voted and share_of_votes."""
 
     samples: int = setting(8, "completions that the average samples of each question", unit="completions", ge=1)
     decay: float = setting(

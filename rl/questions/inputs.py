@@ -117,7 +117,7 @@ def _check_votes(config: RunConfig, rewards: RewardSum) -> None:
         raise ConfigError(
             f"{config.votes.samples} votes a question would be sampled, and no reward among "
             f"{', '.join(rewards.names) or 'none'} counts them", where=named("votes"),
-            remedy=f"the reward rewards.majority:voted, or {named('votes', 'null')}")
+            remedy=f"the reward rewards.majority:share_of_votes, or {named('votes', 'null')}")
 
 
 def read_anchors(

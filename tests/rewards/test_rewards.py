@@ -24,6 +24,7 @@ BUILT_IN = [
     "rewards.majority:majority_vote",
     "rewards.majority:soft_votes",
     "rewards.majority:voted",
+    "rewards.majority:share_of_votes",
     "rewards.majority:majority_with_novelty",
     "rewards.semantic_entropy:semantic_entropy",
     "rewards.controls:random_reward",
@@ -212,6 +213,25 @@ def test_the_label_is_the_majority_of_the_votes_and_not_of_the_group(votes: str,
     assert score.scores == literal_voted(completions, texts(votes), min_share)
     assert score.labels == (0, 0, 0, 1, 2, 3) and score.answers == ["1", "1", "1", "2", "3", None]
     assert score.metrics["vote_tie"] == float(votes == "1122")
+
+
+@pytest.mark.parametrize(("votes", "expected"), [
+    ("112-", [0.5, 0.5, 0.5, 0.25, 0.0, 0.0]), ("---", [0.0] * 6), ("4", [0.0] * 6), ("333311", [1 / 3] * 3 + [
+        0.0, 2 / 3, 0.0])])
+def test_an_answer_gets_its_share_of_the_votes(votes: str, expected: list[float]) -> None:
+    def texts(digits: str) -> list[str]:
+        return ["no idea" if digit == "-" else f"so \\boxed{{{digit}}}" for digit in digits]
+
+    score = call("rewards.majority:share_of_votes", texts("11123-"), votes=texts(votes))
+    assert score.scores == pytest.approx(expected)
+    assert score.labels == (0, 0, 0, 1, 2, 3) and score.answers == ["1", "1", "1", "2", "3", None]
+    assert score.metrics["vote_share"] == pytest.approx({"112-": 0.5, "---": 0, "4": 1, "333311": 2 / 3}[votes])
+
+
+def test_the_share_of_ones_own_votes_is_the_reward_of_semantic_entropy() -> None:
+    texts = [r"\boxed{1/2}", r"\boxed{0.5}", r"\boxed{2}", "no idea"]
+    assert call("rewards.majority:share_of_votes", texts, votes=texts).scores == call(
+        "rewards.semantic_entropy:semantic_entropy", texts).scores
 
 
 def test_a_share_that_is_none_is_refused() -> None:
