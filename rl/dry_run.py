@@ -92,6 +92,8 @@ def _sizes(config: RunConfig, inputs: Inputs, longest: int) -> str:
         "each step":
             f"{sampling.questions_per_step} questions x {sampling.group_size} = {completions} completions of at most "
             f"{sampling.max_completion_tokens} tokens",
+        **({} if config.votes is None else {
+            "and votes": f"{config.votes.samples} of an average for each question without a label"}),
         "a completion ends at":
             describe_ends(
                 config.model, inputs.tokenizer, inputs.turn_end_ids, sampling.stop_token_ids, inputs.stop_strings),

@@ -28,7 +28,7 @@ from rl.stages.run import check_pipeline
 
 CONFIGS = project_root() / "configs"
 PAPERS = sorted(CONFIGS.glob("qwen2.5_*.yaml"))
-STARTERS = [*PAPERS, *(CONFIGS / f"{name}.yaml" for name in ("empo_math", "grpo_math", "r1_rewards"))]
+STARTERS = [*PAPERS, *(CONFIGS / f"{name}.yaml" for name in ("empo_math", "grpo_math", "label_free", "r1_rewards"))]
 GPU_GB = {KNOWN["qwen2.5-1.5b"]: 24, KNOWN["qwen2.5-7b"]: 80}  # as the headers say
 QUESTIONS = [{"id": f"q{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
 

@@ -77,7 +77,7 @@ def test_the_recipes_are_there() -> None:
 def test_the_shipped_configs_are_the_ones_others_rely_on() -> None:
     expected = {
         "quickstart", "tiny_grpo", "tiny_random", "empo_math", "grpo_math", "reasoning_gym", "r1_rewards", "vllm_tiny",
-        "smollm2_grpo", "smollm2_empo", "warmup_tiny", "warmup_math", "reject_tiny",
+        "smollm2_grpo", "smollm2_empo", "warmup_tiny", "warmup_math", "reject_tiny", "label_free", "tiny_label_free",
         *(f"qwen2.5_{size}_{method}" for size in ("1.5b", "7b") for method in ("empo", "grpo"))}
     assert expected <= {path.stem for path in CONFIGS}
 
