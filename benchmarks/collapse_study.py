@@ -39,7 +39,8 @@ ANSWERS = "models/tiny-arith/questions/train_with_answers.jsonl"
 KL = "loss.kl_weight=0.05"
 # 16 questions x (8 + 8 votes) a step: as many completions as the others' 32 x 8.
 JURY = (
-    "rewards.0.use=rewards.majority:share_of_votes", "sampling.questions_per_step=16", "votes={samples: 8, decay: 1}")
+    "rewards.0.use=rewards.majority:share_of_votes", "sampling.questions_per_step=16", "votes={samples: 8, decay: 1}",
+    "advantage=dr_grpo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,10 @@ STUDY = {
     "large-kl": _share(
         "share of groups of 32, 8 a step, + KL 0.05", "sampling.group_size=32", "sampling.questions_per_step=8", KL),
     "kl-0.2": _share("+ KL 0.2", "loss.kl_weight=0.2"),
-    "jury": _share("jury: share of 8 votes of the start", *JURY),
-    "jury-16": _share("16 votes (384 completions a step)", *JURY, "votes.samples=16"),
-    "jury-majority": _share("its majority, not its share", *JURY, "rewards.0.use=rewards.majority:voted"),
+    "jury": _share("jury: share of 8 votes of the start, dr_grpo", *JURY),
+    "jury-grpo": _share("jury, divided by the deviation", *JURY, "advantage=grpo"),
+    "jury-16": _share("jury of 16 votes (384 completions a step)", *JURY, "votes.samples=16"),
+    "jury-majority": _share("majority of the jury, not its share", *JURY, "rewards.0.use=rewards.majority:voted"),
     "jury-average": _share("jury of an average, 0.99", *JURY, "votes.decay=0.99"),
     "jury-kl": _share("jury + KL 0.05", *JURY, KL),
     "jury-anchors": Entry("jury + 64 labelled questions, 4 of 16 a step", "64 labels", (
