@@ -144,12 +144,10 @@ CASES: dict[Case, Advice] = {
     "often_wrong": Advice(
         "In between: the majority of a group beats one sample, and is wrong on more than half of the questions.",
         "Agreement pulls towards right answers on some questions and towards wrong ones on more. Share alone may "
-        "destroy such a model, by rate: it took models/tiny-arith-1300 from 0.20 to 0.04 at optim.lr=5e-4 (120 steps); "
-        "at 1e-4 with a small KL to the base it went to 0.44 and held (200 steps; one seed each).",
-        ("configs/empo_math.yaml with loss.kl_weight=0.05 and a rate of optim.lr=1e-4 or lower",
-         "a few labels among the questions: anchors=LABELLED.jsonl anchors.mixed_in=4 (docs/label_free.md)",
-         "larger groups (sampling.group_size) where their majority is clearly more often right (maj@k above)",
-         "other labelled questions as evaluation=FILE; take checkpoints/best, not the last one")),
+        "destroy such a model, by rate; votes of the model of the start do not move with it. ADVICEFIGURES",
+        ("configs/label_free.yaml: rewarded is what votes of the start agree with (docs/label_free.md)",
+         "a few labels among the questions: anchors=LABELLED.jsonl anchors.mixed_in=4 (the same page)",
+         "other labelled questions as evaluation=FILE, so that the watchdog sees reward rise while accuracy falls")),
     "nearly_always_wrong": Advice(
         "Pre-trained too briefly for these questions: EMPO is not for this model.",
         "The majority is wrong nearly always: agreement would teach wrong answers, whatever pass@k says. On "
