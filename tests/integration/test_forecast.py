@@ -102,7 +102,7 @@ def test_a_probe_without_labels_tells_agreement_and_keeps_no_run(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("--probe", "2"), "--probe: 12 other questions than the 500 that are measured; expected 32 or more"),
+    (("--probe", "2"), "has 12 other questions than the 500 that are measured; expected 32 or more to train on"),
     (("--probe", "2", "--limit", "8", "--probe-set", "optim.lr=-1"), "override optim.lr: saw -1"),
     (("--probe", "-1"), "--probe: saw -1"),
 ])
