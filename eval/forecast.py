@@ -2,7 +2,8 @@
 
 Samples k completions of each question, as training would, and prints avg@k, maj@k and pass@k (over the questions with
 an answer), the share of completions that state one, the semantic entropy, what entropy bounds would do with such
-groups, and from these which kind of training is for this model. No run is tried.
+groups, and from these which kind of training is for this model. With --probe STEPS a short run without labels is
+tried (eval/probe.py).
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from eval.errors import run_command
 from eval.options import Parser, add_model, add_prompt, add_sampler, add_votes
 
 if TYPE_CHECKING:
-    from eval.benchmarks import LoadedBenchmark
+    import contextlib
+
+    from eval.benchmarks import Benchmark, LoadedBenchmark
+    from eval.probe import Probe
     from eval.readiness import Figures
     from eval.records import GradedQuestion
     from eval.subject import Subject
-    from eval.tasks import Task
+    from eval.tasks import Asked, Task
+    from rl.config import RunConfig
     from rl.runs.intervals import Interval
 
 
@@ -43,6 +48,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     group.add_argument("--low", type=float, default=0.2, help="entropy bound, exclusive (selection.low; default 0.2)")
     group.add_argument("--high", type=float, default=0.9, help="entropy bound, exclusive (selection.high; default 0.9)")
     add_votes(parser)
+    group = parser.add_argument_group("the probe")
+    group.add_argument("--probe", type=int, default=0, metavar="STEPS",
+                       help="train so many steps on the questions after --limit, then measure again (default: none)")
+    group.add_argument("--probe-set", nargs="+", default=[], metavar="KEY=VALUE",
+                       help="settings of that run, such as optim.lr=1e-4 (rl.train --help)")
+    group.add_argument("--probe-out", metavar="FOLDER", help="keep the run there (default: a temporary folder)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_prompt(parser, several=False)
     add_sampler(parser)
@@ -55,24 +66,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
+    import contextlib
+
     from eval.readiness import CASES, case_of, measure, notes_on
     from eval.subject import subject_of
 
     _check(options)
     subject = subject_of(options)
-    tasks = _tasks(options, subject)
-    labelled, others = _sample(options, subject, tasks)
-    figures = measure(labelled, others, min(options.group_size, options.k), options.low, options.high)
+    loaded = _questions(options)
+    asked = _asked(options, subject, loaded.benchmark)
+    tasks = _tasks(options, subject, loaded, asked)
+    with contextlib.ExitStack() as stack:
+        config = _prepare_probe(options, subject, tasks, asked, stack) if options.probe else None
+        labelled, others = before = _sample(options, subject, tasks)
+        figures = measure(labelled, others, min(options.group_size, options.k), options.low, options.high)
+        if not options.json:
+            adapter = f" with {subject.model.adapter}" if subject.model.adapter else ""
+            print(f"{subject.model.path}{adapter} on {tasks[0].protocol['source']}\n\n{render(figures)}", flush=True)
+        probe = _probe(options, config, tasks, before) if config is not None else None
     case = case_of(figures)
     if options.json:
         found = {
             "model": subject.model.path, "adapter": subject.model.adapter, **asdict(figures), "case": case,
-            **asdict(CASES[case]), "notes": notes_on(figures), "protocol": dict(tasks[0].protocol)}
+            **asdict(CASES[case]), "notes": notes_on(figures), "protocol": dict(tasks[0].protocol),
+            **({} if probe is None else {"probe": {**asdict(probe), "verdict": probe.verdict}})}
         print(json.dumps(found, ensure_ascii=False))
-    else:
-        adapter = f" with {subject.model.adapter}" if subject.model.adapter else ""
-        print(f"{subject.model.path}{adapter} on {tasks[0].protocol['source']}\n\n{render(figures)}")
     return 0
+
+
+def _prepare_probe(options: argparse.Namespace, subject: Subject, tasks: tuple[Task, Task], asked: Asked,
+                   stack: contextlib.ExitStack) -> RunConfig:
+    """Before anything is sampled: what is wrong with it is met at once. Its folder goes with the stack unless it is
+    asked for."""
+    import tempfile
+    from pathlib import Path
+
+    from eval.probe import QUESTIONS_PER_STEP, prepare
+
+    task = tasks[0] if tasks[0].prompts else tasks[1]
+    measured = {prompt.question.text for task in tasks for prompt in task.prompts}
+    there = _questions(options, options.limit + options.probe * QUESTIONS_PER_STEP).questions
+    folder = Path(options.probe_out or stack.enter_context(tempfile.TemporaryDirectory()))
+    return prepare(
+        options, subject, task, asked, [question for question in there if question.text not in measured], folder)
+
+
+def _probe(options: argparse.Namespace, config: RunConfig, tasks: Sequence[Task],
+           before: Sequence[Sequence[GradedQuestion]]) -> Probe:
+    from eval.probe import compare, render, train
+
+    trained, summary = train(config)
+    probe = compare(before, _sample(options, trained, tasks), summary,
+                    str(config.run_dir) if options.probe_out else None)
+    if not options.json:
+        print("\n" + "\n".join(render(probe)))
+    return probe
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -86,40 +134,48 @@ def _check(options: argparse.Namespace) -> None:
         if value < 2:
             raise EvaluationError(
                 where=named(option), seen=str(value), expected="a whole number >= 2: one completion agrees with itself")
+    if options.probe < 0:
+        raise EvaluationError(where=named("--probe"), seen=str(options.probe), expected="a number of steps, 0 for none")
     if not 0 <= options.low < options.high <= 1:
         raise EvaluationError(
             where=f"{named('--low')}, {named('--high')}", seen=f"{options.low:g}, {options.high:g}",
             expected="0 <= low < high <= 1")
 
 
-def _questions(options: argparse.Namespace) -> LoadedBenchmark:
-    """Of a file also those without an answer."""
+def _questions(options: argparse.Namespace, limit: int | None = None) -> LoadedBenchmark:
+    """The first --limit, or `limit`; of a file also those without an answer."""
     from eval.benchmarks import find_benchmark, load_benchmark
     from rl.questions.files import FILE_SUFFIXES
 
     benchmark = find_benchmark(options.data)
     if options.data.lower().endswith(FILE_SUFFIXES):
         benchmark = replace(benchmark, rows=lambda row, columns: dict(row))
-    return load_benchmark(benchmark, limit=options.limit)
+    return load_benchmark(benchmark, limit=options.limit if limit is None else limit)
 
 
-def _tasks(options: argparse.Namespace, subject: Subject) -> tuple[Task, Task]:
-    """The questions with an answer, and those without, which nobody grades; asked alike."""
-    from eval.benchmarks import Grader
+def _asked(options: argparse.Namespace, subject: Subject, benchmark: Benchmark) -> Asked:
+    """With the prompt's template."""
     from eval.prompt import tell_differences, with_prompt
-    from eval.tasks import Asked, build_task
-    from rewards.scoring import RewardSpec, RewardSum
-    from rl.questions.generated import is_generated
+    from eval.tasks import Asked
 
-    loaded = _questions(options)
-    benchmark = loaded.benchmark
     asked = with_prompt(
         Asked(ks=(options.k,), temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens,
               prompt=options.prompt, seed=options.seed, head_dtype=subject.model.head_dtype,
               quantization=subject.model.quantization),
         options, subject.run)
     tell_differences(options, subject.run, [(benchmark.name, benchmark.prompt)])
+    return replace(asked, prompt=asked.prompt or benchmark.prompt)
 
+
+def _tasks(options: argparse.Namespace, subject: Subject, loaded: LoadedBenchmark, asked: Asked
+           ) -> tuple[Task, Task]:
+    """The questions with an answer, and those without, which nobody grades; asked alike."""
+    from eval.benchmarks import Grader
+    from eval.tasks import build_task
+    from rewards.scoring import RewardSpec, RewardSum
+    from rl.questions.generated import is_generated
+
+    benchmark = loaded.benchmark
     last_number = {"last_number": True} if options.last_number else {}
     agreement = Grader("rewards.semantic_entropy:semantic_entropy", last_number)  # reads answers, and needs none
 

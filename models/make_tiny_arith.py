@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -85,7 +87,9 @@ def draw_document(random: Random, worked_share: float, answer_line: str) -> str:
     return f"{problem.question}\n{solution}{EOS}"
 
 
-def pretrain(recipe: Recipe) -> None:
+def pretrain(recipe: Recipe, draw: Callable[[Random, float], str] | None = None) -> None:
+    """draw: (random, share of worked solutions) -> a document that ends in EOS; None: sums."""
+    draw = draw or partial(draw_document, answer_line=recipe.answer_line)
     tokenizer = build_tokenizer(recipe.context_length)
     model = build_model(recipe, tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens in the vocabulary")
@@ -98,7 +102,7 @@ def pretrain(recipe: Recipe) -> None:
         for parameters in optimizer.param_groups:
             parameters["lr"] = recipe.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * progress))
         share = recipe.worked_share_first if progress < recipe.last_part_from else recipe.worked_share_last
-        documents = [draw_document(random, share, recipe.answer_line) for _ in range(recipe.documents_per_step)]
+        documents = [draw(random, share) for _ in range(recipe.documents_per_step)]
         batch = tokenizer(
             documents, padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)

@@ -122,7 +122,9 @@ def free_form_answers(completions: Sequence[str], answer_from: AnswerFrom, max_a
 
 def _answer_text(completion: str, answer_from: AnswerFrom) -> str:
     if answer_from == "extracted":
-        return extract(completion).answer or ""
+        # As written: cut down to the value that it states, "bats are blind" would be "moles are blind".
+        found = extract(completion)
+        return found.written or found.answer or ""
     return completion if answer_from == "whole" else completion.rstrip().rpartition("\n")[2]
 
 

@@ -8,16 +8,20 @@ sentence-transformers is imported when the model is loaded.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 
 from rewards.judges.questions import JudgeError, Judgement, Pair
 
+_PACKAGE = "package:"
+
 
 class EmbeddingEquality:
-    """model: folder or hub id of a sentence-transformers model. threshold: cosine similarity, in [-1, 1]. device: None
-    for the GPU if there is one. Raises ValueError for an impossible threshold, JudgeError where the package or the
-    model is missing."""
+    """model: folder or hub id of a sentence-transformers model, or `package:NAME` for the one that lies in an installed
+    Python package, which needs no hub. threshold: cosine similarity, in [-1, 1]. device: None for the GPU if there is
+    one. Raises ValueError for an impossible threshold, JudgeError where the package or the model is missing."""
 
     def __init__(self, model: str, threshold: float, *, device: str | None = None) -> None:
         if not -1 <= threshold <= 1:
@@ -28,8 +32,9 @@ class EmbeddingEquality:
             raise JudgeError(
                 f"sentence-transformers cannot be imported ({error}); pip install -e '.[embeddings]'") from error
         self._threshold = threshold
+        folder = _packaged(model.removeprefix(_PACKAGE)) if model.startswith(_PACKAGE) else model
         try:
-            self._model = SentenceTransformer(model, device=device)
+            self._model = SentenceTransformer(folder, device=device)
         except (OSError, ValueError) as error:
             raise JudgeError(f"embedding model {model!r} cannot be loaded: {error}") from error
         self.place = f"model {model!r}"
@@ -51,3 +56,15 @@ class EmbeddingEquality:
         """By similarity, hence equal in both directions; the question is not read, and nothing is awaited."""
         similarities = self.similarities([text for pair in pairs for text in pair])
         return [Judgement(pair[0] == pair[1] or similarities[pair] >= self._threshold) for pair in pairs]
+
+
+def _packaged(name: str) -> str:
+    """The folder of the sentence-transformers model in the package, which is not imported. Raises JudgeError."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise JudgeError(f"no package {name!r} is installed, which is to hold the embedding model")
+    folders = [file.parent for file in Path(found.submodule_search_locations[0]).rglob("modules.json")]
+    if len(folders) != 1:
+        raise JudgeError(f"package {name!r} holds {len(folders)} sentence-transformers models (folders with a "
+                         "modules.json), expected one")
+    return str(folders[0])

