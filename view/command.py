@@ -17,9 +17,11 @@ NUM_EXPORTED = 300
 def main(words: Sequence[str] | None = None) -> int:
     """The command; words: None for the process's own. Returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m view", description="Look at runs, evaluations and pipelines in a browser. Follows those that run.")
+        prog="python -m view",
+        description="Look at runs, evaluations and pipelines in a browser. Follows those that run.")
     parser.add_argument("runs", nargs="+", metavar="RUN",
-                        help="folder of a run, warm-up, evaluation, rejection sampling or pipeline; a run's name under runs/; latest")
+                        help="folder of a run, warm-up, evaluation, rejection sampling or pipeline; a run's name under "
+                             "runs/; latest")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; a free one by default")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     parser.add_argument("--export", type=Path, metavar="FILE.html", help="write one file that needs no server, and end")
@@ -47,7 +49,8 @@ def _show(given: argparse.Namespace) -> int:
         server = PageServer(library, given.port)
     except OSError as error:
         raise ViewError(
-            f"cannot listen: {error.strerror}", where=f"--port {given.port}", remedy="another port, or none for a free one"
+            f"cannot listen: {error.strerror}", where=f"--port {given.port}",
+            remedy="another port, or none for a free one"
         ) from None
     print(f"{server.url}\nCtrl-C ends it", flush=True)
     if not given.no_browser:

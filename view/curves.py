@@ -1,5 +1,5 @@
-"""metrics.jsonl -> columns that a page can draw. Read anew where the file has changed: a run that goes on from a checkpoint
-cuts it."""
+"""metrics.jsonl -> columns that a page can draw. Read anew where the file has changed: a run that goes on from a
+checkpoint cuts it."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 and what the page lists of it.
 
 Right or wrong is what the run itself recorded (a reward named accuracy, the grader of an evaluation). Where a question
-has a gold answer and no such reward saw it, answers are compared by rewards/equivalence.py as far as no computer algebra
-is needed; what remains is unknown (None), never wrong.
+has a gold answer and no such reward saw it, answers are compared by rewards/equivalence.py as far as no computer
+algebra is needed; what remains is unknown (None), never wrong.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The completions of one question at one step. step: 0 in an evaluation, the chunk in rejection sampling. refused: the
-    reason why it did not train; trained: None where nothing trains. normalised_entropy: in [0, 1]."""
+    """The completions of one question at one step. step: 0 in an evaluation, the chunk in rejection sampling. refused:
+    the reason why it did not train; trained: None where nothing trains. normalised_entropy: in [0, 1]."""
 
     step: int
     question_id: str
@@ -62,11 +62,13 @@ class Group:
     @property
     def largest(self) -> tuple[str | None, int, bool]:
         """(answer, completions, whether it is the only one of that size) of the largest cluster of answers."""
-        votes = Counter(one.cluster for one in self.completions if one.answer is not None).most_common(2)
+        votes = Counter(one.cluster for one in self.completions if one.answer is not None)
         if not votes:
             return None, 0, False
-        answer = next(one.answer for one in self.completions if one.cluster == votes[0][0])
-        return answer, votes[0][1], len(votes) == 1 or votes[0][1] > votes[1][1]
+        size = max(votes.values())
+        label = next(label for label, count in votes.items() if count == size)
+        answer = next(one.answer for one in self.completions if one.cluster == label)
+        return answer, size, list(votes.values()).count(size) == 1
 
     @property
     def majority_is_right(self) -> bool | None:
@@ -109,7 +111,8 @@ def from_samples(line: Mapping[str, Any], chunk: int) -> Group:
     gold = line["gold"]
     completions = tuple(
         Completion(item["text"], item["answer"], item["cluster"], _correct(item["scores"], item["answer"], gold),
-                   item["truncated"], item["num_tokens"], item["reward"], item["scores"]) for item in line["completions"])
+                   item["truncated"], item["num_tokens"], item["reward"], item["scores"])
+        for item in line["completions"])
     return Group(chunk, line["id"], line["question"], gold, completions, line["normalised_entropy"] or 0.0,
                  refused=None if line["judged"] else "skipped")
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import threading
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +106,8 @@ class GroupIndex:
         self.problem: str | None = None
 
     def advance(self, files: Sequence[Path]) -> bool:
-        """Index a further piece of the files; True where there is nothing more at present. A line that is none of a run's
-        ends its file, with `problem` saying which."""
+        """Index a further piece of the files; True where there is nothing more at present. A line that is none of a
+        run's ends its file, with `problem` saying which."""
         self._files = list(files)
         self.problem = None
         # A list, not a generator: each file gets its turn.
@@ -152,7 +154,8 @@ class GroupIndex:
         return [row[0] for row in found]
 
     def group(self, group_id: int) -> Group:
-        """Read from its file. Raises KeyError where there is no such group, StaleIndexError where the file has changed."""
+        """Read from its file. Raises KeyError where there is no such group, StaleIndexError where the file has changed.
+        """
         with self._lock:
             row = self._database.execute(
                 "SELECT length, step, question_id FROM groups WHERE id = ?", [group_id]).fetchone()
@@ -181,7 +184,7 @@ class GroupIndex:
         with self._lock:
             found = self._database.execute("SELECT step, rewards, lengths, right FROM groups ORDER BY step").fetchall()
         for step, rewards, lengths, right in found:
-            yield (step, np.frombuffer(rewards, np.float64), np.frombuffer(lengths, np.int32),
+            yield (step, np.frombuffer(rewards, np.float64), np.frombuffer(lengths, np.intc),
                    np.frombuffer(right, np.int8))
 
     def close(self) -> None:
@@ -196,7 +199,8 @@ class GroupIndex:
                 position, length = self._trusted_position(number, descriptor), PIECE_BYTES
                 if self._sizes.get(number) == size:
                     return False
-                rows, end = [], position
+                rows: list[tuple[Any, ...]] = []
+                end = position
                 while end == position and (piece := _whole_lines(descriptor, position, length)):
                     rows, end = self._rows(piece, number, position)
                     if end == position and position + length >= size:
@@ -204,19 +208,20 @@ class GroupIndex:
                     length *= 2
                 if rows:
                     self._keep(number, descriptor, position, end, rows)
-                if end == position or end == size:
+                if end in (position, size):
                     self._sizes[number] = size
                     return False
                 return True
         except FileNotFoundError:
             self._forget(number)
         except (ValueError, KeyError, TypeError) as error:
-            self.problem = f"{file} is not what a run writes ({type(error).__name__}: {error}); it is shown as far as it is"
+            self.problem = (
+                f"{file} is not what a run writes ({type(error).__name__}: {error}); it is shown as far as it is")
         return False
 
     def _rows(self, piece: bytes, number: int, position: int) -> tuple[list[tuple[Any, ...]], int]:
-        """The groups of whole lines, and where the next one begins: an evaluation's last question may go on, so that it is
-        indexed, and begun again the next time."""
+        """The groups of whole lines, and where the next one begins: an evaluation's last question may go on, so that it
+        is indexed, and begun again the next time."""
         if self._kind != "evaluation":
             rows, start = [], position
             for line in piece.splitlines(keepends=True):
@@ -374,20 +379,19 @@ def _probe(descriptor: int, position: int) -> bytes:
 
 def _row(group_id: int, length: int, group: Group) -> tuple[Any, ...]:
     """In the order of _COLUMNS."""
-    ones = group.completions
-    rewards = np.array([np.nan if one.reward is None else one.reward for one in ones], np.float64)
-    lengths = np.array([-1 if one.num_tokens is None else one.num_tokens for one in ones], np.int32)
-    right = np.array([-1 if one.correct is None else one.correct > RIGHT for one in ones], np.int8)
-    is_known = not (right < 0).any()
-    answer, size, is_clear = group.largest
-    has_rewards = not np.isnan(rewards).any()
+    ones, size = group.completions, len(group.completions)
+    rewards = [math.nan if one.reward is None else one.reward for one in ones]
+    lengths = [-1 if one.num_tokens is None else one.num_tokens for one in ones]
+    right = [-1 if one.correct is None else int(one.correct > RIGHT) for one in ones]
+    answer, votes, is_clear = group.largest
+    has_rewards = not math.isnan(sum(rewards))
     return (
         group_id, length, group.step, group.question_id, _cut(group.question), _cut(group.gold), group.benchmark,
-        group.refused, group.trained, group.normalised_entropy, len(ones), int(right.sum()) if is_known else None,
-        _cut(answer) if is_clear else None, size / len(ones), group.majority_is_right,
-        float(rewards.mean()) if has_rewards else None, float(rewards.min()) if has_rewards else None,
-        float(rewards.max()) if has_rewards else None, float(lengths.mean()) if (lengths >= 0).all() else None,
-        sum(one.truncated for one in ones), rewards.tobytes(), lengths.tobytes(), right.tobytes())
+        group.refused, group.trained, group.normalised_entropy, size, None if -1 in right else sum(right),
+        _cut(answer) if is_clear else None, votes / size, group.majority_is_right,
+        *((sum(rewards) / size, min(rewards), max(rewards)) if has_rewards else (None, None, None)),
+        None if -1 in lengths else sum(lengths) / size, sum(one.truncated for one in ones),
+        array("d", rewards).tobytes(), array("i", lengths).tobytes(), array("b", right).tobytes())
 
 
 def _cut(text: str | None) -> str | None:

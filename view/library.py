@@ -167,8 +167,9 @@ class Library:
 
 def _counts(rows: np.ndarray, values: np.ndarray, right: np.ndarray, num_rows: int) -> dict[str, Any]:
     low, high = float(values.min()), float(values.max())
-    if np.all(values == np.round(values)) and high - low < NUM_BINS:  # whole numbers: one bin each, on its middle
-        edges = np.arange(low - 0.5, high + 1.0)
+    if np.all(values == np.round(values)):  # as many whole numbers in each bin
+        width = math.ceil((high - low + 1) / NUM_BINS)
+        edges = np.arange(low - 0.5, high + width, width)
     else:
         edges = np.linspace(low, high if high > low else low + 1.0, NUM_BINS + 1)
     places = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)

@@ -31,8 +31,8 @@ LIBRARY_SCRIPT = "uPlot.iife.min.js"
 STYLES = ("uPlot.min.css", "style.css")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
-POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
-          "form-action 'none'; frame-ancestors 'none'")
+POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 MAX_ROWS = 500
 
 Parameters = Mapping[str, str]
@@ -40,7 +40,8 @@ ANSWERS: dict[str, Callable[[Library, Parameters], Any]] = {
     "overview": lambda library, given: library.overview(),
     "curves": lambda library, given: library.curves(_text(given, "source")),
     "groups": lambda library, given: library.groups(
-        _text(given, "source"), query_of(given), _number(given, "offset", 0), min(_number(given, "limit", 100), MAX_ROWS)),
+        _text(given, "source"), query_of(given), _number(given, "offset", 0),
+        min(_number(given, "limit", 100), MAX_ROWS)),
     "group": lambda library, given: library.group(_text(given, "source"), _number(given, "id")),
     "histograms": lambda library, given: library.histograms(_text(given, "source")),
     "configuration": lambda library, given: library.configuration(_text(given, "source")),
@@ -81,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         if host not in HOSTS:
             return self._send(HTTPStatus.FORBIDDEN, "text/plain", b"this page is served to this machine alone\n")

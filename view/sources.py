@@ -1,5 +1,5 @@
-"""What the user named -> the things to look at: runs, warm-ups, rejection sampling, evaluations, and pipelines with their
-stages.
+"""What the user named -> the things to look at: runs, warm-ups, rejection sampling, evaluations, and pipelines with
+their stages.
 
 Told by the files in the folder alone, again at each look: the stages and evaluations of something that runs appear as
 they come. A further kind: `_kind_of`, and the files that hold its groups in `group_files`.

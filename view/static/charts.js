@@ -5,8 +5,13 @@ import { h, number, svg } from "./dom.js";
 export const COLOURS = ["--run-0", "--run-1", "--run-2", "--run-3", "--run-4", "--run-5"];
 const HEIGHT = 190;
 
-export function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// A custom property of style.css as a canvas reads it, in the present theme.
+export function colour(name, opacity = 1) {
+  const probe = h("span", {style: {color: `var(${name})`}});
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color.replace("rgb(", "rgba(").replace(")", `, ${opacity})`);
+  probe.remove();
+  return found;
 }
 
 // Mean over a centred window of 2 * reach + 1 values; gaps stay gaps.
@@ -31,9 +36,8 @@ export function chart(title, series, options) {
     readout.replaceChildren(...lines.map((line) => {
       const index = step === null ? line.steps.length - 1 : nearest(line.steps, step);
       const band = line.low && line.low[index] !== null ? ` [${number(line.low[index])}, ${number(line.high[index])}]` : "";
-      return h("span", {}, h("i", {class: "swatch", style: {background: colour(line.colour)}}),
-        series.length > 1 ? `${line.name} ` : "", `step ${line.steps[index] ?? "–"}: `,
-        h("b", {}, number(line.values[index])), band);
+      return h("span", {}, h("i", {class: "swatch", style: {background: `var(${line.colour})`}}),
+        series.length > 1 ? `${line.name} ` : "", h("b", {}, number(line.values[index])), band, ` at step ${line.steps[index] ?? "–"}`);
     }));
   }
 
@@ -84,11 +88,11 @@ function layers(lines, options) {
       parts.push({spanGaps: true, stroke, points: {show: false}, ...part});
     };
     if (line.low) {
-      bands.push({series: [parts.length + 2, parts.length + 1], fill: `${stroke}26`});
+      bands.push({series: [parts.length + 2, parts.length + 1], fill: colour(line.colour, 0.15)});
       add(line.low, {width: 0});
       add(line.high, {width: 0});
     }
-    if (line.drawn !== line.values) add(line.values, {stroke: `${stroke}40`, width: 1});
+    if (line.drawn !== line.values) add(line.values, {stroke: colour(line.colour, 0.25), width: 1});
     add(line.drawn, {width: 2, points: {show: line.isEvaluation || line.steps.length < 3, size: 6, fill: stroke}});
     return table;
   });
@@ -123,7 +127,10 @@ export function histogram(title, unit, edges, parts) {
     height: height - bottom - y(share)}, svg("title", {}, `${number(edges[bin])} to ${number(edges[bin + 1])}: ${(100 * share).toFixed(1)}%`)));
   const outline = shares[1] && svg("path", {class: "outline", d: shares[1].map((share, bin) =>
     `${bin ? "L" : "M"}${x(edges[bin])},${y(share)}L${x(edges[bin + 1])},${y(share)}`).join("")});
-  const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => edges[0] + part * (edges.at(-1) - edges[0]));
+  const isWhole = edges[0] % 1 !== 0 && (edges[1] - edges[0]) % 1 === 0; // bins of whole numbers: the first of each
+  const every = Math.ceil((edges.length - 1) / 6);
+  const ticks = isWhole ? edges.slice(0, -1).filter((_, bin) => bin % every === 0).map((edge) => edge + 0.5)
+    : [0, 0.25, 0.5, 0.75, 1].map((part) => edges[0] + part * (edges.at(-1) - edges[0]));
   return svg("svg", {viewBox: `0 0 ${width} ${height}`, class: "histogram", role: "img", "aria-label": title},
     [0, 0.5, 1].map((part) => [
       svg("line", {class: "grid", x1: left, x2: width - 8, y1: y(part * most), y2: y(part * most)}),

@@ -83,7 +83,7 @@ function card(one, cluster, shaded) {
   const [before, answer, behind] = one.parts;
   const numbers = [
     one.reward !== null && ["reward", number(one.reward)],
-    ...Object.entries(one.scores || {}).map(([name, value]) => [`  ${name}`, number(value)]),
+    ...Object.entries(one.scores || {}).map(([name, value]) => [name, number(value)]),
     one.advantage !== null && ["advantage", number(one.advantage)],
     one.num_tokens !== null && ["tokens", `${one.num_tokens}${one.truncated ? ", cut at the limit" : ""}`],
     one.policy_version !== null && ["policy version", one.policy_version],
@@ -91,11 +91,11 @@ function card(one, cluster, shaded) {
   return h("article", {class: `card ${cluster ? `c${cluster.place % 8}` : "none"}`, "aria-label": `Completion ${one.index + 1}`},
     h("h3", {}, badge(cluster), ` ${one.index + 1} `, h("span", {class: "answer"}, one.answer === null ? "no answer" : one.answer),
       verdict(one.correct)),
-    h("table", {class: "numbers"}, h("tbody", {}, numbers.map(([name, value]) => h("tr", {}, h("th", {scope: "row"}, name), h("td", {}, value))))),
     shaded && one.tokens
       ? h("pre", {class: "text"}, one.tokens.map(([text, value]) =>
         h("span", {class: `p${Math.min(5, Math.floor(-value))}`, title: `${number(value)} nats`}, text)))
-      : h("pre", {class: "text"}, before, answer && h("mark", {}, answer), behind));
+      : h("pre", {class: "text"}, before, answer && h("mark", {}, answer), behind),
+    h("dl", {class: "numbers"}, numbers.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
 }
 
 export async function questionView(main, {source, question_id}) {

@@ -279,7 +279,7 @@ export async function histogramsView(main, {source}) {
           h("tbody", {}, parts[0].counts.map((count, bin) => h("tr", {}, h("th", {scope: "row"}, number(part.edges[bin])), h("td", {}, number(part.edges[bin + 1])),
             h("td", {class: "number"}, number(count)), hasSecond && h("td", {class: "number"}, number(parts[1].counts[bin]))))))));
     });
-    replace(holder, sections.length ? h("div", {class: "histograms"}, sections) : h("p", {class: "note"}, "No completions are recorded yet."));
+    replace(holder, sections.length ? h("div", {class: "histogram-grid"}, sections) : h("p", {class: "note"}, "No completions are recorded yet."));
   }
 
   async function refresh() {
@@ -333,13 +333,15 @@ function interval(one) {
 }
 
 function evaluation({benchmarks = {}, ...head}) {
-  const names = [...new Set(Object.values(benchmarks).flatMap((one) => Object.keys(one)))].filter((name) => name.includes("@"));
-  const shares = ["truncated_share", "unparsable_share", "timed_out_share", "mean_completion_tokens", "normalised_semantic_entropy"];
+  const names = Object.keys(benchmarks), all = Object.values(benchmarks);
+  const metrics = [...new Set(all.flatMap((one) => Object.keys(one)))].filter((name) => name.includes("@"));
+  const others = ["num_questions", "num_samples", "truncated_share", "unparsable_share", "timed_out_share", "mean_completion_tokens", "normalised_semantic_entropy"];
+  const row = (name, cell) => h("tr", {}, h("th", {scope: "row"}, name), all.map((one) => h("td", {class: "number"}, cell(one))));
   return [
-    h("table", {class: "rows plain"}, h("thead", {}, h("tr", {}, ["Benchmark", "Questions", "Samples", ...names, ...shares].map((title) => h("th", {scope: "col"}, title)))),
-      h("tbody", {}, Object.entries(benchmarks).map(([name, one]) => h("tr", {}, h("th", {scope: "row"}, name), h("td", {class: "number"}, one.num_questions),
-        h("td", {class: "number"}, one.num_samples), names.map((metric) => h("td", {class: "number"}, interval(one[metric]))), shares.map((share) => h("td", {class: "number"}, number(one[share]))))))),
-    tree({...head, protocol: Object.fromEntries(Object.entries(benchmarks).map(([name, one]) => [name, one.protocol]))})];
+    h("table", {class: "rows plain"}, h("thead", {}, h("tr", {}, ["", ...names].map((title) => h("th", {scope: "col"}, title)))),
+      h("tbody", {}, metrics.map((name) => row(name, (one) => interval(one[name]))), others.map((name) => row(name, (one) => number(one[name]))))),
+    h("details", {}, h("summary", {}, "What decided it"),
+      tree({...head, protocol: Object.fromEntries(Object.entries(benchmarks).map(([name, one]) => [name, one.protocol]))}))];
 }
 
 function pipeline({stages = []}, source, state) {
