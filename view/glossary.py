@@ -1,9 +1,8 @@
-"""Every metric that a run writes into metrics.jsonl: name, unit, what it means, what is normal, what to do if it is "
-           "not.
+"""Every metric that a run writes into metrics.jsonl: name, unit, what it means, what is normal, what to do if it is not.
 
 Data alone, for the page and whoever else lists metrics; what is normal are rules of thumb. Names in braces stand for
-one part each: {reward} for a reward's name, {benchmark} for a benchmark's, {k} for a number, {more} for what a reward of
-your own reports. A new metric of a run needs an entry here; tests/view/test_glossary.py finds those that lack one.
+one part each: {reward} for a reward's name, {benchmark} for a benchmark's, {k} for a number, {more} for what a reward
+of your own reports. A new metric of a run needs an entry here; tests/view/test_glossary.py finds those that lack one.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from rl.runs.folder import RunFolder
 from rl.runs.tracking import JsonLines, MetricsLog, RolloutsLog
 from tests.reference.scored_groups import scored_group
 
-HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script> \ud83d \\boxed{7}"
+HOSTILE = ("</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script> "
+           "\ud83d \\boxed{7}")
 
 
 def write_run(path: Path, num_steps: int, *, gold: str | None = "7", texts: Sequence[str] | None = None) -> Path:
@@ -45,7 +46,8 @@ def write_evaluation(path: Path, num_questions: int) -> Path:
                 lines.append(line)
     interval = {"value": 1 / 3, "low": 0.2, "high": 0.5}
     (path / "result.json").write_text(json.dumps({"model": "m", "benchmarks": {"sums": {
-        "num_questions": num_questions, "num_samples": 3, "avg@3": interval, "protocol": {"temperature": 1}}}}))
+        "num_questions": num_questions, "num_samples": 3, "avg@3": interval,
+        "protocol": {"temperature": 1}}}}))
     return path
 
 
@@ -57,3 +59,19 @@ def _with_gold(scored: Any, gold: str | None) -> Any:
     question = dataclasses.replace(scored.group.question, answer=gold)
     prompt = dataclasses.replace(scored.group.prompt, question=question)
     return dataclasses.replace(scored, group=dataclasses.replace(scored.group, prompt=prompt))
+
+
+def train_two_runs(folder: Path, *words: str) -> tuple[Path, Path]:
+    """Real ones: GRPO and EMPO on the tiny model, with gold answers in the rollouts of both. The first completion of
+    the first is hostile. words: settings in the place of those of a run of a second."""
+    from tests.reference.whole_run import GRPO, no_pixels, train
+
+    runs = folder / "grpo", folder / "empo"
+    with no_pixels():
+        assert train(runs[0], *GRPO, *words) == 0
+        assert train(runs[1], *GRPO[:2], "optim.lr=1e-3", *words) == 0
+    first, *others = (runs[0] / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
+    line = json.loads(first)
+    line["completions"][0]["text"], line["question"] = HOSTILE, f"{line['question']} <b onclick=x>bold</b>"
+    (runs[0] / "rollouts.jsonl").write_bytes(json.dumps(line).encode() + b"\n" + b"".join(others))
+    return runs

@@ -60,7 +60,7 @@ function facts(group, found) {
       fact("normalised entropy", number(group.normalised_entropy)),
       group.trained === null ? null : fact("training", group.refused ? `refused: ${group.refused}` : group.trained ? "trained" : "not trained")),
     h("ul", {class: "tally", "aria-label": "Clusters of answers"}, [...found.values()].map((one) =>
-      h("li", {}, badge(one), ` × ${one.size}  `, h("span", {class: "answer"}, one.answer), verdict(one.correct)))),
+      h("li", {}, badge(one), " ", h("span", {class: "answer"}, one.answer), ` × ${one.size}`, verdict(one.correct)))),
     group.prompt && h("details", {}, h("summary", {}, "Prompt as the model read it"), h("pre", {class: "text"}, group.prompt)));
 }
 
@@ -89,8 +89,8 @@ function card(one, cluster, shaded) {
     one.policy_version !== null && ["policy version", one.policy_version],
   ].filter(Boolean);
   return h("article", {class: `card ${cluster ? `c${cluster.place % 8}` : "none"}`, "aria-label": `Completion ${one.index + 1}`},
-    h("h3", {}, badge(cluster), ` ${one.index + 1} `, h("span", {class: "answer"}, one.answer === null ? "no answer" : one.answer),
-      verdict(one.correct)),
+    h("h3", {}, badge(cluster), " ", h("span", {class: "answer"}, one.answer === null ? "no answer" : one.answer), verdict(one.correct),
+      h("small", {}, `completion ${one.index + 1}`)),
     shaded && one.tokens
       ? h("pre", {class: "text"}, one.tokens.map(([text, value]) =>
         h("span", {class: `p${Math.min(5, Math.floor(-value))}`, title: `${number(value)} nats`}, text)))

@@ -72,7 +72,7 @@ export async function curvesView(main, parameters, state) {
     const length = Math.max(0, ...[...answers.values()].map((answer) => answer.train.steps.length));
     const around = curvesState.reach ?? Math.min(50, Math.floor(length / 20));
     reach.value = around;
-    shownReach.textContent = around ? `± ${around} steps` : "off";
+    shownReach.textContent = around ? `± ${around}` : "off";
     const range = curvesState.range || extent();
     charts = [];
     const figures = shown.map((name) => {
@@ -111,7 +111,7 @@ export async function curvesView(main, parameters, state) {
   const filter = h("input", {type: "search", placeholder: "all names with …", oninput: () => { curvesState.filter = filter.value; draw(); }});
   filter.value = curvesState.filter;
   replace(main, h("h2", {tabindex: "-1"}, "Curves"), table,
-    h("div", {class: "controls"}, groups, label("Find a metric", filter), label("Smoothing", h("span", {}, reach, shownReach)),
+    h("div", {class: "controls"}, groups, label("Find a metric", filter), label("Smoothing (steps)", h("span", {}, reach, shownReach)),
       h("label", {class: "check"}, log, h("span", {}, "log scale")),
       label("From step", first), label("to step", last), h("button", {type: "button", onclick: () => zoom(null)}, "whole run")),
     h("p", {class: "hint"}, "Drag across a curve to zoom, double-click to see the whole run."), note, grid);
