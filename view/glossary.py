@@ -1,4 +1,4 @@
-"""Every metric that a run writes into metrics.jsonl: name, unit, what it means, what is normal, what to do if it is not.
+"""Every metric that a run writes into metrics.jsonl: name, unit, what it means, what is normal, what to do if not.
 
 Data alone, for the page and whoever else lists metrics; what is normal are rules of thumb. Names in braces stand for
 one part each: {reward} for a reward's name, {benchmark} for a benchmark's, {k} for a number, {more} for what a reward

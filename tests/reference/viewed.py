@@ -62,13 +62,14 @@ def _with_gold(scored: Any, gold: str | None) -> Any:
 
 
 def train_two_runs(folder: Path, *words: str) -> tuple[Path, Path]:
-    """Real ones: GRPO and EMPO on the tiny model, with gold answers in the rollouts of both. The first completion of
+    """Real ones: GRPO and EMPO on the tiny model, with gold answers in the rollouts of both, of the first
+    also tokens with their log-probabilities. The first completion of
     the first is hostile. words: settings in the place of those of a run of a second."""
     from tests.reference.whole_run import GRPO, no_pixels, train
 
     runs = folder / "grpo", folder / "empo"
     with no_pixels():
-        assert train(runs[0], *GRPO, *words) == 0
+        assert train(runs[0], *GRPO, "tracking.token_logprobs=true", *words) == 0
         assert train(runs[1], *GRPO[:2], "optim.lr=1e-3", *words) == 0
     first, *others = (runs[0] / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
     line = json.loads(first)

@@ -144,6 +144,12 @@ def test_a_hostile_completion_stays_text_with_its_answer_marked_and_its_cluster_
     page.get_by_label("Order").select_option("reward")
     best = max(range(4), key=lambda number: line["completions"][number]["reward"])
     expect(cards.first).to_have_attribute("aria-label", f"Completion {best + 1}")
+    page.get_by_label("shade tokens").check()
+    tokens = line["completions"][1]["tokens"]
+    spans = page.get_by_label("Completion 2").locator("pre span")
+    expect(spans).to_have_count(len(tokens))
+    for number, (_, value) in enumerate(tokens):
+        expect(spans.nth(number)).to_have_class(f"p{min(5, int(-value))}")
     page.get_by_role("link", name="this question at all steps").click()
     expect(page.locator("main h2")).to_contain_text(f"Question {line['question_id']} at ")
     expect(page.locator("tbody tr").first).to_contain_text("/4")

@@ -16,7 +16,7 @@ const THEMES = {auto: "as the system", light: "light", dark: "dark"};
 const POLL_MS = 2000;
 const main = document.getElementById("main"), message = document.getElementById("status");
 const state = {sources: [], drawn: new Set(), colourOf: (name) => COLOURS[state.sources.findIndex((one) => one.name === name) % COLOURS.length]};
-let shown = {}, source = null, era = 0;
+let shown = {}, source = null, era = 0, isMissed = false; // isMissed: there was something new while the view was made
 
 function route() {
   const [view, query] = location.hash.slice(1).split("?");
@@ -30,6 +30,7 @@ async function show(isChosen) {
   const {view, parameters} = route(), mine = (era += 1);
   if (shown.destroy) shown.destroy();
   shown = {};
+  isMissed = false;
   frame(view);
   const place = h("div", {class: `view ${view}`});
   replace(main, place);
@@ -37,6 +38,7 @@ async function show(isChosen) {
     const made = await VIEWS[view][1](place, parameters, state);
     if (mine !== era) return made.destroy && made.destroy();
     shown = made;
+    if (isMissed) await refreshShown();
     message.textContent = "";
   } catch (error) {
     if (mine !== era) return;
@@ -44,6 +46,11 @@ async function show(isChosen) {
   }
   document.title = `${VIEWS[view][0] || view}: ${source}`;
   if (isChosen) main.querySelector("h2")?.focus({preventScroll: true});
+}
+
+async function refreshShown() {
+  if (shown.refresh) await shown.refresh();
+  else isMissed = true;
 }
 
 function frame(view) {
@@ -55,7 +62,7 @@ function frame(view) {
   replace(document.getElementById("sources"), h("h2", {}, "Runs"), h("ul", {}, state.sources.map((one) => {
     const box = one.curves && h("input", {type: "checkbox", "aria-label": `draw the curves of ${one.name}`, checked: state.drawn.has(one.name), onchange: () => {
       if (box.checked) state.drawn.add(one.name); else state.drawn.delete(one.name);
-      if (route().view === "curves" && shown.refresh) shown.refresh();
+      if (route().view === "curves") refreshShown();
     }});
     const of = view === "group" || view === "question" ? "rollouts" : view;
     return h("li", {class: one.parent ? "part" : null}, box || h("span", {class: "nobox"}), one.curves ? h("i", {class: "swatch", style: {background: `var(${state.colourOf(one.name)})`}}) : null,
@@ -72,7 +79,7 @@ async function poll() {
     if (news.length) {
       frame(route().view);
       const isOfInterest = news.some((one) => one.name === source || (route().view === "curves" && state.drawn.has(one.name)));
-      if (isOfInterest && shown.refresh) await shown.refresh();
+      if (isOfInterest) await refreshShown();
     }
     message.textContent = "";
   } catch (error) {

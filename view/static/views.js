@@ -35,7 +35,7 @@ function seriesOf(name, answers, state) {
 
 export async function curvesView(main, parameters, state) {
   const glossary = await glossaryByName();
-  let answers = new Map(), charts = [], names = [];
+  let answers = new Map(), charts = [], names = [], era = 0;
   const grid = h("div", {class: "charts"}), table = h("div", {class: "wide"}), note = h("p", {class: "note"});
   const first = h("input", {type: "number", min: 0, onchange: () => zoomTyped()});
   const last = h("input", {type: "number", min: 0, onchange: () => zoomTyped()});
@@ -88,11 +88,13 @@ export async function curvesView(main, parameters, state) {
   }
 
   async function refresh() {
-    answers = new Map();
+    const mine = (era += 1), found = new Map();
     for (const source of state.sources.filter((one) => state.drawn.has(one.name) && one.curves)) {
       const answer = await ask("curves", {source: source.name});
-      if (answer.train.steps.length + answer.eval.steps.length) answers.set(source.name, answer);
+      if (answer.train.steps.length + answer.eval.steps.length) found.set(source.name, answer);
     }
+    if (mine !== era) return; // a later call has drawn, or will
+    answers = found;
     names = [...new Set([...answers.values()].flatMap((answer) => [...Object.keys(answer.train.values), ...Object.keys(answer.eval.values)]))]
       .filter((name) => !/\/(low|high)$/.test(name));
     const prefixes = [...new Set(names.map((name) => name.split("/")[0]))].filter((prefix) => names.some((name) => name.startsWith(`${prefix}/`)));
