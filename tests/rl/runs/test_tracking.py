@@ -131,6 +131,16 @@ def test_a_group_is_written_with_everything_that_decided_its_gradient(tmp_path: 
     assert all(isinstance(item, dict) and item["advantage"] is None for item in refused["completions"])
 
 
+def test_with_their_texts_tokens_stand_in_the_group_with_their_log_probabilities(tmp_path: Path) -> None:
+    with RolloutsLog(RunFolder(tmp_path), lambda token_ids: [f"<{token}>" for token in token_ids]) as log:
+        log.log(1, scored_group("q1", ["7", "8"], num_tokens=[2, 3]), advantages=None, refused=None)
+    (line,) = read_json_lines(tmp_path / "rollouts.jsonl")
+    completions = line["completions"]
+    assert isinstance(completions, list)
+    assert [one["tokens"] for one in completions if isinstance(one, dict)] == [
+        [["<1>", -0.5], ["<2>", -0.5]], [["<1>", -0.5], ["<2>", -0.5], ["<3>", -0.5]]]
+
+
 @pytest.mark.parametrize(
     "text", ["求和 \\frac{1}{2}", "line\nbreak\u2028separator", "lone \ud800 surrogate", "nul \x00"])
 def test_any_text_a_model_may_write_is_one_line_and_comes_back(tmp_path: Path, text: str) -> None:
