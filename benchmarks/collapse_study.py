@@ -84,7 +84,9 @@ STUDY = {
     "jury-majority": _share("majority of the jury, not its share", *JURY, "rewards.0.use=rewards.majority:voted"),
     "jury-average": _share("jury of an average, 0.99", *JURY, "votes.decay=0.99"),
     "jury-kl": _share("jury + KL 0.05", *JURY, KL),
-    "jury-anchors": Entry("jury + 64 labelled questions, 4 of 16 a step", "64 labels", (
+    "jury-anchors": Entry("jury + 64 labelled questions, 4 of 16 a step, at a quarter of their weight", "64 labels", (
+        *UNBOUNDED, *JURY, f"anchors={ANSWERS}", "anchors.limit=64", "anchors.weight=0.25")),
+    "jury-full-anchors": Entry("the same, at their whole weight", "64 labels", (
         *UNBOUNDED, *JURY, f"anchors={ANSWERS}", "anchors.limit=64")),
     "anchors": Entry("+ 64 labelled questions, 4 of 32 a step", "64 labels", (
         *UNBOUNDED, f"anchors={ANSWERS}", "anchors.limit=64")),

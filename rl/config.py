@@ -222,6 +222,9 @@ class AnchorsSection(Section):
     mixed_in: int = setting(
         4, "how many of sampling.questions_per_step are anchors, in an order of their own", unit="questions", ge=1)
     reward: str = setting("rewards.accuracy:accuracy", "their only reward, which may read their answers")
+    weight: float = setting(
+        1.0, "factor on their advantages; below 1 where their rewards differ more than the others' and nothing divides "
+        "by the deviation (dr_grpo)", gt=0)
 
     @field_validator("path")
     @classmethod

@@ -33,6 +33,9 @@ def groups_with_advantages(
     batch, selection = collected.batch, config.selection
     weights = [1.0] * len(batch) if flips is None else flips.weights(
         batch, {id(scored) for scored in collected.sampled})
+    if config.anchors is not None:
+        weights = [weight * config.anchors.weight if scored.is_anchor else weight
+                   for weight, scored in zip(weights, batch, strict=True)]
     # Where there is no consensus no reward is believed: such groups have no part in the others' scale either.
     believed = [scored for scored in batch if not lacks_consensus(scored, selection.min_votes)]
     found = dict(zip(map(id, believed), _advantages(config, believed), strict=True))

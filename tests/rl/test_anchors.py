@@ -105,6 +105,18 @@ def test_rewards_normalised_one_by_one_are_one_for_an_anchor() -> None:
     assert [item.advantages[0] for item in batch] == pytest.approx([expected[0][0], 2 * expected[1][0] * 0.5])
 
 
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo"])
+def test_the_weight_of_anchors_is_a_factor_on_their_advantages_alone(tmp_path: Path, name: str) -> None:
+    groups = (scored_group("a", ["1", "1", "2"]), anchor(scored_group("b", ["1", "2", "2"]), 1.0, 0.0, 0.0))
+    selection = select(groups, None, None)
+    collected = Collected(groups, selection, selection.kept, 0)
+    whole, quarter = (
+        [item.advantages for item in groups_with_advantages(config_of(tmp_path, *words), collected)]
+        for words in ((f"advantage={name}",), (f"advantage={name}", "anchors.weight=0.25")))
+    assert quarter[0] == whole[0] and quarter[1] == pytest.approx([value / 4 for value in whole[1]])
+    assert whole[1][0] > 0
+
+
 def test_the_steps_reward_is_that_of_the_others(tmp_path: Path) -> None:
     free, labelled = scored_group("a", ["1", "1", "2"]), anchor(scored_group("b", ["1", "2", "2"]), 1.0, 0.0, 0.0)
     selection = select((free, labelled), None, None)
