@@ -352,8 +352,8 @@ function pipeline({stages = []}, source, state) {
     h("tbody", {}, stages.map((one) => {
       const part = state.sources.find((other) => other.parent === source && other.name.endsWith(`-${one.name}`));
       return h("tr", {}, h("th", {scope: "row"}, part ? link(part.curves ? "curves" : "results", {source: part.name}, one.name) : one.name),
-        [one.kind, one.starts_from, one.done ? "yes" : "no", one.metric, interval(one.before), interval(one.after), number(one.steps), number(one.num_sampled_tokens), number(one.seconds && Math.round(one.seconds)), one.gave]
-          .map((cell) => h("td", {}, cell ?? "–")));
+        [one.kind, one.starts_from, one.done ? "yes" : "no", one.metric, [interval(one.before)], [interval(one.after)], number(one.steps), number(one.num_sampled_tokens), number(one.seconds && Math.round(one.seconds)), one.gave]
+          .map((cell) => h("td", {class: Array.isArray(cell) ? "number" : null}, cell ?? "–")));
     })));
 }
 
@@ -369,7 +369,7 @@ export async function glossaryView(main) {
   function draw() {
     const needle = filter.value.toLowerCase();
     replace(body, entries.filter((one) => Object.values(one).join(" ").toLowerCase().includes(needle)).map((one) =>
-      h("tr", {}, h("th", {scope: "row"}, one.name), [one.unit, one.meaning, one.normal, one.advice].map((text) => h("td", {}, text)))));
+      h("tr", {}, h("th", {scope: "row"}, one.name.split(/(?<=[/_])/).map((part) => [part, h("wbr")])), [one.unit, one.meaning, one.normal, one.advice].map((text) => h("td", {}, text)))));
   }
   replace(main, h("h2", {tabindex: "-1"}, "What the metrics mean"), h("div", {class: "controls"}, label("Find", filter)),
     h("div", {class: "wide"}, h("table", {class: "rows plain prose"}, h("thead", {}, h("tr", {}, ["Metric", "Unit", "Meaning", "Normal", "If it is not"].map((title) => h("th", {scope: "col"}, title)))), body)));
