@@ -26,7 +26,8 @@ from view.library import Library
 from view.sources import ViewError
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("dom.js", "data.js", "charts.js", "table.js", "group.js", "views.js", "app.js")
+SCRIPTS = (
+    "dom.js", "data.js", "charts.js", "table.js", "curves.js", "lists.js", "group.js", "views.js", "app.js")
 """The page's modules, each behind those that it imports."""
 LIBRARY_SCRIPT = "uPlot.iife.min.js"
 STYLES = ("uPlot.min.css", "style.css")
