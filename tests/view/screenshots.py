@@ -25,7 +25,7 @@ LARGER = ("steps=24", "sampling.questions_per_step=16", "sampling.group_size=8",
 def take(page: Page, url: str, folder: Path) -> list[Path]:
     """One run's curves, its rollouts, a group, two runs over each other, the group in dark; in NAMES' order."""
     def shoot(name: str) -> Path:
-        page.mouse.move(640, 20)  # off what lights up below it
+        page.mouse.move(950, 20)  # off what lights up below it
         page.wait_for_timeout(150)  # the canvas is drawn in the next frame
         out = folder / f"{name}.png"
         page.screenshot(path=out)

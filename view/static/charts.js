@@ -66,7 +66,7 @@ export function chart(title, series, options) {
         legend: {show: false},
         series: [{}, ...parts],
         bands,
-        scales: {x: {time: false, range: () => options.range}, y: {distr: options.log ? 3 : 1}},
+        scales: {x: {time: false, range: () => options.range}, y: options.log ? {distr: 3} : {range: spread}},
         axes: [
           {...axis, size: 28},
           {...axis, size: 52, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : number(tick)))},
@@ -137,6 +137,12 @@ function layers(lines, options) {
     return table;
   });
   return {data: uPlot.join(tables), parts, bands};
+}
+
+// The ends of the y axis: some room around the values; of values that are all equal, as much as they are large.
+function spread(plot, least, most) {
+  if (least === null || (least === 0 && most === 0)) return [0, 1];
+  return uPlot.rangeNum(least, most === least ? least + Math.abs(least) / 10 : most, 0.1, true);
 }
 
 function nearest(steps, wanted) {
