@@ -61,7 +61,9 @@ def sample(index: GroupIndex, limit: int) -> list[int]:
 def page(data: Any) -> str:
     """static/index.html with all that it needs in it."""
     styles = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in STYLES)
-    library_script = (STATIC / LIBRARY_SCRIPT).read_text(encoding="utf-8")
+    licence = (STATIC / "uPlot.LICENSE").read_text(encoding="utf-8")
+    library_script = re.sub(  # its own first line is an address
+        r"\A/\*!.*?\*/", lambda match: f"/*! uPlot\n{licence}*/", (STATIC / LIBRARY_SCRIPT).read_text(encoding="utf-8"))
     module = joined_modules([(STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS])
     policy = (f"default-src 'none'; script-src {_digest(library_script)} {_digest(module)}; "
               f"style-src {_digest(styles)}; img-src data:; base-uri 'none'; form-action 'none'")

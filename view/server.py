@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -25,7 +26,8 @@ from view.library import Library
 from view.sources import ViewError
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("dom.js", "data.js", "charts.js", "table.js", "group.js", "views.js", "app.js")
+SCRIPTS = (
+    "dom.js", "data.js", "charts.js", "table.js", "curves.js", "lists.js", "group.js", "views.js", "app.js")
 """The page's modules, each behind those that it imports."""
 LIBRARY_SCRIPT = "uPlot.iife.min.js"
 STYLES = ("uPlot.min.css", "style.css")
@@ -60,6 +62,11 @@ class PageServer(ThreadingHTTPServer):
         self.library = library
         self.secret = secrets.token_urlsafe(16)
         super().__init__(("127.0.0.1", port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that has gone away is none."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

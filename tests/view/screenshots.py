@@ -25,6 +25,7 @@ LARGER = ("steps=24", "sampling.questions_per_step=16", "sampling.group_size=8",
 def take(page: Page, url: str, folder: Path) -> list[Path]:
     """One run's curves, its rollouts, a group, two runs over each other, the group in dark; in NAMES' order."""
     def shoot(name: str) -> Path:
+        page.mouse.move(950, 20)  # off what lights up below it
         page.wait_for_timeout(150)  # the canvas is drawn in the next frame
         out = folder / f"{name}.png"
         page.screenshot(path=out)
@@ -34,7 +35,7 @@ def take(page: Page, url: str, folder: Path) -> list[Path]:
     page.get_by_label("draw the curves of empo").uncheck()
     page.locator("main th", has_text="empo").wait_for(state="hidden")
     found = [shoot(NAMES[0])]
-    page.goto(f"{url}#rollouts?source=grpo&right=some")
+    page.goto(f"{url}#rollouts?source=grpo&right=some&first_step=2")
     page.locator("tbody a").first.wait_for()
     found.append(shoot(NAMES[1]))
     page.locator("tbody a").nth(1).click()

@@ -39,6 +39,8 @@ def test_the_file_asks_nobody_and_runs_its_own_scripts_alone(tmp_path: Path) -> 
     policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)[0]
     assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
     assert "http" not in policy
+    assert set(re.findall(r"https?://[^\s\"']+", html)) == {"http://www.w3.org/2000/svg"}  # a namespace's name
+    assert "Permission is hereby granted" in html
     assert not re.findall(r"url\(|@import|^import |^export ", html, flags=re.MULTILINE)
 
 

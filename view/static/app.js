@@ -1,33 +1,60 @@
 // The frame: views, sources, theme, and following what runs.
 
-import { address, h, replace } from "./dom.js";
-import { ask, exported } from "./data.js";
-import { COLOURS } from "./charts.js";
-import { groupView, questionView } from "./group.js";
-import { configurationView, curvesView, disagreementsView, glossaryView, histogramsView, resultsView, rolloutsView, stepsView } from "./views.js";
+import {address, h, replace} from "./dom.js";
+import {ask, exported} from "./data.js";
+import {COLOURS} from "./charts.js";
+import {groupView, questionView} from "./group.js";
+import {curvesView} from "./curves.js";
+import {disagreementsView, rolloutsView, stepsView} from "./lists.js";
+import {configurationView, glossaryView, histogramsView, resultsView} from "./views.js";
 
 const VIEWS = {
-  curves: ["Curves", curvesView], steps: ["Steps", stepsView], rollouts: ["Rollouts", rolloutsView],
-  disagreements: ["Disagreements", disagreementsView], histograms: ["Histograms", histogramsView],
-  configuration: ["Configuration", configurationView], results: ["Results", resultsView], glossary: ["Glossary", glossaryView],
-  group: [null, groupView], question: [null, questionView]};
-const NEEDS = {curves: "curves", steps: "curves", rollouts: "has_groups", disagreements: "has_groups", histograms: "has_groups"};
+  curves: ["Curves", curvesView],
+  steps: ["Steps", stepsView],
+  rollouts: ["Rollouts", rolloutsView],
+  disagreements: ["Disagreements", disagreementsView],
+  histograms: ["Histograms", histogramsView],
+  configuration: ["Configuration", configurationView],
+  results: ["Results", resultsView],
+  glossary: ["Glossary", glossaryView],
+  group: [null, groupView],
+  question: [null, questionView],
+};
+const NEEDS = {
+  curves: "curves",
+  steps: "curves",
+  rollouts: "has_groups",
+  disagreements: "has_groups",
+  histograms: "has_groups",
+};
 const THEMES = {auto: "as the system", light: "light", dark: "dark"};
 const POLL_MS = 2000;
-const main = document.getElementById("main"), message = document.getElementById("status");
-const state = {sources: [], drawn: new Set(), colourOf: (name) => COLOURS[state.sources.findIndex((one) => one.name === name) % COLOURS.length]};
-let shown = {}, source = null, era = 0, isMissed = false; // isMissed: there was something new while the view was made
+const main = document.getElementById("main"),
+  message = document.getElementById("status");
+const state = {
+  sources: [],
+  drawn: new Set(),
+  colourOf: (name) => COLOURS[state.sources.findIndex((one) => one.name === name) % COLOURS.length],
+};
+let shown = {},
+  source = null,
+  era = 0,
+  isMissed = false; // isMissed: there was something new while the view was made
 
 function route() {
   const [view, query] = location.hash.slice(1).split("?");
   const parameters = Object.fromEntries(new URLSearchParams(query || ""));
   if (state.sources.some((one) => one.name === parameters.source)) source = parameters.source;
   const kind = state.sources.find((one) => one.name === source)?.kind;
-  return {view: VIEWS[view] ? view : kind === "evaluation" || kind === "pipeline" ? "results" : "curves", parameters: {...parameters, source}};
+  return {
+    view: VIEWS[view] ? view : kind === "evaluation" || kind === "pipeline" ? "results" : "curves",
+    parameters: {...parameters, source},
+  };
 }
 
 async function show(isChosen) {
-  const {view, parameters} = route(), mine = (era += 1);
+  const {view, parameters} = route(),
+    mine = (era += 1);
   if (shown.destroy) shown.destroy();
   shown = {};
   isMissed = false;
@@ -55,20 +82,76 @@ async function refreshShown() {
 
 function frame(view) {
   const current = state.sources.find((one) => one.name === source);
-  replace(document.getElementById("views"), h("ul", {}, Object.entries(VIEWS).filter(([, [title]]) => title).map(([name, [title]]) => {
-    const isEmpty = current && NEEDS[name] && !current[NEEDS[name]];
-    return h("li", {}, h("a", {href: address(name, name === "glossary" ? {} : {source}), "aria-current": name === view ? "page" : null, class: isEmpty ? "empty" : null}, title));
-  })));
-  replace(document.getElementById("sources"), h("h2", {}, "Runs"), h("ul", {}, state.sources.map((one) => {
-    const box = one.curves && h("input", {type: "checkbox", "aria-label": `draw the curves of ${one.name}`, checked: state.drawn.has(one.name), onchange: () => {
-      if (box.checked) state.drawn.add(one.name); else state.drawn.delete(one.name);
-      if (route().view === "curves") refreshShown();
-    }});
-    const of = view === "group" || view === "question" ? "rollouts" : view;
-    return h("li", {class: one.parent ? "part" : null}, box || h("span", {class: "nobox"}), one.curves ? h("i", {class: "swatch", style: {background: `var(${state.colourOf(one.name)})`}}) : null,
-      h("a", {href: address(NEEDS[of] && !one[NEEDS[of]] ? "results" : of, {source: one.name}), "aria-current": one.name === source ? "true" : null, title: one.path},
-        one.parent ? one.name.slice(one.parent.length + 1) : one.name), h("small", {}, ` ${one.kind}, ${one.status}`));
-  })), exported && h("p", {class: "note"}, `A file of ${exported.overview.length === 1 ? "one run" : "several runs"}, as it was when it was written; of each at most ${exported.sample} groups of completions.`));
+  replace(
+    document.getElementById("views"),
+    h(
+      "ul",
+      {},
+      Object.entries(VIEWS)
+        .filter(([, [title]]) => title)
+        .map(([name, [title]]) => {
+          const isEmpty = current && NEEDS[name] && !current[NEEDS[name]];
+          return h(
+            "li",
+            {},
+            h(
+              "a",
+              {
+                href: address(name, name === "glossary" ? {} : {source}),
+                "aria-current": name === view ? "page" : null,
+                class: isEmpty ? "empty" : null,
+              },
+              title,
+            ),
+          );
+        }),
+    ),
+  );
+  replace(
+    document.getElementById("sources"),
+    h("h2", {}, "Runs"),
+    h(
+      "ul",
+      {},
+      state.sources.map((one) => {
+        const box =
+          one.curves &&
+          h("input", {
+            type: "checkbox",
+            "aria-label": `draw the curves of ${one.name}`,
+            checked: state.drawn.has(one.name),
+            onchange: () => {
+              if (box.checked) state.drawn.add(one.name);
+              else state.drawn.delete(one.name);
+              if (route().view === "curves") refreshShown();
+            },
+          });
+        const of = view === "group" || view === "question" ? "rollouts" : view;
+        return h(
+          "li",
+          {class: one.parent ? "part" : null},
+          box || h("span", {class: "nobox"}),
+          one.curves ? h("i", {class: "swatch", style: {background: `var(${state.colourOf(one.name)})`}}) : null,
+          h(
+            "a",
+            {
+              href: address(NEEDS[of] && !one[NEEDS[of]] ? "results" : of, {source: one.name}),
+              "aria-current": one.name === source ? "true" : null,
+              title: one.path,
+            },
+            one.parent ? one.name.slice(one.parent.length + 1) : one.name,
+          ),
+          h("small", {}, ` ${one.kind}, ${one.status}`),
+        );
+      }),
+    ),
+    exported &&
+      h(
+        "p",
+        {class: "note"},
+        `As it was when this file was written; of each run at most ${exported.sample} groups of completions.`,
+      ),
+  );
 }
 
 async function poll() {
@@ -78,7 +161,9 @@ async function poll() {
     const news = state.sources.filter((one) => JSON.stringify(one) !== JSON.stringify(before.get(one.name)));
     if (news.length) {
       frame(route().view);
-      const isOfInterest = news.some((one) => one.name === source || (route().view === "curves" && state.drawn.has(one.name)));
+      const isOfInterest = news.some(
+        (one) => one.name === source || (route().view === "curves" && state.drawn.has(one.name)),
+      );
       if (isOfInterest) await refreshShown();
     }
     message.textContent = "";
@@ -91,14 +176,26 @@ async function poll() {
 function theme(chosen) {
   if (chosen === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = chosen;
-  try { localStorage.setItem("theme", chosen); } catch { /* a file that may not store */ }
-  const names = Object.keys(THEMES), button = document.getElementById("theme");
+  try {
+    localStorage.setItem("theme", chosen);
+  } catch {
+    /* a file that may not store */
+  }
+  const names = Object.keys(THEMES),
+    button = document.getElementById("theme");
   replace(button, `Colours: ${THEMES[chosen]}`);
-  button.onclick = () => { theme(names[(names.indexOf(chosen) + 1) % names.length]); show(false); };
+  button.onclick = () => {
+    theme(names[(names.indexOf(chosen) + 1) % names.length]);
+    show(false);
+  };
 }
 
 function storedTheme() {
-  try { return THEMES[localStorage.getItem("theme")] ? localStorage.getItem("theme") : "auto"; } catch { return "auto"; }
+  try {
+    return THEMES[localStorage.getItem("theme")] ? localStorage.getItem("theme") : "auto";
+  } catch {
+    return "auto";
+  }
 }
 
 async function start() {

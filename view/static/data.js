@@ -32,24 +32,38 @@ const RIGHT = {
   unknown: (row) => row.num_right === null,
 };
 const SORTS = {
-  step: (row) => row.step, reward: (row) => row.reward, entropy: (row) => row.entropy, tokens: (row) => row.tokens,
-  right: (row) => (row.num_right === null ? null : row.num_right / row.num), majority: (row) => row.majority_share,
+  step: (row) => row.step,
+  reward: (row) => row.reward,
+  entropy: (row) => row.entropy,
+  tokens: (row) => row.tokens,
+  right: (row) => (row.num_right === null ? null : row.num_right / row.num),
+  majority: (row) => row.majority_share,
   spread: (row) => (row.reward_max === null ? null : row.reward_max - row.reward_min),
 };
 
 // What view/index.py does with SQL.
 function groupsHere({rows, full}, given) {
-  const is = (name, holds) => given[name] === undefined || given[name] === null || given[name] === "" || holds(given[name]);
+  const is = (name, holds) =>
+    given[name] === undefined || given[name] === null || given[name] === "" || holds(given[name]);
   const needle = (given.text || "").toLowerCase();
-  const found = rows.filter((row) =>
-    is("first_step", (step) => row.step >= Number(step)) && is("last_step", (step) => row.step <= Number(step))
-    && is("reward_min", (least) => row.reward !== null && row.reward >= Number(least))
-    && is("reward_max", (most) => row.reward !== null && row.reward <= Number(most))
-    && is("question_id", (id) => row.question_id === id) && is("right", (name) => RIGHT[name](row))
-    && is("refused", (why) => (why === "any" ? row.refused !== null : why === "no" ? row.refused === null : row.refused === why))
-    && (!needle || [full[row.id].question, ...full[row.id].completions.map((one) => one.parts.join(""))].some(
-      (text) => text.toLowerCase().includes(needle))));
-  const value = SORTS[given.sort || "step"], way = given.descending ? -1 : 1;
+  const found = rows.filter(
+    (row) =>
+      is("first_step", (step) => row.step >= Number(step)) &&
+      is("last_step", (step) => row.step <= Number(step)) &&
+      is("reward_min", (least) => row.reward !== null && row.reward >= Number(least)) &&
+      is("reward_max", (most) => row.reward !== null && row.reward <= Number(most)) &&
+      is("question_id", (id) => row.question_id === id) &&
+      is("right", (name) => RIGHT[name](row)) &&
+      is("refused", (why) =>
+        why === "any" ? row.refused !== null : why === "no" ? row.refused === null : row.refused === why,
+      ) &&
+      (!needle ||
+        [full[row.id].question, ...full[row.id].completions.map((one) => one.parts.join(""))].some((text) =>
+          text.toLowerCase().includes(needle),
+        )),
+  );
+  const value = SORTS[given.sort || "step"],
+    way = given.descending ? -1 : 1;
   found.sort((a, b) => {
     const [x, y] = [value(a), value(b)];
     if (x === null || y === null) return (x === null) - (y === null);

@@ -24,7 +24,9 @@ function filled(element, attributes, children) {
 }
 
 export function replace(element, ...children) {
-  element.replaceChildren(...children.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false));
+  element.replaceChildren(
+    ...children.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false),
+  );
 }
 
 export function number(value) {
@@ -55,7 +57,10 @@ export function label(text, control) {
 }
 
 export function select(options, chosen, onchange, attributes = {}) {
-  const control = h("select", {...attributes, onchange: () => onchange(control.value)},
-    Object.entries(options).map(([value, text]) => h("option", {value, selected: value === chosen}, text)));
+  const control = h(
+    "select",
+    {...attributes, onchange: () => onchange(control.value)},
+    Object.entries(options).map(([value, text]) => h("option", {value, selected: value === chosen}, text)),
+  );
   return control;
 }

@@ -1,23 +1,52 @@
 // A table of which only the visible rows are in the page: 100,000 rows scroll as 100 do.
 
-import { h } from "./dom.js";
+import {h} from "./dom.js";
 
-const ROW = 30, PAGE = 100, AROUND = 15;
+const ROW = 30,
+  PAGE = 100,
+  AROUND = 15;
 
 // columns: [{title, cell(row) -> text or element, class, sort}]; load(offset, limit) -> {total, rows}; sort: {name,
 // descending}; onsort(name); openRow(row). Returns {element, refresh()}: refresh where there is something new.
 export function virtualTable({label, columns, load, sort = {}, onsort = null, openRow = null, ontotal = () => {}}) {
   const body = h("tbody");
-  const table = h("table", {class: "rows"}, h("thead", {}, h("tr", {}, columns.map((column) => heading(column)))), body);
+  const table = h(
+    "table",
+    {class: "rows"},
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        columns.map((column) => heading(column)),
+      ),
+    ),
+    body,
+  );
   const box = h("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": label}, table);
-  let total = 0, pages = new Map(), asked = 0;
+  let total = 0,
+    pages = new Map(),
+    asked = 0;
 
   function heading(column) {
     const isSorted = column.sort && sort.name === column.sort;
-    return h("th", {scope: "col", class: column.class, "aria-sort": isSorted ? (sort.descending ? "descending" : "ascending") : null},
+    return h(
+      "th",
+      {
+        scope: "col",
+        class: column.class,
+        "aria-sort": isSorted ? (sort.descending ? "descending" : "ascending") : null,
+      },
       column.sort && onsort
-        ? h("button", {type: "button", onclick: () => onsort(column.sort)}, column.title, isSorted ? (sort.descending ? " ▼" : " ▲") : "")
-        : column.title);
+        ? h(
+            "button",
+            {type: "button", onclick: () => onsort(column.sort)},
+            column.title,
+            isSorted ? (sort.descending ? " ▼" : " ▲") : "",
+          )
+        : column.title,
+    );
   }
 
   async function page(index, era) {
@@ -39,9 +68,18 @@ export function virtualTable({label, columns, load, sort = {}, onsort = null, op
       const there = pages.get(Math.floor(index / PAGE));
       if (there === undefined) page(Math.floor(index / PAGE), asked);
       const row = there && there[index % PAGE];
-      rows.push(h("tr", {"aria-rowindex": index + 2, onclick: row && openRow ? (event) => event.target.closest("a") || openRow(row) : null},
-        columns.map((column, number) => h(number ? "td" : "th", {class: column.class, scope: number ? null : "row"},
-          row ? column.cell(row) : "…"))));
+      rows.push(
+        h(
+          "tr",
+          {
+            "aria-rowindex": index + 2,
+            onclick: row && openRow ? (event) => event.target.closest("a") || openRow(row) : null,
+          },
+          columns.map((column, place) =>
+            h(place ? "td" : "th", {class: column.class, scope: place ? null : "row"}, row ? column.cell(row) : "…"),
+          ),
+        ),
+      );
     }
     table.setAttribute("aria-rowcount", total + 1);
     body.replaceChildren(space(first), ...rows, space(total - last));
@@ -56,7 +94,8 @@ export function virtualTable({label, columns, load, sort = {}, onsort = null, op
   return {
     element: box,
     async refresh() {
-      const era = (asked += 1), index = Math.floor(box.scrollTop / ROW / PAGE);
+      const era = (asked += 1),
+        index = Math.floor(box.scrollTop / ROW / PAGE);
       const answer = await load(index * PAGE, PAGE);
       if (era !== asked) return;
       pages = new Map([[index, answer.rows]]);
