@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.questions.run_prompt import check_same_day, with_day
 from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, gather, meet, process_group, telling_others
+from rl.runs.callbacks import Callbacks
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -59,7 +60,7 @@ OUTAGE = datetime.timedelta(days=7)
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What a run begins with; its other parts are built from it. benchmarks: evaluated as it goes. teacher: of
-    on-policy distillation."""
+    on-policy distillation. callbacks: told of each step."""
 
     config: RunConfig
     inputs: Inputs
@@ -68,13 +69,17 @@ class Setup:
     folder: RunFolder
     benchmarks: LiveBenchmarks | None = None
     teacher: Teacher | None = None
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
 
-def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None) -> int:
-    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit
-    code.
+def run(
+    config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None, callbacks: Callbacks | None = None
+) -> Summary:
+    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint).
 
-    build: what makes the benchmarks of the configuration, where it names some."""
+    build: what makes the benchmarks of the configuration, where it names some. callbacks: told of each step; what one
+    of them raised is raised when the run is saved."""
+    callbacks = callbacks or Callbacks()
     transformers_logging.disable_progress_bar()
     config = with_day(config, resume=resume is not None)
     inputs, benchmarks = _read(config, build)
@@ -89,10 +94,10 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         if teacher is not None:
             stack.callback(teacher.close)
         folder = RunFolder(config.run_dir)
-        setup = Setup(config, inputs, accelerator, policy, folder, benchmarks, teacher)
+        setup = Setup(config, inputs, accelerator, policy, folder, benchmarks, teacher, callbacks)
         generator = _open_generator(setup, stack) if resume is None else None
         if accelerator.is_main_process:
-            stack.enter_context(prepare(folder.path, resume=resume is not None))
+            stack.enter_context(prepare(folder.path, resume=resume is not None, brought=_brought(config, folder)))
         meet("prepare the run's folder", accelerator.num_processes)
         resumed = _checkpoint_to_resume(setup) if resume is not None else None
         # Behind the comparison with the checkpoint, which moves nothing: an engine takes a minute.
@@ -109,7 +114,15 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         accelerator.end_training()
     if accelerator.is_main_process:
         _show_result(folder, summary, config)
-    return 0
+        with _told_what_is_saved(folder, Exception):
+            callbacks.raise_kept()
+    return summary
+
+
+def _brought(config: RunConfig, folder: RunFolder) -> list[Path]:
+    """What was written into the run's folder before the run began: a program's own data and model."""
+    named = (config.data.path, config.evaluation.path, config.anchors and config.anchors.path, config.model.path)
+    return [Path(path) for path in named if path and Path(path).parent == folder.inputs]
 
 
 def _show_result(folder: RunFolder, summary: Summary, config: RunConfig) -> None:
@@ -160,12 +173,19 @@ def _introduce(setup: Setup, parts: Parts) -> None:
 
 
 def _run_to_its_end(trainer: Trainer, folder: RunFolder) -> Summary:
-    try:
-        return trainer.run()
     # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is
     # kept.
-    except (RewardError, GeneratorError, GeneratorMismatchError, RanksApartError, FloatingPointError, OSError,
-            torch.OutOfMemoryError, KeyboardInterrupt) as error:
+    with _told_what_is_saved(folder, RewardError, GeneratorError, GeneratorMismatchError, RanksApartError,
+                             FloatingPointError, OSError, torch.OutOfMemoryError, KeyboardInterrupt):
+        return trainer.run()
+
+
+@contextlib.contextmanager
+def _told_what_is_saved(folder: RunFolder, *kinds: type[BaseException]) -> Iterator[None]:
+    """Errors of these kinds that leave the block tell up to where the run is saved."""
+    try:
+        yield
+    except kinds as error:
         if saved := list_checkpoints(folder.checkpoints):
             error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
         raise
@@ -278,8 +298,8 @@ def build_trainer(
         optimizer=prepared_optimizer, updater=updater, collector=collector, held_out=_held_out(setup),
         benchmarks=setup.benchmarks,
         watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL), data=inputs.digests,
-        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress, stop_requested=stop_signals,
-        average=average)
+        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress,
+        stop_requested=lambda: stop_signals() or setup.callbacks(), average=average, callbacks=setup.callbacks)
     trainer = Trainer(config, parts)
     stop_signals.call_when_late(trainer.save_late)
     return trainer, parts
