@@ -121,7 +121,7 @@ BEFORE_THE_RUN = {
     "unknown LoRA targets": (
         ["lora.targets=[nothing]"],
         ["lora.targets: ['nothing'] cannot be adapted", "Remedy: lora.targets=all-linear"]),
-    "missing adapter": (["model.adapter=/nothing"], ["model.adapter: /nothing holds no adapter_config.json"]),
+    "missing adapter": (["model.adapter=/nothing"], ["model.adapter: there is no folder /nothing"]),
     "attention that is not installed": (
         ["model.attention=flash_attention_3"], ["cannot be loaded", "model.attention=auto"]),
     "too large for the memory": (
@@ -181,7 +181,7 @@ SERVERS = "generator={backend: vllm_server, urls: ['http://localhost:1'], sync: 
 @pytest.mark.parametrize(("words", "part"), [
     (["lora.targets=[nothing]"], "lora.targets: ['nothing'] cannot be adapted"),
     (["lora.targets=[lm_head]"], "lora.targets: this model's output layer and input embedding are one weight"),
-    (["model.adapter=nowhere"], "nowhere holds no adapter_config.json"),
+    (["model.adapter=nowhere"], "there is no folder nowhere"),
     ([SERVERS, "lora.rank=1024"], "lora.rank: 1024, but vLLM serves adapters of rank 512 at most"),
     ([SERVERS, "lora.enabled=false"], "generator.sync: adapter, but lora.enabled=false"),
 ])
