@@ -112,6 +112,10 @@ BEFORE_THE_RUN = {
     "unknown template": (["prompt=questionline"], ["no template 'questionline'; did you mean question_line?"]),
     "no chat template": (["prompt.chat_template=always"], ["the tokenizer has no chat template; saw always"]),
     "missing model": (["model=/nothing/there"], ["model.path: there is no folder /nothing/there"]),
+    "misspelt model": (
+        ["model=models/tiny-arit"],
+        ["model.path: there is no folder models/tiny-arit; did you mean models/tiny-arith?"]),
+    "model without its folder": (["model=tiny-arith"], ["did you mean models/tiny-arith?; expected a folder"]),
     "model not made yet": (["model=models/not-made-yet"], ["model.path: there is no folder", "models/not-made-yet"]),
     "model without config": (["model={d}"], ["holds no config.json; expected a Hugging Face checkpoint"]),
     "unknown sampler": (

@@ -1,4 +1,4 @@
-"""docs/python.md and docs/first_run.ipynb: their code runs, in order, as a notebook runs it: in a running event loop."""
+"""docs/python.md and docs/first_run.ipynb: their code runs in order, in a running event loop, as in a notebook."""
 
 from __future__ import annotations
 

@@ -160,6 +160,11 @@ def test_a_signal_saves_and_ends_the_run_and_a_loaded_model_is_a_path(tmp_path: 
         assert len(completions) == 4 and policy.answer("1+2=?", k=4, max_tokens=8).num_samples == 4
         assert policy.sample("1+2=?", k=4, max_tokens=8, seed=1) == completions
 
+    more = otherhalf.train(data=ROWS, rewards=[brevity], steps=1, run_dir=tmp_path / "more",
+                           **SMALL | {"model.adapter": run_dir, "loss": {"kl_weight": 0.1}})
+    (line,) = more.metrics
+    assert isinstance(line["loss/kl"], float) and line["loss/kl"] > 0  # it begins with what the run, whose folder stands for its adapter, has learnt
+
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"rewards": None}, r"rewards: none is given; expected functions or names. Remedy: rewards=\['rewards.acc"),
