@@ -163,7 +163,8 @@ def test_a_signal_saves_and_ends_the_run_and_a_loaded_model_is_a_path(tmp_path: 
     more = otherhalf.train(data=ROWS, rewards=[brevity], steps=1, run_dir=tmp_path / "more",
                            **SMALL | {"model.adapter": run_dir, "loss": {"kl_weight": 0.1}})
     (line,) = more.metrics
-    assert isinstance(line["loss/kl"], float) and line["loss/kl"] > 0  # it begins with what the run, whose folder stands for its adapter, has learnt
+    # It begins with what the run, whose folder stands for its adapter, has learnt.
+    assert isinstance(line["loss/kl"], float) and line["loss/kl"] > 0
 
 
 @pytest.mark.parametrize(("settings", "message"), [
