@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -62,8 +63,14 @@ def as_rewards(value: Any) -> Any:
     """A list of rewards, each a section or what stands for its `use`; TRL's own functions are called as TRL calls
     them."""
     entries = [value] if callable(value) or isinstance(value, str | Mapping) else list(value)
-    return [{"use": entry, "style": "trl"} if str(getattr(entry, "__module__", "")).startswith("trl.") else entry
-            for entry in entries]
+    return [_as_trl_calls(entry) for entry in entries]
+
+
+def _as_trl_calls(entry: Any) -> Any:
+    use = entry.get("use") if isinstance(entry, Mapping) else entry
+    if not str(getattr(use, "__module__", "")).startswith("trl."):
+        return entry
+    return {"style": "trl", **(entry if isinstance(entry, Mapping) else {"use": entry})}
 
 
 def write_rows(folder: Path, key: str, rows: Iterable[Any]) -> Path:
@@ -108,15 +115,16 @@ def write_model(folder: Path, model: Any, tokenizer: Any) -> Path:
     if tokenizer is None:
         raise ConfigError("missing; a model that is an object has none", where="tokenizer",
                           remedy="tokenizer=AutoTokenizer.from_pretrained(...)")
-    temporary = folder / ".model"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder / f".model.{os.getpid()}"  # other processes of the run do the same
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     path = folder / f"model-{weights_digest(temporary)}"
-    if path.exists():
-        shutil.rmtree(temporary)
-    else:
+    try:
         temporary.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        shutil.rmtree(temporary)
     return path
 
 

@@ -13,6 +13,7 @@ from otherhalf.sampling import Policy
 from rewards.errors import named, plain_warnings
 from rewards.loading import HANDED_OVER, handing_over
 from rl.config import RunConfig
+from rl.configuration.command_line import is_of
 from rl.configuration.loading import load, validated, with_settings
 from rl.errors import ConfigError
 from rl.export import find_source
@@ -54,6 +55,7 @@ def train(
     rewards: str | Function | Mapping[str, Any] | Sequence[str | Function | Mapping[str, Any]] | None = None,
     *,
     evaluation: str | Path | Mapping[str, Any] | Rows | None = None,
+    steps: int | None = None,
     tokenizer: Any = None,
     on_step: Callable[[Record], object] | None = None,
     on_rollouts: Callable[[Sequence[Record]], object] | None = None,
@@ -78,13 +80,14 @@ def train(
     if "anchors" in keys:
         keys["anchors"] = as_section("anchors", keys["anchors"])
     settings |= keys | ({} if rewards is None else {"rewards": as_rewards(rewards)})
+    settings |= {} if steps is None else {"steps": steps}
     started = _folder_to_resume(resume, keys.get("run_dir"))
     if started is not None:
         settings["run_dir"] = started.path
     else:
         _check_rewards(settings)
     values = with_settings(None if started is None else started.config_file, settings)
-    folder = RunFolder(Path(values.get("run_dir", RunConfig.model_fields["run_dir"].default)))
+    folder = RunFolder(Path(str(values.get("run_dir", RunConfig.model_fields["run_dir"].default))))
     before = contents(folder)
     try:
         functions = take_in(values, folder, tokenizer)
@@ -103,15 +106,9 @@ def _folder_to_resume(resume: str | Path | bool, run_dir: Any) -> RunFolder | No
     if resume is not True:
         return RunFolder(find_run(str(resume)))
     own = None if run_dir is None else RunFolder(Path(run_dir))
-    return own if own is not None and own.holds_run else RunFolder(find_run("latest", is_meant=_is_training))
-
-
-def _is_training(folder: RunFolder) -> bool:
-    try:
-        load(folder.config_file, [])
-    except ConfigError:
-        return False
-    return True
+    if own is not None and own.holds_run:
+        return own
+    return RunFolder(find_run("latest", is_meant=lambda run: is_of(RunConfig, run)))
 
 
 def _check_rewards(settings: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from rl.checkpoint import check_same_run, list_checkpoints, read_state, recover,
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.configuration.loading import load, to_yaml
+from rl.configuration.resuming import moved
 from rl.errors import GeneratorError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.evaluation.held_out import HeldOut
@@ -82,6 +83,8 @@ def run(
     callbacks = callbacks or Callbacks()
     transformers_logging.disable_progress_bar()
     config = with_day(config, resume=resume is not None)
+    if resume is not None:
+        config = moved(config, load(RunFolder(resume).config_file, []).run_dir, config.run_dir)
     inputs, benchmarks = _read(config, build)
     accelerator = _make_accelerator(config, benchmarks)
     check_same_day(config.prompt, accelerator.num_processes)
@@ -203,8 +206,9 @@ def _checkpoint_to_resume(setup: Setup) -> tuple[Path, TrainerState] | None:
     newest = found[-1]
     verify(newest)
     state = read_state(newest)
-    check_same_run(newest, load(newest / "config.yaml", []), setup.config, state, accelerator.num_processes,
-                   setup.inputs.digests)
+    stored = load(newest / "config.yaml", [])
+    check_same_run(newest, moved(stored, stored.run_dir, setup.config.run_dir), setup.config, state,
+                   accelerator.num_processes, setup.inputs.digests)
     return newest, state
 
 

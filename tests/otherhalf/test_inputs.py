@@ -86,6 +86,7 @@ def test_a_lone_reward_is_a_list_of_one_and_trls_are_called_as_trl_calls_them() 
 
     function = get_soft_overlong_punishment(max_completion_len=10, soft_punish_cache=2)
     assert as_rewards([function]) == [{"use": function, "style": "trl"}]
+    assert as_rewards([{"use": function, "weight": 2}]) == [{"use": function, "style": "trl", "weight": 2}]
 
 
 def test_a_digest_is_of_the_source() -> None:

@@ -155,6 +155,9 @@ def test_a_signal_saves_and_ends_the_run_and_a_loaded_model_is_a_path(tmp_path: 
     assert {path.name.partition("-")[0] for path in RunFolder(run_dir.with_name("run.1")).inputs.iterdir()} == {
         "data", "model"}
     assert [path.name.partition("-")[0] for path in RunFolder(run_dir).inputs.iterdir()] == ["data"]
+    aside = otherhalf.train(resume=run_dir.with_name("run.1"), data=ROWS, rewards=[brevity], steps=2)
+    assert trained_steps(aside.folder) == [1, 2]  # what lies in its folder has moved with it
+
     with again.policy() as policy:
         completions = policy.sample("1+2=?", k=4, max_tokens=8, seed=1)
         assert len(completions) == 4 and policy.answer("1+2=?", k=4, max_tokens=8).num_samples == 4
