@@ -62,8 +62,7 @@ def train(
     resume: str | Path | bool = False,
     **keys: Any,
 ) -> TrainResult:
-    """Train as `python -m rl.train` does with the same keys, every one of which has its own default (not the quick
-    start's file).
+    """Train as `python -m rl.train` does with the same keys, each with its own default (not the quick start's file).
 
     model: folder, hub id, or a loaded transformers model with its `tokenizer`, of which a copy in the run's folder
     trains. data, evaluation: a path, a list of dicts, a datasets.Dataset, or a section (a mapping of its keys).
@@ -72,15 +71,8 @@ def train(
     on_step: called after each step with its metrics. on_rollouts: with the step's groups, as in rollouts.jsonl. What
     one of them raises is raised here, when the run is saved. resume: go on with a run: its folder or name, True for
     the latest; what is not given then is the run's own, but functions, which must be the same, are given again.
-
-    Ctrl-C and SIGTERM save and end the run, as in the command, where this is called in the main thread.
-    Raises UserError of the kind that says what is wrong."""
-    settings: dict[str, Any] = {"model": model, "data": data, "evaluation": evaluation}
-    settings = {name: as_section(name, value) for name, value in settings.items() if value is not None}
-    if "anchors" in keys:
-        keys["anchors"] = as_section("anchors", keys["anchors"])
-    settings |= keys | ({} if rewards is None else {"rewards": as_rewards(rewards)})
-    settings |= {} if steps is None else {"steps": steps}
+    Ctrl-C and SIGTERM save and end the run in the main thread. Raises UserError of the kind that says what is wrong."""
+    settings = _settings(dict(model=model, data=data, evaluation=evaluation, steps=steps, rewards=rewards), keys)
     started = _folder_to_resume(resume, keys.get("run_dir"))
     if started is not None:
         settings["run_dir"] = started.path
@@ -92,12 +84,18 @@ def train(
     try:
         functions = take_in(values, folder, tokenizer)
         config = validated(values)
-        if started is not None:
-            _check_functions(config, started)
+        _check_functions(config, started)
         summary = _run(config, started, functions, Callbacks(on_step, on_rollouts))
     finally:
         remove_unused(folder, before)
     return _result(summary, folder)
+
+
+def _settings(arguments: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, with sections and lists of sections in the place of what stands for them."""
+    given = {name: value for name, value in arguments.items() if value is not None} | dict(keys)
+    return {name: as_section(name, value) if name in ("model", "data", "evaluation", "anchors") else
+            as_rewards(value) if name == "rewards" else value for name, value in given.items()}
 
 
 def _folder_to_resume(resume: str | Path | bool, run_dir: Any) -> RunFolder | None:
@@ -123,8 +121,10 @@ def _check_rewards(settings: dict[str, Any]) -> None:
     settings["rewards"] = []
 
 
-def _check_functions(config: RunConfig, started: RunFolder) -> None:
+def _check_functions(config: RunConfig, started: RunFolder | None) -> None:
     """Raises ConfigError where a function has another source than the one with which the run began."""
+    if started is None:
+        return
     for i, (then, now) in enumerate(zip(load(started.config_file, []).rewards, config.rewards, strict=False)):
         names = [re.fullmatch(rf"{HANDED_OVER}:(.*)@\w+", section.use) for section in (then, now)]
         if then.use != now.use and names[0] and names[1] and names[0][1] == names[1][1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.questions.run_prompt import check_same_day, with_day
 from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, gather, meet, process_group, telling_others
-from rl.runs.callbacks import Callbacks
+from rl.runs.callbacks import NOBODY, Callbacks
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -70,29 +70,24 @@ class Setup:
     folder: RunFolder
     benchmarks: LiveBenchmarks | None = None
     teacher: Teacher | None = None
-    callbacks: Callbacks = field(default_factory=Callbacks)
+    callbacks: Callbacks = NOBODY
 
 
 def run(
-    config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None, callbacks: Callbacks | None = None
+    config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None, callbacks: Callbacks = NOBODY
 ) -> Summary:
-    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint).
-
-    build: what makes the benchmarks of the configuration, where it names some. callbacks: told of each step; what one
-    of them raised is raised when the run is saved."""
-    callbacks = callbacks or Callbacks()
+    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint). build: what makes
+    the benchmarks of the configuration, where it names some. callbacks: told of each step; what one of them raised is
+    raised when the run is saved."""
     transformers_logging.disable_progress_bar()
-    config = with_day(config, resume=resume is not None)
-    if resume is not None:
-        config = moved(config, load(RunFolder(resume).config_file, []).run_dir, config.run_dir)
+    config = _as_begun(config, resume)
     inputs, benchmarks = _read(config, build)
     accelerator = _make_accelerator(config, benchmarks)
     check_same_day(config.prompt, accelerator.num_processes)
     with telling_others(accelerator.process_index, accelerator.num_processes), contextlib.ExitStack() as stack:
         # Before the folder: a model, an engine or a server that cannot be had must not move an earlier run aside.
         policy = load_run_policy(config, inputs, accelerator, benchmarks)
-        check_generator(
-            config.generator, config.sampling, policy, on_gpu=accelerator.device.type == "cuda")
+        check_generator(config.generator, config.sampling, policy, on_gpu=accelerator.device.type == "cuda")
         teacher = open_teacher(config, inputs, accelerator.device)
         if teacher is not None:
             stack.callback(teacher.close)
@@ -116,10 +111,15 @@ def run(
         parts.generator.close()  # before the process group, which a sampler may share, is gone
         accelerator.end_training()
     if accelerator.is_main_process:
-        _show_result(folder, summary, config)
-        with _told_what_is_saved(folder, Exception):
-            callbacks.raise_kept()
+        _conclude(folder, summary, config, callbacks)
     return summary
+
+
+def _as_begun(config: RunConfig, resume: Path | None) -> RunConfig:
+    """With the day on which the run begins, or began, and with what lies in the folder of a run that goes on."""
+    config = with_day(config, resume=resume is not None)
+    return config if resume is None else moved(
+        config, load(RunFolder(resume).config_file, []).run_dir, config.run_dir)
 
 
 def _brought(config: RunConfig, folder: RunFolder) -> list[Path]:
@@ -128,10 +128,13 @@ def _brought(config: RunConfig, folder: RunFolder) -> list[Path]:
     return [Path(path) for path in named if path and Path(path).parent == folder.inputs]
 
 
-def _show_result(folder: RunFolder, summary: Summary, config: RunConfig) -> None:
+def _conclude(folder: RunFolder, summary: Summary, config: RunConfig, callbacks: Callbacks) -> None:
+    """Write and show the result; raises what a callback raised."""
     write_summary(folder, summary)
     draw_curves(folder.metrics_file, folder.curve_file, title=config.run_dir.name)
     print("\n" + render_summary(summary, folder, merges=config.model.quantization is None))
+    with _told_what_is_saved(folder, Exception):
+        callbacks.raise_kept()
 
 
 def _read(config: RunConfig, build: BuildBenchmarks | None) -> tuple[Inputs, LiveBenchmarks | None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ from rl.policy.policy import Policy
 from rl.proof.proof import GeneratorMismatchError, Proof, ProofState, mismatch_bound
 from rl.ranks import RanksApartError, first_given
 from rl.records import TrainingGroup
-from rl.runs.callbacks import Callbacks
+from rl.runs.callbacks import NOBODY, Callbacks
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
 from rl.runs.stopwatch import Stopwatch
@@ -73,7 +73,7 @@ class Parts:
     progress: Progress
     stop_requested: Callable[[], str | None]
     average: MovingAverage | None = None
-    callbacks: Callbacks = field(default_factory=Callbacks)
+    callbacks: Callbacks = NOBODY
 
 
 class Trainer:
