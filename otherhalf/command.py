@@ -31,9 +31,10 @@ COMMANDS = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """The exit code of the command that the first word names (None: the process's own words); 2 where there is none."""
-    first, *others = [*(sys.argv[1:] if words is None else words), ""]
+    given = list(sys.argv[1:] if words is None else words)
+    first = given[0] if given else ""
     if first in COMMANDS:
-        exit_code: int = importlib.import_module(COMMANDS[first][0]).main(others[:-1])
+        exit_code: int = importlib.import_module(COMMANDS[first][0]).main(given[1:])
         return exit_code
     if first in ("--help", "-h", "help", "--version"):
         print(version() if first == "--version" else help_page())

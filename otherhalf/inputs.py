@@ -51,12 +51,10 @@ def take_in(values: dict[str, Any], folder: RunFolder, tokenizer: Any = None) ->
 
 def as_section(name: str, value: Any) -> Any:
     """Rows and models stand for the `path` of their section."""
-    is_split = hasattr(value, "column_names") and not isinstance(value, Mapping)
     if isinstance(value, Mapping) and hasattr(value, "column_names"):
         raise DataError("a DatasetDict", where=named(name),
                         expected=f"one of its splits, such as {name}=dataset[{next(iter(value), 'train')!r}]")
-    is_plain = value is None or isinstance(value, str | Path | Mapping)
-    return value if is_plain and not is_split else {"path": value}
+    return value if isinstance(value, str | Path | Mapping | None) else {"path": value}
 
 
 def as_rewards(value: Any) -> Any:

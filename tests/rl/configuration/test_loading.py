@@ -309,3 +309,13 @@ def test_loading_a_config_imports_no_torch_and_no_transformers() -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root(), check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_reward_by_name_alone_is_a_section_that_overrides_may_fill(tmp_path: Path) -> None:
+    """Like a benchmark."""
+    file = tmp_path / "short.yaml"
+    file.write_text("rewards: [my.py:f]\nevaluation: {benchmarks: [math500]}\n")
+    config = load(file, ["rewards.0.weight=0.5", "evaluation.benchmarks.0.every=7"])
+    assert [(reward.use, reward.weight) for reward in config.rewards] == [("my.py:f", 0.5)]
+    assert [(benchmark.name, benchmark.every) for benchmark in config.evaluation.benchmarks] == [("math500", 7)]
+    assert load(None, ["rewards=[my.py:f, {use: my.py:g}]"]).rewards[1].use == "my.py:g"
