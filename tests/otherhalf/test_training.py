@@ -19,6 +19,7 @@ from rl.records import Json
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import Record, read_json_lines
 from rl.train import main
+from tests.reference.fork import forked_ranks
 from tests.reference.whole_run import metrics_of, trained_steps
 
 pytestmark = pytest.mark.slow
@@ -168,6 +169,23 @@ def test_a_signal_saves_and_ends_the_run_and_a_loaded_model_is_a_path(tmp_path: 
     (line,) = more.metrics
     # It begins with what the run, whose folder stands for its adapter, has learnt.
     assert isinstance(line["loss/kl"], float) and line["loss/kl"] > 0
+
+
+def test_ranks_stop_together_where_a_callback_raises(tmp_path: Path) -> None:
+    """It is called on the main rank, where the exception comes out; the other's run ends as after a signal."""
+    def on_step(metrics: Record) -> None:
+        raise EnoughError
+
+    def run() -> int:
+        try:
+            result = otherhalf.train(
+                data=ROWS, rewards=[brevity], steps=3, run_dir=tmp_path / "run", on_step=on_step, **SMALL)
+        except EnoughError:
+            return 3
+        return result.summary.steps
+
+    assert [rank.returncode for rank in forked_ranks(run)] == [3, 1]
+    assert list_checkpoints(RunFolder(tmp_path / "run").checkpoints)[-1].name == "step-000001"
 
 
 @pytest.mark.parametrize(("settings", "message"), [
