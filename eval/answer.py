@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from eval.errors import run_command
@@ -119,36 +120,10 @@ def render(found: Agreement, num_truncated: int) -> str:
 
 def sample(options: argparse.Namespace) -> list[tuple[str, bool]]:
     """(text, whether it was cut) of k completions. Raises what names the option that is wrong."""
-    import tempfile
-    from pathlib import Path
+    from eval.sampler import Sampler
 
-    from eval.benchmarks import Benchmark, Grader, LoadedBenchmark, Protocol
-    from eval.prompt import tell_differences, with_prompt
-    from eval.subject import generator_section, open_generator, subject_of
-    from eval.tasks import Asked, EvaluationError, build_task
-    from rl.records import Question
-
-    if not options.question.strip():
-        raise EvaluationError("the question is empty; expected its text, in quotes")
-    subject = subject_of(options)
-    # A task has a grader; there is no gold answer here, and it is never asked.
-    benchmark = Benchmark("question", "a question", Protocol(options.k, 1.0, 1.0, 2048, "our own"),
-                          grader=Grader("rewards.controls:random_reward"))
-    loaded = LoadedBenchmark(
-        benchmark, (Question("question", options.question, None, {}),), 1, 0, 0, "the command line", "", ())
-    asked = Asked(ks=(options.k,), temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens,
-                  prompt=options.prompt, seed=options.seed)
-    tell_differences(options, subject.run, ())
-    task = build_task(benchmark, loaded, with_prompt(asked, options, subject.run), subject.tokenizer, subject.context,
-                      end_ids=subject.end_ids)
-    if options.k > 1 and options.temperature == 0.0:
-        print("note: at temperature 0 all completions are the same, and their agreement says nothing", file=sys.stderr)
-    section = generator_section(
-        options.generator, min(options.max_sequences, options.k) if options.max_sequences > 0 else 0)
-    with tempfile.TemporaryDirectory() as scratch, open_generator(
-            subject, section, max_tokens=task.max_tokens, scratch=Path(scratch)) as generator:
-        (group,) = generator.generate(task.requests(task.prompts), task.parameters)
-    return [(rollout.text, rollout.is_truncated) for rollout in group.rollouts]
+    with closing(Sampler(options)) as sampler:
+        return sampler.sample(options)
 
 
 if __name__ == "__main__":

@@ -312,8 +312,7 @@ def render(use: str, findings: Sequence[Finding]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """0: keeps the contract, with or without warnings; 1: breaks it; 2: the command itself is wrong."""
-    given = _parse(words)
-    return report_errors(lambda: _check_given(given))
+    return report_errors(lambda: _check_given(_parse(words)))
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import functools
 import os
 import re
+import select
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -21,7 +23,8 @@ from typing import Self
 _OPEN, _BETWEEN, _CLOSE = "\ue000", "\ue001", "\ue002"
 _MARKED = re.compile(f"{_OPEN}([^{_BETWEEN}{_CLOSE}]*)(?:{_BETWEEN}([^{_CLOSE}]*))?{_CLOSE}")
 
-USER_ERROR, INTERRUPTED = 2, 130  # exit codes; 130 is the shells' own for a command that Ctrl-C ended
+# Exit codes; the last two are the shells' own for a command that Ctrl-C ended, and for one whose output nobody reads.
+USER_ERROR, INTERRUPTED, NOBODY_READS = 2, 130, 141
 
 Words = Callable[[str, str | None], str]
 """(a setting's name, the value to give it or None) -> how a command says that."""
@@ -118,15 +121,21 @@ def report_errors(
     message_of: Callable[[BaseException], str | None] = user_message,
 ) -> int:
     """`main()`'s exit code; what the user can mend becomes one message on stderr and its exit code, and a warning one
-    line. OTHERHALF_TRACEBACK=1 lets the error through.
+    line. OTHERHALF_TRACEBACK=1 lets the error through. Where whoever read the output has gone (`| head`), the command
+    ends without a word but for what the error adds to itself.
 
     words: how the command names settings. when_interrupted: what it says after Ctrl-C. message_of: the message of an
     error, None where it keeps its traceback."""
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = functools.partial(_show_warning, words)
-            return main()
+        with plain_warnings(words):
+            code = main()
+            sys.stdout.flush()  # here, and not at the interpreter's end, which would show a traceback
+            return code
     except BaseException as error:
+        if _drop_output_without_reader() and isinstance(error, BrokenPipeError):
+            for note in getattr(error, "__notes__", ()):
+                print(in_words(note, words), file=sys.stderr)
+            return NOBODY_READS
         message = when_interrupted if isinstance(error, KeyboardInterrupt) else message_of(error)
         if message is None or os.environ.get("OTHERHALF_TRACEBACK"):
             raise
@@ -134,6 +143,33 @@ def report_errors(
         rank = int(os.environ.get("RANK", "0"))
         print(f"error{f' (process {rank})' if rank else ''}: {in_words(message, words)}", file=sys.stderr)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else USER_ERROR
+
+
+@contextmanager
+def plain_warnings(words: Words = as_configured) -> Iterator[None]:
+    """Each warning within the block is a line on stderr, its settings named by `words`."""
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_show_warning, words)
+        yield
+
+
+def _drop_output_without_reader() -> bool:
+    """Whether nobody reads our output, and then let what is left of it go nowhere. It is asked of the system: a server
+    that hangs up breaks pipes too."""
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file of the system's
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    is_gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if is_gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return is_gone
 
 
 def _show_warning(

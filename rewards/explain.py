@@ -107,6 +107,14 @@ def _short(text: str | None) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """0, or 2 with one line that says what is wrong."""
+    def show() -> int:
+        print("\n".join(_explain_given(_parse(words))))
+        return 0
+
+    return report_errors(show)
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m rewards.explain", description="Why a reward gave what it gave.")
     parser.add_argument(
         "--reward", metavar="REWARD", help="package.module:name or file.py:name; of --rollouts the run's own by default"
@@ -119,13 +127,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, help="which step of the run; the last one that has the question by default")
     parser.add_argument(
         "--question-id", metavar="ID", help="which question of the run; the first one of the step by default")
-    given = parser.parse_args(words)
-
-    def show() -> int:
-        print("\n".join(_explain_given(given)))
-        return 0
-
-    return report_errors(show)
+    return parser.parse_args(words)
 
 
 def _explain_given(given: argparse.Namespace) -> list[str]:

@@ -12,12 +12,28 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rewards.contract import RewardError
+
+HANDED_OVER = "python"
+"""In the place of a module or file: a function that a program handed over, `python:name@digest of its source`."""
+_handed_over: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("handed_over", default={})  # noqa: B039
+
+
+@contextmanager
+def handing_over(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within the block, and in its thread, `load` finds these functions by their names."""
+    token = _handed_over.set(functions)
+    try:
+        yield
+    finally:
+        _handed_over.reset(token)
 
 
 def load(use: str, search_from: Path | None = None) -> Callable[..., Any]:
@@ -26,8 +42,14 @@ def load(use: str, search_from: Path | None = None) -> Callable[..., Any]:
     Raises RewardError for a name without a colon, a missing file, module or function (with the closest match),
     something that is not callable, and a file that raises when it is imported (with its line).
     """
+    if use in _handed_over.get():
+        return _handed_over.get()[use]
     place, name = split_use(use)
     where = f"reward {use!r}"
+    if place == HANDED_OVER:
+        raise RewardError(
+            "a program handed this function over to otherhalf.train, and it is known nowhere else", where=where,
+            remedy="the same program with resume=..., or a function in a module or file")
     folders = ([search_from] if search_from is not None else []) + [Path.cwd()]
     module = _import_file(where, place, folders) if place.endswith(".py") else _import_module(where, place, folders)
     if not hasattr(module, name):

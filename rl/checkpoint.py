@@ -242,6 +242,12 @@ def check_same_run(
         changed = [item for item in changed if item.key != "steps"]
     if state.num_ranks != num_ranks:
         changed.append(Difference("number of processes", state.num_ranks, num_ranks))
+    if [item.key for item in changed] == ["steps"]:
+        raise CheckpointError(
+            f"steps: {stored.steps} then, {config.steps} now (checkpoint {path}): under {config.optim.schedule} each "
+            "step's learning rate depends on how many there are, so that another number of them is another run from "
+            f"its first step on. Remedy: steps={stored.steps}, or a new run from these weights "
+            "(model.adapter=.../adapter); a run of which more may be wanted has optim.schedule=constant")
     if changed:
         listed = "; ".join(f"{key}: {old!r} then, {new!r} now" for key, old, new in changed)
         raise CheckpointError(

@@ -8,6 +8,7 @@ differ where something goes on in rl/configuration/resuming.py. Imports no torch
 from __future__ import annotations
 
 import datetime
+import functools
 from enum import Flag, auto
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -64,7 +65,11 @@ class Section(BaseModel):
 
 def shorthand(key: str) -> BeforeValidator:
     """`generator: transformers` means `generator: {backend: transformers}`."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+    return BeforeValidator(functools.partial(_spell_out, key))
+
+
+def _spell_out(key: str, value: Any) -> Any:
+    return {key: value} if isinstance(value, str) else value
 
 
 class ModelSection(Section):
@@ -657,7 +662,7 @@ class RunConfig(Section):
         None, "labels by the majority of a moving average of the trained weights (Co-rewarding-II); null: none")
     teacher: Annotated[TeacherSection | None, shorthand("path")] = setting(
         None, "on-policy distillation: a teacher gives its log-probability of each sampled token; null: none")
-    rewards: list[RewardSection] = setting(
+    rewards: list[Annotated[RewardSection, shorthand("use")]] = setting(
         lambda: [RewardSection()],
         "reward functions, added up with their weights; [] with a teacher is pure distillation")
     selection: SelectionSection = setting(SelectionSection, "which groups train (entropy thresholding)")

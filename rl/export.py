@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--checkpoint", default=None, help="name of a checkpoint of the run (default: best, else the newest)")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default=None, help="stored dtype (default: the base checkpoint's)")
-    options = parser.parse_args(arguments)
 
     def write() -> int:
+        options = parser.parse_args(arguments)
         print(export(options.run, options.out, options.checkpoint, options.dtype))
         return 0
 

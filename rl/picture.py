@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
+from rewards.errors import report_errors
 from rl.runs.folder import RunFolder, write_atomically
 from rl.runs.tracking import (
     ACCURACY,
@@ -272,6 +273,10 @@ def save_png(figure: Figure, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    return report_errors(lambda: _draw(arguments))
+
+
+def _draw(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rl.picture",
                                      description="Draw learning curves of one run, or compare several.")
     parser.add_argument("runs", nargs="+", metavar="RUN",

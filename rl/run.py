@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rl.checkpoint import check_same_run, list_checkpoints, read_state, recover,
 from rl.collect import Collector
 from rl.config import RunConfig
 from rl.configuration.loading import load, to_yaml
+from rl.configuration.resuming import moved
 from rl.errors import GeneratorError
 from rl.evaluation.benchmarks import BuildBenchmarks, LiveBenchmarks, build_benchmarks
 from rl.evaluation.held_out import HeldOut
@@ -40,6 +41,7 @@ from rl.proof.proof import GeneratorMismatchError, mismatch_bound
 from rl.questions.inputs import Inputs, read_inputs
 from rl.questions.run_prompt import check_same_day, with_day
 from rl.ranks import LONGEST_WAIT, RanksApartError, check_distribution, gather, meet, process_group, telling_others
+from rl.runs.callbacks import NOBODY, Callbacks
 from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
@@ -59,7 +61,7 @@ OUTAGE = datetime.timedelta(days=7)
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What a run begins with; its other parts are built from it. benchmarks: evaluated as it goes. teacher: of
-    on-policy distillation."""
+    on-policy distillation. callbacks: told of each step."""
 
     config: RunConfig
     inputs: Inputs
@@ -68,31 +70,32 @@ class Setup:
     folder: RunFolder
     benchmarks: LiveBenchmarks | None = None
     teacher: Teacher | None = None
+    callbacks: Callbacks = NOBODY
 
 
-def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None) -> int:
-    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint); returns the exit
-    code.
-
-    build: what makes the benchmarks of the configuration, where it names some."""
+def run(
+    config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = None, callbacks: Callbacks = NOBODY
+) -> Summary:
+    """Train as configured (in `resume`, the folder of an earlier run, from its newest checkpoint). build: what makes
+    the benchmarks of the configuration, where it names some. callbacks: told of each step; what one of them raised is
+    raised when the run is saved."""
     transformers_logging.disable_progress_bar()
-    config = with_day(config, resume=resume is not None)
+    config = _as_begun(config, resume)
     inputs, benchmarks = _read(config, build)
     accelerator = _make_accelerator(config, benchmarks)
     check_same_day(config.prompt, accelerator.num_processes)
     with telling_others(accelerator.process_index, accelerator.num_processes), contextlib.ExitStack() as stack:
         # Before the folder: a model, an engine or a server that cannot be had must not move an earlier run aside.
         policy = load_run_policy(config, inputs, accelerator, benchmarks)
-        check_generator(
-            config.generator, config.sampling, policy, on_gpu=accelerator.device.type == "cuda")
+        check_generator(config.generator, config.sampling, policy, on_gpu=accelerator.device.type == "cuda")
         teacher = open_teacher(config, inputs, accelerator.device)
         if teacher is not None:
             stack.callback(teacher.close)
         folder = RunFolder(config.run_dir)
-        setup = Setup(config, inputs, accelerator, policy, folder, benchmarks, teacher)
+        setup = Setup(config, inputs, accelerator, policy, folder, benchmarks, teacher, callbacks)
         generator = _open_generator(setup, stack) if resume is None else None
         if accelerator.is_main_process:
-            stack.enter_context(prepare(folder.path, resume=resume is not None))
+            stack.enter_context(prepare(folder.path, resume=resume is not None, brought=_brought(config, folder)))
         meet("prepare the run's folder", accelerator.num_processes)
         resumed = _checkpoint_to_resume(setup) if resume is not None else None
         # Behind the comparison with the checkpoint, which moves nothing: an engine takes a minute.
@@ -108,14 +111,30 @@ def run(config: RunConfig, resume: Path | None, build: BuildBenchmarks | None = 
         parts.generator.close()  # before the process group, which a sampler may share, is gone
         accelerator.end_training()
     if accelerator.is_main_process:
-        _show_result(folder, summary, config)
-    return 0
+        _conclude(folder, summary, config, callbacks)
+    return summary
 
 
-def _show_result(folder: RunFolder, summary: Summary, config: RunConfig) -> None:
+def _as_begun(config: RunConfig, resume: Path | None) -> RunConfig:
+    """With the day on which the run begins, or began, and with what lies in the folder of a run that goes on."""
+    config = with_day(config, resume=resume is not None)
+    return config if resume is None else moved(
+        config, load(RunFolder(resume).config_file, []).run_dir, config.run_dir)
+
+
+def _brought(config: RunConfig, folder: RunFolder) -> list[Path]:
+    """What was written into the run's folder before the run began: a program's own data and model."""
+    named = (config.data.path, config.evaluation.path, config.anchors and config.anchors.path, config.model.path)
+    return [Path(path) for path in named if path and Path(path).parent == folder.inputs]
+
+
+def _conclude(folder: RunFolder, summary: Summary, config: RunConfig, callbacks: Callbacks) -> None:
+    """Write and show the result; raises what a callback raised."""
     write_summary(folder, summary)
     draw_curves(folder.metrics_file, folder.curve_file, title=config.run_dir.name)
     print("\n" + render_summary(summary, folder, merges=config.model.quantization is None))
+    with _told_what_is_saved(folder, Exception):
+        callbacks.raise_kept()
 
 
 def _read(config: RunConfig, build: BuildBenchmarks | None) -> tuple[Inputs, LiveBenchmarks | None]:
@@ -160,12 +179,19 @@ def _introduce(setup: Setup, parts: Parts) -> None:
 
 
 def _run_to_its_end(trainer: Trainer, folder: RunFolder) -> Summary:
-    try:
-        return trainer.run()
     # All that a step can fail with and the user can mend; a checkpoint that cannot be written says by itself what is
     # kept.
-    except (RewardError, GeneratorError, GeneratorMismatchError, RanksApartError, FloatingPointError, OSError,
-            torch.OutOfMemoryError, KeyboardInterrupt) as error:
+    with _told_what_is_saved(folder, RewardError, GeneratorError, GeneratorMismatchError, RanksApartError,
+                             FloatingPointError, OSError, torch.OutOfMemoryError, KeyboardInterrupt):
+        return trainer.run()
+
+
+@contextlib.contextmanager
+def _told_what_is_saved(folder: RunFolder, *kinds: type[BaseException]) -> Iterator[None]:
+    """Errors of these kinds that leave the block tell up to where the run is saved."""
+    try:
+        yield
+    except kinds as error:
         if saved := list_checkpoints(folder.checkpoints):
             error.add_note(f"The run is saved up to {saved[-1].name}: go on with --resume {folder.path}")
         raise
@@ -183,8 +209,9 @@ def _checkpoint_to_resume(setup: Setup) -> tuple[Path, TrainerState] | None:
     newest = found[-1]
     verify(newest)
     state = read_state(newest)
-    check_same_run(newest, load(newest / "config.yaml", []), setup.config, state, accelerator.num_processes,
-                   setup.inputs.digests)
+    stored = load(newest / "config.yaml", [])
+    check_same_run(newest, moved(stored, stored.run_dir, setup.config.run_dir), setup.config, state,
+                   accelerator.num_processes, setup.inputs.digests)
     return newest, state
 
 
@@ -278,8 +305,8 @@ def build_trainer(
         optimizer=prepared_optimizer, updater=updater, collector=collector, held_out=_held_out(setup),
         benchmarks=setup.benchmarks,
         watchdog=Watchdog(config.watchdog, REWARD_GOAL if config.rewards else TEACHER_GOAL), data=inputs.digests,
-        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress, stop_requested=stop_signals,
-        average=average)
+        folder=folder, metrics=metrics, rollouts=rollouts, progress=progress,
+        stop_requested=lambda: stop_signals() or setup.callbacks(), average=average, callbacks=setup.callbacks)
     trainer = Trainer(config, parts)
     stop_signals.call_when_late(trainer.save_late)
     return trainer, parts

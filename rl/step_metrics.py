@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rl.collect import Collected
 from rl.records import ScoredGroup, TrainingGroup
 from rl.runs.reasoning import reasoning_metrics
-from rl.runs.tracking import NORMALISED_ENTROPY, REVERSE_KL, RolloutsLog
+from rl.runs.tracking import NORMALISED_ENTROPY, REVERSE_KL, Record, RolloutsLog
 from rl.selection import lacks_consensus
 
 
@@ -69,15 +69,17 @@ def consensus(collected: Collected, min_votes: int | None) -> dict[str, float]:
     return {"groups/without_consensus": mean([float(lacks_consensus(group, min_votes)) for group in collected.batch])}
 
 
-def log_rollouts(log: RolloutsLog, step: int, collected: Collected, batch: Sequence[TrainingGroup]) -> None:
+def log_rollouts(
+    log: RolloutsLog, step: int, collected: Collected, batch: Sequence[TrainingGroup]
+) -> list[Record]:
     """Every group of the step, those first that the step before had left over, with the advantages it trained with or
-    the reason why it did not."""
+    the reason why it did not. Returns their lines."""
     trained = {id(item.scored): item.advantages for item in batch}
     reasons = {id(group): reason for group, reason in collected.selection.refused}
     fresh = {id(group) for group in collected.sampled}
     left_over = [item.scored for item in batch if id(item.scored) not in fresh]
-    for scored in (*left_over, *collected.sampled):
-        log.log(step, scored, advantages=trained.get(id(scored)), refused=reasons.get(id(scored)))
+    return [log.log(step, scored, advantages=trained.get(id(scored)), refused=reasons.get(id(scored)))
+            for scored in (*left_over, *collected.sampled)]
 
 
 def mean(values: Sequence[float]) -> float:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dry_run(config: RunConfig) -> None:
     from rl.dry_run import describe
 
-    describe(config, _benchmarks_builder(config))
+    describe(config, benchmarks_builder(config))
 
 
 def _plan(config: RunConfig, gpu_memory_gb: float) -> None:
@@ -56,10 +56,11 @@ def _plan(config: RunConfig, gpu_memory_gb: float) -> None:
 def _run(config: RunConfig, resume: Path | None) -> int:
     from rl.run import run
 
-    return run(config, resume, _benchmarks_builder(config))
+    run(config, resume, benchmarks_builder(config))
+    return 0
 
 
-def _benchmarks_builder(config: RunConfig) -> BuildBenchmarks | None:
+def benchmarks_builder(config: RunConfig) -> BuildBenchmarks | None:
     """The one place where training knows of eval."""
     if not config.evaluation.benchmarks:
         return None

@@ -33,6 +33,7 @@ from rl.policy.policy import Policy
 from rl.proof.proof import GeneratorMismatchError, Proof, ProofState, mismatch_bound
 from rl.ranks import RanksApartError, first_given
 from rl.records import TrainingGroup
+from rl.runs.callbacks import NOBODY, Callbacks
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
 from rl.runs.stopwatch import Stopwatch
@@ -53,7 +54,7 @@ class Parts:
     """What the trainer works with; built by rl/run.py. metrics, rollouts: None on ranks other than the main one.
 
     teacher: of on-policy distillation. data: digests of the questions (rl/questions/inputs.py). stop_requested: returns
-    the name of a signal that asked the run to stop, or None."""
+    the name of a signal that asked the run to stop, or None. callbacks: told of each step."""
 
     accelerator: Accelerator
     policy: Policy
@@ -72,6 +73,7 @@ class Parts:
     progress: Progress
     stop_requested: Callable[[], str | None]
     average: MovingAverage | None = None
+    callbacks: Callbacks = NOBODY
 
 
 class Trainer:
@@ -203,11 +205,12 @@ class Trainer:
         self._totals = self._totals.plus(sampled_tokens=metrics["tokens/sampled"])
         if (goal := goal_of_step(has_rewards, judged, measured)) is not None:
             self._evaluations.note_goal(goal)
-        if parts.metrics is not None:
-            parts.metrics.log(self.step_number, "train", metrics)
         every = self._config.tracking.rollouts_every
-        if parts.rollouts is not None and every and (self.step_number - 1) % every == 0:
-            log_rollouts(parts.rollouts, self.step_number, collected, batch)
+        if parts.metrics is not None and parts.rollouts is not None:
+            line = parts.metrics.log(self.step_number, "train", metrics)
+            is_kept = every and (self.step_number - 1) % every == 0
+            groups = log_rollouts(parts.rollouts, self.step_number, collected, batch) if is_kept else []
+            parts.callbacks.tell(line, groups)
         parts.progress.step(self.step_number, metrics)
         if not judged or not has_rewards:  # without rewards nobody asks for answers
             return None

@@ -20,13 +20,14 @@ DOCUMENTS = sorted(
     for pattern in ("CONTRIBUTING.md", "README.md", "*/*.md", "configs/*.yaml", "prompts/*.yaml", "Makefile",
                     "pyproject.toml", ".ci/*")
     for path in ROOT.glob(pattern) if path.is_file())
-PACKAGES = ("rl", "rewards", "eval", "view", "benchmarks", "models", "tests", "docs")
+PACKAGES = ("otherhalf", "rl", "rewards", "eval", "view", "benchmarks", "models", "tests", "docs")
 FOLDERS = (*PACKAGES, "configs", "prompts", "requirements")
 
 PATH = re.compile(rf"(?<![\w/.~:-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w")
 PYTHON_FILE = re.compile(r"(?<![\w/.*-])[a-z]\w*\.py\b(?!:)")
 # A module, perhaps with what stands in it: its own name, or behind a colon.
-MODULE = re.compile(r"(?<![\w/.\"'-])((?:rl|rewards|eval|view|benchmarks|tests)(?:\.[a-z_]\w*)+)(?::(\w+))?(?![\w(/])")
+MODULE = re.compile(
+    r"(?<![\w/.\"'-])((?:otherhalf|rl|rewards|eval|view|benchmarks|tests)(?:\.[a-z_]\w*)+)(?::(\w+))?(?![\w(/])")
 
 MADE_LATER = ("models/smollm2-135m-instruct",)
 ELSEWHERE = ("my_rewards.py", "file.py", "evaluate_from_local.py", "rl/build_pools.py")  # a user's, other projects'
@@ -60,8 +61,10 @@ def has_module(dotted: str) -> bool:
         if (place / part).is_dir():
             place = place / part
         else:
-            file = place / f"{part}.py"
-            return file.is_file() and (index + 1 == len(parts) or parts[index + 1] in names_in(file))
+            file, own = place / f"{part}.py", place / "__init__.py"
+            if not file.is_file():
+                return own.is_file() and part in names_in(own)
+            return index + 1 == len(parts) or parts[index + 1] in names_in(file)
     return True
 
 

@@ -157,10 +157,10 @@ def _run_to_resume(name: str, config_path: Path | None, overrides: Sequence[str]
         raise ConfigError(
             f"--resume found no run in {given[-1]}", where=named("run_dir"), expected="the folder of a run",
             remedy="the run's own folder, or --resume without run_dir for the newest run")
-    return find_run(name, configured.parent if configured is not None else Path("runs"), lambda run: _is_of(model, run))
+    return find_run(name, configured.parent if configured is not None else Path("runs"), lambda run: is_of(model, run))
 
 
-def _is_of(model: type[Section], run: RunFolder) -> bool:
+def is_of(model: type[Section], run: RunFolder) -> bool:
     """Whether the run was configured by this class: other commands' runs stand in the same folder."""
     try:
         load(run.config_file, [], model)

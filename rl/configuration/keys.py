@@ -93,7 +93,11 @@ def expected(field: FieldInfo) -> str:
 def _describe(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if section_of(annotation) is not None:
-        described = "a list of sections" if origin is list else "a section (keys and values)"
+        described = "a section (keys and values)"
+        if origin is list:
+            described = "a list of sections" + "".join(
+                f", or of texts that stand for their `{item.func.args[0]}`"
+                for item in getattr(arguments[0], "__metadata__", ()))
         return described + (" or null" if is_optional(annotation) else "")
     if origin is Literal:
         return "one of: " + ", ".join(map(str, arguments))

@@ -7,16 +7,16 @@ changes here. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from pydantic import ValidationError
 
 from rewards.errors import Problem
 from rl.config import RunConfig, Section
-from rl.configuration.overrides import apply_override
+from rl.configuration.overrides import apply_override, apply_value
 from rl.configuration.problems import explain
 from rl.configuration.yaml_text import read_mapping, write_mapping
 from rl.errors import ConfigError
@@ -40,7 +40,7 @@ def load(path: Path | None, overrides: Sequence[str], model: type[Section] = Run
     "rewards.0.weight=0.5", "model=FOLDER" (a section that takes a shorthand: sets that one key and keeps the others).
     model: the configuration's class.
     Raises: ConfigError listing all problems, one a line."""
-    values = {} if path is None else read_mapping(resolve_path(path))
+    values = _values_of(path)
     problems: list[Problem] = []
     overridden: set[str] = set()
     for override in overrides:
@@ -48,19 +48,51 @@ def load(path: Path | None, overrides: Sequence[str], model: type[Section] = Run
             overridden.add(apply_override(values, override, model))
         except ConfigError as error:
             problems.extend(error.problems)
-    try:
-        config = model.model_validate(values)
-    except ValidationError as error:
-        found = explain(error, model)
-        problems += [_placed(problem, path, _is_set_by(key, overridden)) for key, problem in found.items()]
+    config, found = _validated(values, model)
+    problems += [_placed(problem, path, _is_set_by(key, overridden)) for key, problem in found.items()]
+    if config is None or problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def with_settings(path: Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's values (None: no file), and a program's settings in their order: names, dotted or not, to values as
+    they are, sections as mappings. Not validated. Raises: ConfigError for names that are no keys, one a line."""
+    values = _values_of(path)
+    problems: list[Problem] = []
+    for key, value in settings.items():
+        try:
+            apply_value(values, key, value, RunConfig)
+        except ConfigError as error:
+            problems.extend(error.problems)
     if problems:
         raise ConfigError(*problems)
+    return values
+
+
+def validated(values: Mapping[str, Any]) -> RunConfig:
+    """Raises: ConfigError listing all problems, one a line."""
+    config, problems = _validated(values, RunConfig)
+    if config is None:
+        raise ConfigError(*problems.values())
     return config
 
 
 def to_yaml(config: Section) -> str:
     """All keys with their values, as `load` reads them back: load(to_yaml(c)) == c exactly (with c's own class)."""
     return write_mapping(config.model_dump(mode="json"))
+
+
+def _values_of(path: Path | None) -> dict[str, Any]:
+    return {} if path is None else read_mapping(resolve_path(path))
+
+
+def _validated(values: Mapping[str, Any], model: type[Config]) -> tuple[Config | None, dict[str, Problem]]:
+    """The configuration, or, for each key that is wrong, its problem."""
+    try:
+        return model.model_validate(values), {}
+    except ValidationError as error:
+        return None, explain(error, model)
 
 
 def _is_set_by(key: str, overridden: set[str]) -> bool:

@@ -1,4 +1,6 @@
-"""`key=value` -> the value set in what a configuration file gave, as the kind of value that the key's field takes."""
+"""`key=value` -> the value set in what a configuration file gave, as the kind of value that the key's field takes. A
+program's own values are set under the same names, as they are.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +31,28 @@ def apply_override(values: dict[str, Any], override: str, root: type[Section]) -
     return key
 
 
+def apply_value(values: dict[str, Any], key: str, value: Any, root: type[Section]) -> None:
+    """Set one key, dotted or not, to a value that is no text to be read. Raises: ConfigError."""
+    _Value(key, value, root).set_in_section(values, root, 0)
+
+
 class _Override:
     """One `key=value` on its way down through sections and lists of sections; depth: how many parts of the key it has
     passed."""
 
+    KIND = "override "
+
     def __init__(self, key: str, text: str, root: type[Section]) -> None:
         self._key, self._text, self._root = key, text, root
         self._parts = key.split(".")
-        self._where = f"override {named(key)}"
+        self._where = f"{self.KIND}{named(key)}"
 
     def set_in_section(self, section: dict[str, Any], model: type[Section], depth: int) -> None:
         part, path = self._parts[depth], self._path(depth)
         field = model.model_fields.get(part)
         if field is None:
             problem = unknown_key(path, model, self._root)
-            raise ConfigError(problem.what, where=f"override {problem.where}")
+            raise ConfigError(problem.what, where=f"{self.KIND}{problem.where}")
         if depth == len(self._parts) - 1:
             section[part] = self._typed(field, section.get(part))
         elif get_origin(field.annotation) is dict:
@@ -60,7 +69,7 @@ class _Override:
                 raise ConfigError(f"{path} is {seen(below)} in the file", where=self._where, expected=expected(field))
 
     def _set_in_list(self, entries: list[Any], model: type[Section], depth: int) -> None:
-        part, where = self._parts[depth], f"override {named(self._path(depth))}"
+        part, where = self._parts[depth], f"{self.KIND}{named(self._path(depth))}"
         if not re.fullmatch(r"[0-9]+", part) or int(part) >= len(entries):
             raise ConfigError(
                 where=where,
@@ -99,12 +108,33 @@ class _Override:
             is_quoted = isinstance(value, str) and self._text.lstrip()[:1] in ("'", '"')
             is_list = isinstance(value, list | dict) and any(get_origin(option) is list for option in options)
             return value if is_null or is_quoted or is_list else self._text
-        if section_of(field.annotation) is not None and isinstance(value, str):
-            short = _spelt_out(value, field)
-            if isinstance(short, dict):
-                before = _opened(current, field)
-                return {**before, **short} if isinstance(before, dict) else short
-        return value
+        return _beside(value, current, field)
+
+
+class _Value(_Override):
+    """A program's value in the place of a text."""
+
+    KIND = ""
+
+    def __init__(self, key: str, value: Any, root: type[Section]) -> None:
+        super().__init__(key, "", root)
+        self._value = value
+
+    def _as_yaml(self, wanted: str) -> Any:
+        return self._value
+
+    def _typed(self, field: FieldInfo, current: Any) -> Any:
+        return _beside(self._value, current, field)
+
+
+def _beside(value: Any, current: Any, field: FieldInfo) -> Any:
+    """A section's shorthand sets that one key and keeps the others; every other value is itself."""
+    if section_of(field.annotation) is not None and isinstance(value, str):
+        short = _spelt_out(value, field)
+        if isinstance(short, dict):
+            before = _opened(current, field)
+            return {**before, **short} if isinstance(before, dict) else short
+    return value
 
 
 def _set_in_mapping(container: dict[str, Any], parts: Sequence[str], value: Any) -> None:
@@ -127,12 +157,14 @@ def _opened(value: Any, field: FieldInfo) -> Any:
     value = _spelt_out(value, field)
     # Copies, so that an anchor that a YAML file uses twice is not changed in both places.
     if isinstance(value, list):
-        return [dict(entry) if isinstance(entry, dict) else entry for entry in value]
+        entries = [_spelt_out(entry, *get_args(field.annotation)) for entry in value]
+        return [dict(entry) if isinstance(entry, dict) else entry for entry in entries]
     return dict(value) if isinstance(value, dict) else value
 
 
-def _spelt_out(value: Any, field: FieldInfo) -> Any:
-    for item in field.metadata:
+def _spelt_out(value: Any, of: Any) -> Any:
+    """of: a field, or the annotation of a list's entries."""
+    for item in of.metadata if isinstance(of, FieldInfo) else getattr(of, "__metadata__", ()):
         if isinstance(item, BeforeValidator):
             value = cast(Any, item.func)(value)
     return value

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewards.errors import Problem, named
-from rl.config import Occasion, Section
+from rl.config import Occasion, RunConfig, Section
 from rl.configuration.keys import section_of
 from rl.configuration.loading import load
 from rl.records import Json
@@ -64,6 +65,21 @@ def conflicts_with_folder(folder: RunFolder, config: Section, occasion: Occasion
     """A problem for each setting that the run in the folder was begun with and that must not differ from `config`."""
     return [Problem(f"{new!r}, but the run in {folder.path} has {old!r}", named(key))
             for key, old, new in conflicts(load(folder.config_file, [], type(config)), config, occasion)]
+
+
+def moved(config: RunConfig, old: Path, new: Path) -> RunConfig:
+    """The configuration of a run whose folder was `old` and is `new` now: what lies among RunFolder.inputs of the one
+    lies among those of the other."""
+    before, after = (f"{RunFolder(folder).inputs}/" for folder in (old, new))
+
+    def there(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: there(inner) for key, inner in value.items()}
+        is_own = isinstance(value, str) and value.startswith(before)
+        return after + value.removeprefix(before) if is_own else value
+
+    values = config.model_dump(mode="json")
+    return config if (placed := there(values)) == values else RunConfig.model_validate(placed)
 
 
 def _differences(key: str, old: Any, new: Any, *, absent: object) -> list[Difference]:

@@ -36,6 +36,7 @@ from rl.generate.vllm_engine import Engine, EngineSettings, check_version
 from rl.generate.vllm_generator import sample_groups
 from rl.generate.vllm_versions import check_nf4
 from rl.paths import resolve_path
+from rl.policy.adapter_place import adapter_folder
 from rl.policy.float32_head import wants_float32_head
 from rl.policy.merging import Source, write_plain
 from rl.policy.policy import (
@@ -95,7 +96,7 @@ def open_frozen_servers(
     max_tokens: of the longest prompt with the longest completion. scratch: folder for the files that the servers read,
     until the generator is closed; config.exchange_dir comes before it. Raises PolicyError or GeneratorError with the
     remedy."""
-    lora = LoraSection(rank=8) if model.adapter is None else stored_lora(resolve_path(model.adapter))
+    lora = LoraSection(rank=8) if model.adapter is None else stored_lora(adapter_folder(model.adapter))
     with explain_loading(model.path):
         policy = load_policy(model, lora, tokenizer, seed=0, device=torch.device("cpu"), keep_reference=False)
     plan = GeneratorPlan(
@@ -126,7 +127,7 @@ class _FrozenVllm:
         bytes_per_token = cache_bytes_per_token(model_config, dtype.itemsize)
         # Beside its base or merged: see the module's docstring.
         merges = dtype == torch.float32 and model.quantization is None
-        beside = None if model.adapter is None or merges else resolve_path(model.adapter)
+        beside = None if model.adapter is None or merges else adapter_folder(model.adapter)
         rank, targets = (None, ()) if beside is None else _checked_adapter(model, beside, tokenizer)
         if beside is not None:
             model = model.model_copy(update={"adapter": None})
@@ -185,7 +186,7 @@ def _checkpoint(model: ModelSection, dtype: torch.dtype, scratch: Path) -> Itera
     merged = scratch / "merged"
     shutil.rmtree(merged, ignore_errors=True)  # of an evaluation that was killed
     base = model.model_copy(update={"adapter": None})
-    write_plain(Source(base, resolve_path(model.adapter), base), merged, dtype_name(dtype))
+    write_plain(Source(base, adapter_folder(model.adapter), base), merged, dtype_name(dtype))
     try:
         yield str(merged), None
     finally:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from rewards.errors import named
 from rl.config import ModelSection
 from rl.errors import ConfigError
-from rl.paths import resolve_path
+from rl.paths import resolve_path, similar_path
 
 WeightShapes = dict[str, tuple[int, ...]]
 
@@ -100,7 +100,8 @@ def planned_config(model: ModelSection) -> PretrainedConfig:
     if shape is None:
         raise ConfigError(
             f"{model.path!r} is neither a folder with a config.json, nor a hub id that was downloaded, nor a known "
-            "model", where=named("model.path"), remedy=f"its config.json in a folder, or one of: {', '.join(KNOWN)}")
+            f"model{similar_path(model.path)}", where=named("model.path"),
+            remedy=f"its config.json in a folder, or one of: {', '.join(KNOWN)}")
     return shape_config(shape)
 
 

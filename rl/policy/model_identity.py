@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from rewards.scoring import RewardSum
 from rl.config import ModelSection
 from rl.paths import project_root, resolve_path
+from rl.policy.adapter_place import adapter_folder
 from rl.policy.file_digest import weights_digest
 from rl.policy.policy import default_device, dtype_name, resolve_dtype
 
@@ -27,7 +28,7 @@ def model_identity(model: ModelSection, model_config: PretrainedConfig) -> dict[
     identity = {
         "model": model.path, "revision": model.revision, "weights": weights_digest(resolve_path(model.path)) or commit,
         "adapter": model.adapter,
-        "adapter_weights": None if model.adapter is None else weights_digest(resolve_path(model.adapter)),
+        "adapter_weights": None if model.adapter is None else weights_digest(adapter_folder(model.adapter)),
         "dtype": dtype_name(resolve_dtype(model.dtype, default_device())),
         "device": default_device().type}
     # Identities of earlier versions, which lack it, are those of models without.

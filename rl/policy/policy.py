@@ -31,6 +31,7 @@ from rewards.errors import UserError, named
 from rl.config import LoraSection, ModelSection
 from rl.paths import resolve_path
 from rl.policy.adapter_base import FILE, is_other_base, recorded_quantization
+from rl.policy.adapter_place import ADAPTER, adapter_folder, missing_adapter
 from rl.policy.float32_head import has_float32_head, set_float32_head, wants_float32_head
 from rl.policy.fused_lora import fuse_lora
 from rl.policy.layout import share_prompts
@@ -224,8 +225,7 @@ def plan_policy(
             _refuse_adapter_in_full(model)
             return Policy(base, tokenizer, eos_ids, dtype, None)
         if model.adapter is not None:
-            folder = Path(resolve_path(model.adapter))
-            _refuse_other_scale(_stored_adapter(folder)[0], folder, lora)
+            _refuse_other_scale(_stored_adapter(model.adapter)[0], adapter_folder(model.adapter), lora)
         policy = Policy(_new_adapter(base, model.path, lora), tokenizer, eos_ids, dtype, None, model.quantization)
     _refuse_targets(base, model)
     return policy
@@ -242,7 +242,7 @@ def load_frozen(model: ModelSection, tokenizer: PreTrainedTokenizerBase, device:
         if model.attention == "auto":
             share_prompts(base)  # a teacher is asked so; where it cannot, in padded rows
         return Policy(base.requires_grad_(False).eval(), tokenizer, eos_ids, dtype, None, model.quantization)
-    lora = stored_lora(resolve_path(model.adapter))
+    lora = stored_lora(adapter_folder(model.adapter))
     policy = load_policy(model, lora, tokenizer, seed=0, device=device, keep_reference=False)
     if policy.dtype != torch.float32 or policy.quantization is not None:
         policy.model.requires_grad_(False).eval()
@@ -336,7 +336,7 @@ def _refuse_adapter_in_full(model: ModelSection) -> None:
 
 def _attach_adapter(base: PreTrainedModel, model: ModelSection, lora: LoraSection, seed: int) -> PeftModel:
     if model.adapter is not None:
-        return _load_adapter(base, Path(resolve_path(model.adapter)), model, lora)
+        return _load_adapter(base, model.adapter, model, lora)
     # The adapter's first weights come from the run's seed alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -361,10 +361,11 @@ def stored_lora(folder: Path) -> LoraSection:
     return LoraSection(rank=stored.r, alpha=stored.lora_alpha) if isinstance(stored, LoraConfig) else LoraSection()
 
 
-def _load_adapter(base: PreTrainedModel, folder: Path, model: ModelSection, lora: LoraSection) -> PeftModel:
+def _load_adapter(base: PreTrainedModel, adapter: str, model: ModelSection, lora: LoraSection) -> PeftModel:
     """The stored adapter over this base; refused where it is no plain LoRA, or where some weight of it has no place
     here: PEFT itself passes over what it cannot place, and the run would begin with a part of the adapter or none."""
-    stored, weights = _stored_adapter(folder)
+    stored, weights = _stored_adapter(adapter)
+    folder = weights.parent
     stored.lora_dropout = lora.dropout  # it belongs to the training, not to the weights
 
     def of_another_base(sign: str) -> PolicyError:
@@ -400,13 +401,11 @@ def _refuse_other_scale(stored: LoraConfig, folder: Path, lora: LoraSection) -> 
                 remedy=f"lora.{key}={there:g}")
 
 
-def _stored_adapter(folder: Path) -> tuple[LoraConfig, Path]:
+def _stored_adapter(adapter: str) -> tuple[LoraConfig, Path]:
     """The configuration of a plain LoRA and the file of its weights. Raises PolicyError for anything else."""
-    where = named("model.adapter")
+    folder, where = adapter_folder(adapter), named("model.adapter")
     if not (folder / "adapter_config.json").is_file():
-        raise PolicyError(
-            f"{folder} holds no adapter_config.json", where=where,
-            expected="a folder saved by PEFT, such as runs/NAME/checkpoints/best/adapter")
+        raise PolicyError(missing_adapter(adapter), where=where, expected=ADAPTER)
     stored = PeftConfig.from_pretrained(str(folder))
     if not isinstance(stored, LoraConfig):
         raise PolicyError(f"{folder} is of type {stored.peft_type}", where=where, expected="LORA")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import difflib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,7 +19,7 @@ from rewards.errors import UserError, named
 from rl.config import ColumnsSection, DataSection
 from rl.configuration.problems import closest
 from rl.errors import DataError
-from rl.paths import resolve_path
+from rl.paths import resolve_path, similar_path
 from rl.questions.generated import is_generated, task_rows
 from rl.records import Json, Question
 
@@ -152,11 +151,9 @@ def read_rows(data: DataSection) -> Iterator[Row]:
 
 
 def _similar_file(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not resolve_path(path.parent).is_dir():
         return f"; the folder {path.parent} does not exist either"
-    names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in FILE_SUFFIXES or entry.is_dir())
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    return similar_path(path, lambda entry: entry.suffix in FILE_SUFFIXES or entry.is_dir())
 
 
 def _generated_rows(data: DataSection) -> Iterator[Row]:

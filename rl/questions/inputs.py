@@ -21,7 +21,7 @@ from rewards.errors import named
 from rewards.scoring import RewardSum
 from rl.config import DataSection, HeldOutSection, ModelSection, PromptSection, RewardSection, RunConfig
 from rl.errors import ConfigError, DataError
-from rl.paths import resolve_path
+from rl.paths import resolve_path, similar_path
 from rl.planning.shapes import check_shapes
 from rl.questions.files import LoadedQuestions, load_questions
 from rl.questions.generated import held_out_task, is_generated
@@ -250,15 +250,21 @@ def _check_folder(model: ModelSection) -> None:
     looks_local = model.path.startswith((".", "/", "~", "models/")) or model.path.count("/") > 1
     if looks_local and not path.is_dir():
         raise ConfigError(
-            f"there is no folder {path}", where=named("model.path"),
+            f"there is no folder {path}{similar_path(path)}", where=named("model.path"),
             expected="a folder with a Hugging Face checkpoint, or a hub id",
             remedy="make smollm2" if path.name == "smollm2-135m-instruct" else "")
+
+
+def _in_models(path: str) -> str:
+    """A folder of models/ that a name without its folder may mean."""
+    return "" if "/" in path else similar_path(f"models/{path}")
 
 
 def _unreadable(model: ModelSection, what: str, error: Exception) -> ConfigError:
     first_line = str(error).strip().splitlines()[0]
     return ConfigError(
-        f"the {what} of {model.path!r} cannot be read ({first_line})", where=named("model.path"),
+        f"the {what} of {model.path!r} cannot be read ({first_line}){_in_models(model.path)}",
+        where=named("model.path"),
         expected="a folder with a Hugging Face checkpoint, or a hub id that this machine can reach")
 
 

@@ -17,9 +17,9 @@ import jinja2
 import jinja2.sandbox
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewards.errors import named
+from rewards.errors import Problem, named
 from rl.config import PromptSection
-from rl.configuration.problems import closest
+from rl.configuration.problems import closest, seen
 from rl.configuration.yaml_text import read_mapping
 from rl.errors import ConfigError
 from rl.paths import project_root, resolve_path
@@ -27,6 +27,12 @@ from rl.questions.chat import REFUSALS, ChatTemplate, Message, PromptError, Prom
 from rl.records import Prompt, Question
 
 ChatTemplateMode = Literal["auto", "always", "never"]
+
+
+_EXPECTED = {
+    "description": "what the template is for, as text", "user": "what the user says, as text with {{ question }}",
+    "few_shot": "a list, each entry with question and answer", "stop_strings": "a list of texts",
+    "needs_chat_template": "true or false"}
 
 
 class Example(BaseModel):
@@ -74,9 +80,27 @@ def load_template(name: str) -> PromptTemplate:
     except ConfigError as error:
         raise PromptError(f"{named('prompt.template')}: {error}") from None
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
-        raise PromptError(f"{path}: {'; '.join(problems)}. A template has: description, user, and optionally system, "
-                          "assistant_prefix, few_shot (a list of question and answer)") from None
+        raise PromptError(*_problems(path, error)) from None
+
+
+def _problems(path: Path, error: ValidationError) -> list[Problem]:
+    """One for each key that is wrong; that a key is missing is not said where another one looks like it."""
+    found, meant = [], set()
+    for item in sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing"):
+        *before, name = map(str, item["loc"])
+        model = Example if before else PromptTemplate
+        known = [key for key in model.model_fields if key != "name"]
+        near = closest(name, known)
+        where = f"{path}: {named('.'.join([*before, name]))}"
+        if item["type"] == "extra_forbidden":
+            meant |= {near}
+            hint = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
+            found.append(Problem(f"unknown key; {hint}", where))
+        elif item["type"] != "missing":
+            found.append(Problem("", where, seen(item["input"]), _EXPECTED.get(name, "text")))
+        elif name not in meant:
+            found.append(Problem("missing", where, expected=_EXPECTED.get(name, "text")))
+    return found
 
 
 class PromptRenderer:

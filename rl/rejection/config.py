@@ -99,7 +99,7 @@ class RejectConfig(Section):
         GeneratorSection,
         "the sampler; its weights do not change: servers are brought the policy once, by generator.sync")
     sampling: RejectSamplingSection = setting(RejectSamplingSection, "what is sampled")
-    rewards: list[RewardSection] = setting(
+    rewards: list[Annotated[RewardSection, shorthand("use")]] = setting(
         lambda: [RewardSection(use="rewards.accuracy:accuracy")],
         "what judges completions, added up with their weights",
         min_length=1)

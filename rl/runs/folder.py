@@ -13,8 +13,9 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def inputs(self) -> Path:
+        """What a program brings to its run: data and a model that were no files before."""
+        return self.path / "inputs"
+
+    @property
     def lock_file(self) -> Path:
         return self.path / "run.lock"
 
@@ -80,11 +86,13 @@ class RunFolder:
 
 
 @contextmanager
-def prepare(path: Path, *, resume: bool, say: Callable[[str], None] = print) -> Iterator[RunFolder]:
+def prepare(
+    path: Path, *, resume: bool, say: Callable[[str], None] = print, brought: Sequence[Path] = ()
+) -> Iterator[RunFolder]:
     """The folder at `path`, locked for this process until the block ends.
 
     resume: the run in it goes on. Otherwise a run that is there is moved to `<name>.1`, `.2`, ... beside it (`say`
-    tells where), never deleted.
+    tells where), never deleted. brought: the new run's own among RunFolder.inputs, which is there already.
     Raises: RunFolderError when another process uses the folder, when there is no run to resume, or when the folder
     holds something else than a run; nothing has been touched then.
     """
@@ -95,7 +103,7 @@ def prepare(path: Path, *, resume: bool, say: Callable[[str], None] = print) -> 
         raise RunFolderError(f"there is no run to resume in {path}: it has no {folder.config_file.name}. "
                              "Start a new run without --resume, or name another run")
     if not folder.holds_run and path.is_dir():
-        strangers = sorted(entry.name for entry in path.iterdir() if entry != folder.lock_file)
+        strangers = sorted(entry.name for entry in path.iterdir() if entry not in (folder.lock_file, folder.inputs))
         if strangers:
             raise RunFolderError(f"run_dir {path} is not empty and holds no run (it has {', '.join(strangers[:3])}"
                                  f"{', ...' if len(strangers) > 3 else ''}); choose a new folder with run_dir=...")
@@ -116,7 +124,22 @@ def prepare(path: Path, *, resume: bool, say: Callable[[str], None] = print) -> 
         RunFolder(aside).lock_file.unlink()
     path.mkdir(exist_ok=True)
     with _lock(folder):
+        _bring(brought, RunFolder(aside))
         yield folder
+
+
+def _bring(brought: Sequence[Path], aside: RunFolder) -> None:
+    """Into the new run's folder, out of that of the run that was moved aside, which keeps what is its own."""
+    own = aside.config_file.read_text(encoding="utf-8")
+    for path in brought:
+        there = aside.inputs / path.name
+        path.parent.mkdir(exist_ok=True)
+        if path.name not in own:
+            there.rename(path)
+        elif there.is_dir():
+            shutil.copytree(there, path)
+        else:
+            shutil.copyfile(there, path)
 
 
 @contextmanager

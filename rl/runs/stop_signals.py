@@ -25,19 +25,22 @@ class StopSignals:
     before.
 
     `accelerate launch` hands no signal on to the one process that it starts: a launcher that has ended counts as a
-    signal too, or the training would go on without anybody knowing."""
+    signal too, or the training would go on without anybody knowing. Outside the main thread, where Python lets nobody
+    take them, the signals stay with whoever has them."""
 
     def __init__(self) -> None:
         self._received: str | None = None
         self._reminder: _Reminder | None = None
         self._when_late: Callable[[], None] | None = None
-        self._earlier = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        taken = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._earlier = {number: signal.signal(number, self._receive) for number in taken}
         self._launcher = _launcher()
 
     def call_when_late(self, act: Callable[[], None]) -> None:
         """Have this done PATIENCE_S after a signal, and at each further SIGTERM: in the main thread, in the middle of
         whatever that does then, which goes on afterwards."""
-        self._when_late, self._reminder = act, _Reminder()
+        if self._earlier:
+            self._when_late, self._reminder = act, _Reminder()
 
     def close(self) -> None:
         if self._reminder is not None:

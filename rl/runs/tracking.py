@@ -162,8 +162,8 @@ class MetricsLog(JsonLines):
         super().__init__(folder.metrics_file)
         self._forward = tuple(forward)
 
-    def log(self, step: int, kind: Kind, metrics: Mapping[str, float]) -> None:
-        """Append one line and forward its finite numbers under the same names.
+    def log(self, step: int, kind: Kind, metrics: Mapping[str, float]) -> Record:
+        """Append one line, forward its finite numbers under the same names, and return the line.
 
         A number that is not finite becomes null, and the line gets `num_not_finite`: JSON has no NaN, and a gap in a
         curve must be explained. Raises: ValueError for a metric named like one of the line's own keys.
@@ -180,6 +180,7 @@ class MetricsLog(JsonLines):
         self.append(record)
         for forward in self._forward:
             forward({name: float(value) for name, value in finite.items()}, step)
+        return record
 
 
 class RolloutsLog(JsonLines):
@@ -190,10 +191,13 @@ class RolloutsLog(JsonLines):
         super().__init__(folder.rollouts_file)
         self._token_texts = token_texts
 
-    def log(self, step: int, scored: ScoredGroup, *, advantages: Sequence[float] | None, refused: str | None) -> None:
-        """Append one group. advantages: [G], or None where the group did not train; refused: the reason, or None."""
+    def log(self, step: int, scored: ScoredGroup, *, advantages: Sequence[float] | None, refused: str | None) -> Record:
+        """Append one group, and return its line. advantages: [G], or None where the group did not train; refused: the
+        reason, or None."""
         assert advantages is None or len(advantages) == len(scored.rewards)
-        self.append(rollouts_record(step, scored, advantages, refused, self._token_texts))
+        record = rollouts_record(step, scored, advantages, refused, self._token_texts)
+        self.append(record)
+        return record
 
 
 def rollouts_record(

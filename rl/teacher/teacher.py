@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from rewards.errors import UserError
 from rl.config import ModelSection, RunConfig, TeacherModelSection, TeacherSection
 from rl.errors import ConfigError, GeneratorError
 from rl.paths import resolve_path
+from rl.policy.adapter_place import ADAPTER, FILE, adapter_folder, missing_adapter
 from rl.policy.file_digest import weights_digest
 from rl.policy.forward import PolicyForward, check_head
 from rl.policy.logprob_calculator import LogprobCalculator
@@ -101,8 +101,10 @@ def teacher_digests(section: TeacherModelSection | None, key: str) -> dict[str, 
     server. A checkpoint belongs to this teacher. key: the section's name."""
     if section is None or (isinstance(section, TeacherSection) and section.backend != "local"):
         return {}
-    places = {f"{key}.path": section.path, f"{key}.adapter": section.adapter}
-    found = {name: weights_digest(Path(resolve_path(path))) for name, path in places.items() if path is not None}
+    places = {f"{key}.path": resolve_path(section.path)}
+    if section.adapter is not None:
+        places[f"{key}.adapter"] = adapter_folder(section.adapter)
+    found = {name: weights_digest(path) for name, path in places.items()}
     return {name: digest for name, digest in found.items() if digest is not None}
 
 
@@ -126,10 +128,8 @@ def check_teacher(
     be done without a teacher of the same vocabulary. Reads the teacher's tokenizer and config.json, no weights. Raises
     ConfigError."""
     model, where = section.as_model(), f"{key}.path"
-    if model.adapter is not None and not (Path(resolve_path(model.adapter)) / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"{resolve_path(model.adapter)} holds no adapter_config.json", where=f"{key}.adapter",
-            expected="a folder saved by PEFT, such as runs/NAME/checkpoints/best/adapter")
+    if model.adapter is not None and not (adapter_folder(model.adapter) / FILE).is_file():
+        raise ConfigError(missing_adapter(model.adapter), where=f"{key}.adapter", expected=ADAPTER)
     with in_words_of(key):
         other, model_config = load_tokenizer(model), load_model_config(model)
     text_config = model_config.get_text_config()

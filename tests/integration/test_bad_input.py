@@ -112,6 +112,10 @@ BEFORE_THE_RUN = {
     "unknown template": (["prompt=questionline"], ["no template 'questionline'; did you mean question_line?"]),
     "no chat template": (["prompt.chat_template=always"], ["the tokenizer has no chat template; saw always"]),
     "missing model": (["model=/nothing/there"], ["model.path: there is no folder /nothing/there"]),
+    "misspelt model": (
+        ["model=models/tiny-arit"],
+        ["model.path: there is no folder models/tiny-arit; did you mean models/tiny-arith?"]),
+    "model without its folder": (["model=tiny-arith"], ["did you mean models/tiny-arith?; expected a folder"]),
     "model not made yet": (["model=models/not-made-yet"], ["model.path: there is no folder", "models/not-made-yet"]),
     "model without config": (["model={d}"], ["holds no config.json; expected a Hugging Face checkpoint"]),
     "unknown sampler": (
@@ -121,7 +125,7 @@ BEFORE_THE_RUN = {
     "unknown LoRA targets": (
         ["lora.targets=[nothing]"],
         ["lora.targets: ['nothing'] cannot be adapted", "Remedy: lora.targets=all-linear"]),
-    "missing adapter": (["model.adapter=/nothing"], ["model.adapter: /nothing holds no adapter_config.json"]),
+    "missing adapter": (["model.adapter=/nothing"], ["model.adapter: there is no folder /nothing"]),
     "attention that is not installed": (
         ["model.attention=flash_attention_3"], ["cannot be loaded", "model.attention=auto"]),
     "too large for the memory": (
@@ -181,7 +185,7 @@ SERVERS = "generator={backend: vllm_server, urls: ['http://localhost:1'], sync: 
 @pytest.mark.parametrize(("words", "part"), [
     (["lora.targets=[nothing]"], "lora.targets: ['nothing'] cannot be adapted"),
     (["lora.targets=[lm_head]"], "lora.targets: this model's output layer and input embedding are one weight"),
-    (["model.adapter=nowhere"], "nowhere holds no adapter_config.json"),
+    (["model.adapter=nowhere"], "there is no folder nowhere"),
     ([SERVERS, "lora.rank=1024"], "lora.rank: 1024, but vLLM serves adapters of rank 512 at most"),
     ([SERVERS, "lora.enabled=false"], "generator.sync: adapter, but lora.enabled=false"),
 ])

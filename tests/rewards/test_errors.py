@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
 from eval.errors import as_option
-from rewards.errors import INTERRUPTED, USER_ERROR, Problem, UserError, named
+from rewards.errors import INTERRUPTED, NOBODY_READS, USER_ERROR, Problem, UserError, named
 from rl.errors import ConfigError, report_errors, user_message
 
 ERROR = UserError(
@@ -78,3 +80,30 @@ def test_our_own_errors_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         report_errors(fail)
     assert user_message(KeyError("x")) is None
+
+
+def test_a_server_that_hangs_up_is_told_although_pipes_break(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert report_errors(fail) == USER_ERROR
+    assert capsys.readouterr().err == "error: Broken pipe\n"
+
+
+def test_what_is_saved_is_told_also_where_nobody_reads_the_output() -> None:
+    """A run whose display has lost its reader."""
+    code = (
+        "import sys; from rewards.errors import report_errors\n"
+        "def run():\n"
+        "    try:\n"
+        "        print('step 1', flush=True)\n"
+        "    except OSError as error:\n"
+        "        error.add_note('The run is saved')\n"
+        "        raise\n"
+        "sys.exit(report_errors(run))")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, told) == (NOBODY_READS, "The run is saved\n")

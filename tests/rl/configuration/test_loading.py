@@ -213,7 +213,8 @@ def test_all_problems_are_listed_at_once_a_line_each(tmp_path: Path) -> None:
     ("rewards.1.weight=2", "rewards.1: expected the number of an entry, 0 to 0"),
     ("rewards.0=2", "rewards.0: name a key of the entry"),
     ("rewards=[]", "rewards: saw []; expected a list of sections with at least 1 entry"),
-    ("rewards=[abc]", "rewards.0: saw 'abc'; expected a list of sections"),
+    ("rewards=[3]", "rewards.0: saw 3; expected a list of sections, or of texts that stand for their `use`"),
+    ("rewards=my.py:f", "rewards: saw 'my.py:f'; expected a list of sections, or of texts that stand for their `use`"),
     ("optim.lr.x=3", "optim.lr has no keys of its own"),
     ("optim.lr=.inf", "optim.lr: saw Infinity; expected a number > 0"),
     ("optim.betas=[0.9, x]", "optim.betas.1: saw 'x'; expected a list of 2 entries"),
@@ -308,3 +309,13 @@ def test_loading_a_config_imports_no_torch_and_no_transformers() -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=project_root(), check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_reward_by_name_alone_is_a_section_that_overrides_may_fill(tmp_path: Path) -> None:
+    """Like a benchmark."""
+    file = tmp_path / "short.yaml"
+    file.write_text("rewards: [my.py:f]\nevaluation: {benchmarks: [math500]}\n")
+    config = load(file, ["rewards.0.weight=0.5", "evaluation.benchmarks.0.every=7"])
+    assert [(reward.use, reward.weight) for reward in config.rewards] == [("my.py:f", 0.5)]
+    assert [(benchmark.name, benchmark.every) for benchmark in config.evaluation.benchmarks] == [("math500", 7)]
+    assert load(None, ["rewards=[my.py:f, {use: my.py:g}]"]).rewards[1].use == "my.py:g"

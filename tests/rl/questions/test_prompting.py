@@ -192,9 +192,13 @@ def test_a_template_may_be_a_file_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("user: x\n", "description: Field required"),
-    ("description: d\nuser: x\nsytem: y\n", "sytem: Extra inputs"),
-    ("description: d\nuser: x\nfew_shot: [{question: a}]\n", "few_shot.0.answer: Field required"),
+    ("user: x\n", "description: missing; expected what the template is for, as text"),
+    ("description: d\nuser: x\nsytem: y\n", "sytem: unknown key; did you mean system?"),
+    ("description: d\nuser: x\nzzz: y\n", "zzz: unknown key; there are: description, user, system"),
+    ("description: d\nuser: [x]\n", 'user: saw ["x"]; expected what the user says, as text with {{ question }}'),
+    ("description: d\nuser: x\nfew_shot: [{question: a}]\n", "few_shot.0.answer: missing; expected text"),
+    ("description: d\nuser: x\nfew_shot: [{qestion: a, answer: b}]\n",
+     "few_shot.0.qestion: unknown key; did you mean question?"),
     ("description: d\nuser: [x\n", "not valid YAML"),
 ])
 def test_a_malformed_template_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -203,6 +207,14 @@ def test_a_malformed_template_is_named(tmp_path: Path, text: str, message: str) 
     with pytest.raises(PromptError) as caught:
         load_template(str(path))
     assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_a_misspelt_key_of_a_template_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("description: d\nusr: x\n")
+    with pytest.raises(PromptError) as caught:
+        load_template(str(path))
+    assert str(caught.value) == f"{path}: usr: unknown key; did you mean user?"
 
 
 def test_over_long_prompts_are_dropped_and_counted() -> None:

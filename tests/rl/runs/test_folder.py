@@ -187,3 +187,18 @@ def test_a_write_that_does_not_fit_keeps_the_old_file_and_leaves_no_temporary_on
 def test_a_write_into_a_missing_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="check that the folder exists"):
         write_atomically(tmp_path / "gone" / "summary.json", "x")
+
+
+def test_what_a_program_brings_comes_along_and_stays_where_it_belongs(tmp_path: Path) -> None:
+    """The rows of both runs stay with the run that is moved aside too; those of the new one alone leave it."""
+    run = RunFolder(tmp_path / "run")
+    run.inputs.mkdir(parents=True)
+    for name in ("old.jsonl", "both.jsonl", "new.jsonl"):
+        (run.inputs / name).write_text(name)
+    with prepare(run.path, resume=False):  # no stranger there
+        run.config_file.write_text("data: old.jsonl\nevaluation: both.jsonl\n")
+    brought = [run.inputs / "both.jsonl", run.inputs / "new.jsonl"]
+    with prepare(run.path, resume=False, brought=brought):
+        assert sorted(path.name for path in run.inputs.iterdir()) == ["both.jsonl", "new.jsonl"]
+    aside = RunFolder(tmp_path / "run.1")
+    assert sorted(path.name for path in aside.inputs.iterdir()) == ["both.jsonl", "old.jsonl"]
