@@ -22,6 +22,7 @@ COMMANDS = {
     "forecast": ("eval.forecast", "what training has to work with, before it begins"),
     "explain": ("rewards.explain", "why each completion of a group got what it got"),
     "check": ("rewards.check", "try a reward function against the contract"),
+    "view": ("view.command", "look at runs, evaluations and pipelines in a browser"),
     "export": ("rl.export", "merge a run's adapter into a plain checkpoint"),
     "picture": ("rl.picture", "learning curves of one run, or of several"),
     "doctor": ("otherhalf.doctor", "versions, devices, memory and conflicts on this machine"),
