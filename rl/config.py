@@ -635,7 +635,10 @@ class CheckpointSection(Section):
 class TrackingSection(Section):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = setting(
         list, "services to report to, beside the files in the run folder")
-    project: str = setting("otherhalf", "project name for the services")
+    project: str = setting("otherhalf", "project name for the services; the run's folder names the run")
+    completions_every: int = setting(
+        10, "steps between tables of 16 completions at the services; 0: none, and no text leaves the machine",
+        unit="steps", ge=0)
     progress: Literal["auto", "live", "lines", "off"] = setting(
         "auto", "display on the terminal; auto: live on a terminal, lines elsewhere")
     rollouts_every: int = setting(1, "steps between records in rollouts.jsonl; 0: none", unit="steps", ge=0)

@@ -1,8 +1,9 @@
-"""`python -m rl.export RUN OUT`: merge a run's adapter into its base and write a plain checkpoint.
+"""`python -m rl.export RUN OUT`: merge a run's adapter into its base and write a plain checkpoint with a model card.
 
 RUN is a run's folder or name (its best checkpoint is taken, or the one that --checkpoint names) or a folder that PEFT
 saved. The merge is computed in float32 from the pristine base and stored in the base's own dtype. A run that trained
-all parameters is copied out the same way.
+all parameters is copied out the same way. --adapter-only writes the adapter as it is. README.md says how the weights
+came about (its licence is yours to fill in), and --push puts all of it on the hub, in a private repository.
 """
 
 from __future__ import annotations
@@ -10,14 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rl.config import ModelSection
 from rl.configuration.loading import load
 from rl.errors import ConfigError, report_errors
-from rl.policy.merging import Source, write_plain
+from rl.policy.hub import check_repository, push
+from rl.policy.merging import Source, write_adapter, write_plain
+from rl.policy.model_card import is_hub_id, public_name, write_card
 from rl.runs.folder import RunFolder, find_run
+
+if TYPE_CHECKING:
+    from rl.questions.run_prompt import RunPrompt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,27 +39,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--checkpoint", default=None, help="name of a checkpoint of the run (default: best, else the newest)")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default=None, help="stored dtype (default: the base checkpoint's)")
+    parser.add_argument("--adapter-only", action="store_true", help="the LoRA adapter as it is, not merged")
+    parser.add_argument("--push", metavar="OWNER/NAME", default=None, help="upload to this repository of the hub")
+    parser.add_argument("--public", action="store_true", help="with --push: for everyone to see (default: private)")
 
     def write() -> int:
         options = parser.parse_args(arguments)
-        print(export(options.run, options.out, options.checkpoint, options.dtype))
+        keep_card = options.push is not None and check_repository(options.push, public=options.public)
+        make = export_adapter if options.adapter_only else partial(export, dtype=options.dtype)
+        print(make(options.run, options.out, options.checkpoint, name=options.push))
+        if options.push is not None:
+            url = push(options.out, options.push, public=options.public, keep_card=keep_card)
+            print(f"pushed to {url}{', whose README.md is kept' if keep_card else ''}")
         return 0
 
     return report_errors(write)
 
 
-def export(run: str, out: Path, checkpoint: str | None = None, dtype: str | None = None) -> str:
-    """Write the merged checkpoint, with its tokenizer and the prompt that it was trained with, into `out`; returns a
-    line that says what was written.
+def export(
+    run: str, out: Path, checkpoint: str | None = None, dtype: str | None = None, name: str | None = None
+) -> str:
+    """Write the merged checkpoint, with its tokenizer, the prompt that it was trained with and a card, into `out`;
+    returns a line that says what was written. name: of the repository that it is for, which nothing of this machine
+    shall reach; None: it stays here.
 
     Raises RunFolderError, CheckpointError, PolicyError or ConfigError where something is missing, OSError where the
     disk is full; `out` is then untouched."""
+    _check_free(out)
+    source = find_source(run, checkpoint)
+    written = write_plain(source, out, dtype, _prompt(source, name))
+    _describe(source, out, name)
+    return written
+
+
+def export_adapter(run: str, out: Path, checkpoint: str | None = None, name: str | None = None) -> str:
+    """Write the adapter with its tokenizer, prompt and card into `out`. Raises and returns as `export`."""
+    _check_free(out)
+    source = find_source(run, checkpoint)
+    if source.adapter is None:
+        raise ConfigError(f"{run} has trained all parameters: there is no adapter", where="--adapter-only",
+                          remedy="leave it out")
+    base = source.base.path
+    if name is not None and not is_hub_id(base):
+        warnings.warn(f"the base is {public_name(base)}, a folder of this machine: others cannot load the adapter. "
+                      "Remedy: leave out --adapter-only", stacklevel=2)
+    written = write_adapter(
+        source.adapter, source.base, out, _prompt(source, name), None if name is None else public_name(base))
+    _describe(source, out, name)
+    return written
+
+
+def _check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; name a new one")
+
+
+def _prompt(source: Source, name: str | None) -> RunPrompt | None:
     from rl.questions.run_prompt import prompt_of_weights
 
-    source = find_source(run, checkpoint)
-    return write_plain(source, out, dtype, prompt_of_weights(source.adapter or Path(source.base.path)))
+    prompt = prompt_of_weights(source.adapter or Path(source.base.path))
+    return prompt if prompt is None or name is None else replace(prompt, folder=Path(prompt.folder.name))
+
+
+def _describe(source: Source, out: Path, name: str | None) -> None:
+    """The card; of the weights' run, if they lie in one's folder."""
+    weights = (source.adapter or Path(source.base.path)).resolve()
+    run = next((RunFolder(folder) for folder in weights.parents[:3] if RunFolder(folder).holds_run), None)
+    in_checkpoint = run is not None and weights.parent.parent == run.checkpoints.resolve()
+    write_card(out, name or out.resolve().name, source.stored_like.path, run,
+               weights.parent.name if in_checkpoint else "")
 
 
 def find_source(run: str, checkpoint: str | None = None) -> Source:

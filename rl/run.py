@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,8 @@ from rl.runs.folder import RunFolder, prepare, write_atomically
 from rl.runs.progress import format_counts, open_progress
 from rl.runs.stop_signals import StopSignals
 from rl.runs.summary import Summary, render_summary, write_summary
-from rl.runs.tracking import Forward, MetricsLog, RolloutsLog, TokenTexts
+from rl.runs.trackers import Trackers, places_of
+from rl.runs.tracking import MetricsLog, RolloutsLog, TokenTexts
 from rl.runs.watchdog import REWARD_GOAL, TEACHER_GOAL, Watchdog
 from rl.teacher.advantages import Teacher
 from rl.teacher.teacher import check_run_teacher, open_teacher, teacher_digests
@@ -132,7 +133,9 @@ def _conclude(folder: RunFolder, summary: Summary, config: RunConfig, callbacks:
     """Write and show the result; raises what a callback raised."""
     write_summary(folder, summary)
     draw_curves(folder.metrics_file, folder.curve_file, title=config.run_dir.name)
-    print("\n" + render_summary(summary, folder, merges=config.model.quantization is None))
+    print("\n" + render_summary(
+        summary, folder, merges=config.model.quantization is None,
+        services=places_of(folder) if config.tracking.trackers else {}))
     with _told_what_is_saved(folder, Exception):
         callbacks.raise_kept()
 
@@ -152,10 +155,8 @@ def _make_accelerator(config: RunConfig, benchmarks: LiveBenchmarks | None) -> A
     waits_on_servers = config.generator.backend == "vllm_server" or (
         config.teacher is not None and config.teacher.backend == "vllm_server")
     waits_long = waits_on_servers or benchmarks is not None
-    # None and not an empty list: accelerate warns that the services in the list are not installed.
     accelerator = Accelerator(
-        mixed_precision="no", log_with=list(config.tracking.trackers) or None, project_dir=str(config.run_dir),
-        kwargs_handlers=[process_group(OUTAGE if waits_long else LONGEST_WAIT)])
+        mixed_precision="no", kwargs_handlers=[process_group(OUTAGE if waits_long else LONGEST_WAIT)])
     check_distribution(accelerator.distributed_type)
     if accelerator.device.type == "cpu":
         give_back_freed_memory()
@@ -292,7 +293,7 @@ def build_trainer(
         updater.rehearse(longest_groups(config, inputs.longest_prompt))
     stop_signals = StopSignals()
     stack.callback(stop_signals.close)
-    metrics, rollouts = _open_logs(setup, stack, is_new=state is None)
+    metrics, rollouts = _open_logs(setup, stack, None if state is None else state.step)
     progress = stack.enter_context(open_progress(
         config.tracking.progress, config.run_dir.name, config.steps, first_step=state.step if state else 0,
         is_main=accelerator.is_main_process))
@@ -326,17 +327,22 @@ def _held_out(setup: Setup) -> HeldOut | None:
 
 
 def _open_logs(
-    setup: Setup, stack: contextlib.ExitStack, *, is_new: bool
+    setup: Setup, stack: contextlib.ExitStack, resumed_step: int | None
 ) -> tuple[MetricsLog | None, RolloutsLog | None]:
-    """metrics.jsonl and rollouts.jsonl of the main rank. In a resumed folder they are cut to its checkpoint by
-    Trainer.restore; where there was none (is_new) they start empty."""
+    """metrics.jsonl and rollouts.jsonl of the main rank, and the services beside them. In a resumed folder they are cut
+    to its checkpoint by Trainer.restore; where there was none they start empty.
+
+    resumed_step: the checkpoint's."""
     if not setup.accelerator.is_main_process:
         return None, None
-    if is_new:
+    if resumed_step is None:
         for file in (setup.folder.metrics_file, setup.folder.rollouts_file):
             file.unlink(missing_ok=True)
-    return (stack.enter_context(MetricsLog(setup.folder, _trackers(setup.config, setup.accelerator))),
-            stack.enter_context(RolloutsLog(setup.folder, _token_texts(setup))))
+    trackers = stack.enter_context(Trackers(
+        setup.config.tracking, setup.folder, setup.config.model_dump(mode="json"),
+        first_step=0 if resumed_step is None else resumed_step + 1))
+    return (stack.enter_context(MetricsLog(setup.folder, [trackers.log])),
+            stack.enter_context(RolloutsLog(setup.folder, [trackers.note_group], _token_texts(setup))))
 
 
 def _token_texts(setup: Setup) -> TokenTexts | None:
@@ -350,13 +356,3 @@ def _token_texts(setup: Setup) -> TokenTexts | None:
         return [decode([*one, token])[len(decode(one)):] for one, token in zip(before, token_ids, strict=True)]
 
     return texts
-
-
-def _trackers(config: RunConfig, accelerator: Accelerator) -> list[Forward]:
-    """The services the user asked for, through accelerate's own trackers."""
-    if not config.tracking.trackers:
-        return []
-    accelerator.init_trackers(
-        config.tracking.project, config={"seed": config.seed, "steps": config.steps, "run_dir": str(config.run_dir)})
-    log: Callable[[dict[str, float], int], None] = lambda values, step: accelerator.log(values, step=step)  # noqa: E731
-    return [log]

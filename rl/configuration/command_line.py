@@ -16,6 +16,7 @@ from rewards.errors import named
 from rl.config import Section
 from rl.configuration.help import CommandLine, render_help
 from rl.configuration.loading import load, to_yaml
+from rl.configuration.other_names import known_elsewhere
 from rl.configuration.problems import closest
 from rl.errors import ConfigError, report_errors
 from rl.paths import project_root
@@ -122,6 +123,8 @@ def _hint(word: str, model: type[Section]) -> str:
         meant: str | None = f"--config {word}"
     elif key.partition(".")[0] in model.model_fields:
         meant = f"{key}={value if equals else 'VALUE'}"
+    elif (known := known_elsewhere(key, model)) is not None and known[1].ours:
+        meant = f"{known[1].ours[0]}=VALUE"
     else:
         meant = closest(f"--{key}", ("--config", "--resume", *FLAGS))
     return f" (did you mean {meant}?)" if meant else ""

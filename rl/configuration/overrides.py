@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
@@ -51,8 +52,8 @@ class _Override:
         part, path = self._parts[depth], self._path(depth)
         field = model.model_fields.get(part)
         if field is None:
-            problem = unknown_key(path, model, self._root)
-            raise ConfigError(problem.what, where=f"{self.KIND}{problem.where}")
+            problem = unknown_key(path, model, self._root, self._text, self._key)
+            raise ConfigError(replace(problem, where=f"{self.KIND}{problem.where}"))
         if depth == len(self._parts) - 1:
             section[part] = self._typed(field, section.get(part))
         elif get_origin(field.annotation) is dict:
@@ -117,7 +118,7 @@ class _Value(_Override):
     KIND = ""
 
     def __init__(self, key: str, value: Any, root: type[Section]) -> None:
-        super().__init__(key, "", root)
+        super().__init__(key, str(value), root)
         self._value = value
 
     def _as_yaml(self, wanted: str) -> Any:

@@ -5,7 +5,8 @@ was probably meant.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 from rewards.errors import Problem, named
 from rl.config import Section
 from rl.configuration.keys import all_keys, default_of, expected, section_of, show_value
+from rl.configuration.other_names import answer
 
 
 def explain(error: ValidationError, root: type[Section]) -> dict[str, Problem]:
@@ -24,7 +26,7 @@ def explain(error: ValidationError, root: type[Section]) -> dict[str, Problem]:
             continue
         where = named(key) if key else ""
         if item["type"] == "extra_forbidden":
-            problems[key] = unknown_key(key, model, root)
+            problems |= _unknown(key, item["input"], model, root)
         elif item["type"] == "value_error":
             problems[key] = Problem(str(item["ctx"]["error"]), where)
         elif field is None:
@@ -36,8 +38,29 @@ def explain(error: ValidationError, root: type[Section]) -> dict[str, Problem]:
     return problems
 
 
-def unknown_key(key: str, model: type[Section], root: type[Section]) -> Problem:
-    """`key` does not exist in the section `model`: name the one that was probably meant, there or elsewhere."""
+def _unknown(key: str, value: Any, model: type[Section], root: type[Section]) -> dict[str, Problem]:
+    """The problem with a key that does not exist, or of each that another framework has in a section of that name."""
+    known = {name: problem for name, leaf in _leaves(key, value)
+             if isinstance(value, dict) and (problem := answer(name, leaf, root)) is not None}
+    return known or {key: unknown_key(key, model, root, value)}
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        yield key, value
+    else:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+
+
+def unknown_key(
+    key: str, model: type[Section], root: type[Section], value: Any = None, whole: str | None = None
+) -> Problem:
+    """`key` does not exist in the section `model`: name the one that was probably meant, there or elsewhere.
+
+    value: what it was given, if known. whole: the key of which `key` is the beginning that is unknown."""
+    if (problem := answer(whole or key, value, root)) is not None:
+        return problem
     prefix, _, name = key.rpartition(".")
     names = [item.name for item in all_keys(root) if not item.is_section]
     # By the last part alone: two keys of one section would look alike by its name.

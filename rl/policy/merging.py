@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,6 @@ from rl.paths import resolve_path
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rl.policy.policy import Policy
     from rl.questions.run_prompt import RunPrompt
@@ -64,9 +65,37 @@ def write_plain(source: Source, out: Path, dtype: str | None = None, prompt: Run
             for name, weight in merged_weights(policy):
                 parameters[name].copy_(weight)
         _warn_of_rounding(policy, plain.dtype)
-    _save(plain, tokenizer, out, prompt)
+
+    def save(folder: Path) -> None:
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    _save(save, out, prompt)
     added = "" if source.adapter is None else f" with {source.adapter} merged into it"
     return f"wrote {out}: {source.base.path}{added}, {dtype_name(plain.dtype)}"
+
+
+def write_adapter(
+    adapter: Path, base: ModelSection, out: Path, prompt: RunPrompt | None = None, base_name: str | None = None
+) -> str:
+    """Copy a PEFT adapter into the folder `out`, which does not exist or is empty, with its base's tokenizer and the
+    prompt under which it was trained; returns a line that says so. base_name: what it calls its base from now on; None:
+    as it does. Raises ConfigError where it cannot be written."""
+    from rl.questions.inputs import load_tokenizer
+
+    tokenizer = load_tokenizer(base)
+
+    def save(folder: Path) -> None:
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(adapter / file, folder / file)
+        if base_name is not None:
+            settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+            settings["base_model_name_or_path"] = base_name
+            (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        tokenizer.save_pretrained(folder)
+
+    _save(save, out, prompt)
+    return f"wrote {out}: {adapter}, for {base.path}"
 
 
 def _refuse_quantised(source: Source, prompt: RunPrompt | None) -> None:
@@ -78,8 +107,8 @@ def _refuse_quantised(source: Source, prompt: RunPrompt | None) -> None:
             f"{quantization}, with which the adapter in {source.adapter} was trained: rounded to 4 bits base + BA "
             "would lose most of BA, and over the base in model.dtype it is another policy",
             where=named("model.quantization"),
-            remedy="the adapter beside its base (python -m eval.run --adapter; vLLM's --quantization bitsandbytes "
-            f"--enable-lora), or training with {named('model.quantization', 'null')}")
+            remedy="the adapter beside its base (rl.export --adapter-only; python -m eval.run --adapter; vLLM's "
+            f"--quantization bitsandbytes --enable-lora), or training with {named('model.quantization', 'null')}")
 
 
 def _warn_of_rounding(policy: Policy, dtype: torch.dtype) -> None:
@@ -93,7 +122,7 @@ def _warn_of_rounding(policy: Policy, dtype: torch.dtype) -> None:
             "warm-up with merge=false), or float32 weights (rl.export --dtype float32)", stacklevel=3)
 
 
-def _save(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, prompt: RunPrompt | None) -> None:
+def _save(save: Callable[[Path], None], out: Path, prompt: RunPrompt | None) -> None:
     """Appears complete: written beside it, and renamed."""
     from safetensors import SafetensorError
 
@@ -102,8 +131,7 @@ def _save(plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path,
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        plain.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        save(temporary)
         if prompt is not None:
             write_record(temporary, prompt)
         os.replace(temporary, out)  # replaces an empty folder too

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def trackers_file(self) -> Path:
+        """The run's id at services (rl/runs/trackers.py), and where they have it."""
+        return self.path / "trackers.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -119,9 +119,11 @@ def _peak_rss_bytes(process: psutil.Process | None) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def render_summary(summary: Summary, folder: RunFolder, *, merges: bool = True) -> str:
+def render_summary(
+    summary: Summary, folder: RunFolder, *, merges: bool = True, services: Mapping[str, str] | None = None
+) -> str:
     """Before -> after, cost, where things are, and what to do next; plain text of at most 100 columns, paths aside.
-    merges: whether the adapter may be merged into its base."""
+    merges: whether the adapter may be merged into its base. services: where trackers have it (rl/runs/trackers.py)."""
     lines = [*held_out_lines(summary), f"{'steps':<18}{summary.steps} ({summary.stop_reason}), seed {summary.seed}"]
     if summary.message:
         lines.append(f"{'':<18}{summary.message}")
@@ -136,6 +138,7 @@ def render_summary(summary: Summary, folder: RunFolder, *, merges: bool = True) 
         f"{summary.num_sampled_tokens:,} sampled tokens",
         f"{'curves':<18}{folder.curve_file}", f"{'metrics':<18}{folder.metrics_file}",
         f"{'rollouts':<18}{folder.rollouts_file}",
+        *(f"{name:<18}{place}" for name, place in (services or {}).items()),
         f"{'next':<18}python -m {what_next}"]
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """What happened in a run, as files: one JSON object per line in metrics.jsonl and rollouts.jsonl.
 
-Files first; services (TensorBoard, W&B, trackio) get the same numbers through a callable that the trainer hands in.
+Files first; services (rl/runs/trackers.py) get the same numbers through a callable that is handed in.
 Every value is determined by the configuration, so that a resumed run's files equal an uninterrupted run's, except those
 whose key ends in `_s` (times and rates), and with `generator.backend: vllm_server` the counts under `sampler/`, which
 tell of servers that were lost and came back. A checkpoint stores each file's `position()`; on resume `truncate_to` cuts
@@ -157,8 +157,7 @@ class MetricsLog(JsonLines):
     """metrics.jsonl: `{"step", "kind": "train" | "eval", metrics...}`, flat, finite numbers or null."""
 
     def __init__(self, folder: RunFolder, forward: Sequence[Forward] = ()) -> None:
-        """forward: callables such as the `log` of accelerate's trackers: (values, step) -> None, called after the
-        file."""
+        """forward: callables such as `Trackers.log`: (values, step) -> None, called after the file."""
         super().__init__(folder.metrics_file)
         self._forward = tuple(forward)
 
@@ -186,10 +185,13 @@ class MetricsLog(JsonLines):
 class RolloutsLog(JsonLines):
     """rollouts.jsonl: one line per group, with everything that decided about its gradient."""
 
-    def __init__(self, folder: RunFolder, token_texts: TokenTexts | None = None) -> None:
-        """token_texts: with it each token stands there with its log-probability."""
+    def __init__(
+        self, folder: RunFolder, forward: Sequence[Callable[[Record], None]] = (), token_texts: TokenTexts | None = None
+    ) -> None:
+        """forward: callables that get each line, after the file. token_texts: with it each token stands there with its
+        log-probability."""
         super().__init__(folder.rollouts_file)
-        self._token_texts = token_texts
+        self._forward, self._token_texts = tuple(forward), token_texts
 
     def log(self, step: int, scored: ScoredGroup, *, advantages: Sequence[float] | None, refused: str | None) -> Record:
         """Append one group, and return its line. advantages: [G], or None where the group did not train; refused: the
@@ -197,6 +199,8 @@ class RolloutsLog(JsonLines):
         assert advantages is None or len(advantages) == len(scored.rewards)
         record = rollouts_record(step, scored, advantages, refused, self._token_texts)
         self.append(record)
+        for forward in self._forward:
+            forward(record)
         return record
 
 

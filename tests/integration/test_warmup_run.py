@@ -262,7 +262,7 @@ def test_what_is_wrong_with_the_file_is_one_line_and_an_earlier_run_stays(
         ([f"data={questions}"], f"error: {questions}:1: no 'solution' field; the row has: id, question, answer."),
         ([f"data={long}"], f"error: {long}:1: 6 tokens of prompt and 301 of solution make 307, above 256"),
         (["data.max_tokens=300"], "error: data.max_tokens: 300 tokens, above the model's context of 256"),
-        (["optim.learning_rate=1"], "error: override optim.learning_rate: unknown key; optim has: lr, betas"),
+        (["optim.learning_rates=1"], "error: override optim.learning_rates: unknown key; optim has: lr, betas"),
         (["data.held_out_rows=64"], "error: data.held_out_rows: 64 of 64 rows leave none to train on"),
         (
             [HELD_OUT, "evaluation.max_completion_tokens=250"],

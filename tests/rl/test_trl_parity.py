@@ -6,6 +6,7 @@ tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rl.batching import MicroBatch, build_micro_batch, plan_micro_batches
 from rl.config import LossSection
+from rl.configuration.other_names import TRL
 from rl.losses import STATISTICS, Aggregation, Denominators, LossTokens, entropy_threshold, policy_loss
 from rl.policy.layout import layout_of, share_prompts
 from rl.policy.logprobs import token_logprobs
@@ -240,3 +242,41 @@ def test_loss_and_gradients_equal_those_of_trl(case: str, tmp_path: Path) -> Non
     assert trl_gradient.norm() > 1e-3
     assert abs(our_loss - trl_loss) <= 1e-5 * abs(trl_loss)
     assert float((our_gradient - trl_gradient).norm() / trl_gradient.norm()) <= 1e-5
+
+
+# Fields of TRL's GRPOConfig that have no answer: what belongs to its own machinery (data loading, logging details,
+# hardware switches, other objectives, agents, the hub), and is asked for by hardly anyone who moves a run.
+LEFT_OUT = """
+    accelerator_config auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16_full_eval
+    cache_implementation dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context
+    dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor
+    ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
+    debug disable_tqdm do_eval do_predict do_train ds3_gather_for_generation enable_jit_checkpoint
+    entropy_coef_delta entropy_coef_max entropy_coef_min entropy_target eval_accumulation_steps eval_delay
+    eval_do_concat_batches eval_use_gather_object fp16_full_eval fsdp_config full_determinism
+    gradient_checkpointing_kwargs greater_is_better hub_always_push hub_private_repo hub_revision hub_strategy
+    hub_token ignore_data_skip include_for_metrics include_num_input_tokens_seen label_names label_smoothing_factor
+    length_column_name liger_kernel_config local_rank log_completions_hub_repo log_level log_level_replica
+    log_multimodal log_on_each_node log_unique_prompts logging_nan_inf_filter logging_strategy lr_scheduler_kwargs
+    max_tool_calling_iterations neftune_noise_alpha num_completions_to_print optim_args optim_target_modules
+    pad_to_multiple_of parallelism_config prediction_loss_only restore_callback_states_from_checkpoint
+    sapo_temperature_neg sapo_temperature_pos save_on_each_node skip_memory_metrics tf32 torch_compile_backend
+    torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id
+    train_sampling_strategy transformers_continuous_batching_config use_cache use_cpu
+    use_transformers_continuous_batching use_transformers_paged vespo_k_neg vespo_k_pos vespo_lambda_neg
+    vespo_lambda_pos
+    """
+
+
+@pytest.mark.slow
+def test_every_field_of_trls_configuration_has_an_answer_or_is_left_out_by_name() -> None:
+    import trl
+
+    fields = {field.name for field in dataclasses.fields(trl.GRPOConfig)}
+    known = {name.theirs for name in TRL}
+    assert fields - known == set(LEFT_OUT.split())
+    peft = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save"}
+    elsewhere = {field.name for config in (trl.ModelConfig, trl.ScriptArguments)
+                 for field in dataclasses.fields(config)}
+    of_earlier_versions = {"max_prompt_length", "warmup_ratio", "torch_dtype", "overwrite_output_dir"}
+    assert known - fields - elsewhere - peft - of_earlier_versions == {"reward_funcs"}

@@ -132,7 +132,7 @@ def test_a_group_is_written_with_everything_that_decided_its_gradient(tmp_path: 
 
 
 def test_with_their_texts_tokens_stand_in_the_group_with_their_log_probabilities(tmp_path: Path) -> None:
-    with RolloutsLog(RunFolder(tmp_path), lambda token_ids: [f"<{token}>" for token in token_ids]) as log:
+    with RolloutsLog(RunFolder(tmp_path), token_texts=lambda ids: [f"<{token}>" for token in ids]) as log:
         log.log(1, scored_group("q1", ["7", "8"], num_tokens=[2, 3]), advantages=None, refused=None)
     (line,) = read_json_lines(tmp_path / "rollouts.jsonl")
     completions = line["completions"]
