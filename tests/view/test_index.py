@@ -56,7 +56,8 @@ def test_a_group_is_what_its_line_says(tmp_path: Path) -> None:
     (Query(text="NO IDEA"), lambda line, right: any("no idea" in one["text"] for one in line["completions"])),
     (Query(text="\\boxed{8}", first_step=6), lambda line, right: line["step"] >= 6 and line["question_id"] != "even"),
     (Query(text="finish_reason"), lambda line, right: False),
-], ids=["steps", "equal", "trained", "right", "some_right", "majority_wrong", "reward", "question", "text", "box", "key"])
+], ids=[
+    "steps", "equal", "trained", "right", "some_right", "majority_wrong", "reward", "question", "text", "box", "key"])
 def test_a_filter_finds_what_a_literal_read_finds(tmp_path: Path, query: Query, holds: object) -> None:
     assert callable(holds)
     run = write_run(tmp_path / "run", 9)
