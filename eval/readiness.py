@@ -144,9 +144,10 @@ CASES: dict[Case, Advice] = {
     "often_wrong": Advice(
         "In between: the majority of a group beats one sample, and is wrong on more than half of the questions.",
         "Agreement pulls towards right answers on some questions and towards wrong ones on more. Share alone may "
-        "destroy such a model, by rate; votes of the model of the start do not move with it. ADVICEFIGURES",
+        "destroy such a model, by rate: models/tiny-arith-1300 (0.20) ended at 0.04 to 0.26. The votes of the model of "
+        "the start do not move with it: with them it ended at 0.44 to 0.47, at two rates four times apart (300 steps).",
         ("configs/label_free.yaml: rewarded is what votes of the start agree with (docs/label_free.md)",
-         "a few labels among the questions: anchors=LABELLED.jsonl anchors.mixed_in=4 (the same page)",
+         "labels, where they can be had: GRPO on them (configs/grpo_math.yaml) went to 0.52 on the same base",
          "other labelled questions as evaluation=FILE, so that the watchdog sees reward rise while accuracy falls")),
     "nearly_always_wrong": Advice(
         "Pre-trained too briefly for these questions: EMPO is not for this model.",
