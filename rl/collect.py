@@ -24,7 +24,7 @@ from rl.policy.moving_average import MovingAverage
 from rl.prefetch import Prefetch
 from rl.questions.inputs import Inputs
 from rl.questions.order import OrderState, QuestionOrder
-from rl.ranks import gather_shares, share_of_rank
+from rl.ranks import gather_shares, meet, share_of_rank
 from rl.records import Group, Prompt, ScoredGroup
 from rl.records_json import scored_group_from_json, scored_group_to_json
 from rl.runs.stopwatch import Stopwatch
@@ -249,7 +249,7 @@ class Collector:
             with watch("generate_s"):
                 votes = self._votes(requests, self._average, self._config.votes.samples)
                 groups = self._generator.generate(requests, self._parameters)
-            return _Share([_with_votes(group, votes.get(group.question.id)) for group in groups], None,
+            return _Share([_with_votes(group, votes.get(i)) for i, group in enumerate(groups)], None,
                           Times(**watch.seconds))
         if not self._any_thread or self._ends_at_once(requests):
             with watch("generate_s"):
@@ -267,21 +267,23 @@ class Collector:
 
     def _votes(
         self, requests: Sequence[Request], average: MovingAverage, samples: int
-    ) -> Mapping[str, Group]:
-        """Question id -> what the average answers, of every question without a label. The sampler has the policy before
-        and after."""
+    ) -> Mapping[int, Group]:
+        """Position of a request -> what the average answers, where its question has no label. The sampler has the
+        policy before and after."""
         asked = {
-            request.prompt.question.id: Request(request.prompt, tuple(
+            number: Request(request.prompt, tuple(
                 request_seed(self._config.seed, "vote", request.seeds[0], request.prompt.question.id, i)
                 for i in range(samples)))
-            for request in requests if not request.prompt.question.is_anchor}
+            for number, request in enumerate(requests) if not request.prompt.question.is_anchor}
         version = self._generator.policy_version
         with average.in_place():
             self._generator.take_over(average.policy, version)
             groups = self._generator.generate(
                 list(asked.values()), replace(self._parameters, token_statistics=False))
+        # Servers are everybody's: another rank's votes may be under way there.
+        meet("sample the votes", self._num_ranks)
         self._generator.take_over(average.policy, version)
-        return {group.question.id: group for group in groups}
+        return dict(zip(asked, groups, strict=True))
 
     def _complete(self, share: _Share) -> Round:
         """In the main thread: scores what is not scored yet, and brings the ranks' shares together."""

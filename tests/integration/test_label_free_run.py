@@ -63,12 +63,18 @@ def test_every_part_acts_and_the_run_resumes_to_the_same_end(tmp_path: Path, con
         assert (newest / name).read_bytes() == (expected / name).read_bytes()
 
 
-def test_the_configuration_on_the_page_is_one(tmp_path: Path) -> None:
+def test_the_configurations_on_the_page_are_some(tmp_path: Path) -> None:
     page = (project_root() / "docs" / "label_free.md").read_text()
-    file = tmp_path / "page.yaml"
-    file.write_text(page.split("```yaml\n")[1].split("```")[0])
-    config = load(file, [])
-    assert config.anchors is not None and config.advantage.flips.enabled and config.loss.covariance.mode == "clip"
+    jury, parts = (block.split("```")[0] for block in page.split("```yaml\n")[1:])
+    found = []
+    for text in (jury, parts):
+        (tmp_path / "page.yaml").write_text(text)
+        found.append(load(tmp_path / "page.yaml", []))
+    assert found[1].anchors is not None and found[1].advantage.flips.enabled and found[1].loss.covariance.mode == "clip"
+    for name in ("label_free", "tiny_label_free"):
+        shipped = load(project_root() / "configs" / f"{name}.yaml", [])
+        assert (shipped.votes, shipped.advantage, shipped.rewards[0].use) == (
+            found[0].votes, found[0].advantage, found[0].rewards[0].use)
 
 
 def test_a_run_on_the_votes_of_its_average_resumes_to_the_same_end(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ SAMPLES = 3
 WORDS = ("rewards.0.use=rewards.majority:voted", f"votes.samples={SAMPLES}", "data.limit=4")
 
 
-def texts(votes: Mapping[str, Group]) -> dict[str, list[str]]:
-    return {question_id: [rollout.text for rollout in group.rollouts] for question_id, group in votes.items()}
+def texts(votes: Mapping[int, Group]) -> dict[int, list[str]]:
+    return {number: [rollout.text for rollout in group.rollouts] for number, group in votes.items()}
 
 
 def check_that_the_average_votes(generator: Generator, policy: Policy) -> None:
@@ -32,7 +32,7 @@ def check_that_the_average_votes(generator: Generator, policy: Policy) -> None:
     change_adapter(policy, 0.02)
     generator.take_over(policy, 1)
     average = MovingAverage(policy, 0.9)
-    expected = collector._votes(requests, average, SAMPLES)  # question id -> its group of votes
+    expected = collector._votes(requests, average, SAMPLES)
     change_adapter(policy, 0.3)
     generator.take_over(policy, 2)
     before, weights = generator.generate(requests, parameters), trained(policy)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from rl.collect import Collector
 from rl.errors import ConfigError
 from rl.generate.transformers_generator import TransformersGenerator
 from rl.policy.moving_average import MovingAverage
+from rl.policy.policy import Policy
 from rl.questions.inputs import read_inputs
 from rl.records import Group
 from rl.scoring import rewarding
+from tests.reference.fork import forked_ranks
 from tests.reference.tiny_run import change_adapter, sampled_groups, tiny_config, tiny_policy, trained
 
 torch.set_num_threads(1)
@@ -79,10 +85,40 @@ def test_the_average_votes_and_the_policy_answers(merge: bool, monkeypatch: pyte
     for request, group in zip(requests, seen, strict=True):
         votes = Collector(config, inputs, slow_generator, rank=0, num_ranks=1)._votes(
             [request], MovingAverage(slow, 0.9), 3)
-        cast = votes[request.prompt.question.id]
+        cast = votes[0]
         assert group.votes == tuple(rollout.text for rollout in cast.rollouts) and len(group.votes) == 3
         assert group.num_vote_tokens == sum(len(rollout.token_ids) for rollout in cast.rollouts) > 0
     assert all(group.group.votes is None for group in collected.sampled)
+
+
+def test_no_rank_brings_the_policy_back_while_another_ones_votes_are_under_way(tmp_path: Path) -> None:
+    """Servers are every rank's. Here the second rank's votes take longer."""
+    config = tiny_config(*VOTED)
+
+    def one() -> int:
+        rank, times = int(os.environ["RANK"]), list[float]()
+        Accelerator()
+
+        class Slow(TransformersGenerator):
+            def generate(self, *arguments: Any, **named: Any) -> list[Group]:
+                time.sleep(2 * rank)
+                return super().generate(*arguments, **named)
+
+            def take_over(self, policy: Policy, version: int) -> None:
+                times.append(time.time())
+                super().take_over(policy, version)
+
+        policy = tiny_policy()
+        generator = Slow(policy, merge=False, max_sequences=64)
+        collector = Collector(config, read_inputs(config), generator, rank=rank, num_ranks=2)
+        collector._votes(collector._draw(4, 0, 0), MovingAverage(policy, 0.9), 3)
+        (tmp_path / f"{rank}").write_text(f"{times[0]} {times[1]}")
+        return 0
+
+    for done in forked_ranks(one):
+        assert done.returncode == 0, done.stderr[-2000:]
+    (_, back), (asked, _) = (map(float, (tmp_path / f"{rank}").read_text().split()) for rank in range(2))
+    assert back >= asked + 2
 
 
 def test_votes_that_nobody_reads_or_nobody_samples_are_refused(tmp_path: Path) -> None:
