@@ -104,6 +104,8 @@ def hasty(ride: Ride, random: Random) -> str:
 def right_place(*, completions: list[str], answer: str, **columns: object) -> GroupScore:
     """r_i = 1 if the final answer of completion i is a wording of the place `answer`, else 0; clusters by place. What
     is no place's wording is wrong, and equal to itself alone."""
+    if answer not in PLACE_OF:
+        raise ValueError(f"the answer {answer!r} is no place's wording; expected one of those in PLACES")
     answers = [extraction.written for extraction in extract_all(completions)]
     places = [None if text is None else PLACE_OF.get(text, text) for text in answers]
     clusters = cluster(places, str.__eq__)

@@ -61,6 +61,11 @@ def test_wordings_are_answers_as_they_stand_and_all_different_strings() -> None:
     assert not [pair for pair in combinations(PLACE_OF, 2) if equivalent(*pair)]
 
 
+def test_an_answer_that_is_no_place_is_refused() -> None:
+    with pytest.raises(ValueError, match="the answer 'the moon' is no place's wording"):
+        right_place(completions=[boxed("the bakery")], answer="the moon")
+
+
 def test_the_grader_takes_each_wording_of_the_right_place_and_nothing_else() -> None:
     completions = [*map(boxed, PLACE_OF), "the zoo", boxed("the zoos"), boxed("the zoo or the farm"), ""]
     for place in PLACES:
