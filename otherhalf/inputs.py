@@ -6,6 +6,7 @@ Files are named by their contents, so that the same objects give the same config
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -14,8 +15,9 @@ import json
 import os
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeAlias
 
 from rewards.errors import named
@@ -45,7 +47,8 @@ def take_in(values: dict[str, Any], folder: RunFolder, tokenizer: Any = None) ->
         raise ConfigError("it is for a model that is an object, and the model is a path", where="tokenizer",
                           remedy="leave it out: a checkpoint has its own")
     functions: dict[str, Function] = {}
-    values.update(_plain(values, functions))
+    for key in sorted(values):  # in one order, by which functions of one source are numbered
+        values[key] = _plain(values[key], functions)
     return functions
 
 
@@ -142,27 +145,60 @@ def _use(function: Function, functions: dict[str, Function]) -> str:
     module, name = getattr(function, "__module__", ""), getattr(function, "__name__", type(function).__name__)
     if module.startswith("rewards.") and getattr(importlib.import_module(module), name, None) is function:
         return f"{module}:{name}"
-    use = f"{HANDED_OVER}:{name}@{source_digest(function)}"
-    functions[use] = function
+    digest = source_digest(function)
+    use, number = f"{HANDED_OVER}:{name}@{digest}", 1
+    while functions.setdefault(use, function) is not function:  # another object of the same source
+        number += 1
+        use = f"{HANDED_OVER}:{name}.{number}@{digest}"
     return use
 
 
 def source_digest(function: Function) -> str:
-    """Of the function's source, or of its code where the source cannot be had; of a callable object, its class's."""
+    """Of the function's source with its defaults and closure, or of its code where the source cannot be had or holds
+    several; of a callable object, its class's."""
     return hashlib.sha256(_source(function).encode("utf-8", "backslashreplace")).hexdigest()[:12]
 
 
 def _source(function: Function) -> str:
     if isinstance(function, functools.partial):
-        return f"{_source(function.func)}{function.args!r}{sorted(function.keywords.items())!r}"
+        return f"{_source(function.func)}{_seen([function.args, dict(sorted(function.keywords.items()))])}"
     whole = inspect.unwrap(function)
     of = whole if inspect.isroutine(whole) else type(whole)
+    code = getattr(of, "__code__", None)
+    values = "".join(_seen(value) for each in (function, whole) for value in _bound(each))
     try:
-        return textwrap.dedent(inspect.getsource(of))
+        source = textwrap.dedent(inspect.getsource(of))
     except (OSError, TypeError):
-        code = getattr(of, "__code__", None)
-        constants = [constant for constant in code.co_consts if not inspect.iscode(constant)] if code else []
-        return repr((code.co_code, constants, code.co_names)) if code else f"{of.__module__}.{of.__qualname__}"
+        return (_code(code) if code else f"{of.__module__}.{of.__qualname__}") + values
+    return source + (_code(code) if code and code.co_name == "<lambda>" else "") + values
+
+
+def _code(code: CodeType) -> str:
+    constants = [_code(value) if inspect.iscode(value) else sorted(map(repr, value)) if isinstance(value, frozenset)
+                 else value for value in code.co_consts]
+    return repr((code.co_code, constants, code.co_names))
+
+
+def _bound(function: Any) -> Iterator[Any]:
+    """Its defaults and the values of its closure."""
+    yield from getattr(function, "__defaults__", None) or ()
+    yield from sorted((getattr(function, "__kwdefaults__", None) or {}).items())
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # of a name that has no value yet
+            value = cell.cell_contents
+            # What may be filled while the run goes on is no part of what the function is.
+            yield type(value) if isinstance(value, list | dict) else value
+
+
+def _seen(value: Any) -> str:
+    """Plain values as they are, also within others; of all else, whose text may hold an address, the class."""
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_seen, value))}]"
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return repr(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def remove_unused(folder: RunFolder, before: set[Path]) -> None:

@@ -129,8 +129,8 @@ def _check_functions(config: RunConfig, started: RunFolder | None) -> None:
         names = [re.fullmatch(rf"{HANDED_OVER}:(.*)@\w+", section.use) for section in (then, now)]
         if then.use != now.use and names[0] and names[1] and names[0][1] == names[1][1]:
             raise ConfigError(
-                f"the source of {names[0][1]!r} differs from that with which the run in {started.path} began "
-                f"({then.use} then, {now.use} now)", where=named(f"rewards.{i}"),
+                f"the source of {names[0][1]!r}, or a value in it, differs from that with which the run in "
+                f"{started.path} began ({then.use} then, {now.use} now)", where=named(f"rewards.{i}"),
                 remedy="the function as it was, or a new run from these weights (model.adapter)")
 
 

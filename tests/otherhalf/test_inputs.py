@@ -31,6 +31,8 @@ def two(*, completions: list[str], **columns: object) -> list[float]:
 
 
 class Scaled:
+    __hash__ = None  # type: ignore[assignment]  # as a dataclass has it
+
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
@@ -95,6 +97,36 @@ def test_a_digest_is_of_the_source() -> None:
     typed: dict[str, Any] = {}
     exec("def f(**columns): return [1.0]\ndef g(**columns): return [2.0]", typed)  # whose source nobody has
     assert source_digest(typed["f"]) != source_digest(typed["g"])
+
+
+def scaled(scale: Any) -> Any:
+    def reward(*, completions: list[str], **columns: object) -> list[float]:
+        return [scale for _ in completions]
+
+    return reward
+
+
+def test_a_digest_is_of_plain_values_too_and_of_no_address() -> None:
+    assert source_digest(scaled(3)) != source_digest(scaled(5)) and source_digest(scaled(3)) == source_digest(scaled(3))
+    assert source_digest(scaled((1, "a"))) != source_digest(scaled((1, "b")))
+    assert source_digest(scaled([1])) == source_digest(scaled([2]))  # it may have been filled since
+    first, second = lambda *, weight=1, **columns: [1.0], lambda *, weight=1, **columns: [2.0]
+    assert source_digest(first) != source_digest(second)
+    third, fourth = [lambda scale=scale, **columns: [scale] for scale in (1, 2)]
+    assert source_digest(third) != source_digest(fourth)
+    live = [functools.partial(one, judge=object(), words=["a"]) for _ in range(2)]
+    assert source_digest(live[0]) == source_digest(live[1])
+    assert source_digest(live[0]) != source_digest(functools.partial(one, judge=object(), words=["b"]))
+
+
+def test_no_function_takes_the_place_of_another_with_its_digest(tmp_path: Path) -> None:
+    rewards = [Scaled(1.0), Scaled(2.0), scaled([1]), scaled([2])]
+    again = rewards[0]
+    values = with_settings(None, {"rewards": as_rewards([*rewards, again]), "run_dir": tmp_path})
+    functions = take_in(values, RunFolder(tmp_path))
+    assert [functions[use] for use in values["rewards"]] == [*rewards, again]
+    assert [use.partition("@")[0] for use in values["rewards"]] == [
+        "python:Scaled", "python:Scaled.2", "python:reward", "python:reward.2", "python:Scaled"]
 
 
 @pytest.mark.parametrize(("model", "message"), [

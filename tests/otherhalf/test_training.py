@@ -103,7 +103,7 @@ def test_a_run_has_the_commands_numbers_also_stopped_by_a_callback_and_resumed(
 
         return brevity
 
-    with pytest.raises(otherhalf.UserError, match=r"rewards\.1: the source of 'brevity' differs from that"):
+    with pytest.raises(otherhalf.UserError, match=r"rewards\.1: the source of 'brevity', or a value in it, differs"):
         otherhalf.train(resume=folder, rewards=[rewards[0], {"use": brevity_changed(), "weight": 0.5}])
     with pytest.raises(otherhalf.UserError, match="handed this function over"):
         otherhalf.train(resume=folder)
