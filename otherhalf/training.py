@@ -106,6 +106,10 @@ def _folder_to_resume(resume: str | Path | bool, run_dir: Any) -> RunFolder | No
     own = None if run_dir is None else RunFolder(Path(run_dir))
     if own is not None and own.holds_run:
         return own
+    if own is not None:
+        raise ConfigError(
+            f"resume=True found no run in {own.path}", where=named("run_dir"), expected="the folder of a run",
+            remedy="the run's own folder, or resume=True without run_dir for the newest run")
     return RunFolder(find_run("latest", is_meant=lambda run: is_of(RunConfig, run)))
 
 
