@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,13 +24,14 @@ from typing import Any, TypeAlias
 from rewards.errors import named
 from rewards.loading import HANDED_OVER
 from rl.errors import ConfigError, DataError
-from rl.policy.file_digest import weights_digest
 from rl.questions.files import Row, as_json, shown_value
 from rl.runs.folder import RunFolder, write_atomically
 
 Function: TypeAlias = Callable[..., Any]
 WITH_ROWS = ("data", "evaluation", "anchors")
 """Sections whose `path` may be rows."""
+FUNCTIONS = r"rewards\.\d+(\.use)?|.*\.(reward|grader)"
+"""Keys whose values may be functions."""
 
 
 def take_in(values: dict[str, Any], folder: RunFolder, tokenizer: Any = None) -> dict[str, Function]:
@@ -48,7 +50,7 @@ def take_in(values: dict[str, Any], folder: RunFolder, tokenizer: Any = None) ->
                           remedy="leave it out: a checkpoint has its own")
     functions: dict[str, Function] = {}
     for key in sorted(values):  # in one order, by which functions of one source are numbered
-        values[key] = _plain(values[key], functions)
+        values[key] = _plain(values[key], functions, key)
     return functions
 
 
@@ -96,13 +98,16 @@ def write_rows(folder: Path, key: str, rows: Iterable[Any]) -> Path:
 
 
 def _native(value: Any) -> Any:
-    """numpy's numbers and arrays as Python's."""
-    tolist = getattr(value, "tolist", None)
-    return value if tolist is None else tolist()
+    """numpy's numbers and arrays as Python's, also within others."""
+    if isinstance(value, Mapping):
+        return {key: _native(inner) for key, inner in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_native(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_model(folder: Path, model: Any, tokenizer: Any) -> Path:
-    """A checkpoint of a loaded transformers model, named by the digest of its weights. Raises ConfigError."""
+    """A checkpoint of a loaded transformers model, named by the digest of all its files. Raises ConfigError."""
     where = named("model")
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         raise ConfigError(where=where, seen=shown_value(model),
@@ -119,7 +124,7 @@ def write_model(folder: Path, model: Any, tokenizer: Any) -> Path:
     temporary = folder / f".model.{os.getpid()}"  # other processes of the run do the same
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    path = folder / f"model-{weights_digest(temporary)}"
+    path = folder / f"model-{_digest(temporary)}"
     try:
         temporary.rename(path)
     except OSError:
@@ -129,13 +134,27 @@ def write_model(folder: Path, model: Any, tokenizer: Any) -> Path:
     return path
 
 
-def _plain(value: Any, functions: dict[str, Function]) -> Any:
-    """Names in the place of functions, which are noted, texts in that of paths, lists in that of tuples."""
+def _digest(folder: Path) -> str:
+    """Of the names and bytes of all files, also of a tokenizer or configuration, with which other weights train."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any, functions: dict[str, Function], where: str) -> Any:
+    """Names in the place of functions, which are noted, texts in that of paths, lists in that of tuples. where: the
+    dotted key. Raises ConfigError for a function or model where neither may stand."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner, functions) for key, inner in value.items()}
+        return {key: _plain(inner, functions, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, functions) for inner in value]
+        return [_plain(inner, functions, f"{where}.{number}") for number, inner in enumerate(value)]
     if callable(value):
+        if hasattr(value, "save_pretrained") or not re.fullmatch(FUNCTIONS, where):
+            raise ConfigError(where=named(where), seen=f"an object of type {type(value).__name__}",
+                              expected="a value as a file has it: functions stand in rewards, a loaded model in model",
+                              remedy="the path of its checkpoint, where it is a model")
         return _use(value, functions)
     return str(value) if isinstance(value, Path) else value
 
