@@ -168,11 +168,10 @@ def test_a_signal_saves_and_ends_the_run_and_a_loaded_model_is_a_path(tmp_path: 
         assert policy.sample("1+2=?", k=4, max_tokens=8, seed=1) == completions
         assert policy._sampler is not None  # with room for more than the first question asked for
         assert getattr(policy._sampler._generator, "_max_sequences", None) == 256
-        option: dict[str, Any]
-        for option in ({"model": "models/tiny-tram"}, {"dtype": "float32"}, {"generator": "transformers"}):
-            (name,) = option
+        refused: dict[str, Any] = {"model": "models/tiny-tram", "dtype": "float32", "generator": "transformers"}
+        for name, value in refused.items():
             with pytest.raises(otherhalf.UserError, match=rf"^{name}: is the policy's.*Remedy: otherhalf\.Policy\("):
-                policy.sample("1+2=?", max_tokens=8, **option)
+                policy.sample("1+2=?", max_tokens=8, **{name: value})
 
     more = otherhalf.train(data=ROWS, rewards=[brevity], steps=1, run_dir=tmp_path / "more",
                            **SMALL | {"model.adapter": run_dir, "loss": {"kl_weight": 0.1}})
