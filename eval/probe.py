@@ -27,6 +27,7 @@ from rl.config import RunConfig
 from rl.configuration.loading import load
 from rl.configuration.yaml_text import write_mapping
 from rl.export import find_source
+from rl.policy.policy import refuse_other_scale, stored_lora
 from rl.records import Question
 from rl.run import run
 from rl.runs.folder import RunFolder
@@ -73,7 +74,7 @@ class Probe:
 def prepare(options: argparse.Namespace, subject: Subject, task: Task, asked: Asked, questions: Sequence[Question],
             folder: Path) -> RunConfig:
     """Into `folder`: the questions to train on, and the configuration (probe.yaml). asked.prompt: the template.
-    Raises EvaluationError for too few questions, ConfigError for --probe-set."""
+    Raises EvaluationError for too few questions, ConfigError or PolicyError for --probe-set."""
     if len(questions) < QUESTIONS_PER_STEP:
         raise EvaluationError(
             f"{options.data} has {len(questions)} other questions than the {len(task.prompts)} that are measured",
@@ -85,7 +86,10 @@ def prepare(options: argparse.Namespace, subject: Subject, task: Task, asked: As
         json.dumps({**question.columns, "id": question.id, "question": question.text}) + "\n"
         for question in questions), encoding="utf-8")
     config.write_text(write_mapping(_settings(options, subject, task, asked, folder.resolve())), encoding="utf-8")
-    return load(config.resolve(), options.probe_set)
+    found = load(config.resolve(), options.probe_set)
+    if subject.model.adapter is not None:
+        refuse_other_scale(Path(subject.model.adapter), found.lora)
+    return found
 
 
 def train(config: RunConfig) -> tuple[Subject, Summary]:
@@ -102,7 +106,9 @@ def _settings(options: argparse.Namespace, subject: Subject, task: Task, asked: 
               ) -> dict[str, Any]:
     """The run's configuration, as far as it is not the default."""
     parameters = task.parameters
+    lora = None if subject.model.adapter is None else stored_lora(Path(subject.model.adapter))
     return {
+        **({} if lora is None else {"lora": {"rank": lora.rank, "alpha": lora.alpha}}),
         "seed": options.seed, "steps": options.probe, "run_dir": str(folder / "run"),
         "model": subject.model.model_dump(mode="json"),
         "data": {"path": str(folder / "questions.jsonl"), "columns": {"answer": None},

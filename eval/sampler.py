@@ -17,10 +17,11 @@ from rl.records import Question
 
 
 class Sampler:
-    """The model that the options of eval/answer.py name; it is loaded with the first question. Raises, there and in
-    `sample`, what names the option that is wrong."""
+    """The model that the options of eval/answer.py name; it is loaded with the first question. is_for_more: further
+    questions may have a larger k than the first. Raises, there and in `sample`, what names the option that is wrong."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, *, is_for_more: bool = False) -> None:
+        self._is_for_more = is_for_more
         self._subject = subject_of(options)
         self._stack = contextlib.ExitStack()
         self._generator: Generator | None = None
@@ -45,8 +46,9 @@ class Sampler:
         """An engine has room for sequences of the length that it was opened with."""
         if self._generator is None or task.max_tokens > self._max_tokens:
             self.close()
+            most = options.max_sequences if self._is_for_more else options.k
             section = generator_section(
-                options.generator, min(options.max_sequences, options.k) if options.max_sequences > 0 else 0)
+                options.generator, min(options.max_sequences, most) if options.max_sequences > 0 else 0)
             scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             self._generator = self._stack.enter_context(
                 open_generator(self._subject, section, max_tokens=task.max_tokens, scratch=scratch))

@@ -6,28 +6,32 @@ Files are named by their contents, so that the same objects give the same config
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import inspect
 import json
 import os
+import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeAlias
 
 from rewards.errors import named
 from rewards.loading import HANDED_OVER
 from rl.errors import ConfigError, DataError
-from rl.policy.file_digest import weights_digest
 from rl.questions.files import Row, as_json, shown_value
 from rl.runs.folder import RunFolder, write_atomically
 
 Function: TypeAlias = Callable[..., Any]
 WITH_ROWS = ("data", "evaluation", "anchors")
 """Sections whose `path` may be rows."""
+FUNCTIONS = r"rewards\.\d+(\.use)?|.*\.(reward|grader)"
+"""Keys whose values may be functions."""
 
 
 def take_in(values: dict[str, Any], folder: RunFolder, tokenizer: Any = None) -> dict[str, Function]:
@@ -45,7 +49,8 @@ def take_in(values: dict[str, Any], folder: RunFolder, tokenizer: Any = None) ->
         raise ConfigError("it is for a model that is an object, and the model is a path", where="tokenizer",
                           remedy="leave it out: a checkpoint has its own")
     functions: dict[str, Function] = {}
-    values.update(_plain(values, functions))
+    for key in sorted(values):  # in one order, by which functions of one source are numbered
+        values[key] = _plain(values[key], functions, key)
     return functions
 
 
@@ -93,13 +98,16 @@ def write_rows(folder: Path, key: str, rows: Iterable[Any]) -> Path:
 
 
 def _native(value: Any) -> Any:
-    """numpy's numbers and arrays as Python's."""
-    tolist = getattr(value, "tolist", None)
-    return value if tolist is None else tolist()
+    """numpy's numbers and arrays as Python's, also within others."""
+    if isinstance(value, Mapping):
+        return {key: _native(inner) for key, inner in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_native(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_model(folder: Path, model: Any, tokenizer: Any) -> Path:
-    """A checkpoint of a loaded transformers model, named by the digest of its weights. Raises ConfigError."""
+    """A checkpoint of a loaded transformers model, named by the digest of all its files. Raises ConfigError."""
     where = named("model")
     if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         raise ConfigError(where=where, seen=shown_value(model),
@@ -116,7 +124,7 @@ def write_model(folder: Path, model: Any, tokenizer: Any) -> Path:
     temporary = folder / f".model.{os.getpid()}"  # other processes of the run do the same
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    path = folder / f"model-{weights_digest(temporary)}"
+    path = folder / f"model-{_digest(temporary)}"
     try:
         temporary.rename(path)
     except OSError:
@@ -126,13 +134,27 @@ def write_model(folder: Path, model: Any, tokenizer: Any) -> Path:
     return path
 
 
-def _plain(value: Any, functions: dict[str, Function]) -> Any:
-    """Names in the place of functions, which are noted, texts in that of paths, lists in that of tuples."""
+def _digest(folder: Path) -> str:
+    """Of the names and bytes of all files, also of a tokenizer or configuration, with which other weights train."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any, functions: dict[str, Function], where: str) -> Any:
+    """Names in the place of functions, which are noted, texts in that of paths, lists in that of tuples. where: the
+    dotted key. Raises ConfigError for a function or model where neither may stand."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner, functions) for key, inner in value.items()}
+        return {key: _plain(inner, functions, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, functions) for inner in value]
+        return [_plain(inner, functions, f"{where}.{number}") for number, inner in enumerate(value)]
     if callable(value):
+        if hasattr(value, "save_pretrained") or not re.fullmatch(FUNCTIONS, where):
+            raise ConfigError(where=named(where), seen=f"an object of type {type(value).__name__}",
+                              expected="a value as a file has it: functions stand in rewards, a loaded model in model",
+                              remedy="the path of its checkpoint, where it is a model")
         return _use(value, functions)
     return str(value) if isinstance(value, Path) else value
 
@@ -142,27 +164,60 @@ def _use(function: Function, functions: dict[str, Function]) -> str:
     module, name = getattr(function, "__module__", ""), getattr(function, "__name__", type(function).__name__)
     if module.startswith("rewards.") and getattr(importlib.import_module(module), name, None) is function:
         return f"{module}:{name}"
-    use = f"{HANDED_OVER}:{name}@{source_digest(function)}"
-    functions[use] = function
+    digest = source_digest(function)
+    use, number = f"{HANDED_OVER}:{name}@{digest}", 1
+    while functions.setdefault(use, function) is not function:  # another object of the same source
+        number += 1
+        use = f"{HANDED_OVER}:{name}.{number}@{digest}"
     return use
 
 
 def source_digest(function: Function) -> str:
-    """Of the function's source, or of its code where the source cannot be had; of a callable object, its class's."""
+    """Of the function's source with its defaults and closure, or of its code where the source cannot be had or holds
+    several; of a callable object, its class's."""
     return hashlib.sha256(_source(function).encode("utf-8", "backslashreplace")).hexdigest()[:12]
 
 
 def _source(function: Function) -> str:
     if isinstance(function, functools.partial):
-        return f"{_source(function.func)}{function.args!r}{sorted(function.keywords.items())!r}"
+        return f"{_source(function.func)}{_seen([function.args, dict(sorted(function.keywords.items()))])}"
     whole = inspect.unwrap(function)
     of = whole if inspect.isroutine(whole) else type(whole)
+    code = getattr(of, "__code__", None)
+    values = "".join(_seen(value) for each in (function, whole) for value in _bound(each))
     try:
-        return textwrap.dedent(inspect.getsource(of))
+        source = textwrap.dedent(inspect.getsource(of))
     except (OSError, TypeError):
-        code = getattr(of, "__code__", None)
-        constants = [constant for constant in code.co_consts if not inspect.iscode(constant)] if code else []
-        return repr((code.co_code, constants, code.co_names)) if code else f"{of.__module__}.{of.__qualname__}"
+        return (_code(code) if code else f"{of.__module__}.{of.__qualname__}") + values
+    return source + (_code(code) if code and code.co_name == "<lambda>" else "") + values
+
+
+def _code(code: CodeType) -> str:
+    constants = [_code(value) if inspect.iscode(value) else sorted(map(repr, value)) if isinstance(value, frozenset)
+                 else value for value in code.co_consts]
+    return repr((code.co_code, constants, code.co_names))
+
+
+def _bound(function: Any) -> Iterator[Any]:
+    """Its defaults and the values of its closure."""
+    yield from getattr(function, "__defaults__", None) or ()
+    yield from sorted((getattr(function, "__kwdefaults__", None) or {}).items())
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # of a name that has no value yet
+            value = cell.cell_contents
+            # What may be filled while the run goes on is no part of what the function is.
+            yield type(value) if isinstance(value, list | dict) else value
+
+
+def _seen(value: Any) -> str:
+    """Plain values as they are, also within others; of all else, whose text may hold an address, the class."""
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_seen, value))}]"
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return repr(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def remove_unused(folder: RunFolder, before: set[Path]) -> None:

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from eval.answer import Agreement, agree
 from eval.answer import parse as parse_answer
-from rewards.errors import plain_warnings
+from rewards.errors import named, plain_warnings
+from rl.errors import ConfigError
 
 if TYPE_CHECKING:
     from eval.sampler import Sampler
+
+
+LOADED = ("model", "adapter", "revision", "dtype", "head_dtype", "quantization", "trust_remote_code", "generator",
+          "max_sequences")
+"""Options that are taken when the model is loaded, and that no question can change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +51,19 @@ def evaluate(
 
 
 def answer(
-    question: str, model: str | Path | None = None, adapter: str | Path | None = None, **options: Any
+    question: str, model: str | Path | None = None, adapter: str | Path | None = None, *, k: int = 16, **options: Any
 ) -> Agreement:
     """`python -m eval.answer`: what most of k samples (16) agree on. options: of the command, with _ for -."""
-    with Policy(model, adapter) as policy:
-        return policy.answer(question, **options)
+    with Policy(model, adapter, **{"max_sequences": max(1, min(k, 256)), **options}) as policy:
+        return policy.answer(question, k)
 
 
 class Policy:
     """A model, perhaps with an adapter (a folder, or a run's folder or name), to sample answers from. Its weights are
     loaded at the first question, and given back by `close`, or where a `with` block ends.
 
-    options: of `python -m eval.answer` for every question, with _ for -: dtype, prompt, generator, ..."""
+    options: of `python -m eval.answer` for every question, with _ for -: dtype, prompt, generator, ... What the model
+    is loaded with (LOADED) stands here alone: `sample` and `answer` raise ConfigError for it."""
 
     def __init__(self, model: str | Path | None = None, adapter: str | Path | None = None, **options: Any) -> None:
         self._options = {"model": model, "adapter": adapter, **options}
@@ -87,10 +94,13 @@ class Policy:
     def _sample(self, question: str, options: Mapping[str, Any]) -> list[str]:
         from eval.sampler import Sampler
 
+        if loaded := next((name for name in options if name in LOADED), None):
+            raise ConfigError("is the policy's, and not one question's", where=named(loaded),
+                              remedy=f"otherhalf.Policy(..., {loaded}={options[loaded]!r})")
         given = parse_answer([*_words({**self._options, **options}), "--", question])
         with plain_warnings():
             if self._sampler is None:
-                self._sampler = Sampler(given)
+                self._sampler = Sampler(given, is_for_more=True)
             return [text for text, _ in self._sampler.sample(given)]
 
 

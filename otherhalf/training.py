@@ -106,6 +106,10 @@ def _folder_to_resume(resume: str | Path | bool, run_dir: Any) -> RunFolder | No
     own = None if run_dir is None else RunFolder(Path(run_dir))
     if own is not None and own.holds_run:
         return own
+    if own is not None:
+        raise ConfigError(
+            f"resume=True found no run in {own.path}", where=named("run_dir"), expected="the folder of a run",
+            remedy="the run's own folder, or resume=True without run_dir for the newest run")
     return RunFolder(find_run("latest", is_meant=lambda run: is_of(RunConfig, run)))
 
 
@@ -129,8 +133,8 @@ def _check_functions(config: RunConfig, started: RunFolder | None) -> None:
         names = [re.fullmatch(rf"{HANDED_OVER}:(.*)@\w+", section.use) for section in (then, now)]
         if then.use != now.use and names[0] and names[1] and names[0][1] == names[1][1]:
             raise ConfigError(
-                f"the source of {names[0][1]!r} differs from that with which the run in {started.path} began "
-                f"({then.use} then, {now.use} now)", where=named(f"rewards.{i}"),
+                f"the source of {names[0][1]!r}, or a value in it, differs from that with which the run in "
+                f"{started.path} began ({then.use} then, {now.use} now)", where=named(f"rewards.{i}"),
                 remedy="the function as it was, or a new run from these weights (model.adapter)")
 
 

@@ -18,8 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl.config import ModelSection
+from rl.config import ModelSection, RunConfig
+from rl.configuration.command_line import is_of
 from rl.configuration.loading import load
+from rl.configuration.resuming import moved
 from rl.errors import ConfigError, report_errors
 from rl.policy.hub import check_repository, push
 from rl.policy.merging import Source, write_adapter, write_plain
@@ -104,10 +106,21 @@ def _prompt(source: Source, name: str | None) -> RunPrompt | None:
 def _describe(source: Source, out: Path, name: str | None) -> None:
     """The card; of the weights' run, if they lie in one's folder."""
     weights = (source.adapter or Path(source.base.path)).resolve()
-    run = next((RunFolder(folder) for folder in weights.parents[:3] if RunFolder(folder).holds_run), None)
+    run = _run_of(weights)
     in_checkpoint = run is not None and weights.parent.parent == run.checkpoints.resolve()
     write_card(out, name or out.resolve().name, source.stored_like.path, run,
                weights.parent.name if in_checkpoint else "")
+
+
+def _run_of(weights: Path) -> RunFolder | None:
+    """In whose folder the weights lie."""
+    return next((RunFolder(folder) for folder in weights.parents[:3] if RunFolder(folder).holds_run), None)
+
+
+def _model_of(run: RunFolder) -> ModelSection:
+    """With the path at which a model of its own, among its inputs, lies now."""
+    config = load(run.config_file, [])
+    return moved(config, config.run_dir, run.path).model
 
 
 def find_source(run: str, checkpoint: str | None = None) -> Source:
@@ -116,6 +129,9 @@ def find_source(run: str, checkpoint: str | None = None) -> Source:
     given = Path(run)
     if (given / "adapter_config.json").is_file():
         base = json.loads((given / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        home = _run_of(given.resolve())
+        if home is not None and is_of(RunConfig, home) and load(home.config_file, []).model.path == base:
+            base = _model_of(home).path
         if not base:
             raise ConfigError(
                 "base_model_name_or_path is missing", where=f"{given}/adapter_config.json",
@@ -132,7 +148,7 @@ def find_source(run: str, checkpoint: str | None = None) -> Source:
         asked = f"has no {checkpoint!r}" if checkpoint is not None else "holds no checkpoint"
         raise CheckpointError(f"{folder.checkpoints} {asked}; there: {', '.join(there) or 'none'}")
     verify(chosen)
-    model = load(folder.config_file, []).model
+    model = _model_of(folder)
     if (chosen / "adapter").is_dir():
         return Source(model, chosen / "adapter", model)
     return Source(model.model_copy(update={"path": str(chosen / "model"), "revision": None}), None, model)

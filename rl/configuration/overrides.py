@@ -5,7 +5,7 @@ program's own values are set under the same names, as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
@@ -125,7 +125,17 @@ class _Value(_Override):
         return self._value
 
     def _typed(self, field: FieldInfo, current: Any) -> Any:
-        return _beside(self._value, current, field)
+        return _merged(self._value, current, field)
+
+
+def _merged(value: Any, current: Any, field: FieldInfo) -> Any:
+    """A section as a mapping sets the keys that it names, also in the sections in it, and keeps the others."""
+    section, before = section_of(field.annotation), _opened(current, field)
+    if section is None or not isinstance(value, Mapping) or not isinstance(before, dict):
+        return _beside(value, current, field)
+    fields = section.model_fields
+    return {**before, **{name: _merged(inner, before.get(name), fields[name]) if name in fields else inner
+                         for name, inner in value.items()}}
 
 
 def _beside(value: Any, current: Any, field: FieldInfo) -> Any:

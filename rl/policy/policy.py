@@ -225,7 +225,7 @@ def plan_policy(
             _refuse_adapter_in_full(model)
             return Policy(base, tokenizer, eos_ids, dtype, None)
         if model.adapter is not None:
-            _refuse_other_scale(_stored_adapter(model.adapter)[0], adapter_folder(model.adapter), lora)
+            refuse_other_scale(_stored_adapter(model.adapter)[1].parent, lora)
         policy = Policy(_new_adapter(base, model.path, lora), tokenizer, eos_ids, dtype, None, model.quantization)
     _refuse_targets(base, model)
     return policy
@@ -389,12 +389,14 @@ def _load_adapter(base: PreTrainedModel, adapter: str, model: ModelSection, lora
     placed = {name.replace(".default.", ".") for name, p in trained.named_parameters() if p.requires_grad}
     if different := sorted(placed ^ load_file(weights).keys()):
         raise of_another_base(f"{len(different)} of its weights have no counterpart, the first is {different[0]}")
-    _refuse_other_scale(stored, folder, lora)
+    refuse_other_scale(folder, lora)
     return trained
 
 
-def _refuse_other_scale(stored: LoraConfig, folder: Path, lora: LoraSection) -> None:
-    for key, there, here in (("rank", stored.r, lora.rank), ("alpha", stored.lora_alpha, lora.alpha)):
+def refuse_other_scale(folder: Path, lora: LoraSection) -> None:
+    """Raises PolicyError where the settings are not those of the adapter that is stored in the folder."""
+    stored = stored_lora(folder)
+    for key, there, here in (("rank", stored.rank, lora.rank), ("alpha", stored.alpha, lora.alpha)):
         if there != here:
             raise PolicyError(
                 f"{here:g}, but the adapter in {folder} ({named('model.adapter')}) has {there:g}", where=f"lora.{key}",

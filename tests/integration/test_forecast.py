@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import otherhalf
 from eval import forecast
 from eval.readiness import CASES, Case
 from rl.configuration.loading import load
@@ -99,6 +100,21 @@ def test_a_probe_without_labels_tells_agreement_and_keeps_no_run(tmp_path: Path)
     assert "probe: 1 steps on other questions" in finished.stdout and "  agreement " in finished.stdout
     assert "  accuracy " not in finished.stdout and "  run: " not in finished.stdout
     assert sorted(tmp_path.iterdir()) == [bare]
+
+
+@pytest.mark.slow
+def test_a_probe_goes_on_with_an_adapter_of_any_rank(tmp_path: Path) -> None:
+    data = [{"question": f"{a}+{b}=?", "answer": a + b} for a in range(10, 18) for b in range(10, 14)]
+    run = otherhalf.train("models/tiny-arith", data, ["rewards.accuracy:accuracy"], steps=1, run_dir=tmp_path / "run",
+                          sampling={"questions_per_step": 4, "group_size": 4}, lora={"rank": 4, "alpha": 12})
+    words = ("--adapter", str(run.folder), "--data", HELD_OUT, "-k", "2", "--limit", "4", "--max-tokens", "16",
+             "--group-size", "2", "--probe", "1", "--probe-out", str(tmp_path / "probe"))
+    refused = in_process(forecast.main, *words, "--probe-set", "lora.rank=8")
+    assert refused.returncode == 2 and refused.stdout == "" and "Remedy: lora.rank=4" in refused.stderr
+    finished = in_process(forecast.main, *words)
+    assert finished.returncode == 0, finished.stderr
+    config = load(tmp_path / "probe" / "run" / "config.resolved.yaml", [])
+    assert (config.lora.rank, config.lora.alpha) == (4, 12)
 
 
 @pytest.mark.parametrize(("words", "message"), [

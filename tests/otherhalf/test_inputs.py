@@ -10,12 +10,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from otherhalf.inputs import as_rewards, as_section, remove_unused, source_digest, take_in, write_model, write_rows
 from rewards.accuracy import accuracy
 from rewards.errors import UserError
 from rewards.loading import handing_over, load
 from rl.configuration.loading import validated, with_settings
+from rl.paths import resolve_path
 from rl.runs.folder import RunFolder
 
 ROWS: list[dict[str, Any]] = [
@@ -31,6 +33,8 @@ def two(*, completions: list[str], **columns: object) -> list[float]:
 
 
 class Scaled:
+    __hash__ = None  # type: ignore[assignment]  # as a dataclass has it
+
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
@@ -55,6 +59,27 @@ def test_other_rows_are_refused(tmp_path: Path, rows: Any, message: str) -> None
     with pytest.raises(UserError) as caught:
         write_rows(tmp_path, "data", rows)
     assert message in str(caught.value)
+
+
+def test_numpy_within_rows_is_as_pythons(tmp_path: Path) -> None:
+    rows = [{"x": {"y": np.int64(3)}, "z": [np.float64(0.5), np.array([{"w": np.int64(1)}], dtype=object)]}]
+    path = write_rows(tmp_path, "data", rows)
+    assert json.loads(path.read_text()) == {"x": {"y": 3}, "z": [0.5, [{"w": 1}]]}
+
+
+def test_a_model_is_named_by_all_its_files(tmp_path: Path) -> None:
+    """Another tokenizer or configuration is another model."""
+    path = str(resolve_path("models/tiny-arith"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    first = write_model(tmp_path, model, tokenizer)
+    assert write_model(tmp_path, model, tokenizer) == first
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    second = write_model(tmp_path, model, tokenizer)
+    model.config.rope_theta = 7.0
+    assert len({first, second, write_model(tmp_path, model, tokenizer)}) == 3
+    for key, value in (("teacher", model), ("rewards", [model]), ("steps", one)):
+        with pytest.raises(UserError, match=rf"^{key}(\.0)?: saw .*; expected a value as a file has it"):
+            take_in(with_settings(None, {key: value}), RunFolder(tmp_path))
 
 
 def test_a_dataset_dict_is_refused_with_its_splits() -> None:
@@ -97,6 +122,36 @@ def test_a_digest_is_of_the_source() -> None:
     assert source_digest(typed["f"]) != source_digest(typed["g"])
 
 
+def scaled(scale: Any) -> Any:
+    def reward(*, completions: list[str], **columns: object) -> list[float]:
+        return [scale for _ in completions]
+
+    return reward
+
+
+def test_a_digest_is_of_plain_values_too_and_of_no_address() -> None:
+    assert source_digest(scaled(3)) != source_digest(scaled(5)) and source_digest(scaled(3)) == source_digest(scaled(3))
+    assert source_digest(scaled((1, "a"))) != source_digest(scaled((1, "b")))
+    assert source_digest(scaled([1])) == source_digest(scaled([2]))  # it may have been filled since
+    first, second = lambda *, weight=1, **columns: [1.0], lambda *, weight=1, **columns: [2.0]
+    assert source_digest(first) != source_digest(second)
+    third, fourth = [lambda scale=scale, **columns: [scale] for scale in (1, 2)]
+    assert source_digest(third) != source_digest(fourth)
+    live = [functools.partial(one, judge=object(), words=["a"]) for _ in range(2)]
+    assert source_digest(live[0]) == source_digest(live[1])
+    assert source_digest(live[0]) != source_digest(functools.partial(one, judge=object(), words=["b"]))
+
+
+def test_no_function_takes_the_place_of_another_with_its_digest(tmp_path: Path) -> None:
+    rewards = [Scaled(1.0), Scaled(2.0), scaled([1]), scaled([2])]
+    again = rewards[0]
+    values = with_settings(None, {"rewards": as_rewards([*rewards, again]), "run_dir": tmp_path})
+    functions = take_in(values, RunFolder(tmp_path))
+    assert [functions[use] for use in values["rewards"]] == [*rewards, again]
+    assert [use.partition("@")[0] for use in values["rewards"]] == [
+        "python:Scaled", "python:Scaled.2", "python:reward", "python:reward.2", "python:Scaled"]
+
+
 @pytest.mark.parametrize(("model", "message"), [
     (3, "model: saw 3; expected a folder, a hub id or a transformers model"),
     ("untied", "tokenizer: missing"),
@@ -126,5 +181,10 @@ def test_settings_name_what_is_wrong_without_calling_it_an_override() -> None:
         "lrr: unknown key; did you mean optim.lr?", "optim.lrr: unknown key; did you mean optim.lr?"]
     with pytest.raises(UserError, match=r"^optim\.lr: saw -1; expected a number > 0"):
         validated(with_settings(None, {"optim": {"lr": -1}}))
+    dotted, section = {"optim.lr": 1e-4}, {"optim": {"warmup_steps": 3}}
+    for settings in ({**dotted, **section}, {**section, **dotted}):
+        assert with_settings(None, settings) == {"optim": {"lr": 1e-4, "warmup_steps": 3}}
+    columns = {"data.columns.answer": "gold", "data": {"path": ROWS, "columns": {"id": "name"}}}
+    assert with_settings(None, columns) == {"data": {"path": ROWS, "columns": {"answer": "gold", "id": "name"}}}
     values = with_settings(None, {"model.dtype": "float32", "model": "models/tiny-arith"})
     assert values == {"model": {"dtype": "float32", "path": "models/tiny-arith"}}

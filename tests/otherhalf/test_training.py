@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import otherhalf
 from rl.checkpoint import list_checkpoints
+from rl.export import find_source
 from rl.paths import resolve_path
 from rl.records import Json
 from rl.runs.folder import RunFolder
@@ -103,7 +104,7 @@ def test_a_run_has_the_commands_numbers_also_stopped_by_a_callback_and_resumed(
 
         return brevity
 
-    with pytest.raises(otherhalf.UserError, match=r"rewards\.1: the source of 'brevity' differs from that"):
+    with pytest.raises(otherhalf.UserError, match=r"rewards\.1: the source of 'brevity', or a value in it, differs"):
         otherhalf.train(resume=folder, rewards=[rewards[0], {"use": brevity_changed(), "weight": 0.5}])
     with pytest.raises(otherhalf.UserError, match="handed this function over"):
         otherhalf.train(resume=folder)
@@ -156,6 +157,8 @@ def test_a_signal_saves_and_ends_the_run_and_a_loaded_model_is_a_path(tmp_path: 
     assert {path.name.partition("-")[0] for path in RunFolder(run_dir.with_name("run.1")).inputs.iterdir()} == {
         "data", "model"}
     assert [path.name.partition("-")[0] for path in RunFolder(run_dir).inputs.iterdir()] == ["data"]
+    for weights in (run_dir.with_name("run.1"), run_dir.with_name("run.1") / "checkpoints" / "step-000001" / "adapter"):
+        assert Path(find_source(str(weights)).base.path).parent == RunFolder(run_dir.with_name("run.1")).inputs
     aside = otherhalf.train(resume=run_dir.with_name("run.1"), data=ROWS, rewards=[brevity], steps=2)
     assert trained_steps(aside.folder) == [1, 2]  # what lies in its folder has moved with it
 
@@ -163,6 +166,12 @@ def test_a_signal_saves_and_ends_the_run_and_a_loaded_model_is_a_path(tmp_path: 
         completions = policy.sample("1+2=?", k=4, max_tokens=8, seed=1)
         assert len(completions) == 4 and policy.answer("1+2=?", k=4, max_tokens=8).num_samples == 4
         assert policy.sample("1+2=?", k=4, max_tokens=8, seed=1) == completions
+        assert policy._sampler is not None  # with room for more than the first question asked for
+        assert getattr(policy._sampler._generator, "_max_sequences", None) == 256
+        refused: dict[str, Any] = {"model": "models/tiny-tram", "dtype": "float32", "generator": "transformers"}
+        for name, value in refused.items():
+            with pytest.raises(otherhalf.UserError, match=rf"^{name}: is the policy's.*Remedy: otherhalf\.Policy\("):
+                policy.sample("1+2=?", max_tokens=8, **{name: value})
 
     more = otherhalf.train(data=ROWS, rewards=[brevity], steps=1, run_dir=tmp_path / "more",
                            **SMALL | {"model.adapter": run_dir, "loss": {"kl_weight": 0.1}})
@@ -196,6 +205,7 @@ def test_ranks_stop_together_where_a_callback_raises(tmp_path: Path) -> None:
     ({"model": "models/tiny-arit"}, "model.path: there is no folder .*; did you mean models/tiny-arith?"),
     ({"tokenizer": object()}, "tokenizer: it is for a model that is an object"),
     ({"resume": "nowhere"}, "no run 'nowhere'"),
+    ({"resume": True}, "run_dir: resume=True found no run in .*; expected the folder of a run"),
 ])
 def test_what_cannot_run_is_an_exception_and_leaves_nothing(
     tmp_path: Path, settings: dict[str, Any], message: str
