@@ -29,7 +29,7 @@ from rl.configuration.yaml_text import write_mapping
 from rl.export import find_source
 from rl.policy.policy import refuse_other_scale, stored_lora
 from rl.records import Question
-from rl.run import run
+from rl.run import release_memory, run
 from rl.runs.folder import RunFolder
 from rl.runs.intervals import Interval, mean_with_interval
 from rl.runs.summary import Summary, read_summary
@@ -96,6 +96,7 @@ def train(config: RunConfig) -> tuple[Subject, Summary]:
     """What was trained, and how the run ended. Raises what a run raises."""
     with contextlib.redirect_stdout(sys.stderr):  # what a run says at its end is no part of the forecast
         run(config, None)
+    release_memory()
     source = find_source(str(config.run_dir))
     base, adapter = (None, str(config.run_dir)) if source.adapter is not None else (source.base.path, None)
     trained = find_subject(base, adapter, dtype=config.model.dtype, trust_remote_code=config.model.trust_remote_code)

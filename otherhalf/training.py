@@ -141,10 +141,13 @@ def _check_functions(config: RunConfig, started: RunFolder | None) -> None:
 def _run(
     config: RunConfig, started: RunFolder | None, functions: Mapping[str, Function], callbacks: Callbacks
 ) -> Summary:
-    from rl.run import run
+    from rl.run import release_memory, run
 
-    with handing_over(functions), plain_warnings():
-        return run(config, None if started is None else started.path, benchmarks_builder(config), callbacks)
+    try:
+        with handing_over(functions), plain_warnings():
+            return run(config, None if started is None else started.path, benchmarks_builder(config), callbacks)
+    finally:
+        release_memory()
 
 
 def _result(summary: Summary, folder: RunFolder) -> TrainResult:

@@ -206,10 +206,10 @@ class Trainer:
         if (goal := goal_of_step(has_rewards, judged, measured)) is not None:
             self._evaluations.note_goal(goal)
         every = self._config.tracking.rollouts_every
-        if parts.metrics is not None and parts.rollouts is not None:
-            line = parts.metrics.log(self.step_number, "train", metrics)
-            is_kept = every and (self.step_number - 1) % every == 0
-            groups = log_rollouts(parts.rollouts, self.step_number, collected, batch) if is_kept else []
+        if parts.metrics is not None:
+            line, groups = parts.metrics.log(self.step_number, "train", metrics), []
+            if parts.rollouts is not None and every and (self.step_number - 1) % every == 0:
+                groups = log_rollouts(parts.rollouts, self.step_number, collected, batch)
             parts.callbacks.tell(line, groups)
         parts.progress.step(self.step_number, metrics)
         if not judged or not has_rewards:  # without rewards nobody asks for answers
