@@ -170,7 +170,7 @@ def verdict(probe: Probe) -> str:
         return "Accuracy rose, from questions alone and on questions that were not trained on: this run may be longer"
     if accuracy.direction < 0:
         return ("Accuracy fell: at these settings agreement teaches wrong answers, whatever the case above. Lower "
-                "optim.lr, loss.kl_weight=0.05, or labels (anchors) before a longer run")
+                "optim.lr, the votes of the start (configs/label_free.yaml), or labels before a longer run")
     return ("Answers agree more, and accuracy changed no more than chance would have it: more steps, or more questions "
             "with an answer (--limit), decide" if agrees > 0 else _NOTHING)
 
