@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ import otherhalf
 from rl.checkpoint import list_checkpoints
 from rl.export import find_source
 from rl.paths import resolve_path
+from rl.policy.policy import Policy
 from rl.records import Json
 from rl.runs.folder import RunFolder
 from rl.runs.tracking import Record, read_json_lines
@@ -134,6 +136,20 @@ def test_it_runs_in_a_running_loop_and_outside_the_main_thread_and_twice(tmp_pat
     thread.join()
     assert metrics_of(tmp_path / "loop") == metrics_of(tmp_path / "thread")
     assert all(result.summary.stop_reason == "completed" for result in results.values())
+
+
+def test_nothing_of_the_model_is_in_memory_when_a_run_has_ended(tmp_path: Path) -> None:
+    """It stands in reference cycles, which nobody may have collected when the next run counts what is free."""
+    def policies() -> int:
+        return sum(type(found) is Policy for found in gc.get_objects())
+
+    before = policies()
+    gc.disable()
+    try:
+        otherhalf.train(data=ROWS, rewards=[brevity], steps=1, run_dir=tmp_path / "run", **SMALL)
+        assert policies() <= before
+    finally:
+        gc.enable()
 
 
 def test_a_signal_saves_and_ends_the_run_and_a_loaded_model_is_a_path(tmp_path: Path) -> None:
